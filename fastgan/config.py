@@ -1,0 +1,234 @@
+"""What an experiment is: plain values in four groups, one for each room that reads them.
+
+A preset is a value of `Config`; the command line is made from its fields (`--lr 1e-4`, `--image-size 64x96`); the
+run folder keeps it as `training_options.json`. Nothing here imports torch, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Suppress, arg
+
+from fastgan.errors import FastganError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is learned: the images, and how they become batches."""
+
+    source: Annotated[str, arg(name="data", aliases=["--dataset"])] = "digits"
+    """digits | mnist | fashion-mnist | cifar10 | celeba | idx:DIR | folder:DIR | npz:FILE | gaussian"""
+    data_root: Annotated[str, arg(aliases=["--dataroot"])] = "~/.cache/fastgan"
+    """where downloaded data sets are kept"""
+    split: Literal["train", "test", "all"] = "train"
+    """which part of a data set; digits, gaussian and folders have only one, train"""
+    holdout: int = 0
+    """leave out the first N images (TensorFlow's MNIST reader keeps 5000 for validation)"""
+    image_size: Annotated[str, arg(aliases=["--imageSize"])] = "64"
+    """side length, or HEIGHTxWIDTH such as 64x96"""
+    channels: Literal[1, 3, 4] | None = None
+    """grey, RGB or RGBA; as the data has it when not given"""
+    fit: Literal["crop", "stretch", "none"] = "crop"
+    """resize the shorter side and crop the centre | resize both sides | only crop the centre"""
+    flip: bool = False
+    """mirror each image with probability 1/2"""
+    unit_range: bool = False
+    """pixels in [0, 1] instead of [-1, 1]"""
+    cond: bool = False
+    """conditional: feed the labels to both networks through embeddings"""
+    batch: Annotated[int, arg(aliases=["--batch-size", "--batchSize"])] = 64
+    """images per step"""
+    last_batch: Literal["drop", "keep", "pad", "rollover"] = "drop"
+    """an incomplete last batch: drop | keep it short | fill it from the start of the epoch | from the next epoch"""
+    cache_gb: float = 4.0
+    """decode image files once into memory when they need no more than this many GB (10^9 bytes); else stream them"""
+    workers: int = 2
+    """processes that decode when streaming"""
+    strict: bool = False
+    """stop at the first image that cannot be used instead of skipping it"""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The two networks and the noise between them."""
+
+    architecture: Literal["dcgan", "oreilly", "tf", "gaussian"] = "dcgan"
+    """the family of networks (see `fastgan presets`)"""
+    nz: int = 100
+    """length of the latent vector z"""
+    ngf: int = 64
+    """generator width: channels of its last hidden stage"""
+    ndf: int = 64
+    """discriminator width: channels of its first stage"""
+    noise: Literal["normal", "uniform"] = "normal"
+    """z ~ N(noise-mean, 1), or uniform on [-1, 1]"""
+    noise_mean: float = 0.0
+    """mean of normal noise"""
+    norm_d: Literal["skip-first", "all", "none"] = "skip-first"
+    """which discriminator stages have batch normalisation"""
+    bn_eps: float = 1e-5
+    """epsilon of batch normalisation"""
+    bn_momentum: float = 0.1
+    """weight of the new value in the running statistics (PyTorch's convention)"""
+    gamma_std: float = 0.02
+    """batch normalisation scales start from N(1, gamma-std)"""
+    fix_gamma: bool = False
+    """hold batch normalisation scales at 1"""
+    sample_bn: Literal["running", "batch"] = "running"
+    """statistics that normalise when pictures are drawn"""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The game: losses, optimizer and the order of updates."""
+
+    loss: Literal["bce", "minimax", "softmax", "least-squares", "hinge", "wgan-gp"] = "bce"
+    """what discriminator and generator minimise"""
+    gp: float = 10.0
+    """weight of WGAN's gradient penalty"""
+    r1: float = 0.0
+    """weight gamma of the R1 penalty, gamma/2 E|grad D(x)|^2, added to any loss"""
+    d_loss_weight: float = 1.0
+    """factor on the discriminator's loss (1/2 in Dive into Deep Learning)"""
+    d_steps: int = 1
+    """discriminator updates for each generator update"""
+    real_first: bool = True
+    """the discriminator sees the real batch before the fakes"""
+    fakes: Literal["reuse", "same-z", "fresh-z"] = "reuse"
+    """the generator's update uses the fakes of the D step | G again on the same z | G on new z"""
+    lr: float = 2e-4
+    """learning rate of both networks"""
+    lr_g: float | None = None
+    """learning rate of the generator, when it differs"""
+    lr_d: float | None = None
+    """learning rate of the discriminator, when it differs"""
+    beta1: float = 0.5
+    """Adam's decay of the first moment"""
+    beta2: float = 0.999
+    """Adam's decay of the second moment"""
+    adam_eps: float = 1e-8
+    """Adam's epsilon"""
+    adam_eps_hat: bool = False
+    """epsilon beside the raw sqrt(v), as TensorFlow and MXNet have it, instead of the bias-corrected one"""
+    ema: float = 0.0
+    """decay per step of the moving average of the generator; 0 keeps none"""
+    epochs: Annotated[float, arg(aliases=["--niter"])] = 25
+    """passes over the data"""
+    steps: int | None = None
+    """batches to train on; overrides epochs"""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where it runs and what it leaves behind."""
+
+    outdir: Annotated[str, arg(aliases=["--outf"])] = "runs"
+    """run folders are made here: 00000-digits, 00001-..."""
+    seed: Annotated[int, arg(aliases=["--manualSeed"])] = 0
+    """seed of everything random"""
+    device: str = "auto"
+    """auto | cpu | cuda | cuda:N | mps"""
+    snap: int = 500
+    """steps between pictures and checkpoints"""
+    log_every: int = 10
+    """steps between lines of stats.jsonl and TensorBoard points"""
+    keep: int = 3
+    """checkpoints kept"""
+    pictures: Literal["grid", "side-by-side"] = "grid"
+    """what a snapshot shows: a grid from fixed latents | this step's fakes beside its reals"""
+    grid: int = 64
+    """images in a picture"""
+    tensorboard: bool = True
+    """write TensorBoard events"""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that defines a run."""
+
+    preset: Suppress[str] = "dcgan-64"
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def replace(self, **values: Any) -> Config:
+        """A copy with the named fields changed, whichever group they stand in: `config.replace(batch=32, lr=1e-4)`."""
+        changed = {name: dataclasses.asdict(getattr(self, name)) for name in GROUPS}
+        preset = values.pop("preset", self.preset)
+        for key, value in values.items():
+            changed[group_of(key)][key] = value
+        return Config(preset, *(GROUPS[name](**fields) for name, fields in changed.items()))
+
+    def flat(self) -> dict[str, Any]:
+        """All fields in one dictionary; field names are unique across the groups."""
+        values: dict[str, Any] = {"preset": self.preset}
+        for name in GROUPS:
+            values.update(dataclasses.asdict(getattr(self, name)))
+        return values
+
+    @classmethod
+    def from_flat(cls, values: dict[str, Any]) -> Config:
+        """The inverse of `flat`; a missing field takes its default, an unknown one is an error."""
+        return cls().replace(**values)
+
+    def validate(self) -> Config:
+        """This configuration, or `FastganError` for the first value that cannot be."""
+        for key, (accepted, is_right) in RULES.items():
+            value = self.flat()[key]
+            if value is not None and not is_right(value):
+                raise FastganError(f"{option(key)} {value}: expected {accepted}")
+        parse_size(self.data.image_size)
+        if self.train.loss == "softmax" and self.model.architecture != "tf":
+            raise FastganError("--loss softmax needs a discriminator with two outputs: --architecture tf")
+        if self.data.batch == 1 and self.model.norm_d != "none" and self.model.architecture != "gaussian":
+            raise FastganError("--batch 1 with batch normalisation: statistics need at least 2 images; "
+                               "expected --batch 2 or more")
+        return self
+
+
+GROUPS: dict[str, type] = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig, "run": RunConfig}
+
+_POSITIVE = ("a number above 0", lambda value: value > 0)
+_NOT_NEGATIVE = ("0 or more", lambda value: value >= 0)
+_FRACTION = ("a number from 0 up to, not including, 1", lambda value: 0 <= value < 1)
+_COUNT = ("a whole number, 1 or more", lambda value: value >= 1)
+RULES: dict[str, tuple[str, Any]] = {
+    **dict.fromkeys(["lr", "lr_g", "lr_d", "bn_eps", "adam_eps", "epochs", "cache_gb", "d_loss_weight"], _POSITIVE),
+    **dict.fromkeys(["holdout", "workers", "gp", "r1", "gamma_std", "seed"], _NOT_NEGATIVE),
+    **dict.fromkeys(["beta1", "beta2", "ema"], _FRACTION),
+    **dict.fromkeys(["batch", "nz", "ngf", "ndf", "d_steps", "steps", "snap", "log_every", "keep", "grid"], _COUNT),
+    "bn_momentum": ("a number above 0, at most 1", lambda value: 0 < value <= 1),
+}
+
+
+def option(key: str) -> str:
+    """The command line's word for a field."""
+    return "--data" if key == "source" else "--" + key.replace("_", "-")
+
+
+def group_of(key: str) -> str:
+    """The group in which a field stands, or `FastganError` with the nearest names."""
+    for name, group in GROUPS.items():
+        if key in {f.name for f in dataclasses.fields(group)}:
+            return name
+    known = [f.name for group in GROUPS.values() for f in dataclasses.fields(group)]
+    raise FastganError(f"unknown option {key!r}; {nearest(key, known)}")
+
+
+def nearest(given: str, known: list[str]) -> str:
+    """Words for what was perhaps meant."""
+    close = difflib.get_close_matches(given, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"expected one of {', '.join(known)}"
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) of "64" or "64x96"."""
+    parts = str(text).lower().split("x")
+    if len(parts) not in (1, 2) or not all(part.isdecimal() and 0 < int(part) <= 4096 for part in parts):
+        raise FastganError(f"--image-size {text}: expected a side such as 64 or HEIGHTxWIDTH such as 64x96, up to 4096")
+    return int(parts[0]), int(parts[-1])
