@@ -1,0 +1,112 @@
+"""What a set of images is once it has been opened: held in memory, or decoded from its files again and again."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from fastgan.data.decode import ImageFiles
+
+
+@dataclass(eq=False, kw_only=True)
+class Dataset(ABC):
+    """The face that both kinds share.
+
+    `labels` is int64 (N,), indices into `classes`, or None with no classes. `skipped` lists (path, reason) of images
+    left out; a streamed set learns of them while it is read.
+    """
+
+    name: str
+    labels: Tensor | None = None
+    classes: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of one image; (2,) of one gaussian point."""
+
+    @property
+    @abstractmethod
+    def bytes_in_memory(self) -> int:
+        """Bytes of decoded pixels; 0 when streamed."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 in hexadecimal, equal for equal data: of the content in memory, of names and sizes when streamed."""
+
+    @property
+    def is_streamed(self) -> bool:
+        return self.bytes_in_memory == 0
+
+    def summary(self) -> str:
+        """One line of facts: count, size, classes, skipped, cached or streamed."""
+        facts = [f"{len(self)} images, {'x'.join(map(str, self.shape))}" if len(self.shape) == 3
+                 else f"{len(self)} points of {self.shape[0]} coordinates"]
+        if self.classes:
+            facts.append(f"{len(self.classes)} class{'es' * (len(self.classes) > 1)}")
+        if self.skipped:
+            facts.append(f"{len(self.skipped)} skipped")
+        facts.append("streamed" if self.is_streamed else f"cached in {self.bytes_in_memory / 1e6:.1f} MB")
+        return f"{self.name}: {', '.join(facts)}"
+
+
+@dataclass(eq=False, kw_only=True)
+class MemoryDataset(Dataset):
+    """Everything in one tensor on the host: uint8 (N, C, H, W), or float32 (N, 2) for gaussian points."""
+
+    data: Tensor
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.data.shape[1:])
+
+    @property
+    def bytes_in_memory(self) -> int:
+        return self.data.nbytes
+
+    @cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(f"{self.data.dtype} {tuple(self.data.shape)}".encode())
+        for tensor in (self.data, self.labels):
+            if tensor is not None:
+                digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+@dataclass(eq=False, kw_only=True)
+class StreamedDataset(Dataset):
+    """Image files that are decoded whenever a batch needs them; names are taken relative to `root`."""
+
+    files: ImageFiles
+    root: Path
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.files.decoder.shape
+
+    @property
+    def bytes_in_memory(self) -> int:
+        return 0
+
+    @cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for path in self.files.paths:
+            digest.update(f"{path.relative_to(self.root).as_posix()} {path.stat().st_size}\n".encode())
+        return digest.hexdigest()

@@ -1,0 +1,106 @@
+"""Batches without end: gathered on the device from a set in memory, or decoded ahead by worker processes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from fastgan.config import DataConfig
+from fastgan.data.dataset import Dataset, MemoryDataset, StreamedDataset
+from fastgan.data.decode import Failures, unusable
+from fastgan.data.order import Order, Position
+from fastgan.errors import FastganError
+
+
+class LoaderState(TypedDict):
+    """All that a checkpoint needs: `cursor` images of epoch `epoch` have been handed out."""
+
+    epoch: int
+    cursor: int
+
+
+class Loader:
+    """An endless source of batches; raises `FastganError` for a batch larger than the data.
+
+    A set in memory is moved to `device` once. A streamed set is decoded by `config.workers` processes, or in this one
+    when that is 0; what they decode ahead does not count in `state_dict`.
+    """
+
+    def __init__(self, dataset: Dataset, config: DataConfig, seed: int, device: torch.device) -> None:
+        self.dataset = dataset
+        self.config = config
+        self.device = device
+        home = torch.device("cpu") if dataset.is_streamed else device
+        self._order = Order(len(dataset), config.batch, config.last_batch, seed, home)
+        self._position = Position(0, 0)
+        self._labels = None if dataset.labels is None else dataset.labels.to(home)
+        self._data = dataset.data.to(home) if isinstance(dataset, MemoryDataset) else None
+        self._decoded: Iterator[tuple[Tensor, Tensor, Failures]] | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Calls of `next_batch` that make one epoch."""
+        return self._order.batches_per_epoch
+
+    def next_batch(self) -> tuple[Tensor, Tensor | None]:
+        """Images uint8 (B, C, H, W), or points float32 (B, 2), and labels int64 (B,) or None, on the device.
+
+        Raises `FastganError` for an unreadable image of a streamed set with `strict`, else replaces it by the next
+        readable one and warns once.
+        """
+        if self._data is not None:
+            chosen = self._order.indices(self._position)
+            images = self._data.index_select(0, chosen)
+        else:
+            images, chosen = self._next_decoded()
+        self._position = self._order.after(self._position)
+        labels = None if self._labels is None else self._labels[chosen].to(self.device, non_blocking=True)
+        return images, labels
+
+    def state_dict(self) -> LoaderState:
+        """The position as plain numbers; the order follows from the seed."""
+        return {"epoch": self._position.epoch, "cursor": self._position.cursor}
+
+    def load_state_dict(self, state: LoaderState) -> None:
+        """Continue exactly where another loader of the same data, batch and seed stood."""
+        position = Position(state["epoch"], state["cursor"])
+        if position.epoch < 0 or not 0 <= position.cursor < len(self.dataset):
+            raise FastganError(f"cannot resume at image {position.cursor} of epoch {position.epoch}; expected an image "
+                               f"below {len(self.dataset)}, the size of {self.dataset.name}: is it the same data?")
+        self._position = self._order.settle(position)
+        self.close()
+
+    def close(self) -> None:
+        """End the worker processes; a later `next_batch` starts new ones."""
+        self._decoded = None  # the iterator joins its workers when it is released
+
+    def _next_decoded(self) -> tuple[Tensor, Tensor]:
+        if self._decoded is None:
+            self._decoded = self._decode_ahead()
+        images, chosen, failures = next(self._decoded)
+        self._report(failures)
+        return images.to(self.device, non_blocking=True), chosen
+
+    def _decode_ahead(self) -> Iterator[tuple[Tensor, Tensor, Failures]]:
+        assert isinstance(self.dataset, StreamedDataset)
+        return iter(DataLoader(
+            self.dataset.files,
+            sampler=self._order.walk(self._position),
+            batch_size=None,  # each index of the sampler is already a whole batch
+            num_workers=self.config.workers,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # else DataLoader would draw its workers' seed from the global generator
+        ))
+
+    def _report(self, failures: Failures) -> None:
+        for path, reason in failures:
+            if self.config.strict:
+                raise unusable(path, reason)
+            if (path, reason) not in self.dataset.skipped:
+                self.dataset.skipped.append((path, reason))
+                warnings.warn(f"{path}: {reason}; the next readable image takes its place", stacklevel=4)

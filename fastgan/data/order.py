@@ -1,0 +1,84 @@
+"""In which order the images are seen: a pure function of the seed and the position.
+
+The order of epoch e is a random permutation drawn from (seed, e) alone. Whoever knows the seed can continue from any
+(epoch, cursor); there is no generator state to save, and the global generators are never touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastgan.errors import FastganError
+
+
+class Position(NamedTuple):
+    """The next image to be seen: `cursor` images of epoch `epoch` have been."""
+
+    epoch: int
+    cursor: int
+
+
+class Order:
+    """Batches of indices into `length` images.
+
+    `last_batch` says what becomes of the r < batch images that are left at an epoch's end: "drop" skips them, "keep"
+    gives a short batch, "pad" fills it from the start of the same epoch's order, and "rollover" completes it from the
+    next epoch's order and goes on behind there, like TensorFlow's next_batch. Indices are int64 tensors on `device`.
+    """
+
+    def __init__(self, length: int, batch: int, last_batch: str, seed: int, device: torch.device) -> None:
+        if batch > length:
+            raise FastganError(f"--batch {batch}: larger than the data; expected at most its {length} images")
+        self.length = length
+        self.batch = batch
+        self.last_batch = last_batch
+        self.seed = seed
+        self.device = device
+        self._latest: tuple[int, Tensor] | None = None
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Rounded up where the last batch is kept or padded, else down."""
+        whole, rest = divmod(self.length, self.batch)
+        return whole + (rest > 0 and self.last_batch in ("keep", "pad"))
+
+    def indices(self, position: Position) -> Tensor:
+        """The batch at a position: int64 (B,)."""
+        order = self._permutation(position.epoch)
+        chosen = order[position.cursor : position.cursor + self.batch]
+        missing = self.batch - len(chosen)
+        if missing and self.last_batch == "pad":
+            return torch.cat([chosen, order[:missing]])
+        if missing and self.last_batch == "rollover":
+            return torch.cat([chosen, self._permutation(position.epoch + 1)[:missing]])
+        return chosen
+
+    def after(self, position: Position) -> Position:
+        """Where the batch after the one at `position` begins."""
+        epoch, cursor = position.epoch, position.cursor + self.batch
+        if self.last_batch == "rollover" and cursor > self.length:
+            return Position(epoch + 1, cursor - self.length)
+        return self.settle(Position(epoch, cursor))
+
+    def settle(self, position: Position) -> Position:
+        """`position`, or the start of the next epoch where this one has no batch left."""
+        needed = self.batch if self.last_batch == "drop" else 1
+        return position if position.cursor + needed <= self.length else Position(position.epoch + 1, 0)
+
+    def walk(self, position: Position) -> Iterator[list[int]]:
+        """All batches from a position on, without end."""
+        while True:
+            yield self.indices(position).tolist()
+            position = self.after(position)
+
+    def _permutation(self, epoch: int) -> Tensor:
+        if self._latest is None or self._latest[0] != epoch:
+            mixed = np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)
+            generator = torch.Generator().manual_seed(int(mixed[0]))
+            self._latest = epoch, torch.randperm(self.length, generator=generator).to(self.device)
+        return self._latest[1]

@@ -1,0 +1,112 @@
+"""Pixels: channels, size and range of image batches.
+
+Everything is uint8 until `to_model_range`. Resizing is bilinear with half-pixel centres, and antialiased when it
+shrinks: for s = source / target > 1 the triangle filter is s times wider. torch's uint8 kernel follows Pillow's.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+MAX_RESIZED_PIXELS = 2**26
+CHUNK_BYTES = 2**24
+
+
+class UnusableImage(ValueError):
+    """An image that cannot be read or does not fit; its words are the reason, without the image's name."""
+
+
+def to_channels(images: Tensor, channels: int) -> Tensor:
+    """Grey (1), RGB (3) or RGBA (4) images from any of them: uint8 (N, C, H, W) -> uint8 (N, channels, H, W).
+
+    Grey becomes RGB by repetition; RGB becomes grey by ITU-R 601 luma, as in Pillow; a new alpha is opaque. Losing
+    alpha composites over white: that is how a transparent picture is usually seen, whereas the colours stored under
+    transparent pixels are arbitrary.
+    """
+    if images.shape[1] == channels:
+        return images
+    if images.shape[1] == 4:
+        images = _over_white(images)
+    if images.shape[1] == 3 and channels == 1:
+        return _luma(images)
+    if images.shape[1] == 1 and channels > 1:
+        images = images.expand(-1, 3, -1, -1)
+    if channels == 4:
+        images = torch.cat([images, torch.full_like(images[:, :1], 255)], dim=1)
+    return images
+
+
+def _over_white(images: Tensor) -> Tensor:
+    colour, alpha = images[:, :3].int(), images[:, 3:].int()
+    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).to(torch.uint8)
+
+
+def _luma(images: Tensor) -> Tensor:
+    red, green, blue = images.int().split(1, dim=1)
+    # 0.299, 0.587 and 0.114 in units of 2^-16, Pillow's own integers
+    return ((19595 * red + 38470 * green + 7471 * blue + 2**15) >> 16).to(torch.uint8)
+
+
+def fit_images(images: Tensor, size: tuple[int, int], fit: str) -> Tensor:
+    """Images of the wanted (height, width): uint8 (N, C, h, w) -> uint8 (N, C, height, width).
+
+    `crop` scales until the target is just covered and cuts the centre, with torchvision's rounding in
+    Resize + CenterCrop; `stretch` ignores the aspect ratio; `none` only cuts the centre. Alpha is resized like any
+    other channel. Raises `UnusableImage` for an image that is smaller than the cut, or too elongated to be scaled.
+    """
+    (h, w), (height, width) = images.shape[-2:], size
+    if fit == "stretch":
+        return _resize(images, size)
+    if fit == "crop":
+        h, w = (height, w * height // h) if h * width <= w * height else (h * width // w, width)
+        if h * w > max(MAX_RESIZED_PIXELS, height * width):
+            raise UnusableImage(f"too elongated: covering {height}x{width} would scale it to {h}x{w}")
+        images = _resize(images, (h, w))
+    elif h < height or w < width:
+        raise UnusableImage(f"{h}x{w} is smaller than the {height}x{width} crop of --fit none")
+    top, left = round((h - height) / 2), round((w - width) / 2)
+    return images[..., top : top + height, left : left + width]
+
+
+def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    if images.shape[-2:] == size:
+        return images
+    return interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def prepare(images: Tensor, channels: int, size: tuple[int, int], fit: str) -> Tensor:
+    """`to_channels` and `fit_images` over a whole set, in chunks that bound the memory between the two.
+
+    uint8 (N, C, h, w), any strides -> uint8 (N, channels, *size), contiguous. Raises `UnusableImage`.
+    """
+    prepared = torch.empty(len(images), channels, *size, dtype=torch.uint8)
+    largest = max(images[0].numel(), prepared[0].numel())
+    chunk = max(1, CHUNK_BYTES // largest)
+    for target, source in zip(prepared.split(chunk), images.split(chunk), strict=True):
+        target.copy_(fit_images(to_channels(source, channels), size, fit))
+    return prepared
+
+
+def to_model_range(batch: Tensor, *, flip: bool, unit_range: bool, dtype: torch.dtype) -> Tensor:
+    """What the networks see: uint8 (B, C, H, W) -> `dtype` (B, C, H, W) in [-1, 1], channels_last.
+
+    `unit_range` gives [0, 1]. `flip` mirrors each image with probability 1/2, drawn from the global generator of the
+    batch's device; nothing waits for the host. A floating-point batch (the gaussian set) is only cast.
+    """
+    if batch.is_floating_point():
+        return batch.to(dtype)
+    if flip:
+        mirrored = torch.rand(len(batch), device=batch.device) < 0.5
+        batch = torch.where(mirrored[:, None, None, None], batch.flip(-1), batch)
+    # half precisions cannot subtract 1 without losing the grey levels near 0: scale in float32, then round once
+    images = batch.to(torch.promote_types(dtype, torch.float32), memory_format=torch.channels_last)
+    images = images * (1 / 255) if unit_range else images * (2 / 255) - 1
+    return images.to(dtype)
+
+
+def to_uint8(images: Tensor, unit_range: bool) -> Tensor:
+    """Pictures of what the networks made: the inverse of `to_model_range`, clamped and rounded; any shape -> uint8."""
+    levels = images.float() * 255 if unit_range else (images.float() + 1) * 127.5
+    return levels.clamp(0, 255).round().to(torch.uint8)

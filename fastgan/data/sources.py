@@ -1,0 +1,157 @@
+"""Names of data to data: `open_dataset`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastgan.config import DataConfig, nearest, option, parse_size
+from fastgan.data.dataset import Dataset, MemoryDataset
+from fastgan.data.folder import find_images, label_by_folder, open_files
+from fastgan.data.idx import read_idx_folder
+from fastgan.data.npz import read_npz
+from fastgan.data.pixels import UnusableImage, prepare
+from fastgan.data.untrusted import one_line
+from fastgan.errors import FastganError
+
+TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "celeba": "CelebA"}
+NAMED = ["digits", *TORCHVISION, "gaussian"]
+LOCAL = {"idx": "idx:DIR", "folder": "folder:DIR", "npz": "npz:FILE"}
+UNDIVIDED = {"digits", "folder", "gaussian"}
+
+Part = tuple[np.ndarray, np.ndarray | None]  # images uint8 (N, H, W) or (N, H, W, C), labels (N,)
+Items = TypeVar("Items", Tensor, list[Path])
+
+
+def open_dataset(config: DataConfig, seed: int = 0) -> Dataset:
+    """The images that `config.source` names, of the wanted size, channels and split.
+
+    Arrays are held in memory; image files as well when they need no more than `config.cache_gb`, else they are
+    streamed. The set's name is that of the source, or of the folder or file without its path. `seed` draws the
+    gaussian points. Raises `FastganError` for anything missing, damaged or not understood.
+    """
+    kind, _, argument = config.source.partition(":")
+    if config.source not in NAMED and not (kind in LOCAL and argument):
+        raise FastganError(f"{option('source')} {config.source}: unknown; {nearest(kind, [*NAMED, *LOCAL.values()])}")
+    if kind in UNDIVIDED and config.split == "test":
+        raise FastganError(f"--split test: {config.source} is not divided; expected train or all")
+    path = Path(argument).expanduser()
+    match kind:
+        case "idx":
+            return _open_arrays(read_idx_folder(path, config.split), path.resolve().name, config)
+        case "npz":
+            return _open_arrays(read_npz(path, config.split), path.stem, config)
+        case "folder":
+            return _open_folder(path, config)
+        case "digits":
+            return _open_arrays([_read_digits()], kind, config)
+        case "gaussian":
+            return _open_gaussian(config, seed)
+        case "celeba":
+            return _open_celeba(config)
+    return _open_fetched(kind, config)
+
+
+def _open_folder(folder: Path, config: DataConfig) -> Dataset:
+    """Classes are those of the whole folder, so that a label means the same whatever is held out."""
+    paths = find_images(folder)
+    labels, classes = label_by_folder(paths, folder)
+    labels = labels if labels is None else _after_holdout(labels, config)
+    return open_files(_after_holdout(paths, config), folder, folder.resolve().name, (labels, classes), config)
+
+
+def _open_arrays(parts: list[Part], name: str, config: DataConfig, classes: list[str] | None = None) -> MemoryDataset:
+    """Parts one after the other, without the held-out images; classes are named by their number if not given."""
+    shapes = {images.shape[1:] for images, _ in parts}
+    if len(shapes) > 1:
+        raise FastganError(f"{name}: images of {' and '.join(map(str, shapes))}; expected one shape in all parts")
+    images = torch.from_numpy(np.concatenate([images for images, _ in parts]))
+    images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
+    images = _after_holdout(images, config)
+    channels, size = config.channels or images.shape[1], parse_size(config.image_size)
+    _check_memory(len(images) * channels * size[0] * size[1], config)
+    try:
+        data = prepare(images, channels, size, config.fit)
+    except UnusableImage as error:
+        raise FastganError(f"{name}: no image can be used: {error}; expected another --image-size or --fit") from error
+    labels = _join_labels([labels for _, labels in parts])
+    if labels is None:
+        return MemoryDataset(name=name, data=data)
+    classes = classes or [str(label) for label in range(int(labels.max()) + 1)]
+    return MemoryDataset(name=name, data=data, labels=_after_holdout(labels, config), classes=classes)
+
+
+def _join_labels(labels: list[np.ndarray | None]) -> Tensor | None:
+    """int64 (N,), or None unless every part has labels."""
+    known = [array for array in labels if array is not None]
+    return torch.from_numpy(np.concatenate(known).astype(np.int64)) if len(known) == len(labels) else None
+
+
+def _after_holdout(items: Items, config: DataConfig) -> Items:
+    """Images, labels or paths without the first `holdout`."""
+    if config.holdout >= len(items):
+        raise FastganError(f"--holdout {config.holdout}: {config.source} has {len(items)} images; "
+                           f"expected at most {len(items) - 1}")
+    return items[config.holdout :]
+
+
+def _check_memory(needed: int, config: DataConfig) -> None:
+    held = physical_memory()
+    if needed > held:
+        raise FastganError(f"--image-size {config.image_size}: {config.source} would need {needed / 1e9:.1f} GB; "
+                           f"expected at most this machine's {held / 1e9:.1f} GB, or images as files: folder:DIR")
+
+
+def physical_memory() -> int:
+    """Bytes of memory of this machine; without bound where the system does not tell."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else sys.maxsize
+
+
+def _read_digits() -> Part:
+    """scikit-learn's handwritten digits, 8x8 in 17 grey levels: (1797, 8, 8) and (1797,)."""
+    from sklearn.datasets import load_digits  # slow to import
+
+    digits = load_digits()
+    return (digits.images * (255 / 16)).round().astype(np.uint8), digits.target
+
+
+def _open_gaussian(config: DataConfig, seed: int) -> MemoryDataset:
+    """1000 points X A + b with X ~ N(0, 1): float32 (1000, 2), Dive into Deep Learning 17.1."""
+    x = torch.randn(1000, 2, generator=torch.Generator().manual_seed(seed))
+    points = x @ torch.tensor([[1.0, 2.0], [-0.1, 0.5]]) + torch.tensor([1.0, 2.0])
+    return MemoryDataset(name="gaussian", data=_after_holdout(points, config).clone())
+
+
+def _open_fetched(kind: str, config: DataConfig) -> MemoryDataset:
+    """A torchvision set of arrays; split "all" is train followed by test."""
+    trains = {"train": [True], "test": [False], "all": [True, False]}[config.split]
+    fetched = [_fetch(kind, config, train=train) for train in trains]
+    parts: list[Part] = [(np.asarray(part.data), np.asarray(part.targets)) for part in fetched]
+    return _open_arrays(parts, kind, config, classes=fetched[0].classes)
+
+
+def _open_celeba(config: DataConfig) -> Dataset:
+    """CelebA's aligned faces, without labels; split "all" also has its validation part."""
+    celeba = _fetch("celeba", config, split=config.split)
+    root = Path(celeba.root, celeba.base_folder, "img_align_celeba")
+    paths = _after_holdout([root / name for name in celeba.filename], config)
+    return open_files(paths, root, "celeba", (None, []), config)
+
+
+def _fetch(kind: str, config: DataConfig, **part: Any) -> Any:
+    """torchvision's own dataset object, downloaded below `data_root` if it is not there."""
+    from torchvision import datasets  # slow to import
+
+    root = Path(config.data_root).expanduser()
+    try:
+        return getattr(datasets, TORCHVISION[kind])(root, download=True, **part)
+    # from the network, torchvision and its helpers raise nearly anything
+    except Exception as error:
+        raise FastganError(f"{option('source')} {kind}: not in {root}, and the download failed: {one_line(error)}; "
+                           "expected a connection, or local files as idx:DIR or folder:DIR") from error
