@@ -1,0 +1,116 @@
+"""The DCGAN of Radford, Metz and Chintala (2015, arXiv:1511.06434), for any image size that halves evenly.
+
+    generator       z (N, nz) -> (N, C0, h, w) -> ... doubling ... -> (N, nc, H, W)
+    discriminator   x (N, nc, H, W) -> ... halving ... -> (N, C0, h, w) -> (N,)
+
+The depth follows from the size: the image is halved while both sides stay whole and at least 4, so 64x64 has four
+stages between it and 4x4, and 64x96 four between it and 4x6. Layers and state_dict keys are those of PyTorch's DCGAN
+example (`main.0.weight`, ...); the discriminator returns logits instead of probabilities.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastgan.errors import FastganError
+
+_WIDEST = 16  # channels double at each halving up to this multiple of the base width
+
+
+def halvings(height: int, width: int) -> int:
+    """How often an image is halved on its way down to the base; `FastganError` for a size that cannot be made."""
+    if height % 16 or width % 16 or min(height, width) < 16:
+        raise FastganError(
+            f"image size {height}x{width}: a DCGAN makes sides divisible by 16, such as 16, 32, 64x96 or 128")
+    count = 0
+    while not height % 2 and not width % 2 and min(height, width) >= 8:
+        height, width, count = height // 2, width // 2, count + 1
+    return count
+
+
+def stage_widths(base: int, count: int) -> list[int]:
+    """Channels after each of `count` halvings: 64, 128, 256, 512 for base 64."""
+    return [base * min(2**i, _WIDEST) for i in range(count)]
+
+
+class DCGANGenerator(nn.Module):
+    """Latent vectors to images in (-1, 1).
+
+    Args:
+        nz: length of z. ngf: channels of the last hidden stage. nc: image channels. image_size: side, or (H, W).
+        bn_eps, bn_momentum: as in `nn.BatchNorm2d`. gamma_std: its scales start from N(1, gamma_std).
+        fix_gamma: hold the scales at 1 (MXNet's default). num_classes: 0, or K for conditional generation.
+
+    Shape: z (N, nz) or (N, nz, 1, 1), labels (N,) int64 when conditional -> (N, nc, H, W).
+    """
+
+    def __init__(self, nz: int = 100, ngf: int = 64, nc: int = 3, image_size: int | tuple[int, int] = 64, *,
+                 bn_eps: float = 1e-5, bn_momentum: float = 0.1, gamma_std: float = 0.02, fix_gamma: bool = False,
+                 num_classes: int = 0) -> None:
+        super().__init__()
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        count = halvings(height, width)
+        self.nz, self.num_classes = nz, num_classes
+        self.embedding = nn.Embedding(num_classes, nz) if num_classes else None
+        layers: list[nn.Module] = []
+        channels = nz * (2 if num_classes else 1)
+        for i, out in enumerate(reversed(stage_widths(ngf, count))):
+            kernel, stride, padding = (4, 2, 1) if i else ((height >> count, width >> count), 1, 0)
+            layers += [nn.ConvTranspose2d(channels, out, kernel, stride, padding, bias=False),
+                       nn.BatchNorm2d(out, bn_eps, bn_momentum), nn.ReLU(inplace=True)]
+            channels = out
+        self.main = nn.Sequential(*layers, nn.ConvTranspose2d(channels, nc, 4, 2, 1, bias=False), nn.Tanh())
+        initialise(self, gamma_std, fix_gamma)
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        z = z.flatten(1)
+        if self.embedding is not None:
+            z = torch.cat([z, self.embedding(labels)], 1)
+        return self.main(z[:, :, None, None])
+
+
+class DCGANDiscriminator(nn.Module):
+    """Images to logits: positive where the discriminator believes that the image is real.
+
+    Args:
+        ndf: channels of the first stage. nc: image channels. image_size: side, or (H, W).
+        norm: batch normalisation in all stages but the first ("skip-first"), in "all", or in "none".
+        bn_eps, bn_momentum, gamma_std, fix_gamma, num_classes: as in `DCGANGenerator`; the label is one more plane.
+
+    Shape: x (N, nc, H, W), labels (N,) int64 when conditional -> (N,).
+    """
+
+    def __init__(self, ndf: int = 64, nc: int = 3, image_size: int | tuple[int, int] = 64, *,
+                 norm: str = "skip-first", bn_eps: float = 1e-5, bn_momentum: float = 0.1, gamma_std: float = 0.02,
+                 fix_gamma: bool = False, num_classes: int = 0) -> None:
+        super().__init__()
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        count = halvings(height, width)
+        self.num_classes = num_classes
+        self.embedding = nn.Embedding(num_classes, height * width) if num_classes else None
+        layers: list[nn.Module] = []
+        channels = nc + (1 if num_classes else 0)
+        for i, out in enumerate(stage_widths(ndf, count)):
+            layers.append(nn.Conv2d(channels, out, 4, 2, 1, bias=False))
+            if norm == "all" or (norm == "skip-first" and i):
+                layers.append(nn.BatchNorm2d(out, bn_eps, bn_momentum))
+            layers.append(nn.LeakyReLU(0.2, inplace=True))
+            channels = out
+        self.main = nn.Sequential(*layers, nn.Conv2d(channels, 1, (height >> count, width >> count), bias=False))
+        initialise(self, gamma_std, fix_gamma)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        if self.embedding is not None:
+            x = torch.cat([x, self.embedding(labels).view(-1, 1, *x.shape[2:])], 1)
+        return self.main(x).view(len(x))
+
+
+def initialise(network: nn.Module, gamma_std: float, fix_gamma: bool) -> None:
+    """Convolutions from N(0, 0.02), batch normalisation scales from N(1, gamma_std), or 1 and held there."""
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.normal_(module.weight, 0.0, 0.02)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1.0, 0.0 if fix_gamma else gamma_std)
+            module.weight.requires_grad_(not fix_gamma)

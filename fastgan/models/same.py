@@ -1,0 +1,40 @@
+"""TensorFlow's SAME padding, for the networks that were written in it.
+
+SAME splits the padding as left = total // 2, right = total - left. Where total is odd PyTorch's symmetric `padding`
+cannot say that, and `output_padding` would crop the other side: the layers here pad or crop exactly as TensorFlow does.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def _same(small: int, large: int, kernel: int, stride: int) -> tuple[int, int]:
+    """(left, right) padding of the side of length `large` that a stride maps to `small`."""
+    total = max((small - 1) * stride + kernel - large, 0)
+    return total // 2, total - total // 2
+
+
+class ConvSame(nn.Conv2d):
+    """A convolution of square images of side `size` with SAME padding: (N, Ci, size, size) -> ceil(size / stride)."""
+
+    def __init__(self, channels: int, out: int, kernel: int, stride: int, size: int) -> None:
+        super().__init__(channels, out, kernel, stride)
+        left, right = _same(-(-size // stride), size, kernel, stride)
+        self.pads = (left, right, left, right)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(F.pad(input, self.pads))
+
+
+class ConvTransposeSame(nn.ConvTranspose2d):
+    """The transpose of a SAME convolution from side `large` to side `small`: (N, Ci, small, small) -> large."""
+
+    def __init__(self, channels: int, out: int, kernel: int, stride: int, small: int, large: int) -> None:
+        left, _ = _same(small, large, kernel, stride)
+        super().__init__(channels, out, kernel, stride, padding=left)
+        self.side = large
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return super().forward(input, output_size)[..., : self.side, : self.side]

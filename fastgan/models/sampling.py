@@ -1,0 +1,61 @@
+"""From seeds to pictures: the noise, paths between latents, and drawing from a trained generator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Noise:
+    """The prior of z: N(mean, 1) or uniform on [-1, 1], vectors of length nz."""
+
+    def __init__(self, kind: str, mean: float, nz: int) -> None:
+        self.kind, self.mean, self.nz = kind, mean, nz
+
+    def __call__(self, count: int, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
+                 generator: torch.Generator | None = None) -> Tensor:
+        """`count` latent vectors, (count, nz), from `generator` or the device's own."""
+        z = torch.empty(count, self.nz, device=device, dtype=dtype)
+        if self.kind == "uniform":
+            return z.uniform_(-1, 1, generator=generator)
+        return z.normal_(self.mean, 1, generator=generator)
+
+    def from_seeds(self, seeds: Sequence[int]) -> Tensor:
+        """One latent a seed, (len(seeds), nz): the same on every device and in every company."""
+        return torch.cat([self(1, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+    def path(self, start: Tensor, end: Tensor, count: int) -> Tensor:
+        """`count` latents (count, nz) from start (nz,) to end (nz,), both included.
+
+        Along the sphere for normal noise, whose mass lies near a shell that a straight line would leave; straight for
+        uniform noise.
+        """
+        t = torch.linspace(0, 1, count)[:, None]
+        if self.kind == "uniform":
+            return torch.lerp(start, end, t)
+        a, b = start - self.mean, end - self.mean
+        angle = torch.arccos(torch.clamp(torch.dot(a, b) / (a.norm() * b.norm()), -1, 1))
+        if angle.sin().abs() < 1e-4:
+            return torch.lerp(start, end, t)
+        return self.mean + (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / angle.sin()
+
+
+@torch.no_grad()
+def draw(generator: nn.Module, z: Tensor, labels: Tensor | None = None, *, batch_statistics: bool = False) -> Tensor:
+    """Images (or points) for z (N, nz) on the CPU, in float32; leaves mode and running statistics as they were.
+
+    With `batch_statistics` batch normalisation uses this batch's own statistics, else the running ones.
+    """
+    where = next(generator.parameters())
+    was_training, buffers = generator.training, [b.clone() for b in generator.buffers()]
+    generator.train(batch_statistics)
+    given = () if labels is None else (labels.to(where.device),)
+    chunk = len(z) if batch_statistics else 256
+    images = [generator(part.to(where), *(g[i * chunk:][:chunk] for g in given)).float().cpu()
+              for i, part in enumerate(z.split(chunk))]
+    generator.train(was_training)
+    for buffer, saved in zip(generator.buffers(), buffers, strict=True):
+        buffer.copy_(saved)
+    return torch.cat(images)

@@ -1,0 +1,99 @@
+"""Pictures for people: grids of samples, fakes beside reals, scatter plots, loss curves, strips and animations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from fastgan.files import replacing
+
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_GAP = 2  # pixels between tiles
+
+
+def grid(images: Tensor, columns: int | None = None) -> Image.Image:
+    """Images (N, C, H, W) uint8 as tiles, near a square unless `columns` is given; small ones enlarged to 64 pixels."""
+    count, channels, height, width = images.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows, scale = math.ceil(count / columns), max(1, 64 // max(height, width))
+    tile_height, tile_width = height * scale + _GAP, width * scale + _GAP
+    canvas = Image.new(_MODES[channels], (columns * tile_width + _GAP, rows * tile_height + _GAP))
+    for i, pixels in enumerate(images.permute(0, 2, 3, 1).numpy()):
+        tile = Image.fromarray(pixels[..., 0] if channels == 1 else np.ascontiguousarray(pixels))
+        tile = tile.resize((width * scale, height * scale), Image.Resampling.NEAREST)
+        canvas.paste(tile, (i % columns * tile_width + _GAP, i // columns * tile_height + _GAP))
+    return canvas
+
+
+def side_by_side(fakes: Tensor, reals: Tensor) -> Image.Image:
+    """Two titled grids, (N, C, H, W) uint8 each."""
+    halves = [grid(fakes).convert("RGB"), grid(reals).convert("RGB")]
+    font = ImageFont.load_default(20)
+    canvas = Image.new("RGB", (halves[0].width + halves[1].width + 16, halves[0].height + 32), "white")
+    pen = ImageDraw.Draw(canvas)
+    for half, title, left in zip(halves, ("generated", "real"), (0, halves[0].width + 16), strict=True):
+        canvas.paste(half, (left, 32))
+        pen.text((left + half.width / 2, 16), title, "black", font, anchor="mm")
+    return canvas
+
+
+def animation(images: Tensor, path: Path, milliseconds: int = 60) -> None:
+    """Frames (N, C, H, W) uint8 there and back again as an endlessly repeated gif."""
+    frames = [grid(image[None]).convert("RGB") for image in images]
+    with replacing(path) as stream:
+        frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:] + frames[-2:0:-1],
+                       duration=milliseconds, loop=0)
+
+
+def save(image: Image.Image, path: Path) -> None:
+    """Write a PNG."""
+    with replacing(path) as stream:
+        image.save(stream, "PNG")
+
+
+def scatter(path: Path, **points: Tensor) -> None:
+    """Named clouds of points (N, 2) in one plot."""
+    figure = Figure(figsize=(5, 5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for name, cloud in points.items():
+        axes.scatter(cloud[:, 0].numpy(), cloud[:, 1].numpy(), s=12, alpha=0.7, label=name)
+    axes.legend()
+    _save_figure(figure, path)
+
+
+def loss_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Losses above, D's beliefs below, by step; thin lines are the records, thick ones their moving average."""
+    figure = Figure(figsize=(9, 6), dpi=120, layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    for axes, names in ((above, {"loss_d": "discriminator", "loss_g": "generator"}),
+                        (below, {"d_real": "D(x), real", "d_fake": "D(G(z)), generated"})):
+        for i, (key, name) in enumerate(names.items()):
+            steps, values = (np.array([r[k] for r in records if key in r], float) for k in ("step", key))
+            axes.plot(steps, values, color=f"C{i}", alpha=0.25, linewidth=0.8)
+            axes.plot(steps, _smooth(values), color=f"C{i}", linewidth=1.8, label=name)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)  # above, never over, the curves
+    above.set_ylabel("loss")
+    below.set_ylabel("output of D")
+    below.set_xlabel("step")
+    _save_figure(figure, path)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """A centred moving average over a twentieth of the curve, whose window shrinks at both ends."""
+    half = max(len(values) // 40, 1)
+    return np.array([values[max(0, i - half): i + half + 1].mean() for i in range(len(values))])
+
+
+def _save_figure(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    with replacing(path) as stream:
+        figure.savefig(stream, format="png")
