@@ -1,0 +1,179 @@
+"""Ready-made experiments as data: each function returns a `Config`, its docstring says where every value comes from.
+
+What the frameworks of the documents have in common, and PyTorch does otherwise:
+
+- Adam's epsilon stands beside the raw root of the second moment (`adam_eps_hat`), in TensorFlow 1 and MXNet alike.
+- TensorFlow's and MXNet's running statistics are built from other estimates of the variance (biased on MXNet's CPU
+  and for TensorFlow's dense layers) at other moments (MXNet's CPU: in the backward pass); here they follow
+  `nn.BatchNorm2d`: unbiased, in each forward pass in training mode. Training does not read them; pictures may.
+- Random numbers come from other generators, so equal seeds do not give equal runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastgan.config import Config, nearest
+from fastgan.errors import FastganError
+
+PRESETS: dict[str, Callable[[], Config]] = {}
+
+
+def get(name: str, **values: Any) -> Config:
+    """The preset of this name, with the given fields changed: `get("dcgan-64", batch=32)`.
+
+    Raises `FastganError`, with the nearest names, for a preset or a field that does not exist.
+    """
+    if name not in PRESETS:
+        raise FastganError(f"unknown preset {name!r}; {nearest(name, list(PRESETS))}")
+    return PRESETS[name]().replace(preset=name, **values)
+
+
+def preset(function: Callable[[], Config]) -> Callable[[], Config]:
+    PRESETS[function.__name__.replace("_", "-")] = function
+    return function
+
+
+@preset
+def digits() -> Config:
+    """A small DCGAN on scikit-learn's 1,797 handwritten digits, in minutes on two CPU cores.
+
+    The 8x8 images are enlarged to 32x32. `dcgan-32` at half its width, batch 64, with a moving average of G.
+    """
+    return Config().replace(source="digits", image_size="32", ngf=32, ndf=32, batch=64, ema=0.999, steps=4000)
+
+
+@preset
+def mxnet_dcgan_mnist() -> Config:
+    """Apache MXNet's tutorial "Generative Adversarial Network (GAN)", 64x64x3 MNIST; its Gluon edition is the same.
+
+    Data: the 70,000 digits of both parts, enlarged bilinearly to 64x64, the grey channel repeated three times, pixels
+    x / 127.5 - 1; `NDArrayIter` fills the last batch from the start. The document shuffles once with seed 1; here the
+    one epoch is shuffled by the run's seed.
+    Networks: 4x4 kernels, filters 1024-512-256-128 and back, no bias, batch normalisation in all generator stages and
+    in the discriminator's stages 2 to 4, leaky relu 0.2. `fix_gamma=True`: scales are 1 and stay; eps 1e-5 + 1e-12;
+    momentum 0.9 in MXNet's convention, 0.1 in PyTorch's.
+    Initialisation: `mx.init.Normal(0.02)` for convolutions; beta 0.
+    Noise: N(0, 1), 100 x 1 x 1.
+    Loss: `LogisticRegressionOutput` has gradient sigmoid(x) - label, and the module divides by the batch size: binary
+    cross-entropy on logits, averaged.
+    Optimizer: Adam 2e-4, beta1 0.5, MXNet's beta2 0.999 and epsilon 1e-8 (epsilon hat).
+    Updates: D on fakes (label 0), then on reals (label 1), the two gradients added, one update; then the same fakes,
+    with their graph, go through the updated D with label 1 for the update of G.
+    Length: batch 64, one epoch; fakes beside reals every 50 batches.
+    """
+    return Config().replace(
+        source="mnist", split="all", image_size="64", channels=3, fit="stretch", last_batch="pad", batch=64,
+        ngf=128, ndf=128, fix_gamma=True, bn_eps=1e-5 + 1e-12, bn_momentum=0.1,
+        real_first=False, fakes="reuse", lr=2e-4, beta1=0.5, adam_eps_hat=True, epochs=1,
+        snap=50, pictures="side-by-side")
+
+
+@preset
+def oreilly_gan_mnist() -> Config:
+    """O'Reilly's "Generative adversarial networks for beginners" (TensorFlow 1), 28x28x1 MNIST.
+
+    Data: 55,000 digits (TensorFlow's reader keeps the first 5,000 of the training part for validation), pixels in
+    [0, 1] as that reader gives them, although the generator ends in tanh. A batch may cross the end of an epoch.
+    Networks: see `fastgan.models.oreilly`. z of 100 values is read as 2x2x25 and passes relu. The biases of the
+    generator are constants (the document makes them but never adds them). `tf.contrib.layers.batch_norm`: eps 1e-3,
+    decay 0.999 (0.001 in PyTorch's convention), always with the statistics of the batch, for samples too.
+    Initialisation: truncated normal, 0.1 in G and 0.02 in D; biases 0.1 in G and 0 in D.
+    Noise: N(-1, 1), mean -1 and deviation 1, as the document writes it.
+    Loss: binary cross-entropy on logits, averaged, real + fake.
+    Optimizer: `AdamOptimizer()` with its defaults: 1e-3, betas 0.9 and 0.999, epsilon 1e-8 (epsilon hat).
+    Updates: D, then G on the same z, its fakes computed again.
+    Length: batch 16, 3,000 iterations.
+    """
+    return Config().replace(
+        source="mnist", holdout=5000, image_size="28", channels=1, unit_range=True, last_batch="rollover", batch=16,
+        architecture="oreilly", noise_mean=-1.0, bn_eps=1e-3, bn_momentum=1e-3, sample_bn="batch",
+        fakes="same-z", lr=1e-3, beta1=0.9, adam_eps_hat=True, steps=3000)
+
+
+@preset
+def d2l_gan_gaussian() -> Config:
+    """Dive into Deep Learning, section 17.1 (MXNet Gluon): a linear generator against a 2-D Gaussian.
+
+    Data: 1,000 points X A + b with X ~ N(0, 1), A = [[1, 2], [-0.1, 0.5]], b = [1, 2]; covariance A'A.
+    Networks: G one dense layer; D dense 5, tanh, 3, tanh, 1.
+    Initialisation: `init.Normal(0.02)`; biases 0.
+    Noise: N(0, 1), two values.
+    Loss: `SigmoidBCELoss`, averaged over the batch by `trainer.step`; D's is (real + fake) / 2.
+    Optimizer: Adam, 0.05 for D and 0.005 for G, Gluon's betas 0.9 and 0.999, epsilon 1e-8 (epsilon hat).
+    Updates: D, then G on the same z, its fakes computed again.
+    Length: batch 8, 20 epochs. A scatter plot of points and samples shows the result.
+    """
+    return Config().replace(
+        source="gaussian", batch=8, last_batch="keep", architecture="gaussian", nz=2,
+        fakes="same-z", d_loss_weight=0.5, lr_d=0.05, lr_g=0.005, beta1=0.9, adam_eps_hat=True,
+        epochs=20, snap=125, grid=100)
+
+
+@preset
+def d2l_dcgan_pokemon() -> Config:
+    """Dive into Deep Learning, section 17.2 (MXNet Gluon): a DCGAN on 64x64 Pokemon sprites, or any folder of images.
+
+    Data: `Resize(64)` to 64x64 whatever the proportions, RGB, pixels in [-1, 1]; the last batch is short. For its
+    exercise 2, Fashion-MNIST: `--data fashion-mnist --channels 1`.
+    Networks: n_G = n_D = 64, no bias, batch normalisation in every D block, the first too; leaky relu 0.2.
+    Gluon's BatchNorm: eps 1e-5, momentum 0.9 (0.1 in PyTorch's convention), gamma 1, beta 0.
+    Initialisation: `init.Normal(0.02)` for convolutions.
+    Noise: N(0, 1), 100 x 1 x 1.
+    Loss: `SigmoidBCELoss`, averaged over the batch by `trainer.step`; D's is (real + fake) / 2.
+    Optimizer: Adam 0.005, beta1 0.5, Gluon's beta2 0.999 and epsilon 1e-8 (epsilon hat).
+    Updates: D, then G on the same z, its fakes computed again.
+    Length: batch 256, 20 epochs; 21 samples in 3 rows of 7 after each.
+    """
+    return Config().replace(
+        source="folder:pokemon", image_size="64", channels=3, fit="stretch", batch=256, last_batch="keep",
+        norm_d="all", gamma_std=0.0, fakes="same-z", d_loss_weight=0.5, lr=0.005, beta1=0.5, adam_eps_hat=True,
+        epochs=20, grid=21)
+
+
+@preset
+def tf_dcgan_mnist() -> Config:
+    """A TensorFlow 1 tutorial, "Deep Convolutional Generative Adversarial Network | Python", 28x28x1 MNIST.
+
+    Where its code and its text disagree, the shapes in the text decide: strides are 2 (the code's 3 cannot make 14
+    and 28 from 7, nor 7 from 28), the discriminator's second kernel is 5x5 like the others (the code has 10), and the
+    leaky relu, printed there without its multiplication signs, is max(x, 0.2 x).
+    Data: 55,000 digits (the reader keeps 5,000 for validation), pixels in [-1, 1]. A batch may cross an epoch's end.
+    Networks: see `fastgan.models.tf_mnist`. `tf.layers` defaults: Glorot-uniform kernels, zero biases, batch
+    normalisation with eps 1e-3, momentum 0.99 (0.01 in PyTorch's convention).
+    Noise: uniform on [-1, 1], 100 values.
+    Loss: softmax cross-entropy of two classes, fake 0 and real 1, averaged, real + fake.
+    Optimizer: Adam 2e-3, betas 0.5 and 0.999, epsilon 1e-8 (epsilon hat).
+    Updates: D, then G on new noise.
+    Length: batch 128, 10,000 steps; 6 x 6 samples.
+    """
+    return Config().replace(
+        source="mnist", holdout=5000, image_size="28", channels=1, last_batch="rollover", batch=128,
+        architecture="tf", noise="uniform", bn_eps=1e-3, bn_momentum=1e-2,
+        loss="softmax", fakes="fresh-z", lr=2e-3, beta1=0.5, adam_eps_hat=True, steps=10_000, grid=36)
+
+
+@preset
+def dcgan_64() -> Config:
+    """Radford, Metz and Chintala 2015 at 64x64 in the widths of PyTorch's example (ngf = ndf = 64): the reference load.
+
+    From the paper: batch 128, Adam 2e-4 with beta1 0.5, weights from N(0, 0.02), leaky relu 0.2, batch normalisation
+    everywhere but at G's output and D's input. From PyTorch's example, where it differs or the paper is silent: noise
+    N(0, 1) (the paper: uniform), batch normalisation scales from N(1, 0.02), PyTorch's BatchNorm (eps 1e-5, momentum
+    0.1) and Adam (epsilon 1e-8, beside the corrected root), one update of D on real + fake, then G on the same fakes.
+    25 epochs. Any folder of images: shorter side to 64, centre crop.
+    """
+    return Config().replace(source="folder:images", image_size="64", batch=128, epochs=25)
+
+
+@preset
+def dcgan_32() -> Config:
+    """`dcgan-64` one stage shallower, for 32x32 images such as CIFAR-10."""
+    return dcgan_64().replace(source="cifar10", image_size="32")
+
+
+@preset
+def dcgan_128() -> Config:
+    """`dcgan-64` one stage deeper, up to 1,024 channels, for 128x128 images."""
+    return dcgan_64().replace(image_size="128", batch=64)
