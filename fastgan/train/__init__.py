@@ -1,0 +1,6 @@
+"""Training: the step, the trainer that runs it, and what a run leaves behind."""
+
+from fastgan.train.loop import Trainer
+from fastgan.train.step import GANStep
+
+__all__ = ["GANStep", "Trainer"]

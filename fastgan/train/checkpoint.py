@@ -1,0 +1,65 @@
+"""Checkpoints: written whole or not at all, checked when read, never a way to run somebody's code."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastgan.errors import FastganError
+from fastgan.files import replacing
+
+
+def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
+    """Write `step000500.pt` and remove all but the newest `keep`; `FastganError` when the disk is full."""
+    path = folder / f"step{step:06d}.pt"
+    write(path, state)
+    for old in _newest_first(folder)[keep:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def write(path: Path, state: dict[str, Any]) -> None:
+    """Write tensors and plain values, atomically."""
+    with replacing(path) as stream:
+        torch.save(state, stream)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The state in `path`, onto the CPU. Raises `FastganError` when it is missing, damaged or holds code.
+
+    torch's reader does not compare the checksums that its archive carries; a flipped bit would pass unseen.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is None:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        reason = f"checksum of {damaged} does not match"
+    except Exception as error:  # whatever a damaged archive or pickle stream raises
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise FastganError(f"cannot read checkpoint {path}: {reason}")
+
+
+def read_newest(folder: Path) -> tuple[dict[str, Any], Path, list[str]]:
+    """The newest readable checkpoint: (state, path, what was wrong with the newer ones).
+
+    Raises `FastganError` when there is none.
+    """
+    problems: list[str] = []
+    for path in _newest_first(folder):
+        try:
+            return read(path), path, problems
+        except FastganError as error:
+            problems.append(str(error))
+    raise FastganError("; ".join(problems) or f"no checkpoint in {folder}: expected files such as step000500.pt")
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """By step, as numbers: step999999 comes before step1000000."""
+    found = [(int(match[1]), path) for path in folder.glob("step*.pt")
+             if (match := re.fullmatch(r"step(\d+)\.pt", path.name))]
+    return [path for _, path in sorted(found, reverse=True)]

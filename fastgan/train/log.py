@@ -1,0 +1,54 @@
+"""What a run tells while it trains: stats.jsonl, one JSON object a line, and TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+TAGS = {
+    "loss_d": "Loss/D", "loss_g": "Loss/G", "grad_norm_d": "Loss/grad_norm_D", "grad_norm_g": "Loss/grad_norm_G",
+    "d_real": "Progress/D(x)", "d_fake": "Progress/D(G(z))", "epoch": "Progress/epoch",
+    "sec_per_step": "Timing/sec_per_step", "images_per_sec": "Timing/images_per_sec",
+    "cpu_peak_gb": "Resources/cpu_peak_gb", "gpu_peak_gb": "Resources/gpu_peak_gb",
+}
+
+
+class RunLog:
+    """Appends records to a run folder; one that is resumed at `step` forgets what came after it."""
+
+    def __init__(self, folder: Path, step: int, tensorboard: bool) -> None:
+        path = folder / "stats.jsonl"
+        self.records = [record for record in read_stats(path) if record["step"] <= step]
+        path.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+        self._lines = path.open("a", buffering=1)
+        self._events = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+            self._events = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """One record; "step" is the axis, every other key that has a tag becomes a curve."""
+        self.records.append(record)
+        self._lines.write(json.dumps(record) + "\n")
+        if self._events is not None:
+            for key, value in record.items():
+                if key in TAGS:
+                    self._events.add_scalar(TAGS[key], value, record["step"])
+
+    def close(self) -> None:
+        self._lines.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def read_stats(path: Path) -> list[dict[str, Any]]:
+    """The records of a stats.jsonl, without a last line that a killed run left unfinished."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records

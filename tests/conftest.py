@@ -1,0 +1,29 @@
+"""What all tests share: quiet threads, and a run that takes a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastgan import presets
+from fastgan.config import Config
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Callable[..., Config]:
+    """A configuration of 6 steps on 16x16 digits, with the given fields changed."""
+
+    def make(preset: str = "digits", **values: Any) -> Config:
+        small: dict[str, Any] = {"source": "digits", "batch": 16, "steps": 6, "epochs": 1, "snap": 3, "log_every": 1,
+                                 "grid": 4, "tensorboard": False, "outdir": str(tmp_path / "runs"), "device": "cpu"}
+        if preset == "digits":
+            small |= {"image_size": "16", "ngf": 4, "ndf": 4, "nz": 8}
+        return presets.get(preset, **{**small, **values})
+
+    return make

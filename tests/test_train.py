@@ -1,0 +1,308 @@
+"""The trainer: what a run leaves behind, and that stopping, resuming and failing lose nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fastgan.errors import FastganError
+from fastgan.models.pretrained import Pretrained
+from fastgan.train import Trainer, checkpoint
+from fastgan.train.log import TAGS
+from fastgan.train.memory import estimate
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "digits": {},
+    "flip-rollover": {"flip": True, "last_batch": "rollover", "batch": 500},
+    "conditional": {"cond": True},
+    "wgan-gp": {"loss": "wgan-gp", "d_steps": 2, "norm_d": "none"},
+    "r1": {"r1": 1.0},
+    "no-ema": {"ema": 0.0},
+    "epsilon-hat": {"preset": "tf-dcgan-mnist", "holdout": 0},
+    "gaussian": {"preset": "d2l-gan-gaussian", "source": "gaussian"},
+}
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal to the last bit, through nested dictionaries and lists."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def final_state(folder: Path) -> dict[str, Any]:
+    return checkpoint.read_newest(folder / "checkpoints")[0]
+
+
+def test_run_folder(tiny):
+    folder = Trainer(tiny(tensorboard=True)).fit()
+    assert folder.name == "00000-digits"
+    assert {path.name for path in folder.iterdir() if not path.name.startswith("events")} == {
+        "training_options.json", "stats.jsonl", "reals.png", "fakes_init.png", "fakes000003.png", "fakes000006.png",
+        "losses.png", "checkpoints", "generator.safetensors", "config.json"}
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step000003.pt", "step000006.pt"]
+    records = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    assert all(math.isfinite(value) for record in records for value in record.values())
+    options = json.loads((folder / "training_options.json").read_text())
+    assert options["config"]["batch"] == 16
+    assert options["resolved"]["shape"] == [1, 16, 16]
+    events = EventAccumulator(str(folder)).Reload()
+    assert set(events.Tags()["scalars"]) == {tag for key, tag in TAGS.items() if key in records[0]}
+    assert [point.value for point in events.Scalars("Loss/D")] == pytest.approx([r["loss_d"] for r in records])
+    assert Image.open(folder / "fakes000006.png").size == (2 * 66 + 2, 2 * 66 + 2)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resumed_run_is_bit_identical(tiny, variant):
+    values = dict(VARIANTS[variant])
+    config = tiny(values.pop("preset", "digits"), **values)
+    whole = Trainer(config).fit()
+    part = Trainer(config.replace(steps=3)).fit()
+    torch.manual_seed(99)  # nothing may hang on what happened in between
+    resumed = Trainer.resume(part, config).fit()
+    assert resumed == part != whole
+    assert same(final_state(part), final_state(whole))
+
+    def told(folder: Path) -> list[dict[str, float]]:
+        lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+        return [{key: value for key, value in line.items() if key in ("step", "loss_d", "loss_g")} for line in lines]
+
+    assert told(part) == told(whole)
+    assert (part / "fakes000006.png").read_bytes() == (whole / "fakes000006.png").read_bytes()
+
+
+def test_resumed_run_differs_when_the_random_state_is_lost(tiny, monkeypatch):
+    """The test above can fail."""
+    config = tiny()
+    whole = Trainer(config).fit()
+    part = Trainer(config.replace(steps=3)).fit()
+    monkeypatch.setattr(torch, "set_rng_state", lambda state: None)
+    Trainer.resume(part, config).fit()
+    assert not same(final_state(part), final_state(whole))
+
+
+def test_streamed_run_resumes_bit_identically(tiny, tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(40):
+        Image.effect_noise((20, 20), 60 + i).save(tmp_path / "images" / f"{i}.png")
+    config = tiny(source=f"folder:{tmp_path / 'images'}", cache_gb=1e-9, workers=1)
+    whole, part = Trainer(config).fit(), Trainer(config.replace(steps=3)).fit()
+    Trainer.resume(part, config).fit()
+    assert same(final_state(part), final_state(whole))
+
+
+def test_resume_forgets_records_after_the_checkpoint(tiny):
+    folder = Trainer(tiny(steps=5, snap=3)).fit()
+    (folder / "checkpoints" / "step000005.pt").unlink()
+    with (folder / "stats.jsonl").open("a") as stream:
+        stream.write('{"step": 6, "loss_')  # as a kill leaves it
+    Trainer.resume(folder).fit()
+    steps = [json.loads(line)["step"] for line in (folder / "stats.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5]
+
+
+def test_last_checkpoints_are_kept(tiny):
+    folder = Trainer(tiny(snap=1, keep=2)).fit()
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step000005.pt", "step000006.pt"]
+
+
+@pytest.mark.parametrize("received", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_signal_saves_and_resume_loses_nothing(tiny, received):
+    config = tiny(snap=100)
+    whole = Trainer(config).fit()
+    trainer = Trainer(config)
+    fetch, pending = trainer._next_batch, [received]
+
+    def interrupted_once() -> Any:
+        if trainer.step.steps == 3 and pending:
+            signal.raise_signal(pending.pop())
+        return fetch()
+
+    trainer._next_batch = interrupted_once  # type: ignore[method-assign]
+    folder = trainer.fit()
+    assert trainer.stopped_by == received
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step000004.pt"]
+    Trainer.resume(folder).fit()
+    assert same(final_state(folder), final_state(whole))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGTERM to a process")
+def test_sigterm_to_a_process(tiny, tmp_path):
+    command = [sys.executable, "-m", "fastgan", "train", "--image-size", "16", "--ngf", "4", "--steps", "100000",
+               "--log-every", "1", "--no-tensorboard", "--outdir", str(tmp_path / "runs")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        stats, deadline = tmp_path / "runs" / "00000-digits" / "stats.jsonl", time.monotonic() + 120
+        while not (stats.exists() and stats.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.terminate()
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "to go on: fastgan resume" in out
+    checkpoint.read_newest(stats.parent / "checkpoints")
+
+
+DAMAGES = {
+    "truncated": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "one bit flipped": lambda content: content[:5000] + bytes([content[5000] ^ 1]) + content[5001:],
+    "not a checkpoint": lambda content: b"hello",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_checkpoint_gives_way_to_the_one_before(tiny, capsys, damage):
+    folder = Trainer(tiny()).fit()
+    before, newest = folder / "checkpoints" / "step000003.pt", folder / "checkpoints" / "step000006.pt"
+    good = checkpoint.read(before)
+    newest.write_bytes(damage(newest.read_bytes()))
+    state, path, problems = checkpoint.read_newest(folder / "checkpoints")
+    assert path == before and same(state, good)
+    assert len(problems) == 1 and str(newest) in problems[0]
+    assert Trainer.resume(folder).step.steps == 3
+    assert "going back to step000003.pt" in capsys.readouterr().err
+
+
+def test_all_checkpoints_damaged(tiny):
+    folder = Trainer(tiny()).fit()
+    for path in (folder / "checkpoints").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(FastganError, match=r"step000006\.pt.*step000003\.pt"):
+        Trainer.resume(folder)
+
+
+def test_checkpoint_never_runs_code(tmp_path):
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "executed",))
+
+    torch.save({"step": Evil()}, tmp_path / "step000001.pt")
+    with pytest.raises(FastganError, match="cannot read checkpoint"):
+        checkpoint.read(tmp_path / "step000001.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_full_disk_keeps_the_last_good_checkpoint(tiny, monkeypatch):
+    folder = Trainer(tiny()).fit()
+    good = final_state(folder)
+    trainer = Trainer.resume(folder, tiny(steps=9))
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FastganError, match="the disk is full"):
+        trainer.fit()
+    monkeypatch.undo()
+    assert same(final_state(folder), good)
+    assert not list(folder.rglob("*.tmp"))
+
+
+BREAKS = {
+    "parameter": (lambda g, d: g.main[3].weight.data[0, 0].fill_(torch.inf), "parameter generator.main.3.weight"),
+    "activation": (lambda g, d: d.main[0].weight.data.fill_(1e38), "output of discriminator.main.0 (Conv2d)"),
+}
+
+
+@pytest.mark.parametrize(("damage", "culprit"), BREAKS.values(), ids=BREAKS)
+def test_non_finite_loss_stops_and_names_the_tensor(tiny, damage, culprit):
+    trainer = Trainer(tiny(snap=2, ndf=64))
+    fetch = trainer._next_batch
+
+    def broken_after_three() -> Any:
+        if trainer.step.steps == 3:
+            damage(trainer.step.generator, trainer.step.discriminator)
+        return fetch()
+
+    trainer._next_batch = broken_after_three  # type: ignore[method-assign]
+    with pytest.raises(FastganError, match="at step 4; first non-finite tensor: ") as caught:
+        trainer.fit()
+    assert culprit in str(caught.value)
+    saved = checkpoint.read(trainer.folder / "nonfinite000004.pt")
+    assert saved["real"].shape == (16, 1, 16, 16) and saved["z"].shape == (16, 8)
+    assert final_state(trainer.folder)["step"]["steps"] == 2
+
+
+def test_resume_with_changed_options_shows_a_difference_per_key(tiny):
+    folder = Trainer(tiny()).fit()
+    with pytest.raises(FastganError, match=r"batch 16 -> 8, ngf 4 -> 8, lr 0.0002 -> 0.001"):
+        Trainer.resume(folder, tiny(lr=1e-3, batch=8, ngf=8))
+
+
+def test_resume_on_other_data(tiny, tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(20):
+        Image.effect_noise((16, 16), 50 + i).save(tmp_path / "images" / f"{i}.png")
+    config = tiny(source=f"folder:{tmp_path / 'images'}")
+    folder = Trainer(config).fit()
+    Image.effect_noise((16, 16), 9).save(tmp_path / "images" / "3.png")
+    with pytest.raises(FastganError, match="images has changed since"):
+        Trainer.resume(folder, config)
+
+
+def test_no_run_to_resume(tmp_path):
+    with pytest.raises(FastganError, match="is no run folder"):
+        Trainer.resume(tmp_path)
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"batch": 2000}, "--batch 2000"),
+    ({"batch": 1}, "--batch 1 with batch normalisation"),
+    ({"image_size": "28"}, "image size 28x28"),
+    ({"device": "gpu"}, "--device gpu: expected auto or one that is here"),
+    ({"lr": -1.0}, "--lr -1.0: expected a number above 0"),
+    ({"loss": "softmax"}, "--loss softmax needs"),
+    ({"preset": "tf-dcgan-mnist", "holdout": 0, "cond": True}, "--cond with --architecture tf"),
+    ({"preset": "oreilly-gan-mnist", "holdout": 0, "nz": 64}, "--nz 64"),
+    ({"preset": "oreilly-gan-mnist", "holdout": 0, "image_size": "32"}, "data of shape 1x32x32"),
+    ({"source": "gaussian", "cond": True}, "--cond: gaussian has no labels"),
+    ({"source": "gaussian"}, "--architecture gaussian"),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_options_that_cannot_be(tiny, tmp_path, values, message):
+    with pytest.raises(FastganError) as caught:
+        Trainer(tiny(values.pop("preset", "digits"), **values))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_learns_the_gaussian(tmp_path, tiny):
+    """Dive into Deep Learning 17.1 at its own length: the covariance becomes that of the data, A'A."""
+    folder = Trainer(tiny("d2l-gan-gaussian", source="gaussian", batch=8, steps=None, epochs=20, snap=2500,
+                          log_every=100)).fit()
+    source = Pretrained.load(folder)
+    points = source.draw(source.noise.from_seeds(range(4000)))
+    expected = torch.tensor([[1.01, 1.95], [1.95, 4.25]])
+    assert (torch.cov(points.T) - expected).norm() / expected.norm() < 0.25
+    assert (points.mean(0) - torch.tensor([1.0, 2.0])).norm() < 0.6
+
+
+def test_side_by_side_pictures(tiny):
+    folder = Trainer(tiny(pictures="side-by-side")).fit()
+    assert Image.open(folder / "fakes000003.png").size == (2 * (2 * 66 + 2) + 16, 2 * 66 + 2 + 32)
+
+
+def test_memory_estimate(tiny):
+    config = tiny(ema=0.5)
+    one, two = (estimate(config.replace(batch=batch), (1, 16, 16)) for batch in (8, 16))
+    params = Trainer(config).step
+    counts = [sum(p.numel() for p in network.parameters()) for network in (params.generator, params.discriminator)]
+    assert [one["generator"], one["discriminator"]] == counts
+    assert one["state"] == two["state"] == 4 * (4 * sum(counts) + counts[0])
+    # all that autograd keeps grows with the batch, but for each channel's mean and 1/std
+    assert 1.9 < two["activations"] / one["activations"] <= 2
