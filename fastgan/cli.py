@@ -1,0 +1,49 @@
+"""The command line's front door: answers at once where it can, else hands over to `fastgan.commands`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from fastgan import __version__
+
+HELP = """\
+usage: fastgan COMMAND [options]
+
+Train DCGAN-style networks, and draw from them.
+
+  train         train a preset               fastgan train --preset digits
+                on your own images           fastgan train --preset dcgan-64 --data folder:PATH
+                or see everything first      fastgan train --preset dcgan-64 --data folder:PATH --dry-run
+  resume        go on where a run stopped    fastgan resume runs/00000-digits --steps 8000
+  sample        draw a grid of images        fastgan sample runs/00000-digits --seeds 0,1,4-6 --out grid.png
+  interpolate   walk between latents         fastgan interpolate runs/00000-digits --seeds 0,5,7 --out walk
+  presets       list the presets             fastgan presets
+                or explain one               fastgan presets tf-dcgan-mnist
+  doctor        what is installed, and whether it is ready
+
+`fastgan COMMAND --help` lists a command's options; `fastgan train --preset NAME --help` shows that preset's values.
+--debug shows the traceback of an error; --version prints the version.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. The exit code is 0, 2 after an error, or 128 + signal after Ctrl-C or SIGTERM."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if args[0] == "--version":
+        print(__version__)
+        return 0
+    from fastgan.commands import run
+    from fastgan.errors import FastganError
+
+    try:
+        return run(args[0], [arg for arg in args[1:] if arg != "--debug"])
+    except (FastganError, KeyboardInterrupt) as error:
+        if "--debug" in args:
+            raise
+        interrupted = isinstance(error, KeyboardInterrupt)
+        print("fastgan: interrupted" if interrupted else f"fastgan: error: {error}", file=sys.stderr)
+        return 130 if interrupted else 2

@@ -1,0 +1,301 @@
+"""The subcommands: each parses its options, calls the library, prints what came of it. torch is imported late."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from fastgan import presets
+from fastgan.config import Config, nearest
+from fastgan.errors import FastganError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fastgan.models.pretrained import Pretrained
+    from fastgan.train import Trainer
+
+Options = TypeVar("Options")
+
+
+def run(name: str, args: list[str]) -> int:
+    """The exit code of the subcommand called `name`."""
+    if name not in COMMANDS:
+        raise FastganError(f"unknown command {name!r}; {nearest(name, list(COMMANDS))}")
+    return COMMANDS[name](args)
+
+
+@dataclass
+class Train:
+    """Train a GAN in a new run folder. The defaults below are those of the chosen preset."""
+
+    config: OmitArgPrefixes[Config]
+    preset: str = "digits"
+    """ready-made experiment; `fastgan presets` lists them"""
+    dry_run: Annotated[bool, arg(aliases=["-n"])] = False
+    """print what would run, facts of the data and the memory it needs, and stop"""
+
+
+def train(args: list[str]) -> int:
+    name = _value_of("--preset", args) or "digits"
+    chosen = presets.get(name)
+    options = _parse(Train, args, "train", Train(chosen, name))
+    config = _given_wins(options.config, chosen)
+    if options.dry_run:
+        return _dry_run(config)
+    from fastgan.train import Trainer
+
+    return _fit(Trainer(config))
+
+
+@dataclass
+class Resume:
+    """Go on with a run where its newest readable checkpoint left it; options may only prolong or relocate it."""
+
+    config: OmitArgPrefixes[Config]
+    folder: Positional[Path] = Path()
+    """a run folder; the newest one in runs/ when not given"""
+
+
+def resume(args: list[str]) -> int:
+    from fastgan.train import Trainer, runs
+
+    given = args and not args[0].startswith("-")
+    asked_for_help = any(word in args for word in ("-h", "--help"))
+    folder = Path(args[0]) if given else Path() if asked_for_help else runs.newest(Path("runs"))
+    before = Config() if asked_for_help and not given else runs.read_options(folder)
+    options = _parse(Resume, args, "resume", Resume(before, folder))
+    return _fit(Trainer.resume(folder, _given_wins(options.config, before)))
+
+
+@dataclass
+class Sample:
+    """Draw a grid of images from a trained generator."""
+
+    folder: Positional[Path | None] = None
+    """a run folder, or any folder with generator.safetensors and config.json; the newest run when not given"""
+    seeds: str = "0-63"
+    """latents by seed, such as 0,1,4-6: a seed is the same picture in every grid"""
+    label: str | None = None
+    """class name or number, for a conditional generator; each in turn when not given"""
+    columns: int | None = None
+    """images in a row"""
+    out: Path = Path("samples.png")
+    """picture to write"""
+
+
+def sample(args: list[str]) -> int:
+    from fastgan import pictures
+    from fastgan.data import to_uint8
+
+    options = _parse(Sample, args, "sample")
+    source, seeds = _load(options.folder), _parse_seeds(options.seeds)
+    images = source.draw(source.noise.from_seeds(seeds), _labels(source, options.label, len(seeds)))
+    _writable(options.out)
+    if len(source.shape) == 1:
+        pictures.scatter(options.out, generated=images)
+    else:
+        pictures.save(pictures.grid(to_uint8(images, source.unit_range), options.columns), options.out)
+    print(f"{len(seeds)} samples: {options.out}")
+    return 0
+
+
+@dataclass
+class Interpolate:
+    """Walk from latent to latent: a strip (png) and an animation (gif)."""
+
+    folder: Positional[Path | None] = None
+    """a run folder, or any folder with generator.safetensors and config.json; the newest run when not given"""
+    seeds: str = "0,1"
+    """two or more latents by seed, such as 0,5,7"""
+    frames: int = 10
+    """images from one latent to the next"""
+    label: str | None = None
+    """class name or number, for a conditional generator"""
+    out: Path = Path("interpolation")
+    """writes OUT.png and OUT.gif"""
+
+
+def interpolate(args: list[str]) -> int:
+    import torch
+
+    from fastgan import pictures
+    from fastgan.data import to_uint8
+
+    options = _parse(Interpolate, args, "interpolate")
+    source, seeds = _load(options.folder), _parse_seeds(options.seeds)
+    if len(seeds) < 2 or options.frames < 2:
+        raise FastganError(f"--seeds {options.seeds} --frames {options.frames}: expected at least 2 of each")
+    if len(source.shape) == 1:
+        raise FastganError("interpolate draws images; this generator makes points, which `fastgan sample` plots")
+    stops = source.noise.from_seeds(seeds)
+    z = torch.cat([source.noise.path(a, b, options.frames) for a, b in itertools.pairwise(stops)])
+    images = to_uint8(source.draw(z, _labels(source, options.label or "0", len(z))), source.unit_range)
+    strip, moving = options.out.with_suffix(".png"), options.out.with_suffix(".gif")
+    _writable(strip)
+    pictures.save(pictures.grid(images, options.frames), strip)
+    pictures.animation(images, moving)
+    print(f"strip: {strip}\nanimation: {moving}")
+    return 0
+
+
+@dataclass
+class Presets:
+    """List the presets, or explain one."""
+
+    name: Positional[str | None] = None
+    """a preset to explain"""
+
+
+def list_presets(args: list[str]) -> int:
+    name = _parse(Presets, args, "presets").name
+    if name is None:
+        for key, function in presets.PRESETS.items():
+            print(f"{key:20}{(function.__doc__ or '').splitlines()[0]}")
+        return 0
+    values, usual = presets.get(name).flat(), Config().flat()
+    print((presets.PRESETS[name].__doc__ or "").replace("\n    ", "\n"))
+    print("Options that differ from the defaults:")
+    print("\n".join(f"  {key} = {value}" for key, value in values.items() if value != usual[key] and key != "preset"))
+    return 0
+
+
+@dataclass
+class Doctor:
+    """Say what is installed, what can be used, and whether fastgan is ready."""
+
+
+def doctor(args: list[str]) -> int:
+    _parse(Doctor, args, "doctor")
+    from fastgan.verify.doctor import report
+
+    for subject, finding in report():
+        print(f"{subject:14}{finding}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": train, "resume": resume, "sample": sample, "interpolate": interpolate, "presets": list_presets,
+    "doctor": doctor}
+
+
+def _fit(trainer: Trainer) -> int:
+    folder = trainer.fit()
+    where = [("pictures", f"fakes{trainer.step.steps:06d}.png"), ("loss curves", "losses.png"),
+             ("checkpoint", f"checkpoints/step{trainer.step.steps:06d}.pt"), ("generator", "generator.safetensors")]
+    print("\n".join(f"{what + ':':13}{folder / name}" for what, name in where))
+    if trainer.stopped_by is not None:
+        print(f"stopped by {trainer.stopped_by.name}; to go on: fastgan resume {folder}")
+        return 128 + trainer.stopped_by
+    return 0
+
+
+def _dry_run(config: Config) -> int:
+    """What would run; nothing is written."""
+    from fastgan.data import Loader, open_dataset
+    from fastgan.train.host import pick_device
+    from fastgan.train.loop import length
+    from fastgan.train.memory import estimate
+
+    device = pick_device(config.validate().run.device)
+    dataset = open_dataset(config.data, config.run.seed)
+    loader = Loader(dataset, config.data, config.run.seed, device)
+    need = estimate(config, dataset.shape, len(dataset.classes) if config.data.cond else 0)
+    facts = {"data": dataset.summary(), "device": str(device),
+             "steps": f"{length(config, loader)} ({loader.steps_per_epoch} an epoch)",
+             "parameters": f"generator {need['generator']:,}, discriminator {need['discriminator']:,}",
+             "memory (model)": f"{(need['state'] + need['activations']) / 2**20:,.0f} MB: weights, gradients and Adam "
+                               f"{need['state'] / 2**20:,.0f}, activations {need['activations'] / 2**20:,.0f}"}
+    print(json.dumps(config.flat(), indent=2))
+    print("\n".join(f"{what + ':':17}{fact}" for what, fact in facts.items()))
+    loader.close()
+    return 0
+
+
+def _parse(kind: type[Options], args: list[str], command: str, default: Options | None = None) -> Options:
+    """tyro's parse, with its framed error messages brought to one line."""
+    words = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(words):
+            known = {} if default is None else {"default": default}
+            return tyro.cli(kind, args=args, prog=f"fastgan {command}", **known)  # type: ignore[call-overload]
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise
+        raise FastganError(_one_line(words.getvalue())) from None
+
+
+def _one_line(framed: str) -> str:
+    """The text of tyro's box without its frame, its title and its advice on --help."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", framed).split("For full helptext")[0]
+    lines = [line.strip("│ ") for line in text.splitlines() if not re.match(r"[╭╰]", line)]
+    return re.sub(r"\s+", " ", " ".join(line for line in lines if line.strip("─ "))).replace(" .", ".").strip()
+
+
+def _value_of(flag: str, args: list[str]) -> str | None:
+    """The value that follows `flag`, in either spelling: --preset NAME, --preset=NAME."""
+    for i, word in enumerate(args):
+        if word == flag and i + 1 < len(args):
+            return args[i + 1]
+        if word.startswith(flag + "="):
+            return word.partition("=")[2]
+    return None
+
+
+def _given_wins(given: Config, base: Config) -> Config:
+    """Let --epochs and --lr win over the finer `steps`, `lr_g`, `lr_d` that only the base has set."""
+    changed = {key for key, value in given.flat().items() if value != base.flat()[key]}
+    forget = {"steps": "epochs", "lr_g": "lr", "lr_d": "lr"}
+    return given.replace(**{fine: None for fine, coarse in forget.items() if coarse in changed and fine not in changed})
+
+
+def _load(folder: Path | None) -> Pretrained:
+    from fastgan.models.pretrained import Pretrained
+    from fastgan.train import runs
+
+    return Pretrained.load(runs.newest(Path("runs")) if folder is None else folder)
+
+
+def _parse_seeds(text: str) -> list[int]:
+    """[0, 1, 4, 5, 6] of "0,1,4-6"."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise FastganError(f"--seeds {text}: expected numbers and ranges such as 0,1,4-6")
+        wanted = range(int(match[1]), int(match[2] or match[1]) + 1)
+        if len(seeds) + len(wanted) > 10_000:
+            raise FastganError(f"--seeds {text}: expected at most 10000 of them")
+        seeds += wanted
+    return seeds
+
+
+def _labels(source: Pretrained, label: str | None, count: int) -> Tensor | None:
+    """The label of each sample: one for all, or each class in turn; none for an unconditional generator."""
+    import torch
+
+    classes = source.classes
+    if not classes:
+        return None
+    if label is None:
+        return torch.arange(count) % len(classes)
+    if label in classes:
+        return torch.full((count,), classes.index(label))
+    if label.isdecimal() and int(label) < len(classes):
+        return torch.full((count,), int(label))
+    raise FastganError(f"--label {label}: expected a class, {', '.join(classes)}, or its number")
+
+
+def _writable(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise FastganError(f"--out {path}: no such folder: {path.parent}")

@@ -1,0 +1,1 @@
+"""What a user can check on the machine at hand."""

@@ -1,0 +1,184 @@
+"""The command line, as a person meets it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fastgan import cli, presets
+from fastgan.train import Trainer
+
+SMALL = ["--image-size", "16", "--ngf", "4", "--ndf", "4", "--nz", "8", "--batch", "16", "--snap", "2", "--grid", "4",
+         "--no-tensorboard", "--device", "cpu"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """The one line on stderr of a command that ends with 2."""
+    assert cli.main(args) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("fastgan: error: ") and captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_help_is_instant():
+    program = "import sys, time; t = time.perf_counter(); from fastgan.cli import main; main(['--help']); " \
+              "print(time.perf_counter() - t); print([m for m in ('torch', 'tyro', 'matplotlib') if m in sys.modules])"
+    tries = [subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+             .stdout.splitlines() for _ in range(3)]
+    assert min(float(lines[-2]) for lines in tries) < 0.5
+    assert tries[0][-1] == "[]"
+    assert "usage: fastgan COMMAND" in tries[0][0]
+
+
+@pytest.mark.parametrize("command", ["train", "resume", "sample", "interpolate", "presets", "doctor"])
+def test_each_command_has_help(capsys, here, command):
+    with pytest.raises(SystemExit) as end:
+        cli.main([command, "--help"])
+    assert end.value.code == 0
+    assert f"usage: fastgan {command}" in capsys.readouterr().out
+
+
+def test_help_shows_the_presets_own_values(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--preset", "tf-dcgan-mnist", "--help"])
+    assert "(default: 128)" in capsys.readouterr().out
+
+
+def test_train_resume_sample_interpolate(capsys, here):
+    assert cli.main(["train", *SMALL, "--steps", "4"]) == 0
+    out = capsys.readouterr().out
+    for line in ("pictures:    runs/00000-digits/fakes000004.png", "loss curves: runs/00000-digits/losses.png",
+                 "checkpoint:  runs/00000-digits/checkpoints/step000004.pt"):
+        assert line in out
+        assert Path(line.split()[-1]).is_file()
+    assert cli.main(["resume", "runs/00000-digits", "--steps", "6"]) == 0
+    assert Path("runs/00000-digits/fakes000006.png").is_file()
+    assert cli.main(["sample", "runs/00000-digits", "--seeds", "0,1,4-6", "--out", "grid.png"]) == 0
+    assert Image.open("grid.png").size == (3 * 66 + 2, 2 * 66 + 2)
+    assert cli.main(["interpolate", "--seeds", "0,5,7", "--frames", "4", "--out", "walk"]) == 0
+    assert Image.open("walk.png").size == (4 * 66 + 2, 2 * 66 + 2)
+    assert Image.open("walk.gif").n_frames == 2 * (2 * 4 - 1) - 2  # the stop in the middle is one longer frame
+
+
+def test_a_seed_is_the_same_picture_in_every_grid(here):
+    assert cli.main(["train", *SMALL, "--steps", "2"]) == 0
+    for seeds in ("5", "0-7"):
+        assert cli.main(["sample", "--seeds", seeds, "--columns", "1", "--out", f"{seeds}.png"]) == 0
+    tile = Image.open("0-7.png").crop((0, 5 * 66, 68, 6 * 66 + 2))
+    assert tile.tobytes() == Image.open("5.png").tobytes()
+
+
+def test_conditional_samples(capsys, here):
+    assert cli.main(["train", *SMALL, "--steps", "2", "--cond"]) == 0
+    for label in ("3", "7"):
+        assert cli.main(["sample", "--seeds", "0-3", "--label", label, "--out", f"{label}.png"]) == 0
+    assert Path("3.png").read_bytes() != Path("7.png").read_bytes()
+    capsys.readouterr()
+    assert "--label cat: expected a class, 0, 1, 2" in fails(capsys, "sample", "--label", "cat")
+
+
+def test_points_are_plotted(capsys, here):
+    assert cli.main(["train", "--preset", "d2l-gan-gaussian", "--steps", "2", "--no-tensorboard"]) == 0
+    assert cli.main(["sample", "--out", "points.png"]) == 0
+    assert Image.open("points.png").size == (600, 600)
+    capsys.readouterr()
+    assert "makes points" in fails(capsys, "interpolate")
+
+
+def test_dcgan_names_are_understood(here, capsys):
+    assert cli.main(["train", "--dry-run", "--nz", "7", "--ngf", "5", "--ndf", "6", "--niter", "3", "--beta1", "0.4",
+                     "--lr", "0.001", "--batchSize", "9", "--imageSize", "32", "--manualSeed", "1"]) == 0
+    options = json.loads(capsys.readouterr().out.partition("}\n")[0] + "}")
+    assert {key: options[key] for key in ("nz", "ngf", "ndf", "epochs", "steps", "beta1", "lr", "batch", "image_size",
+                                          "seed")} == {
+        "nz": 7, "ngf": 5, "ndf": 6, "epochs": 3.0, "steps": None, "beta1": 0.4, "lr": 0.001, "batch": 9,
+        "image_size": "32", "seed": 1}
+
+
+def test_dry_run_tells_and_writes_nothing(capsys, here):
+    assert cli.main(["train", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    for fact in ("1797 images, 1x32x32", "4000 (28 an epoch)", "generator 369,600, discriminator 166,784", " MB: "):
+        assert fact in out
+    assert not list(here.iterdir())
+
+
+def test_presets_are_listed_and_explained(capsys):
+    assert cli.main(["presets"]) == 0
+    listed = capsys.readouterr().out
+    assert [line.split()[0] for line in listed.splitlines()] == list(presets.PRESETS)
+    assert cli.main(["presets", "tf-dcgan-mnist"]) == 0
+    out = capsys.readouterr().out
+    assert "strides are 2" in out and "loss = softmax" in out
+
+
+def test_doctor(capsys):
+    assert cli.main(["doctor"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].split() == ["fastgan", "0.1.0"] and "verdict       ready to train on the" in out[-1]
+
+
+@pytest.mark.parametrize(("args", "message"), [
+    (["trian"], "unknown command 'trian'; did you mean train?"),
+    (["train", "--preset", "dcgan64"], "unknown preset 'dcgan64'; did you mean dcgan-64"),
+    (["train", "--batc", "3"], "Perhaps you meant: --batch"),
+    (["train", "--loss", "gan"], "invalid choice 'gan' for argument '--loss'. Expected one of"),
+    (["train", "--batch", "many"], "invalid literal for int() with base 10: 'many'"),
+    (["train", "--beta1", "1.5"], "--beta1 1.5: expected a number from 0 up to, not including, 1"),
+    (["train", "--image-size", "64x"], "--image-size 64x: expected a side"),
+    (["train", "--data", "folder:nowhere"], "nowhere"),
+    (["train", "--image-size", "40"], "image size 40x40: a DCGAN makes sides divisible by 16"),
+    (["train", "--outdir", "/proc/nowhere"], "--outdir /proc/nowhere: cannot make a run folder"),
+    (["resume"], "no run in runs"),
+    (["resume", "nowhere"], "nowhere is no run folder"),
+    (["sample", "nowhere"], "no trained generator in nowhere"),
+    (["presets", "mxnet"], "unknown preset 'mxnet'"),
+], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_errors_are_one_line(capsys, here, args, message):
+    assert message in fails(capsys, *args)
+
+
+def test_errors_of_sampling(capsys, here, tiny):
+    folder = str(Trainer(tiny()).fit())
+    capsys.readouterr()
+    assert "--seeds 5-3: expected numbers and ranges" in fails(capsys, "sample", folder, "--seeds", "5-3")
+    assert "--seeds one:" in fails(capsys, "sample", folder, "--seeds", "one")
+    assert "at most 10000" in fails(capsys, "sample", folder, "--seeds", "0-1000000000000")
+    assert "no such folder: gone" in fails(capsys, "sample", folder, "--out", "gone/grid.png")
+    assert "expected at least 2 of each" in fails(capsys, "interpolate", folder, "--seeds", "3")
+    weights = Path(folder) / "generator.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "cannot read the generator" in fails(capsys, "sample", folder)
+
+
+def test_resume_with_a_changed_option_shows_the_difference(capsys, here):
+    assert cli.main(["train", *SMALL, "--steps", "2"]) == 0
+    capsys.readouterr()
+    assert "batch 16 -> 8, lr 0.0002 -> 0.1" in fails(capsys, "resume", "runs/00000-digits", "--lr", "0.1",
+                                                      "--batch", "8")
+
+
+def test_debug_shows_the_traceback():
+    from fastgan.errors import FastganError
+
+    with pytest.raises(FastganError):
+        cli.main(["train", "--image-size", "40", "--debug"])
+
+
+def test_imports_and_trains_without_triton(here):
+    program = ("import sys; sys.modules['triton'] = None\n"
+               "from fastgan.cli import main; sys.exit(main(sys.argv[1:]))")
+    subprocess.run([sys.executable, "-c", program, "train", *SMALL, "--steps", "1"], check=True, capture_output=True)
+    assert Path("runs/00000-digits/checkpoints/step000001.pt").is_file()
