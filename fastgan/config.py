@@ -183,8 +183,9 @@ class Config:
             if value is not None and not is_right(value):
                 raise FastganError(f"{option(key)} {value}: expected {accepted}")
         parse_size(self.data.image_size)
-        if self.train.loss == "softmax" and self.model.architecture != "tf":
-            raise FastganError("--loss softmax needs a discriminator with two outputs: --architecture tf")
+        if (self.train.loss == "softmax") != (self.model.architecture == "tf"):
+            raise FastganError(f"--loss {self.train.loss} with --architecture {self.model.architecture}: "
+                               "softmax and tf, whose discriminator has two outputs, go together")
         if self.data.batch == 1 and self.model.norm_d != "none" and self.model.architecture != "gaussian":
             raise FastganError("--batch 1 with batch normalisation: statistics need at least 2 images; "
                                "expected --batch 2 or more")

@@ -27,12 +27,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         aside.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise FastganError(f"cannot write {path}: {_reason(error)}") from error
+        raise FastganError(f"cannot write {path}: {reason(error)}") from error
     finally:
         aside.unlink(missing_ok=True)
 
 
-def _reason(error: OSError) -> str:
+def reason(error: OSError) -> str:
+    """Words for why a file could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full; free some space and resume"
     return error.strerror or str(error)

@@ -46,11 +46,12 @@ def digits() -> Config:
 
 @preset
 def mxnet_dcgan_mnist() -> Config:
-    """Apache MXNet's tutorial "Generative Adversarial Network (GAN)", 64x64x3 MNIST; its Gluon edition is the same.
+    """Apache MXNet's tutorial "Generative Adversarial Network (GAN)", 64x64x3 MNIST; and its Gluon edition.
 
     Data: the 70,000 digits of both parts, enlarged bilinearly to 64x64, the grey channel repeated three times, pixels
     x / 127.5 - 1; `NDArrayIter` fills the last batch from the start. The document shuffles once with seed 1; here the
-    one epoch is shuffled by the run's seed.
+    one epoch is shuffled by the run's seed. The Gluon edition, the same otherwise, enlarges without rounding to whole
+    grey levels.
     Networks: 4x4 kernels, filters 1024-512-256-128 and back, no bias, batch normalisation in all generator stages and
     in the discriminator's stages 2 to 4, leaky relu 0.2. `fix_gamma=True`: scales are 1 and stay; eps 1e-5 + 1e-12;
     momentum 0.9 in MXNet's convention, 0.1 in PyTorch's.
@@ -137,15 +138,15 @@ def tf_dcgan_mnist() -> Config:
     """A TensorFlow 1 tutorial, "Deep Convolutional Generative Adversarial Network | Python", 28x28x1 MNIST.
 
     Where its code and its text disagree, the shapes in the text decide: strides are 2 (the code's 3 cannot make 14
-    and 28 from 7, nor 7 from 28), the discriminator's second kernel is 5x5 like the others (the code has 10), and the
-    leaky relu, printed there without its multiplication signs, is max(x, 0.2 x).
+    and 28 from 7, nor 7 from 28). The discriminator's second kernel is 5x5 like all others; the code's 10 gives the
+    same shape, and four times the weights. The leaky relu, printed without its multiplication signs, is max(x, 0.2 x).
     Data: 55,000 digits (the reader keeps 5,000 for validation), pixels in [-1, 1]. A batch may cross an epoch's end.
     Networks: see `fastgan.models.tf_mnist`. `tf.layers` defaults: Glorot-uniform kernels, zero biases, batch
     normalisation with eps 1e-3, momentum 0.99 (0.01 in PyTorch's convention).
     Noise: uniform on [-1, 1], 100 values.
     Loss: softmax cross-entropy of two classes, fake 0 and real 1, averaged, real + fake.
     Optimizer: Adam 2e-3, betas 0.5 and 0.999, epsilon 1e-8 (epsilon hat).
-    Updates: D, then G on new noise.
+    Updates: D, then G on new noise. The document's running statistics of G move once a step; here twice.
     Length: batch 128, 10,000 steps; 6 x 6 samples.
     """
     return Config().replace(

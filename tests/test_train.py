@@ -267,7 +267,7 @@ def test_no_run_to_resume(tmp_path):
     ({"image_size": "28"}, "image size 28x28"),
     ({"device": "gpu"}, "--device gpu: expected auto or one that is here"),
     ({"lr": -1.0}, "--lr -1.0: expected a number above 0"),
-    ({"loss": "softmax"}, "--loss softmax needs"),
+    ({"loss": "softmax"}, "softmax and tf, whose discriminator has two outputs, go together"),
     ({"preset": "tf-dcgan-mnist", "holdout": 0, "cond": True}, "--cond with --architecture tf"),
     ({"preset": "oreilly-gan-mnist", "holdout": 0, "nz": 64}, "--nz 64"),
     ({"preset": "oreilly-gan-mnist", "holdout": 0, "image_size": "32"}, "data of shape 1x32x32"),
@@ -306,3 +306,14 @@ def test_memory_estimate(tiny):
     assert one["state"] == two["state"] == 4 * (4 * sum(counts) + counts[0])
     # all that autograd keeps grows with the batch, but for each channel's mean and 1/std
     assert 1.9 < two["activations"] / one["activations"] <= 2
+
+
+def test_full_disk_while_logging(tiny, monkeypatch):
+    trainer = Trainer(tiny())
+
+    def full(self: Any, record: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fastgan.train.log.RunLog.write", full)
+    with pytest.raises(FastganError, match=r"cannot write to .*the disk is full"):
+        trainer.fit()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """average += (1 - decay_t) * (live - average) for parameters; buffers (running statistics) are copied.
+    """average += (1 - decay_t) * (live - average) for parameters; buffers (running statistics) follow the live ones.
 
     decay_t = min(decay, (1 + t) / (10 + t)) after t updates, so that the average forgets its random start.
     """
@@ -28,5 +28,5 @@ class EMA:
         average: list[Tensor] = list(self.module.parameters())
         torch._foreach_lerp_(average, live, [weight.to(live[0].dtype)] * len(live))
         for mine, theirs in zip(self.module.buffers(), network.buffers(), strict=True):
-            mine.copy_(theirs)
+            mine.copy_(torch.where(skip > 0, mine, theirs))
         self.updates += 1 - skip

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fastgan.files import replacing
+
 TAGS = {
     "loss_d": "Loss/D", "loss_g": "Loss/G", "grad_norm_d": "Loss/grad_norm_D", "grad_norm_g": "Loss/grad_norm_G",
     "d_real": "Progress/D(x)", "d_fake": "Progress/D(G(z))", "epoch": "Progress/epoch",
@@ -20,8 +22,9 @@ class RunLog:
     def __init__(self, folder: Path, step: int, tensorboard: bool) -> None:
         path = folder / "stats.jsonl"
         self.records = [record for record in read_stats(path) if record["step"] <= step]
-        path.write_text("".join(json.dumps(record) + "\n" for record in self.records))
-        self._lines = path.open("a", buffering=1)
+        with replacing(path) as stream:
+            stream.writelines(_line(record) for record in self.records)
+        self._lines = path.open("ab", buffering=0)
         self._events = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
@@ -31,7 +34,7 @@ class RunLog:
     def write(self, record: dict[str, Any]) -> None:
         """One record; "step" is the axis, every other key that has a tag becomes a curve."""
         self.records.append(record)
-        self._lines.write(json.dumps(record) + "\n")
+        self._lines.write(_line(record))
         if self._events is not None:
             for key, value in record.items():
                 if key in TAGS:
@@ -41,6 +44,10 @@ class RunLog:
         self._lines.close()
         if self._events is not None:
             self._events.close()
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return (json.dumps(record) + "\n").encode()
 
 
 def read_stats(path: Path) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from fastgan import __version__, pictures
 from fastgan.config import Config
 from fastgan.data import Loader, open_dataset, to_model_range, to_uint8
 from fastgan.errors import FastganError
+from fastgan.files import reason
 from fastgan.models import build
 from fastgan.models.pretrained import Pretrained
 from fastgan.train import checkpoint, runs
@@ -79,6 +80,8 @@ class Trainer:
         try:
             with signals(self._stop):
                 self._train(log, bar)
+        except OSError as error:
+            raise FastganError(f"cannot write to {self.folder}: {reason(error)}") from error
         finally:
             bar.close()
             log.close()

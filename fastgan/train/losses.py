@@ -19,11 +19,12 @@ from torch.nn import functional as F
 
 
 class Loss(NamedTuple):
-    """The two objectives and the probability of being real that a logit stands for."""
+    """The two objectives, and what a discriminator's output says of one image."""
 
     discriminator: Callable[[Tensor, Tensor], Tensor]  # (real logits, fake logits) -> ()
     generator: Callable[[Tensor], Tensor]  # (fake logits) -> ()
-    probability: Callable[[Tensor], Tensor] = torch.sigmoid  # logits -> (N,)
+    probability: Callable[[Tensor], Tensor] = torch.sigmoid  # logits -> (N,), shown as D(x)
+    score: Callable[[Tensor], Tensor] = lambda logits: logits  # logits -> (N,), what R1 holds flat
 
 
 def _class(logits: Tensor, label: int) -> Tensor:
@@ -38,7 +39,7 @@ LOSSES = {
     "bce": Loss(_bce_discriminator, lambda fake: F.softplus(-fake).mean()),
     "minimax": Loss(_bce_discriminator, lambda fake: -F.softplus(fake).mean()),
     "softmax": Loss(lambda real, fake: _class(real, 1) + _class(fake, 0), lambda fake: _class(fake, 1),
-                    lambda logits: logits.softmax(1)[:, 1]),
+                    lambda logits: logits.softmax(1)[:, 1], lambda logits: logits[:, 1] - logits[:, 0]),
     "least-squares": Loss(lambda real, fake: ((real - 1).square().mean() + fake.square().mean()) / 2,
                           lambda fake: (fake - 1).square().mean() / 2, lambda logits: logits),
     "hinge": Loss(lambda real, fake: F.relu(1 - real).mean() + F.relu(1 + fake).mean(), lambda fake: -fake.mean()),
@@ -54,7 +55,7 @@ def gradient_penalty(discriminator: nn.Module, real: Tensor, fake: Tensor, label
     return (slope.flatten(1).norm(dim=1) - 1).square().mean()
 
 
-def r1_penalty(real_logits: Tensor, real: Tensor) -> Tensor:
-    """E[|grad D(x)|^2] / 2 at the real images (Mescheder et al. 2018); `real` must require gradients; a scalar."""
-    (slope,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
+def r1_penalty(scores: Tensor, real: Tensor) -> Tensor:
+    """E[|grad D(x)|^2] / 2 at real images with scores D(x) (N,) (Mescheder et al. 2018); `real` requires gradients."""
+    (slope,) = torch.autograd.grad(scores.sum(), real, create_graph=True)
     return slope.flatten(1).square().sum(1).mean() / 2

@@ -10,6 +10,7 @@ Both skip the update on the device, without asking the host, when `found_inf` is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -45,12 +46,16 @@ class AdamEpsilonHat(Optimizer):
         step = state["step"] + 1
         first = torch.lerp(state["exp_avg"], grad, 1 - betas[0])
         second = state["exp_avg_sq"] * betas[1] + grad.square() * (1 - betas[1])
-        t = step.double()  # float32 would lose 1 - beta2^t at the first steps
-        rate = lr * (1 - betas[1] ** t).sqrt() / (1 - betas[0] ** t)
-        moved = parameter - rate.to(parameter.dtype) * first / (second.sqrt() + eps)
+        c1, c2 = (_correction(beta, step.to(parameter.dtype)) for beta in betas)
+        moved = parameter - lr * c2.sqrt() / c1 * first / (second.sqrt() + eps)
         for old, new in ((state["step"], step), (state["exp_avg"], first), (state["exp_avg_sq"], second),
                          (parameter, moved)):
             old.copy_(torch.where(skip > 0, old, new))
+
+
+def _correction(beta: float, t: Tensor) -> Tensor:
+    """1 - beta^t without the cancellation that float32 would suffer in the first steps."""
+    return -torch.expm1(t * math.log(beta)) if beta else torch.ones_like(t)
 
 
 def make_adam(params: Iterable[Tensor], lr: float, config: TrainConfig) -> Optimizer:

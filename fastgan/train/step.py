@@ -5,7 +5,8 @@
     G:  loss_g(D(fakes))           through the updated D, Adam, moving average
 
 A function of device state: nothing on the host depends on a value on the device. An update whose loss or gradients
-are not finite is skipped there, so both networks keep their last good parameters; the losses tell the host.
+are not finite is skipped there, so both networks keep their last good parameters (though not their running
+statistics); the losses tell the host.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class GANStep:
         if config.loss == "wgan-gp":
             loss = loss + config.gp * gradient_penalty(self.discriminator, real, fake, given)
         if config.r1:
-            loss = loss + config.r1 * r1_penalty(real_logits, real)
+            loss = loss + config.r1 * r1_penalty(self.loss.score(real_logits), real)
         return loss, real_logits, fake_logits
 
     def generator_loss(self, fake: Tensor, given: tuple[Tensor, ...]) -> Tensor:

@@ -1,0 +1,103 @@
+"""Adam with epsilon hat against its formula and against PyTorch's, both gated by found_inf; the moving average."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastgan.config import TrainConfig
+from fastgan.train.ema import EMA
+from fastgan.train.optim import AdamEpsilonHat, make_adam
+
+STEPS = 50
+
+
+def gradient_at(step: int) -> Tensor:
+    """Of every size from 1e-9 to 10, so that epsilon matters to some elements."""
+    torch.manual_seed(step)
+    return torch.randn(3, 5, dtype=torch.float64) * torch.logspace(-9, 1, 15, dtype=torch.float64).view(3, 5)
+
+
+def run(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tensor:
+    for step in range(STEPS):
+        parameter.grad = gradient_at(step)
+        optimizer.step()
+    return parameter.detach()
+
+
+@pytest.mark.parametrize(("beta1", "eps"), [(0.5, 1e-8), (0.9, 1e-3)])
+def test_epsilon_hat_formula(beta1, eps):
+    ours = nn.Parameter(torch.ones(3, 5, dtype=torch.float64))
+    theirs, m, v = torch.ones(3, 5, dtype=torch.float64), 0.0, 0.0
+    for t in range(1, STEPS + 1):
+        g = gradient_at(t - 1)
+        m = beta1 * m + (1 - beta1) * g
+        v = 0.999 * v + (1 - 0.999) * g**2
+        theirs = theirs - 0.01 * math.sqrt(1 - 0.999**t) / (1 - beta1**t) * m / (v.sqrt() + eps)
+    run(AdamEpsilonHat([ours], 0.01, (beta1, 0.999), eps), ours)
+    torch.testing.assert_close(ours.detach(), theirs, rtol=1e-12, atol=1e-14)
+
+
+def test_the_two_adams_agree_where_epsilon_is_negligible_and_only_there():
+    results = {}
+    for eps in (1e-30, 1e-3):
+        for eps_hat in (True, False):
+            parameter = nn.Parameter(torch.ones(3, 5, dtype=torch.float64))
+            config = TrainConfig(adam_eps=eps, adam_eps_hat=eps_hat)
+            results[eps, eps_hat] = run(make_adam([parameter], 0.01, config), parameter)
+    torch.testing.assert_close(results[1e-30, True], results[1e-30, False], rtol=1e-12, atol=1e-14)
+    assert (results[1e-3, True] - results[1e-3, False]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("eps_hat", [True, False])
+def test_found_inf_skips_everything_and_the_next_step_goes_on(eps_hat):
+    """A gated step in the middle leaves the trajectory of one that never saw it, step count included."""
+    config = TrainConfig(adam_eps_hat=eps_hat)
+    left, right = (nn.Parameter(torch.ones(3, 5)) for _ in range(2))
+    with_fault, without = (make_adam([p], 0.01, config) for p in (left, right))
+    for step in range(6):
+        with_fault.found_inf = torch.tensor(float(step == 3))
+        left.grad = torch.full((3, 5), math.nan) if step == 3 else gradient_at(step).float()
+        with_fault.step()
+        if step != 3:
+            right.grad = gradient_at(step).float()
+            without.step()
+    assert torch.equal(left, right)
+    for key, value in without.state[right].items():
+        assert torch.equal(with_fault.state[left][key], value), key
+
+
+@pytest.mark.parametrize("decay", [0.999, 0.5])
+def test_moving_average(decay):
+    """a += (1 - d)(p - a), d = min(decay, (1 + t) / (10 + t)); running statistics are copied."""
+    network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).double()
+    ema = EMA(network, decay)
+    expected = [p.detach().clone() for p in network.parameters()]
+    assert not any(p.requires_grad for p in ema.module.parameters())
+    for t in range(12):
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        network(torch.randn(5, 3, dtype=torch.float64))
+        ema.update(network, torch.zeros(()))
+        d = min(decay, (1 + t) / (10 + t))
+        expected = [d * a + (1 - d) * p.detach() for a, p in zip(expected, network.parameters(), strict=True)]
+    # the decay is kept in float32
+    torch.testing.assert_close(list(ema.module.parameters()), [nn.Parameter(e) for e in expected], rtol=0, atol=1e-6)
+    for mine, theirs in zip(ema.module.buffers(), network.buffers(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert ema.updates == 12
+
+
+def test_moving_average_does_not_move_where_skipped():
+    network = nn.Linear(3, 2)
+    ema = EMA(network, 0.9)
+    before = copy.deepcopy(ema.module.state_dict())
+    nn.init.ones_(network.weight)
+    ema.update(network, torch.ones(()))
+    assert ema.updates == 0
+    assert all(torch.equal(before[key], value) for key, value in ema.module.state_dict().items())

@@ -1,0 +1,43 @@
+"""SAME padding, in the networks and in the plain loops: the transposed convolution is the convolution's adjoint."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastgan.models.same import ConvSame, ConvTransposeSame
+from tests.plain.formulas import tf_conv2d, tf_conv2d_transpose
+
+# (large, small, kernel, stride); the first five are the presets'
+SIZES = [(28, 28, 5, 1), (28, 14, 5, 2), (14, 7, 5, 2), (3, 2, 5, 2), (12, 6, 5, 2), (13, 5, 4, 3), (17, 9, 3, 2),
+         (11, 3, 10, 4)]
+
+
+@pytest.mark.parametrize(("large", "small", "kernel", "stride"), SIZES, ids=lambda n: str(n))
+def test_transposed_is_the_adjoint(large, small, kernel, stride):
+    """<conv(x), y> = <x, transposed(y)> for the same weights."""
+    torch.manual_seed(large)
+    x = torch.randn(2, 3, large, large, dtype=torch.float64)
+    y = torch.randn(2, 4, small, small, dtype=torch.float64)
+    down = ConvSame(3, 4, kernel, stride, large).double()
+    up = ConvTransposeSame(4, 3, kernel, stride, small, large).double()
+    up.weight.data, down.bias.data, up.bias.data = down.weight.data, torch.zeros(4).double(), torch.zeros(3).double()
+    assert down(x).shape == y.shape and up(y).shape == x.shape
+    torch.testing.assert_close((down(x) * y).sum(), (x * up(y)).sum())
+
+    hwio = down.weight.detach().permute(2, 3, 1, 0)
+    torch.testing.assert_close(down(x), tf_conv2d(x.permute(0, 2, 3, 1), hwio, stride).permute(0, 3, 1, 2))
+    torch.testing.assert_close(
+        up(y), tf_conv2d_transpose(y.permute(0, 2, 3, 1), hwio, stride, large, "SAME").permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize(("side", "left", "right"), [(28, 1, 2), (14, 1, 2), (3, 2, 2)])
+def test_the_odd_pixel_of_padding_comes_after(side, left, right):
+    """An impulse in the corner: with a kernel that reads its first tap alone, output 0 sees pixel -left."""
+    conv = ConvSame(1, 1, 5, 2, side)
+    assert conv.pads == (left, right, left, right)
+    torch.nn.init.zeros_(conv.weight)
+    torch.nn.init.zeros_(conv.bias)
+    conv.weight.data[..., left, left] = 1
+    image = torch.arange(side * side, dtype=torch.float32).view(1, 1, side, side)
+    assert torch.equal(conv(image), image[..., ::2, ::2])

@@ -1,0 +1,260 @@
+"""The step of the game: what it computes and what not, its order of updates, and what a bad batch may change."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastgan import presets
+from fastgan.models import build
+from fastgan.train.losses import LOSSES
+from fastgan.train.step import GANStep
+
+SHAPES = {"tf": (1, 28, 28), "oreilly": (1, 28, 28), "gaussian": (2,), "dcgan": (3, 16, 16)}
+
+
+def new_step(num_classes: int = 0, **fields: Any) -> GANStep:
+    """A step of a small network, seeded."""
+    torch.manual_seed(0)
+    config = presets.get("dcgan-64", **{"ngf": 4, "ndf": 4, "nz": 8, **fields})
+    networks = build(config.model, SHAPES[config.model.architecture], num_classes)
+    return GANStep(*networks, config.model, config.train)
+
+
+def batch(step: GANStep, seed: int = 1, count: int = 6) -> Tensor:
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        return torch.rand_like(step.generator(torch.randn(count, step.noise.nz))) * 2 - 1
+
+
+def parameters(step: GANStep) -> dict[str, Tensor]:
+    return {f"{name}.{key}": p.detach().clone() for name in ("generator", "discriminator")
+            for key, p in getattr(step, name).named_parameters()}
+
+
+def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    """The networks of which something differs."""
+    return {key.partition(".")[0] for key in before if not torch.equal(before[key], after[key])}
+
+
+class ConvolutionBackwards(TorchDispatchMode):
+    """(weight's data pointer, was its gradient computed?) of each convolution that is differentiated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[int, bool]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution_backward.default:
+            self.calls.append((args[2].data_ptr(), args[-1][1]))
+        return func(*args, **(kwargs or {}))
+
+
+def test_generators_update_computes_no_gradient_of_discriminator_weights():
+    step = new_step()
+    real = batch(step)
+    weights = {name: {p.data_ptr() for p in getattr(step, name).parameters() if p.dim() == 4}
+               for name in ("generator", "discriminator")}
+    with ConvolutionBackwards() as seen:
+        step(real)
+    through_d = [computed for pointer, computed in seen.calls if pointer in weights["discriminator"]]
+    through_g = [computed for pointer, computed in seen.calls if pointer in weights["generator"]]
+    layers = len(weights["discriminator"])
+    # two passes of D's update, real and fake, then the one that leads to G
+    assert through_d == [True] * 2 * layers + [False] * layers
+    assert through_g == [True] * len(weights["generator"])
+    assert all(p.grad is None for network in (step.generator, step.discriminator) for p in network.parameters())
+
+
+@pytest.mark.parametrize("fakes", ["reuse", "same-z", "fresh-z"])
+def test_draws_and_passes(fakes):
+    """How often noise is drawn and how often G runs in training mode."""
+    step = new_step(fakes=fakes)
+    real, draws = batch(step), []
+    runs = step.generator.main[1].num_batches_tracked.item()
+    draw = step.draw
+    step.draw = lambda given: draws.append(draw(given)) or draws[-1]
+    step(real)
+    assert len(draws) == (2 if fakes == "fresh-z" else 1)
+    assert step.z is draws[-1]
+    assert step.generator.main[1].num_batches_tracked - runs == (1 if fakes == "reuse" else 2)
+    assert step.discriminator.main[3].num_batches_tracked == 3
+
+
+@pytest.mark.parametrize("fakes", ["reuse", "same-z", "fresh-z"])
+def test_d_steps(fakes):
+    """Two updates of D alone, then one of both."""
+    step = new_step(d_steps=3, fakes=fakes)
+    real = batch(step)
+    for turn in range(6):
+        before = parameters(step)
+        record = step(real)
+        both = turn % 3 == 2
+        assert changed(before, parameters(step)) == ({"generator", "discriminator"} if both else {"discriminator"})
+        assert ("loss_g" in record) == both
+    assert step.steps == 6
+    assert step.adam_d.state[step.params_d[0]]["step"] == 6
+    assert step.adam_g.state[step.params_g[0]]["step"] == 2
+
+
+def test_record():
+    """The returned scalars are what they are called, for networks as they were before each update."""
+    step, plain = new_step(), new_step()
+    real = batch(step)
+    torch.manual_seed(5)
+    record = step(real)
+    torch.manual_seed(5)
+    fake = plain.generator(plain.draw(real))
+    r, f = plain.discriminator(real), plain.discriminator(fake.detach())
+    loss = -torch.log(torch.sigmoid(r)).mean() - torch.log(1 - torch.sigmoid(f)).mean()
+    grads = torch.autograd.grad(loss, list(plain.discriminator.parameters()))
+    expected = {"loss_d": loss, "d_real": torch.sigmoid(r).mean(), "d_fake": torch.sigmoid(f).mean(),
+                "grad_norm_d": torch.sqrt(sum(g.square().sum() for g in grads))}
+    torch.testing.assert_close({key: record[key] for key in expected}, {k: v.detach() for k, v in expected.items()})
+    loss = -torch.log(torch.sigmoid(step.discriminator(fake))).mean()  # D has been updated
+    grads = torch.autograd.grad(loss, list(plain.generator.parameters()))
+    torch.testing.assert_close(record["loss_g"], loss.detach())
+    torch.testing.assert_close(record["grad_norm_g"], torch.sqrt(sum(g.square().sum() for g in grads)))
+    assert all(value.dim() == 0 and not value.requires_grad for value in record.values())
+
+
+@pytest.mark.parametrize("eps_hat", [False, True], ids=["adam", "adam-eps-hat"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_batch_that_is_not_finite_changes_nothing(bad, eps_hat):
+    """Parameters, both Adams and the moving average stay; the returned loss tells; the next batch trains on."""
+    step = new_step(ema=0.9, adam_eps_hat=eps_hat)
+    real = batch(step)
+    step(real)
+    before = parameters(step)
+    average = [p.clone() for p in step.ema.module.parameters()]
+    updates = step.ema.updates.clone()
+    adams = copy.deepcopy([step.adam_g.state_dict()["state"], step.adam_d.state_dict()["state"]])
+
+    broken = real.clone()
+    broken[0, 0, 0, 0] = bad
+    record = step(broken)
+    assert not math.isfinite(record["loss_d"])
+    assert changed(before, parameters(step)) == set()
+    assert all(torch.equal(a, p) for a, p in zip(average, step.ema.module.parameters(), strict=True))
+    assert torch.equal(step.ema.updates, updates)
+    for old, new in zip(adams, (step.adam_g.state_dict()["state"], step.adam_d.state_dict()["state"]), strict=True):
+        assert all(torch.equal(old[i][key], new[i][key]) for i in old for key in ("step", "exp_avg", "exp_avg_sq"))
+
+    record = step(real)
+    assert all(math.isfinite(value) for value in record.values())
+    assert changed(before, parameters(step)) == {"generator", "discriminator"}
+
+
+def test_moving_average_follows_the_generator():
+    """The first step's decay is (1 + 0) / (10 + 0); nothing but the generator is averaged."""
+    step = new_step(ema=0.999)
+    start = {key: value.detach().clone() for key, value in step.generator.named_parameters()}
+    step(batch(step))
+    for key, parameter in step.ema.module.named_parameters():
+        live = step.generator.get_parameter(key)
+        torch.testing.assert_close(parameter.detach(), (0.1 * start[key] + 0.9 * live).detach())
+    for key, buffer in step.ema.module.named_buffers():
+        assert torch.equal(buffer, step.generator.get_buffer(key))
+
+
+@pytest.mark.parametrize("fields", [{}, {"adam_eps_hat": True, "fakes": "fresh-z"}, {"loss": "wgan-gp", "d_steps": 2}],
+                         ids=["plain", "eps-hat-fresh-z", "wgan-gp-two-d-steps"])
+def test_state_dict_continues_bit_for_bit(fields):
+    whole, half = new_step(ema=0.9, **fields), new_step(ema=0.9, **fields)
+    reals = [batch(whole, seed) for seed in range(6)]
+    torch.manual_seed(3)
+    for real in reals[:3]:
+        whole(real)
+    state, random = copy.deepcopy(whole.state_dict()), torch.get_rng_state()
+    for real in reals[3:]:
+        whole(real)
+    half.load_state_dict(state)
+    torch.set_rng_state(random)
+    for real in reals[3:]:
+        half(real)
+    flat = [torch.utils._pytree.tree_flatten_with_path(step.state_dict())[0] for step in (whole, half)]
+    assert len(flat[0]) > 40
+    for (path, left), (_, right) in zip(*flat, strict=True):
+        assert torch.equal(left, right) if isinstance(left, Tensor) else left == right, path
+
+
+@pytest.mark.parametrize("fields", [
+    *({"loss": loss} for loss in LOSSES if loss != "softmax"), {"loss": "softmax", "architecture": "tf"},
+    {"r1": 5.0}, {"loss": "wgan-gp", "norm_d": "none"}, {"loss": "hinge", "r1": 1.0, "real_first": False},
+    {"architecture": "oreilly", "nz": 100}, {"architecture": "gaussian", "nz": 2},
+], ids=lambda fields: "-".join(map(str, fields.values())))
+def test_one_step_trains_both_networks(fields):
+    step = new_step(**fields)
+    before = parameters(step)
+    record = step(batch(step))
+    assert all(math.isfinite(value) for value in record.values())
+    assert record["grad_norm_d"] > 0 and record["grad_norm_g"] > 0
+    assert changed(before, parameters(step)) == {"generator", "discriminator"}
+    trained = {key for key, p in step.discriminator.named_parameters() if p.requires_grad}
+    moved = {key for key, p in step.discriminator.named_parameters()
+             if not torch.equal(p, before[f"discriminator.{key}"])}
+    assert moved == trained
+
+
+@pytest.mark.parametrize(("fields", "penalty"), [({"r1": 4.0}, "r1"), ({"loss": "wgan-gp", "gp": 7.0}, "gp")],
+                         ids=["r1", "wgan-gp"])
+def test_penalties_enter_the_loss_with_their_weight(fields, penalty):
+    """loss(weight) is a straight line in the weight, through the loss without penalty."""
+    values = []
+    for weight in (1e-30, fields[penalty], 2 * fields[penalty]):
+        step = new_step(**{**fields, penalty: weight})
+        real = batch(step).double()
+        step.generator.double(), step.discriminator.double()
+        torch.manual_seed(9)
+        fake = step.generator(step.draw(real)).detach()
+        values.append(step.discriminator_loss(real, fake, ())[0].item())
+    assert values[1] > values[0]
+    assert values[2] - values[1] == pytest.approx(values[1] - values[0], rel=1e-9)
+    step = new_step(**fields)
+    step.discriminator.double()
+    real.requires_grad_()
+    slopes = torch.autograd.grad(step.discriminator(real).sum(), real)[0].flatten(1)
+    if penalty == "r1":
+        assert values[1] - values[0] == pytest.approx(4.0 / 2 * slopes.square().sum(1).mean().item(), rel=1e-9)
+
+
+def test_labels_reach_both_networks():
+    step = new_step(num_classes=3)
+    real, labels = batch(new_step()), torch.tensor([0, 1, 2, 0, 1, 2])
+    before = parameters(step)
+    embeddings = [network.embedding.weight.detach().clone() for network in (step.generator, step.discriminator)]
+    step(real, labels)
+    assert changed(before, parameters(step)) == {"generator", "discriminator"}
+    for network, old in zip((step.generator, step.discriminator), embeddings, strict=True):
+        assert torch.all((network.embedding.weight != old).any(1))  # every class was seen
+    step.generator.eval(), step.discriminator.eval()
+    z = torch.randn(6, 8)
+    with torch.no_grad():
+        assert not torch.equal(step.generator(z, labels), step.generator(z, labels.flip(0)))
+        assert not torch.equal(step.discriminator(real, labels), step.discriminator(real, labels.flip(0)))
+        assert torch.equal(step.generator(z[:1], labels[:1]), step.generator(z[:1], labels[3:4]))
+
+
+def test_class_that_is_not_in_the_batch_keeps_its_embedding():
+    step = new_step(num_classes=3)
+    before = step.generator.embedding.weight.detach().clone()
+    step(batch(new_step()), torch.tensor([0, 1, 0, 1, 0, 1]))
+    after = step.generator.embedding.weight
+    assert torch.equal(before[2], after[2]) and not torch.equal(before[0], after[0])
+
+
+def test_nan_in_the_fakes_does_not_reach_the_average():
+    step = new_step(ema=0.9)
+    real = batch(step)
+    step(real)
+    before = copy.deepcopy(step.ema.module.state_dict())
+    z = step.draw(real)
+    step.draw = lambda like: z * torch.nan
+    assert step(real)["loss_g"].isnan()
+    assert all(torch.equal(value, before[key]) for key, value in step.ema.module.state_dict().items())
