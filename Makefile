@@ -1,0 +1,40 @@
+# The whole habit in five words: demo, test, check, bench, clean. Everything happens in .venv, beside this file.
+PYTHON ?= python3
+PY := .venv/bin/python
+
+.PHONY: help demo test check bench clean
+
+help:
+	@echo "make demo    train a DCGAN on handwritten digits (a few minutes on two CPU cores)"
+	@echo "make test    run the tests"
+	@echo "make check   lint and check types"
+	@echo "make bench   score the demo's digits with a classifier (after make demo)"
+	@echo "make clean   remove .venv and caches (runs/ stays)"
+
+demo: .venv/installed
+	$(PY) -m fastgan train --preset digits
+
+test: .venv/installed-dev
+	$(PY) -m pytest
+
+check: .venv/installed-dev
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+bench: .venv/installed
+	$(PY) benchmarks/digits_quality.py
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+# without ensurepip (Debian splits it off into python3-venv) virtualenv makes the same folder
+.venv/bin/python:
+	$(PYTHON) -m venv .venv || { rm -rf .venv; $(PYTHON) -m virtualenv .venv; }
+
+.venv/installed: .venv/bin/python pyproject.toml setup.py
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
