@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -47,3 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         interrupted = isinstance(error, KeyboardInterrupt)
         print("fastgan: interrupted" if interrupted else f"fastgan: error: {error}", file=sys.stderr)
         return 130 if interrupted else 2
+    except BrokenPipeError:  # `fastgan presets | head`: nobody listens any more, the flush at exit included
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141

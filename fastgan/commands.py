@@ -99,6 +99,8 @@ def sample(args: list[str]) -> int:
     from fastgan.data import to_uint8
 
     options = _parse(Sample, args, "sample")
+    if options.columns is not None and options.columns < 1:
+        raise FastganError(f"--columns {options.columns}: expected 1 or more")
     source, seeds = _load(options.folder), _parse_seeds(options.seeds)
     images = source.draw(source.noise.from_seeds(seeds), _labels(source, options.label, len(seeds)))
     _writable(options.out)
@@ -271,12 +273,12 @@ def _parse_seeds(text: str) -> list[int]:
     seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        if match is None or int(match[2] or match[1]) < int(match[1]):
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last < 2**63:
             raise FastganError(f"--seeds {text}: expected numbers and ranges such as 0,1,4-6")
-        wanted = range(int(match[1]), int(match[2] or match[1]) + 1)
-        if len(seeds) + len(wanted) > 10_000:
+        if len(seeds) + last - first >= 10_000:
             raise FastganError(f"--seeds {text}: expected at most 10000 of them")
-        seeds += wanted
+        seeds += range(first, last + 1)
     return seeds
 
 

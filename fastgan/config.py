@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -186,7 +187,7 @@ class Config:
         if (self.train.loss == "softmax") != (self.model.architecture == "tf"):
             raise FastganError(f"--loss {self.train.loss} with --architecture {self.model.architecture}: "
                                "softmax and tf, whose discriminator has two outputs, go together")
-        if self.data.batch == 1 and self.model.norm_d != "none" and self.model.architecture != "gaussian":
+        if self.data.batch == 1 and self.model.architecture != "gaussian":
             raise FastganError("--batch 1 with batch normalisation: statistics need at least 2 images; "
                                "expected --batch 2 or more")
         return self
@@ -194,15 +195,17 @@ class Config:
 
 GROUPS: dict[str, type] = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig, "run": RunConfig}
 
-_POSITIVE = ("a number above 0", lambda value: value > 0)
-_NOT_NEGATIVE = ("0 or more", lambda value: value >= 0)
+_POSITIVE = ("a number above 0", lambda value: 0 < value < math.inf)
+_NOT_NEGATIVE = ("0 or more", lambda value: 0 <= value < math.inf)
 _FRACTION = ("a number from 0 up to, not including, 1", lambda value: 0 <= value < 1)
 _COUNT = ("a whole number, 1 or more", lambda value: value >= 1)
 RULES: dict[str, tuple[str, Any]] = {
     **dict.fromkeys(["lr", "lr_g", "lr_d", "bn_eps", "adam_eps", "epochs", "cache_gb", "d_loss_weight"], _POSITIVE),
-    **dict.fromkeys(["holdout", "workers", "gp", "r1", "gamma_std", "seed"], _NOT_NEGATIVE),
+    **dict.fromkeys(["holdout", "workers", "gp", "r1", "gamma_std"], _NOT_NEGATIVE),
     **dict.fromkeys(["beta1", "beta2", "ema"], _FRACTION),
     **dict.fromkeys(["batch", "nz", "ngf", "ndf", "d_steps", "steps", "snap", "log_every", "keep", "grid"], _COUNT),
+    "seed": ("a whole number from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63),
+    "noise_mean": ("a finite number", math.isfinite),
     "bn_momentum": ("a number above 0, at most 1", lambda value: 0 < value <= 1),
 }
 

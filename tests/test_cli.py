@@ -156,6 +156,8 @@ def test_errors_of_sampling(capsys, here, tiny):
     assert "--seeds 5-3: expected numbers and ranges" in fails(capsys, "sample", folder, "--seeds", "5-3")
     assert "--seeds one:" in fails(capsys, "sample", folder, "--seeds", "one")
     assert "at most 10000" in fails(capsys, "sample", folder, "--seeds", "0-1000000000000")
+    assert "--seeds 9999999999999999999: expected numbers" in fails(capsys, "sample", folder, "--seeds", "9" * 19)
+    assert "--columns 0: expected 1 or more" in fails(capsys, "sample", folder, "--columns", "0")
     assert "no such folder: gone" in fails(capsys, "sample", folder, "--out", "gone/grid.png")
     assert "expected at least 2 of each" in fails(capsys, "interpolate", folder, "--seeds", "3")
     weights = Path(folder) / "generator.safetensors"
@@ -175,6 +177,16 @@ def test_debug_shows_the_traceback():
 
     with pytest.raises(FastganError):
         cli.main(["train", "--image-size", "40", "--debug"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a POSIX pipe")
+def test_a_reader_that_goes_away_is_no_error():
+    with subprocess.Popen([sys.executable, "-m", "fastgan", "train", "--help"], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
 
 
 def test_imports_and_trains_without_triton(here):

@@ -256,6 +256,13 @@ def test_resume_on_other_data(tiny, tmp_path):
         Trainer.resume(folder, config)
 
 
+def test_checkpoint_of_another_network(tiny):
+    folder, other = Trainer(tiny()).fit(), Trainer(tiny(ngf=8)).fit()
+    (other / "checkpoints" / "step000006.pt").replace(folder / "checkpoints" / "step000009.pt")
+    with pytest.raises(FastganError, match=r"step000009\.pt does not fit the run's own options: "):
+        Trainer.resume(folder)
+
+
 def test_no_run_to_resume(tmp_path):
     with pytest.raises(FastganError, match="is no run folder"):
         Trainer.resume(tmp_path)
@@ -264,6 +271,10 @@ def test_no_run_to_resume(tmp_path):
 @pytest.mark.parametrize(("values", "message"), [
     ({"batch": 2000}, "--batch 2000"),
     ({"batch": 1}, "--batch 1 with batch normalisation"),
+    ({"batch": 1797 // 4, "last_batch": "keep"}, "the last batch of 1797 would be 1 image"),
+    ({"epochs": math.inf}, "--epochs inf"),
+    ({"lr": math.nan}, "--lr nan"),
+    ({"seed": 2**63}, "--seed 9223372036854775808"),
     ({"image_size": "28"}, "image size 28x28"),
     ({"device": "gpu"}, "--device gpu: expected auto or one that is here"),
     ({"lr": -1.0}, "--lr -1.0: expected a number above 0"),

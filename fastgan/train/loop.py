@@ -51,6 +51,9 @@ class Trainer:
             network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             for network in build(config.model, self.dataset.shape, len(self.classes)))
         self.loader = Loader(self.dataset, config.data, config.run.seed, self.device)
+        if config.data.last_batch == "keep" and len(self.dataset) % config.data.batch == 1:
+            raise FastganError(f"--last-batch keep --batch {config.data.batch}: the last batch of {len(self.dataset)} "
+                               "would be 1 image, too few for statistics; expected drop, pad or rollover")
         self.step = GANStep(generator, discriminator, config.model, config.train)
         self.total = length(config, self.loader)
         self.folder = folder or runs.create(Path(config.run.outdir), config.preset)
@@ -68,7 +71,12 @@ class Trainer:
         for problem in problems:
             say(f"{problem}; going back to {path.name}")
         trainer = cls(config or before, folder)
-        trainer.load_state_dict(state)
+        try:
+            trainer.load_state_dict(state)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, FastganError):
+                raise
+            raise FastganError(f"{path} does not fit the run's own options: {str(error).splitlines()[0]}") from error
         return trainer
 
     def fit(self) -> Path:
