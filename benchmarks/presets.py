@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 
@@ -39,8 +40,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = write_pngs(options.idx, Path(scratch) / "images")
         for name in options.only:
-            run = Trainer(stand_in(presets.get(name), options.idx, folder).replace(
-                steps=options.steps, snap=options.steps, grid=16, pictures="grid", outdir=str(options.outdir))).fit()
+            trainer = Trainer(stand_in(presets.get(name), options.idx, folder).replace(
+                steps=options.steps, snap=options.steps, grid=16, pictures="grid", outdir=str(options.outdir)))
+            run = trainer.fit()
+            if trainer.stopped_by is not None:
+                sys.exit(f"stopped by {trainer.stopped_by.name}")
             records = [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
             seconds = statistics.median(record["sec_per_step"] for record in records)
             batch, last = presets.get(name).data.batch, records[-1]

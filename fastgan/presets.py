@@ -41,7 +41,7 @@ def digits() -> Config:
 
     The 8x8 images are enlarged to 32x32. `dcgan-32` at half its width, batch 64, with a moving average of G.
     """
-    return Config().replace(source="digits", image_size="32", ngf=32, ndf=32, batch=64, ema=0.999, steps=4000)
+    return Config().replace(source="digits", image_size="32", ngf=32, ndf=32, batch=64, ema=0.999, steps=3000)
 
 
 @preset
