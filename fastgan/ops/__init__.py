@@ -1,0 +1,138 @@
+"""The operation that DCGANs are made of, as functions.
+
+    conv_bn_act, conv_transpose_bn_act    a convolution with what follows it: batch normalisation, activation
+    chain                                 blocks of these in sequence, as `fastgan.nn.Chain` runs them
+    stage                                 what a kernel does: the normalisation and activation owed to its input, the
+                                          convolution, the statistics of the output
+    normalise_activate                    what is owed after the last stage
+    update_running_statistics             what `nn.BatchNorm2d` keeps between batches
+
+`impl` names the engine: "reference" is the definition in PyTorch operators; "auto" takes the fastest that is there,
+today the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastgan.ops import reference
+from fastgan.ops.arguments import (
+    check_activation,
+    check_batch_norm,
+    check_convolution,
+    check_groups,
+    check_impl,
+    check_norm,
+)
+from fastgan.ops.layers import Activation, BatchNorm, Block, Convolution
+from fastgan.ops.reference import update_running_statistics
+
+__all__ = ["Activation", "BatchNorm", "Block", "Convolution", "chain", "conv_bn_act", "conv_transpose_bn_act",
+           "normalise_activate", "stage", "update_running_statistics"]
+
+
+def conv_bn_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, gamma: Tensor | None = None,
+                beta: Tensor | None = None, running_mean: Tensor | None = None, running_var: Tensor | None = None, *,
+                stride: int | tuple[int, int] = 2, padding: int | tuple[int, int] = 1,
+                activation: str = "leaky_relu", negative_slope: float = 0.2, training: bool = True,
+                momentum: float = 0.1, eps: float = 1e-5, stat_groups: int = 1, impl: str = "auto") -> Tensor:
+    """act(batch_norm(conv2d(x, weight) + bias)), as the eager layers compute it.
+
+    Args:
+        x: (N, Ci, H, W), float32, float64, float16 or bfloat16. weight: (Co, Ci, kh, kw), sides 1 to 7. bias: (Co,).
+        gamma, beta: (Co,); both None for no batch normalisation.
+        running_mean, running_var: (Co,), updated in place in training; both None where nothing is tracked, and then
+            the batch's own statistics normalise in evaluation too. float32 or x's dtype, like gamma and beta.
+        stride: 1 to 4. padding: of zeros. Ints or pairs.
+        activation: "none", "relu", "leaky_relu" (with `negative_slope`) or "tanh".
+        stat_groups: G; each of G equal parts of the batch has its own statistics, and the running ones are updated G
+            times in order, as G calls would.
+
+    Returns (N, Co, Ho, Wo), channels_last. Raises `FastganError` (a ValueError) or TypeError, naming the argument.
+    """
+    return _block(x, weight, bias, gamma, beta, running_mean, running_var, stride, padding, 0, False, activation,
+                  negative_slope, training, momentum, eps, stat_groups, impl)
+
+
+def conv_transpose_bn_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, gamma: Tensor | None = None,
+                          beta: Tensor | None = None, running_mean: Tensor | None = None,
+                          running_var: Tensor | None = None, *, stride: int | tuple[int, int] = 2,
+                          padding: int | tuple[int, int] = 1, output_padding: int | tuple[int, int] = 0,
+                          activation: str = "relu", negative_slope: float = 0.2, training: bool = True,
+                          momentum: float = 0.1, eps: float = 1e-5, stat_groups: int = 1,
+                          impl: str = "auto") -> Tensor:
+    """act(batch_norm(conv_transpose2d(x, weight) + bias)), as the eager layers compute it.
+
+    weight: (Ci, Co, kh, kw). output_padding: less than the stride. Everything else as in `conv_bn_act`.
+    """
+    return _block(x, weight, bias, gamma, beta, running_mean, running_var, stride, padding, output_padding, True,
+                  activation, negative_slope, training, momentum, eps, stat_groups, impl)
+
+
+def stage(x: Tensor, norm: tuple[Tensor, Tensor, Tensor, Tensor] | None, activation: str, weight: Tensor,
+          bias: Tensor | None = None, *, stride: int | tuple[int, int] = 2, padding: int | tuple[int, int] = 1,
+          output_padding: int | tuple[int, int] = 0, transposed: bool = False, negative_slope: float = 0.2,
+          stat_groups: int = 1, impl: str = "auto") -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise and activate x, convolve it, measure the result.
+
+    Args:
+        x: (N, Ci, H, W), the raw output of the stage before, an image or a latent.
+        norm: (mean, rstd, gamma, beta) that are owed to x, each (G, Ci) or (Ci,), float32 (float64 for float64); or
+            None. activation: owed to x too, as in `conv_bn_act`; the padding is zero after it.
+        weight: (Co, Ci, kh, kw), or (Ci, Co, kh, kw) when transposed. bias: (Co,).
+
+    Returns y (N, Co, Ho, Wo), channels_last, in x's dtype; mean and biased var (G, Co) of its `stat_groups` equal parts
+    in float32 (float64 for float64). Gradients flow through all three. Raises as `conv_bn_act` does.
+    """
+    check_impl(impl)
+    owed = check_activation(activation, negative_slope)
+    convolution, _ = check_convolution(x, weight, bias, stride, padding, output_padding, transposed)
+    check_groups(x, stat_groups)
+    y = reference.stage(_channels_last(x), check_norm(x, norm), owed, convolution, statistics=False)[0]
+    y = _channels_last(y)
+    return y, *reference.measure(y, stat_groups)
+
+
+def normalise_activate(x: Tensor, norm: tuple[Tensor, Tensor, Tensor, Tensor] | None, activation: str, *,
+                       negative_slope: float = 0.2, impl: str = "auto") -> Tensor:
+    """act(gamma * (x - mean) * rstd + beta) for a raw output x (N, C, H, W); arguments as in `stage`."""
+    check_impl(impl)
+    owed = check_activation(activation, negative_slope)
+    return reference.normalise_activate(_channels_last(x), check_norm(x, norm), owed)
+
+
+def chain(x: Tensor, blocks: Sequence[Block], *, stat_groups: int = 1, impl: str = "auto") -> Tensor:
+    """x (N, C, H, W) through `blocks` in order, stage by stage.
+
+    A stage leaves its output raw: what its block still owes, batch normalisation and activation, is done on the way
+    into the next one. Blocks are trusted to fit, as layers in an `nn.Sequential` are.
+    """
+    check_impl(impl)
+    if stat_groups != 1:
+        check_groups(x, stat_groups)
+    norm, activation = None, Activation()
+    for block in blocks:
+        x, _, _ = reference.stage(x, norm, activation, block.convolution, groups=stat_groups, statistics=False)
+        norm, activation = block.norm, block.activation
+    return reference.normalise_activate(x, norm, activation, stat_groups)
+
+
+def _block(x: Tensor, weight: Tensor, bias: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
+           running_mean: Tensor | None, running_var: Tensor | None, stride: int | tuple[int, int],
+           padding: int | tuple[int, int], output_padding: int | tuple[int, int], transposed: bool, activation: str,
+           negative_slope: float, training: bool, momentum: float, eps: float, stat_groups: int, impl: str) -> Tensor:
+    check_impl(impl)
+    owed = check_activation(activation, negative_slope)
+    convolution, size = check_convolution(x, weight, bias, stride, padding, output_padding, transposed)
+    check_groups(x, stat_groups)
+    norm = check_batch_norm(x, convolution, size, gamma, beta, running_mean, running_var, training=training,
+                            momentum=momentum, eps=eps, stat_groups=stat_groups)
+    block = Block(convolution, norm, owed)
+    return _channels_last(chain(_channels_last(x), [block], stat_groups=stat_groups, impl=impl))
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)

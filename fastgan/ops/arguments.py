@@ -1,0 +1,189 @@
+"""What the public operations accept, checked before anything is computed.
+
+`FastganError` (a ValueError) for wrong values, TypeError for wrong types: each names the argument, what it was, and
+what is accepted.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastgan.errors import FastganError
+from fastgan.ops.layers import ACTIVATIONS, Activation, BatchNorm, Convolution, Norm
+from fastgan.ops.reference import statistics_dtype
+
+LARGEST_KERNEL, LARGEST_STRIDE = 7, 4
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def check_impl(impl: str) -> None:
+    """`FastganError` unless the engine of that name is there."""
+    if impl not in ("auto", "reference"):
+        known = impl in ("native", "triton")
+        raise FastganError(f"impl {impl!r}: {'not built in this version' if known else 'no such engine'}, "
+                           "expected 'auto' or 'reference'")
+
+
+def check_activation(activation: str, negative_slope: float) -> Activation:
+    if activation not in ACTIVATIONS:
+        raise FastganError(f"activation {activation!r}: expected one of {', '.join(map(repr, ACTIVATIONS))}")
+    return Activation(activation, _number("negative_slope", negative_slope))
+
+
+def check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int | tuple[int, int],
+                      padding: int | tuple[int, int], output_padding: int | tuple[int, int],
+                      transposed: bool) -> tuple[Convolution, tuple[int, int]]:
+    """The convolution and (Ho, Wo) of what it makes of x (N, Ci, H, W)."""
+    _tensor("x", x, 4, "(N, Ci, H, W)")
+    names = "(Ci, Co, kh, kw)" if transposed else "(Co, Ci, kh, kw)"
+    _tensor("weight", weight, 4, names)
+    if x.dtype not in DTYPES:
+        raise FastganError(f"x of dtype {x.dtype}: expected one of {', '.join(map(str, DTYPES))}")
+    ci, co = (0, 1) if transposed else (1, 0)
+    if weight.shape[ci] != x.shape[1] or not x.shape[1] or not weight.shape[co]:
+        raise FastganError(f"weight of shape {tuple(weight.shape)}: expected {names} with Ci = {x.shape[1]} as in x, "
+                           "and at least one channel each")
+    kernel = weight.shape[2:]
+    if not all(1 <= k <= LARGEST_KERNEL for k in kernel):
+        raise FastganError(f"weight with a kernel of {kernel[0]}x{kernel[1]}: expected sides of 1 to {LARGEST_KERNEL}")
+    # autocast brings the operands of a convolution to one dtype
+    casts = torch.is_autocast_enabled(x.device.type)
+    if weight.dtype != x.dtype and not (casts and weight.dtype in DTYPES):
+        raise FastganError(f"weight of dtype {weight.dtype}: expected x's, {x.dtype}")
+    _device("weight", weight, x)
+    if bias is not None:
+        _vector("bias", bias, weight.shape[co], x)
+        if bias.dtype != weight.dtype:
+            raise FastganError(f"bias of dtype {bias.dtype}: expected the weight's, {weight.dtype}")
+    strides, pads = _pair("stride", stride, 1, LARGEST_STRIDE), _pair("padding", padding, 0, None)
+    more = _pair("output_padding", output_padding, 0, None)
+    if any(extra >= step for extra, step in zip(more, strides, strict=True)) and any(more):
+        raise FastganError(f"output_padding {output_padding!r}: expected less than the stride, {stride!r}")
+    size = tuple((side - 1) * step - 2 * pad + k + extra if transposed else (side + 2 * pad - k) // step + 1
+                 for side, step, pad, k, extra in zip(x.shape[2:], strides, pads, kernel, more, strict=True))
+    if min(x.shape[2:]) < 1 or min(size) < 1:
+        raise FastganError(f"x of {x.shape[2]}x{x.shape[3]} pixels: too small for a kernel of {kernel[0]}x{kernel[1]} "
+                           f"with stride {strides} and padding {pads}, which would make {size[0]}x{size[1]}")
+    return Convolution(weight, bias, strides, pads, more, transposed), (size[0], size[1])
+
+
+def check_groups(x: Tensor, stat_groups: int) -> None:
+    if not _is_int(stat_groups):
+        raise TypeError(f"stat_groups is {_kind(stat_groups)}, expected an int")
+    if stat_groups < 1 or len(x) % stat_groups:
+        raise FastganError(f"stat_groups {stat_groups}: expected a positive number that divides the batch of {len(x)}")
+
+
+def check_batch_norm(x: Tensor, convolution: Convolution, size: tuple[int, int], gamma: Tensor | None,
+                     beta: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None, *, training: bool,
+                     momentum: float, eps: float, stat_groups: int) -> BatchNorm | None:
+    """The batch normalisation after `convolution`, whose output is of `size`; None without gamma and beta."""
+    if not isinstance(training, bool):
+        raise TypeError(f"training is {_kind(training)}, expected a bool")
+    if momentum is None:
+        raise FastganError("momentum None: a plain average counts its batches, which a function cannot; expected a "
+                           "number (fastgan.nn knows momentum=None)")
+    momentum, eps = _number("momentum", momentum), _number("eps", eps)
+    for name, one, other_name, other in (("gamma", gamma, "beta", beta),
+                                         ("running_mean", running_mean, "running_var", running_var)):
+        if (one is None) != (other is None):
+            missing, given = (name, other_name) if one is None else (other_name, name)
+            raise FastganError(f"{missing} is None but {given} is not: expected both or neither")
+    if gamma is None:
+        if running_mean is not None:
+            raise FastganError("running_mean and running_var without gamma and beta: expected gamma (Co,) and "
+                               "beta (Co,) too, or none of the four for no batch normalisation")
+        return None
+    co = convolution.weight.shape[1 if convolution.transposed else 0]
+    half = x.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(x.device.type)
+    accepted = {x.dtype, torch.float32} if half else {x.dtype}
+    for name, value in (("gamma", gamma), ("beta", beta), ("running_mean", running_mean), ("running_var", running_var)):
+        if value is None:
+            continue
+        _vector(name, value, co, x)
+        if value.dtype not in accepted or value.dtype != gamma.dtype:
+            wanted = " or ".join(sorted(map(str, accepted))) if name == "gamma" else f"gamma's, {gamma.dtype}"
+            raise FastganError(f"{name} of dtype {value.dtype}: expected {wanted}")
+    measures = training or running_mean is None
+    if eps < 0 or (measures and eps == 0):
+        raise FastganError(f"eps {eps}: expected a positive number")
+    count = len(x) // stat_groups * size[0] * size[1]
+    if measures and count == 1:
+        raise FastganError(f"Expected more than 1 value per channel when training, got x of shape {tuple(x.shape)}, "
+                           f"which gives an output of {len(x)}x{co}x{size[0]}x{size[1]} in {stat_groups} group(s)")
+    return BatchNorm(gamma, beta, running_mean, running_var, None, measures, momentum, eps)
+
+
+def check_norm(x: Tensor, norm: Any) -> Norm | None:
+    """The known normalisation that is owed to x."""
+    if norm is None:
+        return None
+    if not isinstance(norm, tuple) or len(norm) != 4:
+        raise TypeError(f"norm is {_kind(norm)}, expected None or a tuple (mean, rstd, gamma, beta)")
+    groups, dtype, channels = 1, statistics_dtype(x.dtype), x.shape[1]
+    for name, part in zip(Norm._fields, norm, strict=True):
+        name = f"norm's {name}"
+        if not isinstance(part, Tensor):
+            raise TypeError(f"{name} is {_kind(part)}, expected a Tensor")
+        _device(name, part, x)
+        if part.dtype != dtype:
+            raise FastganError(f"{name} of dtype {part.dtype}: expected {dtype}")
+        if part.dim() not in (1, 2) or part.shape[-1] != channels:
+            raise FastganError(f"{name} of shape {tuple(part.shape)}: expected ({channels},) or (G, {channels})")
+        if part.dim() == 2 and part.shape[0] != 1:
+            if not part.shape[0] or len(x) % part.shape[0] or groups not in (1, part.shape[0]):
+                raise FastganError(f"{name} of shape {tuple(part.shape)}: expected (G, {channels}) with one G for all, "
+                                   f"dividing the batch of {len(x)}")
+            groups = part.shape[0]
+    return Norm(*norm)
+
+
+def _kind(value: object) -> str:
+    return f"{value!r} ({type(value).__name__})" if not isinstance(value, Tensor) else "a Tensor"
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(name: str, value: Any) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} is {_kind(value)}, expected a number")
+    if not math.isfinite(value):
+        raise FastganError(f"{name} {value}: expected a finite number")
+    return float(value)
+
+
+def _pair(name: str, value: Any, low: int, high: int | None) -> tuple[int, int]:
+    pair = (value, value) if _is_int(value) else value
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(_is_int(side) for side in pair):
+        raise TypeError(f"{name} is {_kind(value)}, expected an int or a pair of ints")
+    if not all(low <= side and (high is None or side <= high) for side in pair):
+        raise FastganError(f"{name} {value!r}: expected {f'{low} to {high}' if high else f'at least {low}'}")
+    return pair[0], pair[1]
+
+
+def _tensor(name: str, value: Any, dims: int, shape: str) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is {_kind(value)}, expected a Tensor {shape}")
+    if value.layout != torch.strided:
+        raise FastganError(f"{name} of layout {value.layout}: expected {torch.strided}")
+    if value.dim() != dims:
+        raise FastganError(f"{name} of shape {tuple(value.shape)}: expected {shape}")
+
+
+def _vector(name: str, value: Any, length: int, x: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is {_kind(value)}, expected a Tensor ({length},) or None")
+    if value.shape != (length,):
+        raise FastganError(f"{name} of shape {tuple(value.shape)}: expected ({length},)")
+    _device(name, value, x)
+
+
+def _device(name: str, value: Tensor, x: Tensor) -> None:
+    if value.device != x.device:
+        raise FastganError(f"{name} on {value.device}: expected x's device, {x.device}")

@@ -1,0 +1,114 @@
+"""The definition: a stage of a DCGAN in plain PyTorch operators, for any dtype and device.
+
+    a    = act(gamma * (x - mean) * rstd + beta)       (N, Ci, H, W), in x's dtype; zero outside the image
+    y    = conv(a, weight) + bias                      (N, Co, Ho, Wo), or the transposed convolution
+    mean = E[y],  var = E[(y - mean)^2]                (G, Co), over n in group g, h, w, of y as it is stored
+
+Differentiable by autograd any number of times. 16-bit inputs are normalised and activated in float32 and rounded once;
+statistics are float32, or float64 of float64.
+
+The normalisation may come as a `Norm`, with statistics that the stage before has measured, or as a `BatchNorm`, whose
+statistics are then taken from x on the way in, by `torch.batch_norm`: on a CPU that is several times faster than the
+same arithmetic spelt out, and bit for bit what the eager layers compute.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastgan.errors import FastganError
+from fastgan.ops.layers import Activation, BatchNorm, Convolution, Norm
+
+
+def stage(x: Tensor, norm: Norm | BatchNorm | None, activation: Activation, convolution: Convolution, *,
+          groups: int = 1, statistics: bool = True) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(y, mean, var), the statistics None when not asked for."""
+    y = convolve(normalise_activate(x, norm, activation, groups), convolution)
+    if not statistics:
+        return y, None, None
+    return y, *measure(y, groups)
+
+
+def normalise_activate(x: Tensor, norm: Norm | BatchNorm | None, activation: Activation, groups: int = 1) -> Tensor:
+    """What is owed to a raw output x (N, C, H, W), in x's dtype; `groups` are those of a `BatchNorm`."""
+    if isinstance(norm, Norm):
+        wide = x.to(statistics_dtype(x.dtype))
+        return activate(normalise(wide, norm), activation).to(x.dtype)
+    return activate(x if norm is None else batch_norm(x, norm, groups), activation)
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def normalise(x: Tensor, norm: Norm) -> Tensor:
+    """gamma * (x - mean) * rstd + beta for x (N, C, H, W), each (C,), or (G, C) for G equal parts of the batch."""
+    groups = max(len(part) if part.dim() == 2 else 1 for part in norm)
+    mean, rstd, gamma, beta = (part.view(-1, 1, part.shape[-1], 1, 1) for part in norm)  # [G or 1, 1, C, 1, 1]
+    parts = x.unflatten(0, (groups, len(x) // groups))  # [G, N / G, C, H, W]
+    return (gamma * ((parts - mean) * rstd) + beta).flatten(0, 1)
+
+
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    name, negative_slope, inplace = activation
+    if name == "relu":
+        return F.relu(x, inplace)
+    if name == "leaky_relu":
+        return F.leaky_relu(x, negative_slope, inplace)
+    return torch.tanh(x) if name == "tanh" else x
+
+
+def convolve(x: Tensor, convolution: Convolution) -> Tensor:
+    weight, bias, stride, padding, output_padding, transposed = convolution
+    if transposed:
+        return F.conv_transpose2d(x, weight, bias, stride, padding, output_padding)
+    return F.conv2d(x, weight, bias, stride, padding)
+
+
+def measure(y: Tensor, groups: int = 1) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance (G, C) of `groups` equal parts of the batch y (N, C, H, W)."""
+    parts = y.to(statistics_dtype(y.dtype)).unflatten(0, (groups, len(y) // groups))  # [G, N / G, C, H, W]
+    var, mean = torch.var_mean(parts, (1, 3, 4), correction=0)
+    return mean, var
+
+
+@torch.no_grad()
+def update_running_statistics(running_mean: Tensor, running_var: Tensor, num_batches_tracked: Tensor | None,
+                              mean: Tensor, var: Tensor, count: int, momentum: float | None) -> None:
+    """Update running statistics (C,) in place by mean and biased var (G, C) of `count` elements each, group by group.
+
+    As `nn.BatchNorm2d` does in G calls: with the unbiased variance; `momentum` None averages all batches so far.
+    """
+    if count < 2:
+        raise FastganError(f"count {count}: expected more than 1 value per channel, or there is no unbiased variance")
+    if momentum is None and num_batches_tracked is None:
+        raise FastganError("momentum None without num_batches_tracked: a plain average counts its batches")
+    for group_mean, group_var in zip(mean, var * count / (count - 1), strict=True):
+        if num_batches_tracked is not None:
+            num_batches_tracked.add_(1)
+        if momentum is not None:
+            factor: float | Tensor = momentum
+        else:
+            assert num_batches_tracked is not None
+            factor = num_batches_tracked.to(group_mean.dtype).reciprocal()
+        running_mean.copy_((1 - factor) * running_mean + factor * group_mean)
+        running_var.copy_((1 - factor) * running_var + factor * group_var)
+
+
+def batch_norm(x: Tensor, norm: BatchNorm, groups: int = 1) -> Tensor:
+    """`nn.BatchNorm2d` on x (N, C, H, W); on each of `groups` equal parts in order where it takes their statistics."""
+    if groups == 1 or not norm.batch_statistics:
+        return _batch_norm(x, norm)
+    return torch.cat([_batch_norm(part, norm) for part in x.unflatten(0, (groups, len(x) // groups)).unbind()])
+
+
+def _batch_norm(x: Tensor, norm: BatchNorm) -> Tensor:
+    factor = norm.momentum
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if factor is None:
+            factor = 1.0 / float(norm.num_batches_tracked)
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.gamma, norm.beta, norm.batch_statistics,
+                        0.0 if factor is None else factor, norm.eps)
