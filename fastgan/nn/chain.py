@@ -1,0 +1,274 @@
+"""Sequences of layers that run as stages: `nn.Sequential` to everyone but the hardware.
+
+A `Chain` holds the eager layers themselves, under the names that they have in an `nn.Sequential`, so a checkpoint of
+one loads into the other. When called it reads them as blocks, convolution -> [batch normalisation] -> [activation],
+and hands runs of blocks to `fastgan.ops.chain`; whatever it cannot read for certain it calls as it is. All of this is
+decided anew at each call, from the layers as they then are: a hook registered, a layer replaced, frozen or switched to
+evaluation between two calls counts from the second on.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.utils import parametrize
+
+from fastgan import ops
+from fastgan.errors import FastganError
+from fastgan.ops.arguments import LARGEST_KERNEL, LARGEST_STRIDE, check_activation, check_impl
+
+_CONVOLUTIONS, _ACTIVATIONS = (nn.Conv2d, nn.ConvTranspose2d), (nn.ReLU, nn.LeakyReLU, nn.Tanh)
+Layers = tuple[nn.Module, nn.Module | None, nn.Module | None]  # of one block: convolution, normalisation, activation
+
+
+class Chain(nn.Sequential):
+    """`nn.Sequential` whose convolutions, batch normalisations and activations run as stages.
+
+    Args:
+        layers: modules, or one OrderedDict of modules, as in `nn.Sequential`.
+        impl: the engine, as in `fastgan.ops`.
+
+    Attributes:
+        impl. stat_groups: G; each of G equal parts of the batch goes through as if it had come alone, in order: its
+            own batch statistics, and G updates of the running ones. `fastgan.nn.stat_groups` sets it for a while.
+
+    Input, output, gradients, errors and state_dict keys are those of `nn.Sequential`. Nested `Chain`s and plain
+    `nn.Sequential`s run as if their layers stood in this one, unless they carry hooks.
+    """
+
+    def __init__(self, *layers: nn.Module | OrderedDict[str, nn.Module], impl: str = "auto") -> None:
+        check_impl(impl)
+        super().__init__(*layers)  # type: ignore[arg-type]
+        self.impl = impl
+        self.stat_groups = 1
+
+    def forward(self, input: Tensor) -> Tensor:
+        groups = self.stat_groups
+        if not isinstance(input, Tensor) or input.dim() != 4 or _has_any_global_hook():
+            return _in_parts(super().forward, input, groups)
+        if groups != 1:
+            _check_groups(input, groups)
+        for part in read(flat(self)):
+            if isinstance(part, list):
+                input = ops.chain(input, [block(*layers) for layers in part], stat_groups=groups, impl=self.impl)
+            else:
+                input = _in_parts(part, input, groups)
+        return input
+
+    def __getitem__(self, index: Any) -> Any:
+        if not isinstance(index, slice):
+            return super().__getitem__(index)
+        part = Chain(OrderedDict(list(self._modules.items())[index]), impl=self.impl)
+        part.stat_groups = self.stat_groups
+        return part
+
+
+def _in_parts(function: Any, input: Any, groups: int) -> Any:
+    """`function` of each of `groups` equal parts of the batch, in order."""
+    if groups == 1:
+        return function(input)
+    _check_groups(input, groups)
+    size = len(input) // groups
+    # slices, for autograd lets a layer overwrite those, unlike what split and unbind return
+    return torch.cat([function(input[i * size : (i + 1) * size]) for i in range(groups)])
+
+
+def _check_groups(input: Tensor, groups: int) -> None:
+    if groups < 1 or len(input) % groups:
+        raise FastganError(f"stat_groups {groups}: expected a positive number that divides the batch of {len(input)}")
+
+
+class ConvBNAct(Chain):
+    """Conv2d -> BatchNorm2d -> activation, under the names "0", "1" and "2". (N, Ci, H, W) -> (N, Co, Ho, Wo).
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, bias: as in `nn.Conv2d`, without bias by default.
+        activation: "relu", "leaky_relu" (with `negative_slope`), "tanh", or "none" for no third layer.
+        norm: whether there is batch normalisation, with eps and momentum as in `nn.BatchNorm2d`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int],
+                 stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] = 0, *, bias: bool = False,
+                 activation: str = "leaky_relu", negative_slope: float = 0.2, norm: bool = True, eps: float = 1e-5,
+                 momentum: float | None = 0.1, impl: str = "auto") -> None:
+        convolution = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
+        super().__init__(convolution, *_after(out_channels, activation, negative_slope, norm, eps, momentum), impl=impl)
+
+
+class ConvTransposeBNAct(Chain):
+    """ConvTranspose2d -> BatchNorm2d -> activation; arguments as in `ConvBNAct`, and `output_padding`."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int],
+                 stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] = 0,
+                 output_padding: int | tuple[int, int] = 0, *, bias: bool = False, activation: str = "relu",
+                 negative_slope: float = 0.2, norm: bool = True, eps: float = 1e-5, momentum: float | None = 0.1,
+                 impl: str = "auto") -> None:
+        convolution = nn.ConvTranspose2d(in_channels, out_channels, kernel_size, stride, padding, output_padding,
+                                         bias=bias)
+        super().__init__(convolution, *_after(out_channels, activation, negative_slope, norm, eps, momentum), impl=impl)
+
+
+class ConvBNLeakyReLU(ConvBNAct):
+    """The discriminator's block: `ConvBNAct` with LeakyReLU of slope 0.2."""
+
+
+class ConvTransposeBNReLU(ConvTransposeBNAct):
+    """The generator's block: `ConvTransposeBNAct` with ReLU."""
+
+
+def _after(channels: int, activation: str, negative_slope: float, norm: bool, eps: float,
+           momentum: float | None) -> list[nn.Module]:
+    check_activation(activation, negative_slope)
+    layers: list[nn.Module] = [nn.BatchNorm2d(channels, eps, momentum)] if norm else []
+    if activation == "leaky_relu":
+        layers.append(nn.LeakyReLU(negative_slope, inplace=True))
+    elif activation != "none":
+        layers.append(nn.ReLU(inplace=True) if activation == "relu" else nn.Tanh())
+    return layers
+
+
+@contextmanager
+def stat_groups(network: nn.Module, groups: int) -> Iterator[None]:
+    """Within the block, `network` treats each of `groups` equal parts of a batch as if it had come alone, in order.
+
+        with fastgan.nn.stat_groups(discriminator, 2):
+            logits_real, logits_fake = discriminator(torch.cat([real, fake])).chunk(2)
+
+    Outputs, gradients and running statistics are those of `groups` calls. `FastganError` when the network holds a
+    batch normalisation outside of a `Chain`, which would see the whole batch.
+    """
+    if not isinstance(groups, int) or isinstance(groups, bool):
+        raise TypeError(f"groups is {groups!r} ({type(groups).__name__}), expected an int")
+    if groups < 1:
+        raise FastganError(f"groups {groups}: expected a positive number")
+    chains = list(_outermost_chains(network, ""))
+    before = [chain.stat_groups for chain in chains]
+    try:
+        for chain in chains:
+            chain.stat_groups = groups
+        yield
+    finally:
+        for chain, value in zip(chains, before, strict=True):
+            chain.stat_groups = value
+
+
+def _outermost_chains(module: nn.Module, name: str) -> Iterator[Chain]:
+    if isinstance(module, Chain):
+        yield module
+    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+        raise FastganError(f"statistic groups: {name or 'the network'} ({type(module).__name__}) is not in a "
+                           "fastgan.nn.Chain and would take its statistics from the whole batch")
+    else:
+        for key, child in module.named_children():
+            yield from _outermost_chains(child, f"{name}.{key}" if name else key)
+
+
+def read(layers: list[nn.Module]) -> list[list[Layers] | nn.Module]:
+    """What a chain of these does when called, part by part: a run of blocks, or a layer as it is."""
+    parts: list[list[Layers] | nn.Module] = []
+    i = 0
+    while i < len(layers):
+        convolution = layers[i]
+        i += 1
+        if type(convolution) not in _CONVOLUTIONS or why_not(convolution):
+            parts.append(convolution)
+            continue
+        norm: nn.Module | None = None
+        activation: nn.Module | None = None
+        if i < len(layers) and type(layers[i]) is nn.BatchNorm2d and not why_not(layers[i]):
+            norm, i = layers[i], i + 1
+        if i < len(layers) and type(layers[i]) in _ACTIVATIONS and not why_not(layers[i]):
+            activation, i = layers[i], i + 1
+        if not parts or not isinstance(parts[-1], list):
+            parts.append([])
+        run = parts[-1]
+        assert isinstance(run, list)
+        run.append((convolution, norm, activation))
+    return parts
+
+
+def flat(chain: nn.Sequential) -> list[nn.Module]:
+    """The layers of a chain, those of nested ones in their place."""
+    layers: list[nn.Module] = []
+    for module in chain._modules.values():
+        if opens(module, chain):
+            layers += flat(module)
+        else:
+            layers.append(module)
+    return layers
+
+
+def opens(module: nn.Module | None, chain: nn.Sequential) -> TypeGuard[nn.Sequential]:
+    """Whether the layers of `module`, inside `chain`, run as if they stood in `chain`."""
+    if type(module) is nn.Sequential:
+        return not why_not(module)
+    return (isinstance(module, Chain) and isinstance(chain, Chain) and type(module).forward is Chain.forward
+            and not why_not(module) and module.impl == chain.impl and module.stat_groups in (1, chain.stat_groups))
+
+
+def why_not(module: nn.Module) -> str:
+    """Why a convolution, batch normalisation or activation must run as it is, in words; "" when it need not."""
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return "it has hooks"
+    if "forward" in module.__dict__:
+        return "its forward has been replaced"
+    if module._compiled_call_impl is not None:
+        return "it is compiled by itself"
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return _why_not_convolution(module)
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and type(module) is not nn.BatchNorm2d:
+        return f"it is a {type(module).__name__}, not a BatchNorm2d"
+    return ""
+
+
+def _why_not_convolution(module: nn.modules.conv._ConvNd) -> str:
+    if type(module) not in _CONVOLUTIONS:
+        if parametrize.is_parametrized(module):
+            return "its " + " and ".join(module.parametrizations) + " is parametrized"  # type: ignore[arg-type]
+        base = next((kind for kind in _CONVOLUTIONS if isinstance(module, kind)), None)
+        return f"it is a {type(module).__name__}" + (f", a subclass of {base.__name__}" if base else "")
+    if module.groups != 1:
+        return f"it has {module.groups} groups"
+    if module.dilation != (1, 1):
+        return f"it has dilation {module.dilation}"
+    if module.padding_mode != "zeros":
+        return f"its padding_mode is {module.padding_mode!r}"
+    if isinstance(module.padding, str):
+        return f"its padding is {module.padding!r}"
+    if max(module.kernel_size) > LARGEST_KERNEL:
+        return f"its kernel of {module.kernel_size[0]}x{module.kernel_size[1]} is larger than {LARGEST_KERNEL}"
+    if max(module.stride) > LARGEST_STRIDE:
+        return f"its stride {module.stride} is larger than {LARGEST_STRIDE}"
+    return ""
+
+
+def block(convolution: nn.Module, norm: nn.Module | None, activation: nn.Module | None) -> ops.Block:
+    """The layers as data, with the training flags they now have."""
+    assert isinstance(convolution, _CONVOLUTIONS) and (norm is None or isinstance(norm, nn.BatchNorm2d))
+    transposed = isinstance(convolution, nn.ConvTranspose2d)
+    return ops.Block(
+        ops.Convolution(convolution.weight, convolution.bias, convolution.stride, convolution.padding,  # type: ignore[arg-type]
+                        convolution.output_padding if transposed else (0, 0), transposed),  # type: ignore[arg-type]
+        None if norm is None else _norm(norm), ops.Activation() if activation is None else _activation(activation))
+
+
+def _norm(norm: nn.BatchNorm2d) -> ops.BatchNorm:
+    """As `nn.BatchNorm2d.forward` decides."""
+    mean, var, training = norm.running_mean, norm.running_var, norm.training
+    updates = training and norm.track_running_stats
+    keeps = updates or not training
+    return ops.BatchNorm(norm.weight, norm.bias, mean if keeps else None, var if keeps else None,
+                         norm.num_batches_tracked if updates else None, training or (mean is None and var is None),
+                         norm.momentum, norm.eps)
+
+
+def _activation(module: nn.Module) -> ops.Activation:
+    if isinstance(module, nn.LeakyReLU):
+        return ops.Activation("leaky_relu", module.negative_slope, module.inplace)
+    return ops.Activation("relu", inplace=module.inplace) if isinstance(module, nn.ReLU) else ops.Activation("tanh")
