@@ -5,7 +5,7 @@
 
 The depth follows from the size: the image is halved while both sides stay whole and at least 4, so 64x64 has four
 stages between it and 4x4, and 64x96 four between it and 4x6. Layers and state_dict keys are those of PyTorch's DCGAN
-example (`main.0.weight`, ...); the discriminator returns logits instead of probabilities.
+example (`main.0.weight`, ...), run as a `fastgan.nn.Chain`; the discriminator returns logits instead of probabilities.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.errors import FastganError
+from fastgan.nn import Chain
 
 _WIDEST = 16  # channels double at each halving up to this multiple of the base width
 
@@ -60,7 +61,7 @@ class DCGANGenerator(nn.Module):
             layers += [nn.ConvTranspose2d(channels, out, kernel, stride, padding, bias=False),
                        nn.BatchNorm2d(out, bn_eps, bn_momentum), nn.ReLU(inplace=True)]
             channels = out
-        self.main = nn.Sequential(*layers, nn.ConvTranspose2d(channels, nc, 4, 2, 1, bias=False), nn.Tanh())
+        self.main = Chain(*layers, nn.ConvTranspose2d(channels, nc, 4, 2, 1, bias=False), nn.Tanh())
         initialise(self, gamma_std, fix_gamma)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -97,7 +98,7 @@ class DCGANDiscriminator(nn.Module):
                 layers.append(nn.BatchNorm2d(out, bn_eps, bn_momentum))
             layers.append(nn.LeakyReLU(0.2, inplace=True))
             channels = out
-        self.main = nn.Sequential(*layers, nn.Conv2d(channels, 1, (height >> count, width >> count), bias=False))
+        self.main = Chain(*layers, nn.Conv2d(channels, 1, (height >> count, width >> count), bias=False))
         initialise(self, gamma_std, fix_gamma)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
