@@ -74,9 +74,8 @@ def _in_parts(function: Any, input: Any, groups: int) -> Any:
     if groups == 1:
         return function(input)
     _check_groups(input, groups)
-    size = len(input) // groups
-    # slices, for autograd lets a layer overwrite those, unlike what split and unbind return
-    return torch.cat([function(input[i * size : (i + 1) * size]) for i in range(groups)])
+    # copies: a layer may overwrite what it is given, and views of one tensor would spoil each other's backward
+    return torch.cat([function(part.clone()) for part in input.split([len(input) // groups] * groups)])
 
 
 def _check_groups(input: Tensor, groups: int) -> None:

@@ -177,7 +177,9 @@ def _opaque(module: nn.Module) -> str:
             return "has a forward that is not a plain function"
         for instruction in _instructions(function.__code__):
             name = instruction.argval
-            if "JUMP_IF" in instruction.opname:
+            if "WITH" in instruction.opname:
+                return "has a with statement in its forward"
+            if "JUMP" in instruction.opname and "IF_" in instruction.opname:
                 return "has a branch in its forward"
             if instruction.opname == "LOAD_GLOBAL" and not _known(name, function):
                 return f"uses {name} in its forward"

@@ -91,7 +91,7 @@ def stage(x: Tensor, norm: tuple[Tensor, Tensor, Tensor, Tensor] | None, activat
     owed = check_activation(activation, negative_slope)
     convolution, _ = check_convolution(x, weight, bias, stride, padding, output_padding, transposed)
     check_groups(x, stat_groups)
-    y = reference.stage(_channels_last(x), check_norm(x, norm), owed, convolution, statistics=False)[0]
+    y = reference.stage(x, check_norm(x, norm), owed, convolution, statistics=False)[0]
     y = _channels_last(y)
     return y, *reference.measure(y, stat_groups)
 
@@ -101,7 +101,7 @@ def normalise_activate(x: Tensor, norm: tuple[Tensor, Tensor, Tensor, Tensor] | 
     """act(gamma * (x - mean) * rstd + beta) for a raw output x (N, C, H, W); arguments as in `stage`."""
     check_impl(impl)
     owed = check_activation(activation, negative_slope)
-    return reference.normalise_activate(_channels_last(x), check_norm(x, norm), owed)
+    return _channels_last(reference.normalise_activate(x, check_norm(x, norm), owed))
 
 
 def chain(x: Tensor, blocks: Sequence[Block], *, stat_groups: int = 1, impl: str = "auto") -> Tensor:
@@ -131,7 +131,7 @@ def _block(x: Tensor, weight: Tensor, bias: Tensor | None, gamma: Tensor | None,
     norm = check_batch_norm(x, convolution, size, gamma, beta, running_mean, running_var, training=training,
                             momentum=momentum, eps=eps, stat_groups=stat_groups)
     block = Block(convolution, norm, owed)
-    return _channels_last(chain(_channels_last(x), [block], stat_groups=stat_groups, impl=impl))
+    return _channels_last(chain(x, [block], stat_groups=stat_groups, impl=impl))
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -51,8 +51,7 @@ def check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: in
     if not all(1 <= k <= LARGEST_KERNEL for k in kernel):
         raise FastganError(f"weight with a kernel of {kernel[0]}x{kernel[1]}: expected sides of 1 to {LARGEST_KERNEL}")
     # autocast brings the operands of a convolution to one dtype
-    casts = torch.is_autocast_enabled(x.device.type)
-    if weight.dtype != x.dtype and not (casts and weight.dtype in DTYPES):
+    if weight.dtype != x.dtype and not (_autocast(x) and weight.dtype in DTYPES):
         raise FastganError(f"weight of dtype {weight.dtype}: expected x's, {x.dtype}")
     _device("weight", weight, x)
     if bias is not None:
@@ -99,7 +98,7 @@ def check_batch_norm(x: Tensor, convolution: Convolution, size: tuple[int, int],
                                "beta (Co,) too, or none of the four for no batch normalisation")
         return None
     co = convolution.weight.shape[1 if convolution.transposed else 0]
-    half = x.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(x.device.type)
+    half = x.dtype in (torch.float16, torch.bfloat16) or _autocast(x)
     accepted = {x.dtype, torch.float32} if half else {x.dtype}
     for name, value in (("gamma", gamma), ("beta", beta), ("running_mean", running_mean), ("running_var", running_var)):
         if value is None:
@@ -140,6 +139,11 @@ def check_norm(x: Tensor, norm: Any) -> Norm | None:
                                    f"dividing the batch of {len(x)}")
             groups = part.shape[0]
     return Norm(*norm)
+
+
+def _autocast(x: Tensor) -> bool:
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _kind(value: object) -> str:

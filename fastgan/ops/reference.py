@@ -101,7 +101,9 @@ def batch_norm(x: Tensor, norm: BatchNorm, groups: int = 1) -> Tensor:
     """`nn.BatchNorm2d` on x (N, C, H, W); on each of `groups` equal parts in order where it takes their statistics."""
     if groups == 1 or not norm.batch_statistics:
         return _batch_norm(x, norm)
-    return torch.cat([_batch_norm(part, norm) for part in x.unflatten(0, (groups, len(x) // groups)).unbind()])
+    # not unbind: torch.batch_norm's backward on the CPU (2.14) is wrong for one image of a channels_last batch whose
+    # stride over the batch is not its size
+    return torch.cat([_batch_norm(part, norm) for part in x.split([len(x) // groups] * groups)])
 
 
 def _batch_norm(x: Tensor, norm: BatchNorm) -> Tensor:

@@ -1,0 +1,300 @@
+"""convert and to_eager: what is fused, what is left and why, and that nothing but speed can change."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fastgan
+import fastgan.nn as fnn
+from fastgan.errors import FastganError
+from fastgan.models import DCGANDiscriminator, DCGANGenerator, OReillyGenerator, TFDiscriminator
+from tests.test_nn import CHANGES, image, layers
+from tests.test_ops import assert_same, results
+
+
+class ByAttributes(nn.Module):
+    """Blocks as attributes, in a list, with functions and modules as activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.slope, self.drop = 0.3, 0.0
+        self.conv1, self.bn1 = nn.Conv2d(3, 5, 3, 2, 1), nn.BatchNorm2d(5)
+        self.ups = nn.ModuleList([nn.ConvTranspose2d(5, 5, 4, 2, 1), nn.Conv2d(5, 5, 3)])
+        self.norms = nn.ModuleList([nn.BatchNorm2d(5), nn.BatchNorm2d(5)])
+        self.act, self.last = nn.ReLU(inplace=True), nn.Sequential(nn.Conv2d(5, 2, 3), nn.Tanh())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.leaky_relu(self.bn1(self.conv1(x)), self.slope)
+        for up, norm in zip(self.ups, self.norms):  # noqa: B905 (strict would be a keyword for fx to know)
+            x = self.act(norm(up(x)))
+        return self.last(F.dropout(x, self.drop, self.training))
+
+
+def both(model: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """`model` in float64, and a converted copy."""
+    model = model.double()
+    return model, fastgan.convert(copy.deepcopy(model))
+
+
+def assert_equal_networks(eager: nn.Module, other: nn.Module, x: Tensor) -> None:
+    assert_same(results(eager, x, eager), results(other, x, other))
+    assert list(eager.state_dict()) == list(other.state_dict())
+    for key, value in eager.state_dict().items():
+        torch.testing.assert_close(value, other.state_dict()[key])
+
+
+def test_sequential_becomes_a_chain():
+    model = nn.Sequential(*layers())
+    eager, converted = both(model)
+    assert type(converted) is fnn.Chain and type(model) is nn.Sequential
+    assert converted.fastgan_report == ["0, 1, 2: fused Conv2d + BatchNorm2d + LeakyReLU",
+                                        "3, 4, 5: fused Conv2d + BatchNorm2d + ReLU",
+                                        "6, 7: fused ConvTranspose2d + Tanh"]
+    for _ in range(2):
+        assert_equal_networks(eager, converted, image())
+    back = fastgan.to_eager(converted)
+    assert type(back) is nn.Sequential and not hasattr(back, "fastgan_report") and not hasattr(back, "impl")
+    assert_equal_networks(eager, back, image())
+
+
+def test_attributes_used_in_sequence():
+    eager, converted = both(ByAttributes())
+    assert type(converted) is ByAttributes
+    assert converted.fastgan_report == [
+        "conv1, bn1, leaky_relu: fused Conv2d + BatchNorm2d + LeakyReLU",
+        "ups.0, norms.0, act: fused ConvTranspose2d + BatchNorm2d + ReLU",
+        "ups.1, norms.1, act: fused Conv2d + BatchNorm2d + ReLU",
+        "last.0, last.1: fused Conv2d + Tanh"]
+    assert type(converted.last) is fnn.Chain
+    for training in (True, False, True):
+        assert_equal_networks(eager.train(training), converted.train(training), image())
+    back = fastgan.to_eager(converted)
+    assert "forward" not in back.__dict__ and type(back.last) is nn.Sequential
+    assert_equal_networks(eager, back, image())
+
+
+@pytest.mark.parametrize("alter", [
+    lambda m: setattr(m, "slope", 0.7), lambda m: setattr(m, "bn1", nn.BatchNorm2d(5, eps=0.5).double()),
+    lambda m: m.norms.__setitem__(1, nn.Identity()), lambda m: m.bn1.register_forward_hook(lambda m, x, y: y * 2),
+    lambda m: m.eval(), lambda m: setattr(m.last, "0", nn.Conv2d(5, 2, 3, bias=False).double()),
+], ids=["attribute", "child", "child-of-a-list", "hook", "evaluation", "child-of-a-child"])
+def test_what_changes_after_the_trace_counts(alter):
+    eager, converted = both(ByAttributes())
+    results(eager, image(), eager), results(converted, image(), converted)
+    for model in (eager, converted):
+        torch.manual_seed(4)
+        alter(model)
+    assert_equal_networks(eager, converted, image())
+
+
+def test_the_given_model_stays_and_shares():
+    model = ByAttributes()
+    children, attributes = dict(model.named_modules()), set(model.__dict__)
+    converted = fastgan.convert(model)
+    assert dict(model.named_modules()) == children and set(model.__dict__) == attributes
+    assert all(p is q for p, q in zip(model.parameters(), converted.parameters(), strict=True))
+    assert converted.bn1 is model.bn1 and type(model.last) is nn.Sequential
+    converted.double()
+    assert all(b.dtype != torch.float32 for b in model.buffers())
+
+
+def test_checkpoints_move_both_ways():
+    eager, other = ByAttributes().double(), ByAttributes().double()
+    nn.init.ones_(eager.conv1.weight)
+    converted = fastgan.convert(other)
+    converted.load_state_dict(eager.state_dict())
+    assert_equal_networks(eager, converted, image())
+    fresh = ByAttributes().double()
+    fresh.load_state_dict(converted.state_dict())
+    assert_equal_networks(fresh, converted, image())
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize("make", [ByAttributes, lambda: nn.Sequential(*layers())], ids=["attributes", "sequential"])
+def test_copies_of_converted_networks(make, clone):
+    eager, converted = both(make())
+    converted(image()), eager(image())
+    twin = clone(converted)
+    assert twin.fastgan_report == converted.fastgan_report
+    with torch.no_grad():
+        for parameter in converted.parameters():
+            parameter.zero_()
+    assert_equal_networks(eager, twin, image())
+
+
+def test_converting_twice_and_reverting_twice():
+    eager, converted = both(ByAttributes())
+    again = fastgan.convert(converted)
+    assert again.fastgan_report == converted.fastgan_report
+    assert_equal_networks(eager, again, image())
+    assert_equal_networks(eager, fastgan.to_eager(fastgan.to_eager(again)), image())
+
+
+LEFT = {  # a change of tests.test_nn -> the report's line
+    "hook-on-convolution": "3: left as it is, it has hooks",
+    "hook-on-norm": "1: left as it is, it has hooks",
+    "pre-hook": "4: left as it is, it has hooks",
+    "backward-hook": "3: left as it is, it has hooks",
+    "spectral-norm": "0: left as it is, it has hooks",
+    "parametrized": "0: left as it is, its weight is parametrized",
+    "dilation": "0: left as it is, it has dilation (2, 2)",
+    "reflect": "0: left as it is, its padding_mode is 'reflect'",
+    "same": "3: left as it is, its padding is 'same'",
+    "large-kernel": "3: left as it is, its kernel of 9x9 is larger than 7",
+    "subclass": "0: left as it is, it is a ConvSame, a subclass of Conv2d",
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_layers_that_are_left(name):
+    model = nn.Sequential(*layers()).double()
+    CHANGES[name][0](model)
+    eager, converted = both(model)
+    assert LEFT[name] in converted.fastgan_report
+    assert_equal_networks(eager, converted, image())
+
+
+@pytest.mark.parametrize(("model", "line"), [
+    (nn.Sequential(nn.Conv2d(6, 6, 3, groups=3), nn.BatchNorm2d(6)), "0: left as it is, it has 3 groups"),
+    (nn.Sequential(nn.Conv2d(6, 6, 3, groups=3), nn.BatchNorm2d(6)),
+     "1: left as it is, no fusable convolution comes before it"),
+    (nn.Sequential(nn.Conv2d(3, 6, 3), nn.SyncBatchNorm(6)),
+     "1: left as it is, it is a SyncBatchNorm, not a BatchNorm2d"),
+    (nn.Conv2d(3, 6, 3), "the model: left as it is, it stands alone"),
+    (nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)),
+     "1: left as it is, it is a BatchNorm1d, not a BatchNorm2d"),
+], ids=["groups", "norm-after-groups", "sync", "alone", "dense"])
+def test_reasons(model, line):
+    assert line in fastgan.convert(model).fastgan_report
+
+
+class Own(nn.Module):
+    """conv -> BN, in a forward of each kind that a trace cannot be trusted with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.bn, self.scale = nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Parameter(torch.ones(1))
+
+    def block(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(x)))
+
+
+class Branches(Own):
+    def forward(self, x):
+        return self.block(x) if x.sum() > 0 else x
+
+
+class Random(Own):
+    def forward(self, x):
+        return self.block(x) * (random.random() > 2) + self.conv(x)
+
+
+class Without(Own):
+    def forward(self, x):
+        with torch.enable_grad():
+            return self.block(x)
+
+
+class Holds(Own):
+    def __init__(self):
+        super().__init__()
+        self.options = {"gain": 2.0}
+
+    def forward(self, x):
+        return self.block(x) * self.options["gain"]
+
+
+class Scales(Own):
+    def forward(self, x):
+        return self.block(x) * self.scale
+
+
+class Shapes(Own):
+    def forward(self, x):
+        return self.block(x).view(*[int(side) for side in x.shape[:1]], -1)
+
+
+class Twice(Own):
+    def forward(self, x):
+        y = self.conv(x)
+        return self.bn(y) + y
+
+
+@torch.no_grad()
+def _frozen(self, x):
+    return self.block(x)
+
+
+class Decorated(Own):
+    forward = _frozen
+
+
+@pytest.mark.parametrize(("kind", "reason"), [
+    (Branches, "Branches has a branch in its forward"), (Random, "Random uses random in its forward"),
+    (Without, "Without has a with statement in its forward"),
+    (Holds, "Holds holds options, a dict, which could change unseen"),
+    (Scales, "Scales uses the tensor scale directly"), (Shapes, "Shapes uses int in its forward"),
+    (Decorated, "Decorated has a forward that is not a plain function"),
+])
+def test_forwards_that_are_left(kind, reason):
+    eager, converted = both(kind())
+    assert any(line.startswith("conv: left as it is, ") and reason in line for line in converted.fastgan_report), (
+        converted.fastgan_report)
+    assert type(converted) is kind and "forward" not in converted.__dict__
+    torch.testing.assert_close(eager(image()), converted(image()))
+
+
+def test_output_read_twice_ends_a_sequence():
+    eager, converted = both(Twice())
+    assert converted.fastgan_report == ["conv: fused Conv2d",
+                                        "bn: left as it is, its neighbours in forward are no fusable layers"]
+    assert_same({"y": eager(image())}, {"y": converted(image())})
+
+
+def test_shared_modules():
+    shared = nn.Sequential(nn.Conv2d(3, 3, 3, 1, 1), nn.BatchNorm2d(3), nn.ReLU())
+    eager, converted = both(nn.Sequential(shared, shared, nn.Conv2d(3, 2, 1)))
+    assert converted[0] is converted[1]
+    assert_equal_networks(eager, converted, image())
+    assert converted[0][1].num_batches_tracked == 2
+
+
+def test_compiles_as_a_full_graph():
+    eager, converted = both(ByAttributes())
+    compiled = torch.compile(converted, fullgraph=True, backend="aot_eager")
+    assert_same(results(eager, image(), eager), results(compiled, image(), converted))
+
+
+@pytest.mark.parametrize(("make", "shape", "fused"), [
+    (lambda: DCGANGenerator(7, 4, 3, 32), (5, 7), 4), (lambda: DCGANDiscriminator(4, 3, 32), (5, 3, 32, 32), 4),
+    (OReillyGenerator, (5, 100), 1), (TFDiscriminator, (5, 1, 28, 28), 0),
+], ids=["dcgan-generator", "dcgan-discriminator", "oreilly-generator", "tf-discriminator"])
+def test_models_of_the_presets(make, shape, fused):
+    model = make().double()
+    eager, converted = fastgan.to_eager(copy.deepcopy(model)), fastgan.convert(model)
+    assert sum(": fused " in line for line in converted.fastgan_report) == fused
+    assert not any(isinstance(module, fnn.Chain) for module in eager.modules())
+    torch.manual_seed(6)
+    x = torch.randn(shape, dtype=torch.float64)
+    assert_same(results(eager, x, eager), results(converted, x, converted))
+    assert list(eager.state_dict()) == list(model.state_dict())
+
+
+@pytest.mark.parametrize(("model", "options", "error", "message"), [
+    ("a string", {}, TypeError, r"model is 'a string' \(str\), expected an nn.Module"),
+    (nn.Sequential(), {"impl": "triton"}, FastganError, "impl 'triton': not built in this version"),
+    (nn.DataParallel(nn.Sequential()), {}, FastganError, "DataParallel: convert the network inside"),
+])
+def test_refusals(model: Any, options, error, message):
+    with pytest.raises(error, match=message):
+        fastgan.convert(model, **options)

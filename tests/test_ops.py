@@ -1,0 +1,453 @@
+"""The operations against eager layers, in float64 wherever a number decides, and every refusal by its words."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastgan import ops
+from fastgan.errors import FastganError
+
+# (N, Ci, H, W), Co, kernel, stride, padding, output_padding, bias, statistic groups
+CASES = [
+    ((4, 3, 17, 19), 5, (4, 4), 2, 1, 0, False, 1),
+    ((6, 5, 7, 11), 3, (3, 3), 1, 1, 0, True, 3),
+    ((2, 1, 13, 5), 7, (5, 5), 3, 2, (2, 1), True, 1),
+    ((4, 7, 1, 1), 11, (4, 6), 1, 0, 0, False, 2),
+    ((1, 2, 9, 23), 3, (7, 2), (4, 2), (3, 0), (3, 0), True, 1),
+    ((3, 3, 5, 3), 2, (1, 1), 2, 0, 1, False, 1),
+    ((4, 25, 7, 5), 3, (2, 3), 2, 1, 1, True, 4),
+]
+
+
+def name(case: tuple[Any, ...]) -> str:
+    shape, co, kernel, stride, padding, extra, bias, groups = case
+    words = ["x".join(map(str, shape)), f"co{co}", "k" + "x".join(map(str, kernel)), f"s{stride}p{padding}o{extra}"]
+    text = "-".join(words + ["bias"] * bias + [f"g{groups}"])
+    return text.replace("(", "").replace(")", "").replace(", ", "x")
+
+
+each_kind = pytest.mark.parametrize("transposed", [False, True], ids=["conv", "transpose"])
+each_case = pytest.mark.parametrize(("case", "transposed"), [
+    pytest.param(case, transposed, id=f"{name(case)}-{'transpose' if transposed else 'conv'}")
+    for case in CASES for transposed in (False, True) if transposed or case[0][2:] != (1, 1)])
+
+
+class Eager(nn.Module):
+    """The layers that a case stands for, seeded; G calls for G groups."""
+
+    def __init__(self, case: tuple[Any, ...], transposed: bool, activation: str, *, norm: bool = True,
+                 dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        (_, ci, _, _), co, kernel, stride, padding, extra, bias, self.groups = case
+        torch.manual_seed(0)
+        given = {"stride": stride, "padding": padding, "bias": bias}
+        self.conv = nn.ConvTranspose2d(ci, co, kernel, output_padding=extra, **given) if transposed else nn.Conv2d(
+            ci, co, kernel, **given)
+        self.norm = nn.BatchNorm2d(co) if norm else None
+        self.act = {"relu": nn.ReLU(), "leaky_relu": nn.LeakyReLU(0.2), "tanh": nn.Tanh(), "none": nn.Identity()}[
+            activation]
+        self.activation = activation
+        if norm:
+            for parameter in self.norm.parameters():
+                nn.init.normal_(parameter, 0.5)
+            self.norm.running_mean.normal_(), self.norm.running_var.uniform_(0.5, 2)
+        self.to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = []
+        for part in x.chunk(self.groups):
+            y = self.conv(part)
+            parts.append(self.act(y if self.norm is None else self.norm(y)))
+        return torch.cat(parts)
+
+    def fused(self, x: Tensor, **options: Any) -> Tensor:
+        conv, norm = self.conv, self.norm
+        given: dict[str, Any] = {"stride": conv.stride, "padding": conv.padding, "activation": self.activation,
+                                 "training": self.training, "stat_groups": self.groups}
+        function = ops.conv_bn_act
+        if isinstance(conv, nn.ConvTranspose2d):
+            function, given["output_padding"] = ops.conv_transpose_bn_act, conv.output_padding
+        four = (None,) * 4 if norm is None else (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        return function(x, conv.weight, conv.bias, *four, **{**given, **options})
+
+
+def draw(case: tuple[Any, ...], dtype: torch.dtype = torch.float64) -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(case[0], dtype=torch.float64).to(dtype)
+
+
+def results(function: Any, x: Tensor, network: nn.Module) -> dict[str, Tensor]:
+    """Output, every gradient, and the buffers afterwards."""
+    x = x.detach().requires_grad_()
+    y = function(x)
+    torch.manual_seed(2)
+    inputs = {"x": x, **{key: p for key, p in network.named_parameters() if p.requires_grad}}
+    weights = torch.randn(y.shape, dtype=torch.float64).to(y.dtype)
+    grads = torch.autograd.grad((y * weights).sum(), list(inputs.values()))
+    return {"y": y.detach(), **dict(zip(inputs, grads, strict=True)),
+            **{key: b.clone() for key, b in network.named_buffers() if "tracked" not in key}}
+
+
+def assert_same(left: dict[str, Tensor], right: dict[str, Tensor], **tolerance: float) -> None:
+    assert left.keys() == right.keys()
+    for key in left:
+        torch.testing.assert_close(left[key], right[key], **(tolerance or {"rtol": 1e-10, "atol": 1e-11}),
+                                   msg=lambda text, key=key: f"{key}: {text}")
+
+
+@each_case
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "tanh", "none"])
+def test_block_is_the_eager_layers(case, transposed, activation):
+    eager = Eager(case, transposed, activation)
+    fused = copy.deepcopy(eager)
+    x = draw(case)
+    assert_same(results(eager, x, eager), results(fused.fused, x, fused))
+    assert_same(results(eager.eval(), x, eager), results(fused.eval().fused, x, fused))
+    y = fused.fused(x)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+@each_case
+def test_block_without_batch_normalisation(case, transposed):
+    eager = Eager(case, transposed, "leaky_relu", norm=False)
+    assert_same(results(eager, draw(case), eager), results(eager.fused, draw(case), eager))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_untracked_statistics_are_the_batchs(training):
+    case = CASES[0]
+    eager = Eager(case, False, "relu").train(training)
+    eager.norm = nn.BatchNorm2d(5, track_running_stats=False).double().train(training)
+    assert_same(results(eager, draw(case), eager), results(eager.fused, draw(case), eager))
+
+
+def layouts(x: Tensor) -> dict[str, Tensor]:
+    wide = torch.randn(x.shape[0] + 1, x.shape[1] + 2, x.shape[2] * 2, x.shape[3] + 3, dtype=x.dtype)
+    sliced = wide[1:, 1:-1, ::2, 2:-1]
+    sliced.copy_(x)
+    return {"contiguous": x, "channels-last": x.contiguous(memory_format=torch.channels_last), "sliced": sliced,
+            "transposed": x.transpose(2, 3).contiguous().transpose(2, 3), "expanded": x[:1].expand(x.shape)}
+
+
+@each_kind
+@pytest.mark.parametrize("layout", layouts(torch.zeros(1, 1, 1, 1)))
+def test_layouts_of_the_input(layout, transposed):
+    eager = Eager(CASES[0], transposed, "relu")
+    fused = copy.deepcopy(eager)
+    x = layouts(draw(CASES[0]))[layout]
+    before = x.clone()
+    assert_same(results(eager, x, eager), results(fused.fused, x, fused))
+    fused.fused(x.detach())
+    assert torch.equal(x, before)
+
+
+def settled(y: Tensor, mean: Tensor, var: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, ...]:
+    """What a network of bare stages hands on, and the running statistics updated."""
+    count = y.numel() // (len(mean) * y.shape[1])
+    ops.update_running_statistics(norm.running_mean, norm.running_var, norm.num_batches_tracked, mean.detach(),
+                                  var.detach(), count, norm.momentum)
+    return mean, torch.rsqrt(var + norm.eps), norm.weight, norm.bias
+
+
+class Stages(nn.Module):
+    """conv, BN, leaky relu, transposed conv, BN, relu, conv, tanh: by layers, or by bare stages."""
+
+    def __init__(self, momentum: float | None = 0.1) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.c1, self.n1 = nn.Conv2d(3, 5, 4, 2, 1, bias=False), nn.BatchNorm2d(5, momentum=momentum)
+        self.c2 = nn.ConvTranspose2d(5, 7, 3, 2, 1, output_padding=1)
+        self.n2, self.c3 = nn.BatchNorm2d(7, momentum=momentum), nn.Conv2d(7, 2, 3, 1, 2)
+        for norm in (self.n1, self.n2):
+            nn.init.normal_(norm.weight, 1, 0.3), nn.init.normal_(norm.bias, 1.0)
+        self.double()
+
+    def layers(self, x: Tensor, groups: int) -> Tensor:
+        return torch.cat([self.c3(F.relu(self.n2(self.c2(F.leaky_relu(self.n1(self.c1(part)), 0.2))))).tanh()
+                          for part in x.chunk(groups)])
+
+    def stages(self, x: Tensor, groups: int) -> Tensor:
+        y, mean, var = ops.stage(x, None, "none", self.c1.weight, stat_groups=groups)
+        norm = settled(y, mean, var, self.n1)
+        y, mean, var = ops.stage(y, norm, "leaky_relu", self.c2.weight, self.c2.bias, output_padding=1,
+                                 transposed=True, stat_groups=groups)
+        assert mean.shape == var.shape == (groups, 7)
+        norm = settled(y, mean, var, self.n2)
+        y, _, _ = ops.stage(y, norm, "relu", self.c3.weight, self.c3.bias, stride=1, padding=2)
+        return ops.normalise_activate(y, None, "tanh")
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+@pytest.mark.parametrize("momentum", [0.1, None], ids=["momentum", "cumulative"])
+def test_network_of_bare_stages(groups, momentum):
+    """The padding after relu with beta near 1, statistics handed on, and what flows back through them."""
+    network = Stages(momentum)
+    other = copy.deepcopy(network)
+    x = torch.randn(6, 3, 11, 13, dtype=torch.float64)
+    for _ in range(2):
+        assert_same(results(lambda x: network.layers(x, groups), x, network),
+                    results(lambda x: other.stages(x, groups), x, other))
+    assert network.n1.num_batches_tracked == other.n1.num_batches_tracked == 2 * groups
+
+
+def test_padding_is_zero_after_the_activation():
+    """A pixel of the border sees relu(beta) = 3 inside and 0 outside, not 3 everywhere."""
+    x = torch.zeros(1, 1, 3, 3, dtype=torch.float64)
+    norm = tuple(torch.tensor([v], dtype=torch.float64) for v in (0.0, 1.0, 1.0, 3.0))
+    y, _, _ = ops.stage(x, norm, "relu", torch.ones(1, 1, 3, 3, dtype=torch.float64), stride=1, padding=1)
+    assert y[0, 0].tolist() == [[12, 18, 12], [18, 27, 18], [12, 18, 12]]
+
+
+def test_norm_of_groups_and_of_all_mix():
+    x = torch.randn(6, 2, 3, 3, dtype=torch.float64)
+    mean, gamma = torch.randn(3, 2, dtype=torch.float64), torch.randn(2, dtype=torch.float64)
+    one = torch.ones(2, dtype=torch.float64)
+    y = ops.normalise_activate(x, (mean, one, gamma, one), "none")
+    for g in range(3):
+        expected = (x[2 * g : 2 * g + 2] - mean[g][:, None, None]) * gamma[:, None, None] + 1
+        torch.testing.assert_close(y[2 * g : 2 * g + 2], expected)
+
+
+# how much further than eager a result may be from float64, plus one rounding unit of the largest element
+MARGIN = 1.5
+EPS = {torch.float32: 2**-24, torch.bfloat16: 2**-9, torch.float16: 2**-12}
+
+
+def assert_as_near(ours: dict[str, Tensor], eager: dict[str, Tensor], exact: dict[str, Tensor]) -> None:
+    for key, value in exact.items():
+        unit = EPS[ours[key].dtype] * value.abs().max()
+        error, allowed = (ours[key] - value).abs().max(), MARGIN * (eager[key] - value).abs().max() + unit
+        assert error <= allowed, f"{key}: {error} from float64, eager {(eager[key] - value).abs().max()}"
+
+
+@each_kind
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("case", CASES[:2], ids=name)
+def test_as_near_to_float64_as_eager(case, dtype, transposed):
+    eager = Eager(case, transposed, "leaky_relu", dtype=dtype)
+    if dtype != torch.float32:
+        eager.norm.float()
+    fused, exact = copy.deepcopy(eager), copy.deepcopy(eager).double()
+    x = draw(case, dtype)
+    assert_as_near(results(fused.fused, x, fused), results(eager, x, eager), results(exact, x.double(), exact))
+
+
+def test_mean_ten_thousand_times_the_deviation():
+    """Where E[y^2] - E[y]^2 has no digit left."""
+    case = CASES[0]
+    exact = Eager(case, False, "relu")
+    with torch.no_grad():
+        exact.conv.bias = nn.Parameter(exact.conv(draw(case)).std((0, 2, 3)) * 1e4)
+        exact.float()
+        x = draw(case, torch.float32)
+        y = exact.conv(x)
+        conv, norm, eager = exact.conv, copy.deepcopy(exact.norm), F.relu(exact.norm(y))
+        _, mean, var = ops.stage(x, None, "none", conv.weight, conv.bias)
+        staged = ops.normalise_activate(y, settled(y, mean, var, copy.deepcopy(norm)), "relu")
+        fused = ops.conv_bn_act(x, conv.weight, conv.bias, norm.weight, norm.bias, activation="relu")
+        exact.double()
+        # from the same rounded y: what is judged are the statistics, not the convolution
+        y = y.double()
+        right = F.relu(exact.norm(y))
+    std = y.std((0, 2, 3), correction=0)
+    naive = y.float().square().mean((0, 2, 3)) - y.float().mean((0, 2, 3)).square()
+    assert (y.mean((0, 2, 3)) / std).min() > 9e3
+    assert (naive / std.square() - 1).abs().max() > 0.5  # the forbidden formula would show here
+    unit = EPS[torch.float32] * right.abs().max()
+    allowed = MARGIN * (eager - right).abs().max() + unit
+    assert (fused - right).abs().max() <= allowed
+    # a stage hands the mean on in float32: one rounding of the mean, in units of the deviation
+    assert (staged - right).abs().max() <= allowed + (EPS[torch.float32] * y.mean((0, 2, 3)) / std * norm.weight).max()
+
+
+SMALL = [((2, 2, 3, 3), 1, (3, 2), 2, 1, 0, True, 1), ((4, 1, 2, 3), 1, (2, 2), 1, 1, 0, False, 2)]
+
+
+@each_kind
+@pytest.mark.parametrize("activation", ["leaky_relu", "tanh"])
+@pytest.mark.parametrize("case", SMALL, ids=name)
+def test_first_and_second_derivatives(case, activation, transposed):
+    network = Eager(case, transposed, activation)
+    conv, norm = network.conv, network.norm
+    inputs = [t.detach().requires_grad_() for t in (draw(case), conv.weight, norm.weight, norm.bias)]
+
+    def block(x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        function = ops.conv_transpose_bn_act if transposed else ops.conv_bn_act
+        return function(x, weight, None, gamma, beta, stride=conv.stride, padding=conv.padding, activation=activation,
+                        stat_groups=case[-1])
+
+    assert torch.autograd.gradcheck(block, inputs)
+    assert torch.autograd.gradgradcheck(block, inputs)
+
+
+@each_kind
+def test_derivatives_of_the_bare_stage(transposed):
+    torch.manual_seed(0)
+    shapes = [(2, 2, 3, 3), (2, 2), (2, 2), (2,), (2,), (2, 2, 3, 2), (2,)]
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+    def stage(x, mean, rstd, gamma, beta, weight, bias):
+        return ops.stage(x, (mean, rstd, gamma, beta), "tanh", weight, bias, transposed=transposed, stat_groups=2)
+
+    assert torch.autograd.gradcheck(stage, inputs)
+    assert torch.autograd.gradgradcheck(stage, inputs)
+
+
+class ConvolutionBackwards(TorchDispatchMode):
+    """output_mask (input, weight, bias) of each convolution that is differentiated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.masks: list[list[bool]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution_backward.default:
+            self.masks.append(list(args[-1][:2]))
+        return func(*args, **(kwargs or {}))
+
+
+@each_kind
+@pytest.mark.parametrize(("x_needs", "w_needs"), [(True, False), (False, True), (True, True)],
+                         ids=["frozen-weight", "frozen-input", "both"])
+def test_only_the_gradients_that_are_asked_for(x_needs, w_needs, transposed):
+    network = Eager(CASES[0], transposed, "relu")
+    network.conv.weight.requires_grad_(w_needs)
+    y = network.fused(draw(CASES[0]).requires_grad_(x_needs))
+    with ConvolutionBackwards() as seen:
+        y.sum().backward()
+    assert seen.masks == [[x_needs, w_needs]]
+
+
+@each_kind
+def test_compiles_as_a_full_graph(transposed):
+    eager = Eager(CASES[1], transposed, "leaky_relu")
+    compiled = copy.deepcopy(eager)
+    function = torch.compile(compiled.fused, fullgraph=True, backend="aot_eager")
+    assert_same(results(eager, draw(CASES[1]), eager), results(function, draw(CASES[1]), compiled))
+
+
+@each_kind
+def test_empty_batch(transposed):
+    shape = (0, 3, 17, 19)
+    eager = Eager((shape, *CASES[0][1:]), transposed, "relu").eval()
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    y, expected = eager.fused(x), eager(x)
+    assert y.shape == expected.shape
+    assert [g.shape for g in torch.autograd.grad(y.sum(), [x, eager.conv.weight])] == [shape, eager.conv.weight.shape]
+    eager.train(), torch.testing.assert_close(eager.fused(x), eager(x))
+
+
+def test_cumulative_average_without_a_count_is_refused():
+    zeros = torch.zeros(2)
+    with pytest.raises(FastganError, match="momentum None without num_batches_tracked"):
+        ops.update_running_statistics(zeros, zeros, None, zeros[None], zeros[None], 4, None)
+    with pytest.raises(FastganError, match="count 1: expected more than 1"):
+        ops.update_running_statistics(zeros, zeros, None, zeros[None], zeros[None], 1, 0.1)
+
+
+GOOD: dict[str, Any] = {"x": torch.zeros(4, 3, 8, 8), "weight": torch.zeros(5, 3, 4, 4), "bias": torch.zeros(5),
+                        "gamma": torch.ones(5), "beta": torch.zeros(5), "running_mean": torch.zeros(5),
+                        "running_var": torch.ones(5)}
+BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"x": [1.0]}, TypeError, r"x is \[1.0\] \(list\), expected a Tensor \(N, Ci, H, W\)"),
+    ({"x": torch.zeros(3, 8, 8)}, FastganError, r"x of shape \(3, 8, 8\): expected \(N, Ci, H, W\)"),
+    ({"x": torch.zeros(4, 3, 8, 8, dtype=torch.int32)}, FastganError, "x of dtype torch.int32: expected one of"),
+    ({"x": torch.zeros(4, 3, 8, 8).to_mkldnn()}, FastganError, "x of layout torch._mkldnn: expected torch.strided"),
+    ({"x": torch.zeros(4, 3, 1, 1)}, FastganError, "x of 1x1 pixels: too small for a kernel of 4x4"),
+    ({"x": torch.zeros(4, 3, 0, 8)}, FastganError, "x of 0x8 pixels: too small"),
+    ({"x": torch.zeros(4, 3, 8, 8, device="meta")}, FastganError, "weight on cpu: expected x's device, meta"),
+    ({"weight": None}, TypeError, "weight is None"),
+    ({"weight": torch.zeros(5, 2, 4, 4)}, FastganError, r"weight of shape \(5, 2, 4, 4\): expected .* Ci = 3"),
+    ({"weight": torch.zeros(5, 3, 8, 4)}, FastganError, "kernel of 8x4: expected sides of 1 to 7"),
+    ({"weight": torch.zeros(5, 3, 4, 4).double()}, FastganError, "weight of dtype torch.float64: expected x's"),
+    ({"bias": torch.zeros(4)}, FastganError, r"bias of shape \(4,\): expected \(5,\)"),
+    ({"bias": 1.0}, TypeError, r"bias is 1.0 \(float\), expected a Tensor \(5,\) or None"),
+    ({"bias": torch.zeros(5).double()}, FastganError, "bias of dtype torch.float64: expected the weight's"),
+    ({"gamma": torch.zeros(1, 5)}, FastganError, r"gamma of shape \(1, 5\): expected \(5,\)"),
+    ({"beta": None}, FastganError, "beta is None but gamma is not: expected both or neither"),
+    ({"gamma": torch.zeros(5).half()}, FastganError, "gamma of dtype torch.float16: expected torch.float32"),
+    ({"running_var": None}, FastganError, "running_var is None but running_mean is not"),
+    ({"running_var": torch.zeros(5).double()}, FastganError, "running_var of dtype torch.float64: expected gamma's"),
+    ({"gamma": None, "beta": None}, FastganError, "running_mean and running_var without gamma and beta"),
+    ({"stride": 5}, FastganError, "stride 5: expected 1 to 4"),
+    ({"stride": 0}, FastganError, "stride 0: expected 1 to 4"),
+    ({"stride": 2.0}, TypeError, r"stride is 2.0 \(float\), expected an int or a pair"),
+    ({"stride": (2, 2, 2)}, TypeError, r"stride is \(2, 2, 2\) \(tuple\), expected an int or a pair"),
+    ({"padding": -1}, FastganError, "padding -1: expected at least 0"),
+    ({"padding": "same"}, TypeError, "padding is 'same'"),
+    ({"activation": "gelu"}, FastganError, "activation 'gelu': expected one of 'none', 'relu', 'leaky_relu', 'tanh'"),
+    ({"negative_slope": "steep"}, TypeError, "negative_slope is 'steep'"),
+    ({"negative_slope": float("nan")}, FastganError, "negative_slope nan: expected a finite number"),
+    ({"training": 1}, TypeError, "training is 1"),
+    ({"momentum": None}, FastganError, "momentum None: .*fastgan.nn"),
+    ({"eps": 0.0}, FastganError, "eps 0.0: expected a positive number"),
+    ({"stat_groups": 3}, FastganError, "stat_groups 3: expected a positive number that divides the batch of 4"),
+    ({"stat_groups": 0}, FastganError, "stat_groups 0"),
+    ({"stat_groups": 1.0}, TypeError, "stat_groups is 1.0"),
+    ({"impl": "triton"}, FastganError, "impl 'triton': not built in this version, expected 'auto' or 'reference'"),
+    ({"impl": "native"}, FastganError, "impl 'native': not built in this version"),
+    ({"impl": "cuda"}, FastganError, "impl 'cuda': no such engine"),
+    ({"x": torch.zeros(1, 3, 2, 2), "padding": 1}, FastganError, "Expected more than 1 value per channel"),
+    ({"x": torch.zeros(4, 3, 2, 2), "stat_groups": 4}, FastganError, "Expected more than 1 value per channel"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD,
+                         ids=[f"{i}-{'-'.join(change)}" for i, (change, _, _) in enumerate(BAD)])
+def test_refusals(change, error, message):
+    given = {**GOOD, **change}
+    before = {key: value.clone() for key, value in given.items() if isinstance(value, Tensor)}
+    with pytest.raises(error, match=message):
+        ops.conv_bn_act(**given)
+    assert all(torch.equal(given[key], value) for key, value in before.items()
+               if value.device.type == "cpu" and value.layout == torch.strided)
+    ops.conv_bn_act(**GOOD)
+
+
+@pytest.mark.parametrize(("extra", "error", "message"), [
+    (2, FastganError, "output_padding 2: expected less than the stride, 2"),
+    (-1, FastganError, "output_padding -1: expected at least 0"),
+    ("1", TypeError, "output_padding is '1'"),
+])
+def test_refused_output_padding(extra, error, message):
+    with pytest.raises(error, match=message):
+        ops.conv_transpose_bn_act(torch.zeros(1, 3, 4, 4), torch.zeros(3, 5, 4, 4), output_padding=extra)
+
+
+@pytest.mark.parametrize(("norm", "error", "message"), [
+    (1.0, TypeError, "norm is 1.0"),
+    ((None,) * 4, TypeError, "norm's mean is None"),
+    ((torch.zeros(2),) * 4, FastganError, r"norm's mean of shape \(2,\): expected \(3,\) or \(G, 3\)"),
+    ((torch.zeros(3, 3),) * 4, FastganError, "one G for all, dividing the batch of 4"),
+    ((torch.zeros(2, 3), torch.zeros(4, 3), *(torch.zeros(3),) * 2), FastganError, "norm's rstd .* one G for all"),
+    ((torch.zeros(3).half(),) * 4, FastganError, "norm's mean of dtype torch.float16: expected torch.float32"),
+])
+def test_refused_norm(norm, error, message):
+    with pytest.raises(error, match=message):
+        ops.stage(GOOD["x"], norm, "relu", GOOD["weight"])
+
+
+def test_sixteen_bits_are_normalised_in_thirty_two():
+    """(x - mean) * rstd in bfloat16 would lose the difference of neighbours near 256."""
+    x = torch.tensor([256.0, 258.0]).bfloat16().view(2, 1, 1, 1)
+    norm = (torch.tensor([257.0]), torch.tensor([1.0]), torch.tensor([1.0]), torch.tensor([0.5]))
+    y = ops.normalise_activate(x, norm, "leaky_relu", negative_slope=0.5)
+    assert y.dtype == torch.bfloat16 and y.flatten().tolist() == [-0.25, 1.5]
+
+
+def test_autocast_as_for_eager_layers():
+    eager = Eager(CASES[0], False, "relu", dtype=torch.float32)
+    fused = copy.deepcopy(eager)
+    x = draw(CASES[0], torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = fused.fused(x)
+        assert y.dtype == torch.bfloat16
+        torch.testing.assert_close(y, eager(x))
+        fused.fused(y[:, :3])  # as a second layer: 16-bit input, 32-bit weight
