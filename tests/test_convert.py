@@ -19,6 +19,8 @@ from fastgan.models import DCGANDiscriminator, DCGANGenerator, OReillyGenerator,
 from tests.test_nn import CHANGES, image, layers
 from tests.test_ops import assert_same, results
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class ByAttributes(nn.Module):
     """Blocks as attributes, in a list, with functions and modules as activations."""

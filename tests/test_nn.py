@@ -18,6 +18,8 @@ from fastgan.models import DCGANDiscriminator
 from fastgan.models.same import ConvSame
 from tests.test_ops import assert_same, results
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def layers(**norm: Any) -> list[nn.Module]:
     """Three blocks of odd sizes, (6, 3, 17, 19) -> (6, 2, 20, 23)."""

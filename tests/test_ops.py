@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastgan import ops
 from fastgan.errors import FastganError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # (N, Ci, H, W), Co, kernel, stride, padding, output_padding, bias, statistic groups
 CASES = [
     ((4, 3, 17, 19), 5, (4, 4), 2, 1, 0, False, 1),
