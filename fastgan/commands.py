@@ -287,10 +287,8 @@ def _labels(source: Pretrained, label: str | None, count: int) -> Tensor | None:
     import torch
 
     classes = source.classes
-    if not classes:
-        return None
-    if label is None:
-        return torch.arange(count) % len(classes)
+    if not classes or label is None:
+        return source.labels_in_turn(count)
     if label in classes:
         return torch.full((count,), classes.index(label))
     if label.isdecimal() and int(label) < len(classes):

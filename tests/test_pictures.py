@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from fastgan import pictures
+from fastgan.errors import FastganError
 from fastgan.models import DCGANGenerator
 from fastgan.models.pretrained import Pretrained
 from fastgan.models.sampling import Noise, draw
@@ -91,3 +92,14 @@ def test_pretrained_round_trip(tmp_path, tiny):
     z, labels = saved.noise.from_seeds([0, 1]), torch.tensor([0, 2])
     assert torch.equal(saved.draw(z, labels), loaded.draw(z, labels))
     assert loaded.classes == ["a", "b", "c"] and loaded.shape == (1, 16, 32)
+
+
+def test_pretrained_that_fails_without_a_word(tmp_path, tiny, monkeypatch):
+    Pretrained(DCGANGenerator(8, 4, 1, 16), tiny().model, (1, 16, 16), [], False).save(tmp_path)
+
+    def silent(path: object) -> None:
+        raise ValueError
+
+    monkeypatch.setattr("safetensors.torch.load_file", silent)
+    with pytest.raises(FastganError, match=r"cannot read the generator in .*: ValueError$"):
+        Pretrained.load(tmp_path)

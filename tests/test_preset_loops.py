@@ -16,6 +16,8 @@ from torch import Tensor
 from fastgan.presets import PRESETS
 from tests.preset_cases import CASES, distance, new_step, run_fastgan, run_plain, variables
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # In the first step Adam enlarges the rounding of a gradient near 0 by lr * sqrt(1 - beta2) / epsilon: 600 at lr 2e-4
 # but 16,000 at 5e-3, where with many weights one comes near enough by chance; hence the narrow d2l-dcgan-pokemon.
 # mxnet-dcgan-mnist and dcgan-128 are narrow only to take seconds.
@@ -43,15 +45,6 @@ NOTICED: dict[str, list[dict[str, Any]]] = {
         *EVERY_LOOP, {"adam_eps_hat": True}, {"real_first": False}, {"fakes": "same-z"}, {"fakes": "fresh-z"},
         {"bn_eps": 1e-3}, {"bn_momentum": 0.01}, {"loss": "least-squares"}, {"unit_range": True}],
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small lose more to threads than they gain."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @cache

@@ -52,7 +52,7 @@ class DCGANGenerator(nn.Module):
         super().__init__()
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         count = halvings(height, width)
-        self.nz, self.num_classes = nz, num_classes
+        self.nz = nz
         self.embedding = nn.Embedding(num_classes, nz) if num_classes else None
         layers: list[nn.Module] = []
         channels = nz * (2 if num_classes else 1)
@@ -88,7 +88,6 @@ class DCGANDiscriminator(nn.Module):
         super().__init__()
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         count = halvings(height, width)
-        self.num_classes = num_classes
         self.embedding = nn.Embedding(num_classes, height * width) if num_classes else None
         layers: list[nn.Module] = []
         channels = nc + (1 if num_classes else 0)

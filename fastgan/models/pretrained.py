@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from fastgan.config import ModelConfig
-from fastgan.errors import FastganError
+from fastgan.errors import FastganError, first_line
 from fastgan.files import replacing
 from fastgan.models import build
 from fastgan.models.sampling import Noise, draw
@@ -35,6 +36,10 @@ class Pretrained:
         """Images (N, C, H, W) in the generator's range, or points (N, 2), for z (N, nz); labels (N,) if conditional."""
         return draw(self.generator, z, labels, batch_statistics=self.model.sample_bn == "batch")
 
+    def labels_in_turn(self, count: int) -> Tensor | None:
+        """Labels (count,) that go through the classes again and again; None for an unconditional generator."""
+        return torch.arange(count) % len(self.classes) if self.classes else None
+
     def save(self, folder: Path) -> None:
         """Write both files into `folder`, each atomically."""
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.generator.state_dict().items()}
@@ -58,7 +63,7 @@ class Pretrained:
         except FastganError:
             raise
         except Exception as error:  # foreign or damaged files fail in many ways
-            raise FastganError(f"cannot read the generator in {folder}: {str(error).splitlines()[0]}") from error
+            raise FastganError(f"cannot read the generator in {folder}: {first_line(error)}") from error
 
 
 def _json(value: dict[str, Any]) -> bytes:

@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 
 from fastgan import ops
 from fastgan.errors import FastganError
-from fastgan.ops.arguments import LARGEST_KERNEL, LARGEST_STRIDE, check_activation, check_impl
+from fastgan.ops.arguments import LARGEST_KERNEL, LARGEST_STRIDE, check_activation, check_groups, check_impl
 
 _CONVOLUTIONS, _ACTIVATIONS = (nn.Conv2d, nn.ConvTranspose2d), (nn.ReLU, nn.LeakyReLU, nn.Tanh)
 Layers = tuple[nn.Module, nn.Module | None, nn.Module | None]  # of one block: convolution, normalisation, activation
@@ -53,7 +53,7 @@ class Chain(nn.Sequential):
         if not isinstance(input, Tensor) or input.dim() != 4 or _has_any_global_hook():
             return _in_parts(super().forward, input, groups)
         if groups != 1:
-            _check_groups(input, groups)
+            check_groups(input, groups)
         for part in read(flat(self)):
             if isinstance(part, list):
                 input = ops.chain(input, [block(*layers) for layers in part], stat_groups=groups, impl=self.impl)
@@ -73,14 +73,9 @@ def _in_parts(function: Any, input: Any, groups: int) -> Any:
     """`function` of each of `groups` equal parts of the batch, in order."""
     if groups == 1:
         return function(input)
-    _check_groups(input, groups)
+    check_groups(input, groups)
     # copies: a layer may overwrite what it is given, and views of one tensor would spoil each other's backward
     return torch.cat([function(part.clone()) for part in input.split([len(input) // groups] * groups)])
-
-
-def _check_groups(input: Tensor, groups: int) -> None:
-    if groups < 1 or len(input) % groups:
-        raise FastganError(f"stat_groups {groups}: expected a positive number that divides the batch of {len(input)}")
 
 
 class ConvBNAct(Chain):

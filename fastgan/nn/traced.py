@@ -18,6 +18,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from fastgan.errors import first_line
 from fastgan.nn.chain import Chain, why_not
 
 
@@ -67,7 +68,7 @@ def trace(module: nn.Module, impl: str) -> tuple[Trace | None, str]:
     try:
         graph = _Tracer().trace(module)
     except Exception as error:  # fx gives up in as many ways as forwards are written
-        return None, f"torch.fx cannot trace {name}: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        return None, f"torch.fx cannot trace {name}: {first_line(error)}"
     known = own_children(module)
     for node in graph.nodes:
         if node.op == "get_attr":

@@ -91,8 +91,7 @@ def stage(x: Tensor, norm: tuple[Tensor, Tensor, Tensor, Tensor] | None, activat
     owed = check_activation(activation, negative_slope)
     convolution, _ = check_convolution(x, weight, bias, stride, padding, output_padding, transposed)
     check_groups(x, stat_groups)
-    y = reference.stage(x, check_norm(x, norm), owed, convolution, statistics=False)[0]
-    y = _channels_last(y)
+    y = _channels_last(reference.stage(x, check_norm(x, norm), owed, convolution))
     return y, *reference.measure(y, stat_groups)
 
 
@@ -115,7 +114,7 @@ def chain(x: Tensor, blocks: Sequence[Block], *, stat_groups: int = 1, impl: str
         check_groups(x, stat_groups)
     norm, activation = None, Activation()
     for block in blocks:
-        x, _, _ = reference.stage(x, norm, activation, block.convolution, groups=stat_groups, statistics=False)
+        x = reference.stage(x, norm, activation, block.convolution, groups=stat_groups)
         norm, activation = block.norm, block.activation
     return reference.normalise_activate(x, norm, activation, stat_groups)
 

@@ -23,12 +23,9 @@ from fastgan.ops.layers import Activation, BatchNorm, Convolution, Norm
 
 
 def stage(x: Tensor, norm: Norm | BatchNorm | None, activation: Activation, convolution: Convolution, *,
-          groups: int = 1, statistics: bool = True) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """(y, mean, var), the statistics None when not asked for."""
-    y = convolve(normalise_activate(x, norm, activation, groups), convolution)
-    if not statistics:
-        return y, None, None
-    return y, *measure(y, groups)
+          groups: int = 1) -> Tensor:
+    """y, raw; `measure` takes its statistics."""
+    return convolve(normalise_activate(x, norm, activation, groups), convolution)
 
 
 def normalise_activate(x: Tensor, norm: Norm | BatchNorm | None, activation: Activation, groups: int = 1) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fastgan.errors import FastganError
+from fastgan.errors import FastganError, first_line
 from fastgan.files import replacing
 
 
@@ -40,7 +40,7 @@ def read(path: Path) -> dict[str, Any]:
             return torch.load(path, map_location="cpu", weights_only=True)
         reason = f"checksum of {damaged} does not match"
     except Exception as error:  # whatever a damaged archive or pickle stream raises
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
     raise FastganError(f"cannot read checkpoint {path}: {reason}")
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from fastgan import __version__, pictures
 from fastgan.config import Config
 from fastgan.data import Loader, open_dataset, to_model_range, to_uint8
-from fastgan.errors import FastganError
+from fastgan.errors import FastganError, first_line
 from fastgan.files import reason
 from fastgan.models import build
 from fastgan.models.pretrained import Pretrained
@@ -76,7 +76,7 @@ class Trainer:
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             if isinstance(error, FastganError):
                 raise
-            raise FastganError(f"{path} does not fit the run's own options: {str(error).splitlines()[0]}") from error
+            raise FastganError(f"{path} does not fit the run's own options: {first_line(error)}") from error
         return trainer
 
     def fit(self) -> Path:
@@ -129,12 +129,11 @@ class Trainer:
 
     def _write_facts(self) -> None:
         """Before the first step: options, real data, and what the untrained generator makes."""
-        counts = {name: sum(p.numel() for p in network.parameters()) for name, network in
-                  (("generator", self.step.generator), ("discriminator", self.step.discriminator))}
         runs.write_options(self.folder, self.config, {
             "device": str(self.device), "steps": self.total, "shape": list(self.dataset.shape),
             "data": self.dataset.summary(), "fingerprint": self.dataset.fingerprint, "classes": self.classes,
-            "skipped": self.dataset.skipped, "parameters": counts, "engine": "reference (eager PyTorch)",
+            "skipped": self.dataset.skipped, "parameters": self.step.parameter_counts(),
+            "engine": "reference (eager PyTorch)",
             "versions": {"fastgan": __version__, "torch": torch.__version__, "python": platform.python_version()}})
         self._picture("fakes_init.png")
         if self.dataset.shape == (2,):
@@ -170,8 +169,7 @@ class Trainer:
             pictures.save(pictures.side_by_side(*halves), path)
             return
         source = self.pretrained()
-        labels = torch.arange(run.grid) % len(self.classes) if self.classes else None
-        images = source.draw(source.noise.from_seeds(range(run.grid)), labels)
+        images = source.draw(source.noise.from_seeds(range(run.grid)), source.labels_in_turn(run.grid))
         if self.dataset.shape == (2,):
             pictures.scatter(path, real=self.examples, generated=images)
         else:

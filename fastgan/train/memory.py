@@ -29,8 +29,7 @@ def estimate(config: Config, shape: tuple[int, ...], num_classes: int = 0) -> di
         step.discriminator_loss(real, fake.detach(), given)
     with _counting_saved() as by_g_through_d:
         step.generator_loss(fake, given)
-    counts = {name: sum(p.numel() for p in network.parameters())
-              for name, network in (("generator", step.generator), ("discriminator", step.discriminator))}
+    counts = step.parameter_counts()
     ema = counts["generator"] if config.train.ema else 0
     return {**counts, "state": 4 * (4 * sum(counts.values()) + ema),
             "activations": sum(by_g.values()) + max(sum(by_d.values()), sum(by_g_through_d.values()))}

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastgan.config import Config
 from fastgan.errors import FastganError
-from fastgan.files import replacing
+from fastgan.files import reason, replacing
 
 OPTIONS = "training_options.json"
 # what a resumed run may do otherwise: none of these changes what is computed in a step
@@ -32,7 +32,7 @@ def create(outdir: Path, name: str) -> Path:
             except FileExistsError:
                 number += 1
     except OSError as error:
-        raise FastganError(f"--outdir {outdir}: cannot make a run folder there: {error.strerror}") from error
+        raise FastganError(f"--outdir {outdir}: cannot make a run folder there: {reason(error)}") from error
 
 
 def newest(outdir: Path) -> Path:

@@ -105,6 +105,11 @@ class GANStep:
             self.ema.update(self.generator, skip)
         return {"loss_g": loss.detach(), "grad_norm_g": norm}
 
+    def parameter_counts(self) -> dict[str, int]:
+        """How many parameters "generator" and "discriminator" have, those held constant included."""
+        return {name: sum(p.numel() for p in network.parameters())
+                for name, network in (("generator", self.generator), ("discriminator", self.discriminator))}
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that training changes, but for the random state."""
         state: dict[str, Any] = {name: part.state_dict() for name, part in self._parts().items()}
