@@ -7,8 +7,9 @@
     normalise_activate                    what is owed after the last stage
     update_running_statistics             what `nn.BatchNorm2d` keeps between batches
 
-`impl` names the engine: "reference" is the definition in PyTorch operators; "auto" takes the fastest that is there,
-today the reference.
+`impl` names the engine: "reference" is the definition in PyTorch operators; "triton" one kernel for each stage, on
+NVIDIA GPUs from sm_80 on (and in Triton's interpreter); "auto" is the reference until something measures which is
+faster on the device at hand.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastgan.ops import reference
+from fastgan.ops import autograd, engines, reference
 from fastgan.ops.arguments import (
     check_activation,
     check_batch_norm,
@@ -27,7 +28,7 @@ from fastgan.ops.arguments import (
     check_impl,
     check_norm,
 )
-from fastgan.ops.layers import Activation, BatchNorm, Block, Convolution
+from fastgan.ops.layers import Activation, BatchNorm, Block, Convolution, Measurement, Norm, Owed
 from fastgan.ops.reference import update_running_statistics
 
 __all__ = ["Activation", "BatchNorm", "Block", "Convolution", "chain", "conv_bn_act", "conv_transpose_bn_act",
@@ -75,7 +76,7 @@ def conv_transpose_bn_act(x: Tensor, weight: Tensor, bias: Tensor | None = None,
 def stage(x: Tensor, norm: tuple[Tensor, Tensor, Tensor, Tensor] | None, activation: str, weight: Tensor,
           bias: Tensor | None = None, *, stride: int | tuple[int, int] = 2, padding: int | tuple[int, int] = 1,
           output_padding: int | tuple[int, int] = 0, transposed: bool = False, negative_slope: float = 0.2,
-          stat_groups: int = 1, impl: str = "auto") -> tuple[Tensor, Tensor, Tensor]:
+          stat_groups: int = 1, fuse: bool = True, impl: str = "auto") -> tuple[Tensor, Tensor, Tensor]:
     """Normalise and activate x, convolve it, measure the result.
 
     Args:
@@ -83,6 +84,7 @@ def stage(x: Tensor, norm: tuple[Tensor, Tensor, Tensor, Tensor] | None, activat
         norm: (mean, rstd, gamma, beta) that are owed to x, each (G, Ci) or (Ci,), float32 (float64 for float64); or
             None. activation: owed to x too, as in `conv_bn_act`; the padding is zero after it.
         weight: (Co, Ci, kh, kw), or (Ci, Co, kh, kw) when transposed. bias: (Co,).
+        fuse: whether kernels do what is owed while they load x, or in a kernel of its own before; the same results.
 
     Returns y (N, Co, Ho, Wo), channels_last, in x's dtype; mean and biased var (G, Co) of its `stat_groups` equal parts
     in float32 (float64 for float64). Gradients flow through all three. Raises as `conv_bn_act` does.
@@ -91,7 +93,12 @@ def stage(x: Tensor, norm: tuple[Tensor, Tensor, Tensor, Tensor] | None, activat
     owed = check_activation(activation, negative_slope)
     convolution, _ = check_convolution(x, weight, bias, stride, padding, output_padding, transposed)
     check_groups(x, stat_groups)
-    y = _channels_last(reference.stage(x, check_norm(x, norm), owed, convolution))
+    known = check_norm(x, norm)
+    if engines.resolve(impl, x) is engines.KERNELS:
+        y, statistics = autograd.stage(engines.as_operand(x), _owed(known, owed), convolution, stat_groups,
+                                       Measurement(), fuse)
+        return y, statistics[0], statistics[1]
+    y = _channels_last(reference.stage(x, known, owed, convolution))
     return y, *reference.measure(y, stat_groups)
 
 
@@ -99,8 +106,10 @@ def normalise_activate(x: Tensor, norm: tuple[Tensor, Tensor, Tensor, Tensor] | 
                        negative_slope: float = 0.2, impl: str = "auto") -> Tensor:
     """act(gamma * (x - mean) * rstd + beta) for a raw output x (N, C, H, W); arguments as in `stage`."""
     check_impl(impl)
-    owed = check_activation(activation, negative_slope)
-    return _channels_last(reference.normalise_activate(x, check_norm(x, norm), owed))
+    owed, known = check_activation(activation, negative_slope), check_norm(x, norm)
+    if engines.resolve(impl, x) is engines.KERNELS:
+        return _channels_last(autograd.normalise_activate(x, _owed(known, owed)))
+    return _channels_last(reference.normalise_activate(x, known, owed))
 
 
 def chain(x: Tensor, blocks: Sequence[Block], *, stat_groups: int = 1, impl: str = "auto") -> Tensor:
@@ -112,11 +121,11 @@ def chain(x: Tensor, blocks: Sequence[Block], *, stat_groups: int = 1, impl: str
     check_impl(impl)
     if stat_groups != 1:
         check_groups(x, stat_groups)
-    norm, activation = None, Activation()
+    engine = engines.resolve(impl, x)
+    owes = engine.nothing
     for block in blocks:
-        x = reference.stage(x, norm, activation, block.convolution, groups=stat_groups)
-        norm, activation = block.norm, block.activation
-    return reference.normalise_activate(x, norm, activation, stat_groups)
+        x, owes = engine.stage(x, owes, block, stat_groups)
+    return engine.finish(x, owes, stat_groups)
 
 
 def _block(x: Tensor, weight: Tensor, bias: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
@@ -131,6 +140,13 @@ def _block(x: Tensor, weight: Tensor, bias: Tensor | None, gamma: Tensor | None,
                             momentum=momentum, eps=eps, stat_groups=stat_groups)
     block = Block(convolution, norm, owed)
     return _channels_last(chain(x, [block], stat_groups=stat_groups, impl=impl))
+
+
+def _owed(norm: Norm | None, activation: Activation) -> Owed:
+    if norm is None:
+        return Owed(activation=activation)
+    mean, rstd = torch.broadcast_tensors(*(part.view(-1, part.shape[-1]) for part in norm[:2]))
+    return Owed(torch.stack([mean, rstd]), norm.gamma, norm.beta, activation)
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -22,10 +22,9 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 def check_impl(impl: str) -> None:
     """`FastganError` unless the engine of that name is there."""
-    if impl not in ("auto", "reference"):
-        known = impl in ("native", "triton")
-        raise FastganError(f"impl {impl!r}: {'not built in this version' if known else 'no such engine'}, "
-                           "expected 'auto' or 'reference'")
+    if impl not in ("auto", "reference", "triton"):
+        raise FastganError(f"impl {impl!r}: {'not built in this version' if impl == 'native' else 'no such engine'}, "
+                           "expected 'auto', 'reference' or 'triton'")
 
 
 def check_activation(activation: str, negative_slope: float) -> Activation:
@@ -62,12 +61,12 @@ def check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: in
     more = _pair("output_padding", output_padding, 0, None)
     if any(extra >= step for extra, step in zip(more, strides, strict=True)) and any(more):
         raise FastganError(f"output_padding {output_padding!r}: expected less than the stride, {stride!r}")
-    size = tuple((side - 1) * step - 2 * pad + k + extra if transposed else (side + 2 * pad - k) // step + 1
-                 for side, step, pad, k, extra in zip(x.shape[2:], strides, pads, kernel, more, strict=True))
+    convolution = Convolution(weight, bias, strides, pads, more, transposed)
+    size = convolution.size(x)
     if min(x.shape[2:]) < 1 or min(size) < 1:
         raise FastganError(f"x of {x.shape[2]}x{x.shape[3]} pixels: too small for a kernel of {kernel[0]}x{kernel[1]} "
                            f"with stride {strides} and padding {pads}, which would make {size[0]}x{size[1]}")
-    return Convolution(weight, bias, strides, pads, more, transposed), (size[0], size[1])
+    return convolution, size
 
 
 def check_groups(x: Tensor, stat_groups: int) -> None:

@@ -22,6 +22,18 @@ class Convolution(NamedTuple):
     output_padding: tuple[int, int] = (0, 0)
     transposed: bool = False
 
+    def channels(self) -> tuple[int, int]:
+        """(Ci, Co)."""
+        one, two = self.weight.shape[:2]
+        return (one, two) if self.transposed else (two, one)
+
+    def size(self, x: Tensor) -> tuple[int, int]:
+        """(Ho, Wo) of what it makes of x (N, Ci, H, W)."""
+        sides = zip(x.shape[2:], self.weight.shape[2:], self.stride, self.padding, self.output_padding, strict=True)
+        h, w = ((side - 1) * step - 2 * pad + k + extra if self.transposed else (side + 2 * pad - k) // step + 1
+                for side, k, step, pad, extra in sides)
+        return h, w
+
 
 class Norm(NamedTuple):
     """A normalisation whose statistics are known: each (G, C) or (C,), float32 (float64 for float64 inputs)."""
@@ -57,9 +69,50 @@ class Activation(NamedTuple):
     inplace: bool = False
 
 
+class Owed(NamedTuple):
+    """What a stage does to its input on the way in: a normalisation with known statistics, or none; an activation.
+
+    statistics [2, G, C]: mean and rstd. gamma, beta: (C,) or (G, C), None without statistics. All float32, or float64
+    for float64 inputs.
+    """
+
+    statistics: Tensor | None = None
+    gamma: Tensor | None = None
+    beta: Tensor | None = None
+    activation: Activation = Activation()
+
+    def groups(self) -> int:
+        """G: into how many parts of the batch it divides."""
+        parts = [self.gamma, self.beta, None if self.statistics is None else self.statistics[0]]
+        return max([len(part) for part in parts if part is not None and part.dim() == 2], default=1)
+
+
+class Measurement(NamedTuple):
+    """That a stage measures its output: mean and biased variance, or with `eps` mean and rstd = 1 / sqrt(var + eps).
+
+    The running statistics that are given are updated as those of a `BatchNorm` are.
+    """
+
+    eps: float | None = None
+    running_mean: Tensor | None = None
+    running_var: Tensor | None = None
+    num_batches_tracked: Tensor | None = None
+    momentum: float | None = None
+
+    @property
+    def spread(self) -> str:
+        """What stands beside the mean."""
+        return "var" if self.eps is None else "rstd"
+
+
 class Block(NamedTuple):
-    """Convolution, then batch normalisation if there is one, then activation."""
+    """Convolution, then batch normalisation if there is one, then activation.
+
+    `fuse`: whether an engine of kernels does what is owed to the convolution's input while it loads it, or in a kernel
+    of its own before; the results are the same.
+    """
 
     convolution: Convolution
     norm: BatchNorm | None = None
     activation: Activation = Activation()
+    fuse: bool = True

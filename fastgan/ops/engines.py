@@ -1,0 +1,137 @@
+"""The engines behind `impl`, as one interface.
+
+    nothing                                   what is owed to the input of the first stage
+    stage(x, owes, block, groups) -> y, owes  a block's convolution after what is owed to x, and what is then owed to y
+    finish(x, owes, groups)                   what is owed after the last stage
+
+What is owed is an engine's own affair: the reference hands on the batch normalisation itself and lets
+`torch.batch_norm` take its statistics on the way into the next stage; kernels measure on the way out of this one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fastgan.errors import FastganError, first_line
+from fastgan.ops import autograd, reference
+from fastgan.ops.arguments import check_convolution
+from fastgan.ops.layers import Activation, BatchNorm, Block, Measurement, Owed
+
+OLDEST = (8, 0)  # compute capability from which Triton's dot products run on tensor cores
+
+
+class Engine(Protocol):
+    nothing: Any
+
+    def stage(self, x: Tensor, owes: Any, block: Block, groups: int) -> tuple[Tensor, Any]: ...
+
+    def finish(self, x: Tensor, owes: Any, groups: int) -> Tensor: ...
+
+
+class Reference:
+    """`reference.py`, for everything."""
+
+    nothing: tuple[BatchNorm | None, Activation] = (None, Activation())
+
+    def stage(self, x: Tensor, owes: tuple[BatchNorm | None, Activation], block: Block,
+              groups: int) -> tuple[Tensor, tuple[BatchNorm | None, Activation]]:
+        return reference.stage(x, *owes, block.convolution, groups=groups), (block.norm, block.activation)
+
+    def finish(self, x: Tensor, owes: tuple[BatchNorm | None, Activation], groups: int) -> Tensor:
+        return reference.normalise_activate(x, *owes, groups)
+
+
+class Kernels:
+    """`fastgan.ops.triton`, for float32, float16 and bfloat16."""
+
+    nothing = Owed()
+
+    def stage(self, x: Tensor, owes: Owed, block: Block, groups: int) -> tuple[Tensor, Owed]:
+        convolution, norm = block.convolution, block.norm
+        x = as_operand(x)
+        checked, size = check_convolution(x, *convolution)
+        if norm is None:
+            return autograd.stage(x, owes, checked, 1, None, block.fuse)[0], Owed(activation=block.activation)
+        channels = convolution.channels()[1]
+        for part in norm[:4]:
+            if part is not None and part.shape != (channels,):
+                raise FastganError(f"batch normalisation of {len(part)} channels after a convolution that makes "
+                                   f"{channels}: expected as many")
+        gamma = x.new_ones(channels, dtype=torch.float32) if norm.gamma is None else norm.gamma.float()
+        beta = torch.zeros_like(gamma) if norm.beta is None else norm.beta.float()
+        if not norm.batch_statistics:
+            assert norm.running_mean is not None and norm.running_var is not None
+            statistics = torch.stack([norm.running_mean.float(), torch.rsqrt(norm.running_var.float() + norm.eps)])
+            y, _ = autograd.stage(x, owes, checked, 1, None, block.fuse)
+            return y, Owed(statistics[:, None], gamma, beta, block.activation)
+        if len(x) // groups * size[0] * size[1] == 1:
+            raise FastganError("Expected more than 1 value per channel when training, got an output of "
+                               f"{len(x)}x{channels}x{size[0]}x{size[1]} in {groups} group(s)")
+        measurement = Measurement(norm.eps, norm.running_mean, norm.running_var, norm.num_batches_tracked,
+                                  norm.momentum)
+        y, statistics = autograd.stage(x, owes, checked, groups, measurement, block.fuse)
+        return y, Owed(statistics, gamma, beta, block.activation)
+
+    def finish(self, x: Tensor, owes: Owed, groups: int) -> Tensor:
+        return autograd.normalise_activate(x, owes)
+
+
+REFERENCE, KERNELS = Reference(), Kernels()
+
+
+def resolve(impl: str, x: Tensor) -> Engine:
+    """The engine that `impl` means for x; `FastganError` where it cannot be.
+
+    A GPU that is too old and a missing Triton are told once, in a warning, and the reference takes over.
+    """
+    if impl != "triton" or x.numel() == 0:
+        return REFERENCE
+    dtype = as_operand(x[:0]).dtype
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise FastganError(f"x of dtype {dtype}: impl 'triton' computes in torch.float32, torch.float16 and "
+                           "torch.bfloat16")
+    reason = why_no_kernels(x.device)
+    if reason:
+        _warn(reason)
+        return REFERENCE
+    from fastgan.ops.triton import launch
+
+    if launch.diverted() or x.device.type == "cuda":
+        return KERNELS
+    if not launch.INTERPRETED:
+        raise FastganError(f"x on {x.device}: impl 'triton' expected a CUDA device, or Triton's interpreter "
+                           "(TRITON_INTERPRET=1 before Python starts)")
+    if dtype == torch.bfloat16:
+        raise FastganError("x of dtype torch.bfloat16: Triton's interpreter computes it wrongly, expected "
+                           "torch.float32 or torch.float16")
+    return KERNELS
+
+
+def why_no_kernels(device: torch.device) -> str:
+    """Why Triton kernels cannot run on a device at all, in words; "" when they can."""
+    try:
+        import triton  # noqa: F401
+    except Exception as error:  # a broken installation raises anything
+        return f"Triton cannot be imported: {first_line(error)}"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < OLDEST:
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"{torch.cuda.get_device_name(device)} is sm_{major}{minor}, Triton's kernels need sm_80"
+    return ""
+
+
+@cache
+def _warn(reason: str) -> None:
+    warnings.warn(f"fastgan: {reason}; impl 'triton' goes on with the reference engine", stacklevel=2)
+
+
+def as_operand(x: Tensor) -> Tensor:
+    """x in the dtype that autocast gives convolutions, where it is on."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return x
+    return x.to(torch.get_autocast_dtype(device))

@@ -1,0 +1,181 @@
+"""The stage as operators of `torch.library`, and what happens when a kernel cannot run.
+
+    fastgan::stage                 y (N, Co, Ho, Wo), channels_last, and statistics [2, G, Co] or (0,)
+    fastgan::stage_backward        gradients of x, weight, bias and of what is owed [4, G, Ci]; (0,) where not needed
+    fastgan::normalise_activate, fastgan::normalise_activate_backward
+
+Autograd stands one floor up (`autograd.py`). A kernel that does not compile, or does not fit the device, is named once
+in a warning; from then on its operator is computed by the reference.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastgan.ops import reference
+from fastgan.ops.layers import Activation, Convolution, Measurement, Owed
+
+_OWED = "Tensor? owed, Tensor? gamma, Tensor? beta, str activation, float negative_slope"
+_CONVOLUTION = ("Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] output_padding, bool transposed, "
+                "bool fuse")
+_SCHEMAS = {
+    "stage": f"(Tensor x, {_OWED}, {_CONVOLUTION}, int groups, bool measures, float? eps, Tensor(a!)? running_mean, "
+             "Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, float? momentum) -> (Tensor, Tensor)",
+    "stage_backward": f"(Tensor gy, Tensor? gstatistics, Tensor y, Tensor statistics, Tensor x, {_OWED}, "
+                      f"{_CONVOLUTION}, str spread, bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor)",
+    "normalise_activate": f"(Tensor x, {_OWED}) -> Tensor",
+    "normalise_activate_backward": f"(Tensor gout, Tensor x, {_OWED}) -> (Tensor, Tensor)",
+}
+_library = torch.library.Library("fastgan", "DEF")
+for _name, _schema in _SCHEMAS.items():
+    _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+_failed: set[str] = set()  # operators whose kernels have failed
+
+
+def _or_reference(name: str, kernels: Callable[[], Any], definition: Callable[[], Any]) -> Any:
+    """What `kernels` compute, or the definition where they cannot."""
+    from fastgan.ops.triton.launch import KernelError
+
+    if name not in _failed:
+        try:
+            return kernels()
+        except KernelError as error:
+            _failed.add(name)
+            warnings.warn(f"fastgan: {error}; fastgan::{name} goes on with the reference engine", stacklevel=2)
+    return definition()
+
+
+def _owed(statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None, activation: str,
+          negative_slope: float) -> Owed:
+    return Owed(statistics, gamma, beta, Activation(activation, negative_slope))
+
+
+def _convolution(weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], output_padding: list[int],
+                 transposed: bool) -> Convolution:
+    return Convolution(weight, bias, (stride[0], stride[1]), (padding[0], padding[1]),
+                       (output_padding[0], output_padding[1]), transposed)
+
+
+def _stage(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    owed, convolution = _owed(*arguments[:5]), _convolution(*arguments[5:11])
+    fuse, groups, measures, *rest = arguments[11:]
+    measurement = Measurement(*rest) if measures else None
+
+    def kernels() -> tuple[Tensor, Tensor]:
+        from fastgan.ops.triton import engine
+
+        return engine.stage(x, owed, convolution, groups, measurement, fuse)
+
+    def definition() -> tuple[Tensor, Tensor]:
+        weight, bias = convolution.weight.to(x.dtype), convolution.bias
+        cast = convolution._replace(weight=weight, bias=None if bias is None else bias.to(x.dtype))
+        y = reference.stage(x, reference.known(owed), owed.activation, cast)
+        statistics = _nothing(x) if measurement is None else reference.measured(y, groups, measurement)
+        return _like_channels_last(y), statistics
+
+    return _or_reference("stage", kernels, definition)
+
+
+def _stage_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    convolution, (_, groups, measures) = _convolution(*arguments[5:11]), arguments[11:14]
+    channels = convolution.channels()[1]
+    y = _empty(x, len(x), channels, *convolution.size(x))
+    return y, x.new_empty((2, groups, channels), dtype=torch.float32) if measures else _nothing(x)
+
+
+def _stage_backward(gy: Tensor, gstatistics: Tensor | None, y: Tensor, statistics: Tensor, x: Tensor,
+                    *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    owed, convolution = _owed(*arguments[:5]), _convolution(*arguments[5:11])
+    fuse, spread, needs = arguments[11:]
+
+    def kernels() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        from fastgan.ops.triton import engine
+
+        return engine.stage_backward(gy, gstatistics, y, statistics, x, owed, convolution, spread, fuse, needs)
+
+    def definition() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        gx, gweight, gbias, gnorm = reference.stage_backward(gy, gstatistics, y, statistics, x, owed, convolution,
+                                                             spread, needs)
+        return _like_channels_last(gx), _like_channels_last(gweight), gbias, gnorm
+
+    return _or_reference("stage_backward", kernels, definition)
+
+
+def _stage_backward_fake(gy: Tensor, gstatistics: Tensor | None, y: Tensor, statistics: Tensor, x: Tensor,
+                         *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    owed, (weight, bias), (needs_x, needs_weight, needs_bias, needs_norm) = (
+        _owed(*arguments[:5]), arguments[5:7], arguments[13])
+    return (_empty(x, *x.shape) if needs_x or needs_norm else _nothing(x, x.dtype),
+            _empty(weight, *weight.shape) if needs_weight else _nothing(x, x.dtype),
+            torch.empty_like(bias) if needs_bias and bias is not None else _nothing(x, x.dtype),
+            _norm_gradient_like(x, owed) if needs_x or needs_norm else _nothing(x, x.dtype))
+
+
+def _normalise_activate(x: Tensor, *arguments: Any) -> Tensor:
+    owed = _owed(*arguments)
+
+    def kernels() -> Tensor:
+        from fastgan.ops.triton import engine
+
+        return engine.normalise_activate(x, owed)
+
+    def definition() -> Tensor:
+        return _like_channels_last(reference.normalise_activate(x, reference.known(owed), owed.activation))
+
+    return _or_reference("normalise_activate", kernels, definition)
+
+
+def _normalise_activate_backward(gout: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    owed = _owed(*arguments)
+
+    def kernels() -> tuple[Tensor, Tensor]:
+        from fastgan.ops.triton import engine
+
+        return engine.normalise_activate_backward(gout, x, owed)
+
+    def definition() -> tuple[Tensor, Tensor]:
+        gx, gnorm = reference.normalise_activate_backward(gout, x, owed)
+        return _like_channels_last(gx), gnorm
+
+    return _or_reference("normalise_activate_backward", kernels, definition)
+
+
+def _normalise_activate_backward_fake(gout: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    return _empty(x, *x.shape), _norm_gradient_like(x, _owed(*arguments))
+
+
+def _empty(like: Tensor, n: int, c: int, h: int, w: int) -> Tensor:
+    """(N, C, H, W) with the strides that kernels write: those of [N, H, W, C]."""
+    return like.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
+
+
+def _like_channels_last(x: Tensor) -> Tensor:
+    return x if x.dim() != 4 else _empty(x, *x.shape).copy_(x)
+
+
+def _norm_gradient_like(x: Tensor, owed: Owed) -> Tensor:
+    if owed.statistics is None:
+        return _nothing(x, x.dtype)
+    return x.new_empty((4, owed.groups(), x.shape[1]), dtype=torch.float32)
+
+
+def _nothing(like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    return like.new_empty((0,), dtype=dtype)
+
+
+for _name, _implementation, _fake in (
+        ("stage", _stage, _stage_fake), ("stage_backward", _stage_backward, _stage_backward_fake),
+        ("normalise_activate", _normalise_activate, lambda x, *_: _empty(x, *x.shape)),
+        ("normalise_activate_backward", _normalise_activate_backward, _normalise_activate_backward_fake)):
+    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastgan::{_name}", _fake, lib=_library)
+
+stage = torch.ops.fastgan.stage.default
+stage_backward = torch.ops.fastgan.stage_backward.default
+normalise_activate = torch.ops.fastgan.normalise_activate.default
+normalise_activate_backward = torch.ops.fastgan.normalise_activate_backward.default

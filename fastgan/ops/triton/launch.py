@@ -1,0 +1,66 @@
+"""The one place where a kernel starts: on a GPU, in Triton's interpreter, or in the hands of whoever asked for it.
+
+    with launch.through(handler, arch=90):      # a recorder, a compiler, a simulator
+        network(x)                              # handler(kernel, grid, arguments, options) instead of a start
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import triton
+
+from fastgan.errors import first_line
+from fastgan.ops.triton.tiles import Tile
+
+
+class KernelError(RuntimeError):
+    """A kernel could not be compiled or started; names it and says why."""
+
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)  # decides when a kernel is decorated, which is at import
+
+Handler = Callable[[Any, tuple[int, ...], dict[str, Any], dict[str, int]], None]
+_through: list[tuple[Handler, int]] = []
+
+
+@contextmanager
+def through(handler: Handler, arch: int = 80) -> Iterator[None]:
+    """Within the block, kernels for `arch` go to `handler`, and tensors may be anywhere."""
+    _through.append((handler, arch))
+    try:
+        yield
+    finally:
+        _through.pop()
+
+
+def diverted() -> bool:
+    return bool(_through)
+
+
+def architecture(device: torch.device) -> int:
+    """90 for compute capability 9.0, 0 for the interpreter."""
+    if _through:
+        return _through[-1][1]
+    if device.type != "cuda":
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def launch(kernel: Any, grid: tuple[int, ...], tile: Tile, **arguments: Any) -> None:
+    """Start `kernel` on `grid` programs; `KernelError` where it does not compile or does not fit the device."""
+    # left to itself ptxas spills a few bytes rather than use a 170th register
+    options = {"num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": 255}
+    if _through:
+        _through[-1][0](kernel, grid, arguments, options)
+        return
+    try:
+        kernel[grid](**arguments, **options)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise KernelError(f"{kernel.fn.__name__}: {first_line(error)}") from error

@@ -1,0 +1,72 @@
+"""Which tile a kernel takes: the first rule that fits in the file of its architecture, or of the nearest older one.
+
+A file, `tiles/sm_*.json`, holds "programs", how many keep such a device busy (two for each multiprocessor of its
+largest one), and "rules". A rule reads {"kernel", conditions ..., "tile": [rows, columns, depth], "warps", "stages"}.
+Conditions: "bytes" of an element, and upper bounds "rows", "columns", "depth" of the problem. sm_0 is the interpreter,
+which is fastest with few large programs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Tile(NamedTuple):
+    """rows x columns of the result, computed by one program in steps of `depth`; how many warps, pipeline stages."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int = 4
+    stages: int = 3
+
+
+_override: list[dict[str, Tile]] = []
+
+
+@contextmanager
+def using(**tiles: Tile) -> Iterator[None]:
+    """Within the block, kernels of these names take these tiles."""
+    _override.append(tiles)
+    try:
+        yield
+    finally:
+        _override.pop()
+
+
+def choose(kernel: str, arch: int, *, rows: int, columns: int, depth: int, size: int) -> Tile:
+    """The tile for a problem of rows x columns x depth with elements of `size` bytes."""
+    for tiles in reversed(_override):
+        if kernel in tiles:
+            return tiles[kernel]
+    problem = {"rows": rows, "columns": columns, "depth": depth}
+    for rule in _file(arch)["rules"]:
+        fits = rule["kernel"] == kernel and rule.get("bytes", size) == size
+        if fits and all(value <= rule.get(name, value) for name, value in problem.items()):
+            rows, columns, depth = rule["tile"]
+            return Tile(rows, columns, depth, rule["warps"], rule["stages"])
+    raise AssertionError(f"no tile for {kernel} on sm_{arch}")
+
+
+def fitting(length: int, side: int) -> int:
+    """The side of a tile, at most `side` and at least 16, that covers `length` with little waste."""
+    while side > 16 and -(-length // side) * side > 1.25 * length:
+        side //= 2
+    return side
+
+
+def programs(arch: int) -> int:
+    """How many programs keep a device of this architecture busy."""
+    return int(_file(arch)["programs"])
+
+
+@cache
+def _file(arch: int) -> dict[str, Any]:
+    files = {int(path.stem[3:]): path for path in (Path(__file__).parent / "tiles").glob("sm_*.json")}
+    found: dict[str, Any] = json.loads(files[max(a for a in files if a <= arch)].read_text())
+    return found
