@@ -133,6 +133,8 @@ class RunConfig:
     """seed of everything random"""
     device: str = "auto"
     """auto | cpu | cuda | cuda:N | mps"""
+    impl: Literal["auto", "reference", "triton"] = "auto"
+    """the engine of the convolutions: auto is the reference, PyTorch's operators | Triton kernels, from sm_80 on"""
     snap: int = 500
     """steps between pictures and checkpoints"""
     log_every: int = 10

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is decorated, so before anything imports one
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

@@ -49,10 +49,11 @@ def oreilly_names() -> Names:
         names[f"g_bconv{i}"] = (f"generator.main.{3 * i - 3}.bias", "as it is")
         names[f"g_bn{i}/gamma"] = (f"generator.main.{3 * i - 2}.weight", "as it is")
         names[f"g_bn{i}/beta"] = (f"generator.main.{3 * i - 2}.bias", "as it is")
-    for kind, layout in (("conv", "HWIO"), ("fc", "IO")):
+    for kind, layout, key in (("conv", "HWIO", "main.{}"), ("fc", "IO", "fc{}")):
         for i in (1, 2):
-            names[f"d_w{kind}{i}"] = (f"discriminator.{kind}{i}.weight", layout)
-            names[f"d_b{kind}{i}"] = (f"discriminator.{kind}{i}.bias", "as it is")
+            layer = key.format(3 * i - 3 if kind == "conv" else i)
+            names[f"d_w{kind}{i}"] = (f"discriminator.{layer}.weight", layout)
+            names[f"d_b{kind}{i}"] = (f"discriminator.{layer}.bias", "as it is")
     return names
 
 
@@ -77,9 +78,10 @@ def tf_names() -> Names:
     names = {}
     words = ("/gamma", "/beta", "/moving_mean", "/moving_variance")
     for scope, layers, norms in (
-        ("Generator", {"dense": "fc", "conv2d_transpose": "up1", "conv2d_transpose_1": "up2"}, ("bn0", "bn1")),
-        ("Discriminator", {"conv2d": "conv1", "conv2d_1": "conv2", "dense": "fc1", "dense_1": "fc2"},
-         ("bn1", "bn2", "bn3")),
+        ("Generator", {"dense": "fc", "conv2d_transpose": "main.0", "conv2d_transpose_1": "main.3"},
+         ("bn0", "main.1")),
+        ("Discriminator", {"conv2d": "main.0", "conv2d_1": "main.3", "dense": "fc1", "dense_1": "fc2"},
+         ("main.1", "main.4", "bn3")),
     ):
         for layer, key in layers.items():
             layout = "IO" if layer.startswith("dense") else "HWIO"

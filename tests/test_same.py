@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
-from fastgan.models.same import ConvSame, ConvTransposeSame
+from fastgan.nn import Chain
+from fastgan.nn.chain import block, flat, read
+from fastgan.nn.same import ConvSame, ConvTransposeSame
+from fastgan.ops import reference
+from fastgan.ops.layers import Owed
 from tests.plain.formulas import tf_conv2d, tf_conv2d_transpose
 
 # (large, small, kernel, stride); the first five are the presets'
@@ -29,6 +34,42 @@ def test_transposed_is_the_adjoint(large, small, kernel, stride):
     torch.testing.assert_close(down(x), tf_conv2d(x.permute(0, 2, 3, 1), hwio, stride).permute(0, 3, 1, 2))
     torch.testing.assert_close(
         up(y), tf_conv2d_transpose(y.permute(0, 2, 3, 1), hwio, stride, large, "SAME").permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize(("large", "small", "kernel", "stride"), SIZES[:7], ids=lambda n: str(n))
+def test_as_stages(large, small, kernel, stride):
+    """A chain reads them as blocks; outputs, gradients and gradients of gradients are those of the layers."""
+    torch.manual_seed(large)
+    down, up = ConvSame(3, 4, kernel, stride, large), ConvTransposeSame(4, 3, kernel, stride, small, large)
+    layers = nn.Sequential(down, nn.BatchNorm2d(4), nn.LeakyReLU(0.2), up, nn.BatchNorm2d(3), nn.Tanh()).double()
+    chain = Chain(*layers)
+    assert [len(part) for part in read(flat(chain))] == [2]
+    found = []
+    for network in (layers, chain):
+        x = torch.linspace(-1, 1, 6 * large**2, dtype=torch.float64).view(2, 3, large, large).sin().requires_grad_()
+        y = network(x)
+        (gx,) = torch.autograd.grad((y * y).sum() + y.sum(), x, create_graph=True)
+        found.append([y, gx, *torch.autograd.grad(gx.square().sum(), [x, *network.parameters()])])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(("large", "small", "kernel", "stride"), SIZES[:7], ids=lambda n: str(n))
+@pytest.mark.parametrize("kind", ["convolution", "transposed"])
+def test_gradient_spelt_out(large, small, kernel, stride, kind):
+    """`reference.stage_backward` knows the odd pixel too."""
+    torch.manual_seed(large)
+    layer: nn.Module = ConvSame(3, 4, kernel, stride, large)
+    if kind == "transposed":
+        layer = ConvTransposeSame(3, 4, kernel, stride, small, large)
+    convolution = block(layer.double(), None, None).convolution
+    side = small if kind == "transposed" else large
+    x = torch.randn(2, 3, side, side, dtype=torch.float64, requires_grad=True)
+    y = layer(x)
+    gy = torch.randn_like(y)
+    given = reference.stage_backward(gy, None, y, y.new_empty(0), x, Owed(), convolution, "var", (True,) * 3 + (False,))
+    for one, other in zip(given, torch.autograd.grad(y, [x, layer.weight, layer.bias], gy), strict=False):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize(("side", "left", "right"), [(28, 1, 2), (14, 1, 2), (3, 2, 2)])

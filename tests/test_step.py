@@ -72,6 +72,19 @@ def test_generators_update_computes_no_gradient_of_discriminator_weights():
     assert all(p.grad is None for network in (step.generator, step.discriminator) for p in network.parameters())
 
 
+def test_gradients_in_another_order_of_memory():
+    """Fused Adam reads a gradient as it lies in memory; a kernel may write it in any order of dimensions."""
+    outcomes = []
+    for reorder in (False, True):
+        step = new_step()
+        for parameter in (*step.params_g, *step.params_d) if reorder else ():
+            if parameter.dim() == 4:
+                parameter.register_hook(lambda grad: grad.contiguous(memory_format=torch.channels_last))
+        step(batch(step))
+        outcomes.append(parameters(step))
+    assert all(torch.equal(value, outcomes[1][key]) for key, value in outcomes[0].items())
+
+
 @pytest.mark.parametrize("fakes", ["reuse", "same-z", "fresh-z"])
 def test_draws_and_passes(fakes):
     """How often noise is drawn and how often G runs in training mode."""

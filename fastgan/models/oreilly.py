@@ -11,7 +11,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastgan.models.same import ConvSame, ConvTransposeSame
+from fastgan.nn import Chain
+from fastgan.nn.same import ConvSame, ConvTransposeSame
 
 
 class OReillyGenerator(nn.Module):
@@ -33,7 +34,7 @@ class OReillyGenerator(nn.Module):
                        nn.BatchNorm2d(out, bn_eps, bn_momentum), nn.ReLU(inplace=True)]
         # VALID padding to 28: the last row and column lie outside every tap, hence output_padding
         last = nn.ConvTranspose2d(64, 1, 5, 2, output_padding=1, bias=False)
-        self.main = nn.Sequential(*layers, last, nn.Tanh())
+        self.main = Chain(*layers, last, nn.Tanh())
         for module in self.main:
             if isinstance(module, nn.ConvTranspose2d):
                 truncated_normal(module.weight, 0.1)
@@ -49,15 +50,16 @@ class OReillyDiscriminator(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1, self.conv2 = ConvSame(1, 8, 5, 1, 28), ConvSame(8, 16, 5, 1, 14)
+        self.main = Chain(ConvSame(1, 8, 5, 1, 28), nn.ReLU(inplace=True), nn.AvgPool2d(2),
+                          ConvSame(8, 16, 5, 1, 14), nn.ReLU(inplace=True), nn.AvgPool2d(2))
         self.fc1, self.fc2 = nn.Linear(7 * 7 * 16, 32), nn.Linear(32, 1)
-        for layer in (self.conv1, self.conv2, self.fc1, self.fc2):
-            truncated_normal(layer.weight, 0.02)
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        for layer in self.modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                truncated_normal(layer.weight, 0.02)
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.avg_pool2d(F.relu(self.conv1(x)), 2)
-        h = F.avg_pool2d(F.relu(self.conv2(h)), 2)
+        h = self.main(x)
         h = F.relu(self.fc1(h.permute(0, 2, 3, 1).flatten(1)))
         return self.fc2(h).view(-1)
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastgan.models.same import ConvSame, ConvTransposeSame
+from fastgan.nn import Chain
+from fastgan.nn.same import ConvSame, ConvTransposeSame
 
 
 class TFGenerator(nn.Module):
@@ -21,14 +22,13 @@ class TFGenerator(nn.Module):
         super().__init__()
         self.nz = nz
         self.fc, self.bn0 = nn.Linear(nz, 7 * 7 * 128), nn.BatchNorm1d(7 * 7 * 128, bn_eps, bn_momentum)
-        self.up1, self.bn1 = ConvTransposeSame(128, 64, 5, 2, 7, 14), nn.BatchNorm2d(64, bn_eps, bn_momentum)
-        self.up2 = ConvTransposeSame(64, 1, 5, 2, 14, 28)
+        self.main = Chain(ConvTransposeSame(128, 64, 5, 2, 7, 14), nn.BatchNorm2d(64, bn_eps, bn_momentum),
+                          nn.ReLU(inplace=True), ConvTransposeSame(64, 1, 5, 2, 14, 28), nn.Tanh())
         glorot_uniform(self)
 
     def forward(self, z: Tensor) -> Tensor:
         h = F.relu(self.bn0(self.fc(z))).view(-1, 7, 7, 128).permute(0, 3, 1, 2)
-        h = F.relu(self.bn1(self.up1(h)))
-        return self.up2(h).tanh()
+        return self.main(h)
 
 
 class TFDiscriminator(nn.Module):
@@ -36,16 +36,15 @@ class TFDiscriminator(nn.Module):
 
     def __init__(self, bn_eps: float = 1e-3, bn_momentum: float = 1e-2) -> None:
         super().__init__()
-        self.conv1, self.bn1 = ConvSame(1, 64, 5, 2, 28), nn.BatchNorm2d(64, bn_eps, bn_momentum)
-        self.conv2, self.bn2 = ConvSame(64, 128, 5, 2, 14), nn.BatchNorm2d(128, bn_eps, bn_momentum)
+        self.main = Chain(
+            ConvSame(1, 64, 5, 2, 28), nn.BatchNorm2d(64, bn_eps, bn_momentum), nn.LeakyReLU(0.2, inplace=True),
+            ConvSame(64, 128, 5, 2, 14), nn.BatchNorm2d(128, bn_eps, bn_momentum), nn.LeakyReLU(0.2, inplace=True))
         self.fc1, self.bn3 = nn.Linear(7 * 7 * 128, 1024), nn.BatchNorm1d(1024, bn_eps, bn_momentum)
         self.fc2 = nn.Linear(1024, 2)
         glorot_uniform(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.leaky_relu(self.bn1(self.conv1(x)), 0.2)
-        h = F.leaky_relu(self.bn2(self.conv2(h)), 0.2)
-        h = self.fc1(h.permute(0, 2, 3, 1).flatten(1))
+        h = self.fc1(self.main(x).permute(0, 2, 3, 1).flatten(1))
         return self.fc2(F.leaky_relu(self.bn3(h), 0.2))
 
 

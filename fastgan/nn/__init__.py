@@ -9,8 +9,9 @@ from fastgan.nn.chain import (
     ConvTransposeBNAct,
     ConvTransposeBNReLU,
     stat_groups,
+    use,
 )
 from fastgan.nn.convert import convert, to_eager
 
 __all__ = ["Chain", "ConvBNAct", "ConvBNLeakyReLU", "ConvTransposeBNAct", "ConvTransposeBNReLU", "convert",
-           "stat_groups", "to_eager"]
+           "stat_groups", "to_eager", "use"]

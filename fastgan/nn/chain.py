@@ -21,9 +21,11 @@ from torch.nn.utils import parametrize
 
 from fastgan import ops
 from fastgan.errors import FastganError
+from fastgan.nn.same import ConvSame, ConvTransposeSame
 from fastgan.ops.arguments import LARGEST_KERNEL, LARGEST_STRIDE, check_activation, check_groups, check_impl
 
-_CONVOLUTIONS, _ACTIVATIONS = (nn.Conv2d, nn.ConvTranspose2d), (nn.ReLU, nn.LeakyReLU, nn.Tanh)
+_CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d, ConvSame, ConvTransposeSame)
+_ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Tanh)
 Layers = tuple[nn.Module, nn.Module | None, nn.Module | None]  # of one block: convolution, normalisation, activation
 
 
@@ -125,6 +127,15 @@ def _after(channels: int, activation: str, negative_slope: float, norm: bool, ep
     elif activation != "none":
         layers.append(nn.ReLU(inplace=True) if activation == "relu" else nn.Tanh())
     return layers
+
+
+def use(network: nn.Module, impl: str) -> nn.Module:
+    """`network`, every `Chain` of which runs on the engine `impl` from now on."""
+    check_impl(impl)
+    for module in network.modules():
+        if isinstance(module, Chain):
+            module.impl = impl
+    return network
 
 
 @contextmanager
@@ -246,9 +257,11 @@ def block(convolution: nn.Module, norm: nn.Module | None, activation: nn.Module 
     """The layers as data, with the training flags they now have."""
     assert isinstance(convolution, _CONVOLUTIONS) and (norm is None or isinstance(norm, nn.BatchNorm2d))
     transposed = isinstance(convolution, nn.ConvTranspose2d)
+    padding, extra = convolution.padding, convolution.output_padding if transposed else (0, 0)
+    if isinstance(convolution, (ConvSame, ConvTransposeSame)):
+        padding, extra = convolution.stage_padding, convolution.stage_output_padding
     return ops.Block(
-        ops.Convolution(convolution.weight, convolution.bias, convolution.stride, convolution.padding,  # type: ignore[arg-type]
-                        convolution.output_padding if transposed else (0, 0), transposed),  # type: ignore[arg-type]
+        ops.Convolution(convolution.weight, convolution.bias, convolution.stride, padding, extra, transposed),  # type: ignore[arg-type]
         None if norm is None else _norm(norm), ops.Activation() if activation is None else _activation(activation))
 
 

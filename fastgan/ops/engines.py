@@ -54,9 +54,10 @@ class Kernels:
     def stage(self, x: Tensor, owes: Owed, block: Block, groups: int) -> tuple[Tensor, Owed]:
         convolution, norm = block.convolution, block.norm
         x = as_operand(x)
-        checked, size = check_convolution(x, *convolution)
+        check_convolution(x, *convolution._replace(output_padding=(0, 0)))  # layers may have any
+        size = convolution.size(x)
         if norm is None:
-            return autograd.stage(x, owes, checked, 1, None, block.fuse)[0], Owed(activation=block.activation)
+            return autograd.stage(x, owes, convolution, 1, None, block.fuse)[0], Owed(activation=block.activation)
         channels = convolution.channels()[1]
         for part in norm[:4]:
             if part is not None and part.shape != (channels,):
@@ -67,14 +68,14 @@ class Kernels:
         if not norm.batch_statistics:
             assert norm.running_mean is not None and norm.running_var is not None
             statistics = torch.stack([norm.running_mean.float(), torch.rsqrt(norm.running_var.float() + norm.eps)])
-            y, _ = autograd.stage(x, owes, checked, 1, None, block.fuse)
+            y, _ = autograd.stage(x, owes, convolution, 1, None, block.fuse)
             return y, Owed(statistics[:, None], gamma, beta, block.activation)
         if len(x) // groups * size[0] * size[1] == 1:
             raise FastganError("Expected more than 1 value per channel when training, got an output of "
                                f"{len(x)}x{channels}x{size[0]}x{size[1]} in {groups} group(s)")
         measurement = Measurement(norm.eps, norm.running_mean, norm.running_var, norm.num_batches_tracked,
                                   norm.momentum)
-        y, statistics = autograd.stage(x, owes, checked, groups, measurement, block.fuse)
+        y, statistics = autograd.stage(x, owes, convolution, groups, measurement, block.fuse)
         return y, Owed(statistics, gamma, beta, block.activation)
 
     def finish(self, x: Tensor, owes: Owed, groups: int) -> Tensor:
@@ -99,17 +100,24 @@ def resolve(impl: str, x: Tensor) -> Engine:
     if reason:
         _warn(reason)
         return REFERENCE
-    from fastgan.ops.triton import launch
-
-    if launch.diverted() or x.device.type == "cuda":
-        return KERNELS
-    if not launch.INTERPRETED:
-        raise FastganError(f"x on {x.device}: impl 'triton' expected a CUDA device, or Triton's interpreter "
-                           "(TRITON_INTERPRET=1 before Python starts)")
-    if dtype == torch.bfloat16:
+    if check_device(impl, x.device) and dtype == torch.bfloat16:
         raise FastganError("x of dtype torch.bfloat16: Triton's interpreter computes it wrongly, expected "
                            "torch.float32 or torch.float16")
     return KERNELS
+
+
+def check_device(impl: str, device: torch.device) -> bool:
+    """Whether kernels would be interpreted there; `FastganError` for an engine that has nothing to run on."""
+    if impl != "triton" or why_no_kernels(device):
+        return False
+    from fastgan.ops.triton import launch
+
+    if launch.diverted() or device.type == "cuda":
+        return False
+    if not launch.INTERPRETED:
+        raise FastganError(f"impl 'triton' on {device}: expected a CUDA device, or Triton's interpreter "
+                           "(TRITON_INTERPRET=1 before Python starts)")
+    return True
 
 
 def why_no_kernels(device: torch.device) -> str:

@@ -13,7 +13,11 @@ ACTIVATIONS = ("none", "relu", "leaky_relu", "tanh")
 
 
 class Convolution(NamedTuple):
-    """weight (Co, Ci, kh, kw), or (Ci, Co, kh, kw) when transposed; bias (Co,) or None."""
+    """weight (Co, Ci, kh, kw), or (Ci, Co, kh, kw) when transposed; bias (Co,) or None.
+
+    output_padding: rows and columns that the result has more at its end than stride and padding give it, as the
+    padding there is wider; fewer when negative.
+    """
 
     weight: Tensor
     bias: Tensor | None
@@ -30,7 +34,7 @@ class Convolution(NamedTuple):
     def size(self, x: Tensor) -> tuple[int, int]:
         """(Ho, Wo) of what it makes of x (N, Ci, H, W)."""
         sides = zip(x.shape[2:], self.weight.shape[2:], self.stride, self.padding, self.output_padding, strict=True)
-        h, w = ((side - 1) * step - 2 * pad + k + extra if self.transposed else (side + 2 * pad - k) // step + 1
+        h, w = (((side - 1) * step - 2 * pad + k if self.transposed else (side + 2 * pad - k) // step + 1) + extra
                 for side, k, step, pad, extra in sides)
         return h, w
 

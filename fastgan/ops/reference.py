@@ -70,8 +70,24 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
 def convolve(x: Tensor, convolution: Convolution) -> Tensor:
     weight, bias, stride, padding, output_padding, transposed = convolution
     if transposed:
-        return F.conv_transpose2d(x, weight, bias, stride, padding, output_padding)
-    return F.conv2d(x, weight, bias, stride, padding)
+        y = F.conv_transpose2d(x, weight, bias, stride, padding, _natural(output_padding))
+        h, w = convolution.size(x)
+        return y[..., :h, :w] if min(output_padding) < 0 else y
+    return F.conv2d(_lengthened(x, convolution), weight, bias, stride, padding)
+
+
+def _natural(output_padding: tuple[int, int]) -> tuple[int, int]:
+    return max(0, output_padding[0]), max(0, output_padding[1])
+
+
+def _lengthened(x: Tensor, convolution: Convolution) -> Tensor:
+    """x with the zeros at its end that a convolution of positive `output_padding` reads there."""
+    if convolution.output_padding == (0, 0):
+        return x
+    more = [max(0, (out - 1) * step + k - 2 * pad - side) for out, step, k, pad, side in zip(
+        convolution.size(x), convolution.stride, convolution.weight.shape[2:], convolution.padding, x.shape[2:],
+        strict=True)]
+    return F.pad(x, (0, more[1], 0, more[0]))
 
 
 def measure(y: Tensor, groups: int = 1) -> tuple[Tensor, Tensor]:
@@ -161,9 +177,16 @@ def stage_backward(gy: Tensor, gstatistics: Tensor | None, y: Tensor, statistics
         g = (gy.to(wide) + through.flatten(0, 1)).to(gy.dtype)
     weight, bias, stride, padding, output_padding, transposed = convolution
     a = normalise_activate(x, known(owed), owed.activation)
+    if transposed:
+        output_padding = _natural(output_padding)
+        g = F.pad(g, (0, output_padding[1] - convolution.output_padding[1],
+                      0, output_padding[0] - convolution.output_padding[0]))
+    else:
+        a, output_padding = _lengthened(a, convolution), (0, 0)
     ga, gweight, gbias = torch.ops.aten.convolution_backward(
         g, a, weight.to(x.dtype), None if bias is None else [len(bias)], stride, padding, (1, 1), transposed,
         output_padding, 1, (needs_x or needs_norm, needs_weight, needs_bias and bias is not None))
+    ga = ga[..., : x.shape[2], : x.shape[3]] if needs_x or needs_norm else ga
     empty = x.new_empty((0,))
     gx, gnorm = normalise_activate_backward(ga, x, owed) if needs_x or needs_norm else (empty, empty)
     return (gx, gweight.to(weight.dtype) if needs_weight else empty,

@@ -26,6 +26,8 @@ from fastgan.errors import FastganError, first_line
 from fastgan.files import reason
 from fastgan.models import build
 from fastgan.models.pretrained import Pretrained
+from fastgan.nn import use
+from fastgan.ops.engines import check_device
 from fastgan.train import checkpoint, runs
 from fastgan.train.diagnose import first_non_finite
 from fastgan.train.host import peak_memory_gb, pick_device, say, signals
@@ -42,13 +44,14 @@ class Trainer:
     def __init__(self, config: Config, folder: Path | None = None) -> None:
         self.config = config.validate()
         self.device = pick_device(config.run.device)
+        check_device(config.run.impl, self.device)
         torch.manual_seed(config.run.seed)
         self.dataset = open_dataset(config.data, config.run.seed)
         if config.data.cond and self.dataset.labels is None:
             raise FastganError(f"--cond: {self.dataset.name} has no labels; expected class subfolders or labelled data")
         self.classes = self.dataset.classes if config.data.cond else []
         generator, discriminator = (
-            network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            use(network, config.run.impl).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             for network in build(config.model, self.dataset.shape, len(self.classes)))
         self.loader = Loader(self.dataset, config.data, config.run.seed, self.device)
         if config.data.last_batch == "keep" and len(self.dataset) % config.data.batch == 1:
@@ -133,7 +136,7 @@ class Trainer:
             "device": str(self.device), "steps": self.total, "shape": list(self.dataset.shape),
             "data": self.dataset.summary(), "fingerprint": self.dataset.fingerprint, "classes": self.classes,
             "skipped": self.dataset.skipped, "parameters": self.step.parameter_counts(),
-            "engine": "reference (eager PyTorch)",
+            "engine": "triton" if self.config.run.impl == "triton" else "reference (eager PyTorch)",
             "versions": {"fastgan": __version__, "torch": torch.__version__, "python": platform.python_version()}})
         self._picture("fakes_init.png")
         if self.dataset.shape == (2,):

@@ -13,8 +13,8 @@ from fastgan.files import reason, replacing
 
 OPTIONS = "training_options.json"
 # what a resumed run may do otherwise: none of these changes what is computed in a step
-MAY_CHANGE = {"outdir", "data_root", "cache_gb", "workers", "strict", "epochs", "steps", "device", "snap", "log_every",
-              "keep", "tensorboard", "source"}
+MAY_CHANGE = {"outdir", "data_root", "cache_gb", "workers", "strict", "epochs", "steps", "device", "impl", "snap",
+              "log_every", "keep", "tensorboard", "source"}
 
 
 def create(outdir: Path, name: str) -> Path:

@@ -9,6 +9,8 @@ import platform
 import torch
 
 import fastgan
+from fastgan.errors import FastganError
+from fastgan.ops.engines import check_device, why_no_kernels
 
 _PACKAGES = ("torch", "torchvision", "triton", "numpy", "pillow", "safetensors", "tensorboard", "matplotlib",
              "scikit-learn", "tyro", "tqdm")
@@ -27,7 +29,7 @@ def report() -> list[tuple[str, str]]:
         ("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, "
                 f"{torch.backends.cpu.get_cpu_capability()}"),
         ("gpu", _gpu()),
-        ("engine", "reference (eager PyTorch)"),
+        ("engines", f"reference (PyTorch's operators); triton: {_triton()}"),
         ("verdict", verdict),
     ]
 
@@ -37,6 +39,18 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _triton() -> str:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    reason = why_no_kernels(device)
+    if reason:
+        return reason
+    try:
+        interpreted = check_device("triton", device)
+    except FastganError:
+        return "needs a CUDA device"
+    return "in its interpreter, for tests" if interpreted else "ready (--impl triton)"
 
 
 def _gpu() -> str:

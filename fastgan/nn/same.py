@@ -1,7 +1,9 @@
-"""TensorFlow's SAME padding, for the networks that were written in it.
+"""TensorFlow's SAME padding, for networks that were written in it.
 
 SAME splits the padding as left = total // 2, right = total - left. Where total is odd PyTorch's symmetric `padding`
 cannot say that, and `output_padding` would crop the other side: the layers here pad or crop exactly as TensorFlow does.
+A `Chain` runs them as stages, whose `output_padding` says by how much the result is longer than that of symmetric
+padding, or shorter.
 """
 
 from __future__ import annotations
@@ -21,8 +23,11 @@ class ConvSame(nn.Conv2d):
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int, size: int) -> None:
         super().__init__(channels, out, kernel, stride)
-        left, right = _same(-(-size // stride), size, kernel, stride)
+        small = -(-size // stride)
+        left, right = _same(small, size, kernel, stride)
         self.pads = (left, right, left, right)
+        longer = small - (size + 2 * left - kernel) // stride - 1
+        self.stage_padding, self.stage_output_padding = (left, left), (longer, longer)
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(F.pad(input, self.pads))
@@ -35,6 +40,8 @@ class ConvTransposeSame(nn.ConvTranspose2d):
         left, _ = _same(small, large, kernel, stride)
         super().__init__(channels, out, kernel, stride, padding=left)
         self.side = large
+        shorter = large - ((small - 1) * stride - 2 * left + kernel)
+        self.stage_padding, self.stage_output_padding = (left, left), (shorter, shorter)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         return super().forward(input, output_size)[..., : self.side, : self.side]
