@@ -20,8 +20,8 @@ from torch import Tensor
 MARGIN = 1.5
 EPS = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}  # half a unit in the last place
 UNITS = 1.0  # the last rounding
-GRADIENT_UNITS = 2.0  # and one more: a gradient passes through statistics, which eager on a CPU sums in float64
-VECTOR_UNITS = 0.4  # x sqrt(terms): sums of a channel in float32, which the interpreter takes row by row
+GRADIENT_UNITS = 4.0  # a gradient passes through sums of a channel, which eager layers on a CPU take in float64
+VECTOR_UNITS = 0.4  # x sqrt(terms): these sums in float32, row by row, as the interpreter takes them
 KINK = 2**-6  # x the largest z: nearer to zero than that, the rounding of y decides on which side of relu's kink z is
 
 WIDE = {"gamma", "beta", "mean", "rstd", "running_mean", "running_var"}  # float32 beside 16-bit tensors

@@ -21,20 +21,20 @@ each_dtype = pytest.mark.parametrize("dtype", list(DTYPES.values()), ids=list(DT
 
 # (N, Ci, H, W), Co, kernel, stride, padding, output_padding, bias, statistic groups
 MORE = [
-    ((3, 70, 6, 5), 100, (3, 3), 1, 1, 0, True, 3),  # both wider than a tile
-    ((2, 3, 41, 43), 70, (4, 4), 2, 1, 0, False, 2),  # more rows than a tile has
+    ((3, 70, 3, 5), 66, (2, 2), 1, 1, 0, True, 3),  # both wider than a tile
+    ((2, 3, 33, 35), 5, (3, 4), 1, 1, 0, False, 2),  # more rows than a tile has
     ((3, 100, 1, 1), 25, (4, 4), 1, 0, 0, False, 1),  # transposed: the taps are columns
-    ((4, 5, 1, 1), 7, (2, 3), (3, 2), 0, 0, True, 2),  # so too, whatever the stride
-    ((4, 5, 1, 1), 7, (3, 3), 1, 1, 0, True, 2),  # but not with padding
-    ((4, 5, 1, 1), 7, (2, 2), 2, 0, 1, False, 1),  # nor with output_padding
-    ((6, 3, 1, 1), 5, (1, 1), 1, 0, 0, False, 3),
-    ((2, 2, 8, 9), 3, (2, 2), 4, 0, 0, True, 1),  # pixels that no tap sees
+    ((6, 5, 1, 1), 7, (2, 3), (3, 2), 0, 0, True, 2),  # so too, whatever the stride
+    ((14, 5, 1, 1), 7, (3, 3), 1, 1, 0, True, 2),  # but not with padding
+    ((6, 5, 1, 1), 7, (2, 2), 2, 0, 1, False, 1),  # nor with output_padding
+    ((21, 3, 1, 1), 5, (1, 1), 1, 0, 0, False, 3),
+    ((2, 2, 8, 9), 3, (2, 2), 4, 0, 0, False, 1),  # pixels that no tap sees
     ((2, 2, 5, 6), 3, (2, 1), (3, 4), 0, (2, 3), False, 1),  # phases that no tap sees
-    ((5, 1, 29, 31), 1, (4, 4), 2, 1, 0, False, 5),
+    ((5, 1, 13, 15), 1, (4, 4), 2, 1, 0, False, 5),
     ((2, 2, 9, 8), 3, (7, 7), 1, 3, 0, True, 1),
-    ((2, 3, 4, 4), 2, (5, 6), 1, 4, 0, False, 2),  # padding beyond half the kernel
+    ((2, 3, 6, 5), 2, (3, 3), 1, 2, 0, False, 2),  # padding beyond half the kernel
     ((3, 1, 8, 8), 3, (6, 2), 3, 2, 0, True, 3),
-    ((4, 33, 4, 4), 1, (4, 4), 1, 0, 0, True, 1),  # a logit
+    ((5, 33, 4, 4), 1, (4, 4), 1, 0, 0, True, 1),  # a logit
 ]
 ALL = [(case, transposed) for case in CASES + MORE for transposed in (False, True)
        if transposed or all(side + 2 * pad >= k for side, pad, k in zip(
@@ -97,17 +97,20 @@ def identified(pairs: list[tuple[Any, bool]]) -> list[Any]:
             for i, (case, transposed) in enumerate(pairs)]
 
 
-@each_dtype
 @pytest.mark.parametrize(("case", "transposed", "activation"), identified(ALL))
-def test_block_in_training(case, transposed, activation, dtype):
-    judge_block(case, transposed, activation, dtype, momentum=0.3)
+def test_block_in_training(case, transposed, activation):
+    judge_block(case, transposed, activation, torch.float32, momentum=0.3)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32], ids=["fp32"])
+@pytest.mark.parametrize(("case", "transposed", "activation"), identified(ALL[1::3]))
+def test_block_in_training_in_float16(case, transposed, activation):
+    judge_block(case, transposed, activation, torch.float16)
+
+
 @pytest.mark.parametrize("mode", ["evaluation", "no-norm"])
-@pytest.mark.parametrize(("case", "transposed", "activation"), identified(ALL[3::4] + ALL[0::4]))
-def test_block_without_batch_statistics(case, transposed, activation, mode, dtype):
-    judge_block(case, transposed, activation, dtype, norm=mode == "evaluation", training=False)
+@pytest.mark.parametrize(("case", "transposed", "activation"), identified(ALL[2::5]))
+def test_block_without_batch_statistics(case, transposed, activation, mode):
+    judge_block(case, transposed, activation, torch.float32, norm=mode == "evaluation", training=False)
 
 
 def stage_of(case: tuple[Any, ...], transposed: bool, activation: str, fuse: bool = True) -> Any:
@@ -135,16 +138,16 @@ def judge_stage(case: tuple[Any, ...], transposed: bool, activation: str, dtype:
     tensors = tensors if groups is None else with_norm(tensors, groups)
     function = stage_of(case, transposed, activation)
     y = function("reference", **tensors)[0]
-    return judge(function, tensors, dtype, terms=max(y.numel() // y.shape[1], y.numel() // y.shape[1]), **more)
+    return judge(function, tensors, dtype, terms=y.numel() // y.shape[1], **more)
 
 
-@pytest.mark.parametrize(("case", "transposed", "activation"), identified(ALL[1::3] + ALL[:6]))
+@pytest.mark.parametrize(("case", "transposed", "activation"), identified(ALL[0::3]))
 def test_stage(case, transposed, activation):
     """The owed normalisation has the groups of the statistics; gradients come back through y, mean and var."""
     judge_stage(case, transposed, activation, torch.float32, (case[-1], case[-1], 0, 0))
 
 
-@pytest.mark.parametrize(("case", "transposed", "activation"), identified(ALL[0::4]))
+@pytest.mark.parametrize(("case", "transposed", "activation"), identified(ALL[2::6]))
 def test_stage_in_float16(case, transposed, activation):
     judge_stage(case, transposed, activation, torch.float16, (0, 0, 0, 0))
 
