@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,7 +78,7 @@ class Broken:
     """A kernel that does not start."""
 
     def __init__(self, name: str) -> None:
-        self.fn = type("fn", (), {"__name__": name})
+        self.fn = SimpleNamespace(__name__=name)
 
     def __getitem__(self, grid: Any) -> Any:
         def start(**arguments: Any) -> None:

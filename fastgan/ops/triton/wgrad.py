@@ -10,6 +10,8 @@ whose partial sums are then added in a fixed order: the same bits each time, wit
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -94,7 +96,7 @@ def wgrad(coarse: Operand, fine: Operand, kernel: tuple[int, int], stride: tuple
     n, hc, wc, a = coarse.tensor.shape
     _, hf, wf, b = fine.tensor.shape
     kh, kw = kernel
-    groups = max(coarse.groups(), fine.groups())
+    groups = math.lcm(coarse.groups(), fine.groups())
     device, pixels = coarse.tensor.device, n // groups * hc * wc
     narrow = a <= NARROW
     tile = choose("narrow wgrad" if narrow else "wgrad", architecture(device), rows=a, columns=kh * kw * b,
