@@ -19,10 +19,10 @@ from tests.test_ops import each_kind
 
 pytestmark = pytest.mark.usefixtures("one_thread", "poisoned")
 
-WIDE = ((4, 19, 7, 6), 21, (3, 4), 2, 1, 1, True, 2)  # several blocks of 16 each way
-IMAGE = ((4, 3, 9, 8), 21, (4, 4), 2, 1, 0, False, 2)  # several taps in a block
-LOGIT = ((4, 37, 5, 4), 1, (4, 4), 1, 0, 0, True, 2)
-PIXEL = ((6, 37, 1, 1), 5, (3, 4), 1, 0, 0, False, 2)
+WIDE = ((2, 19, 4, 3), 21, (2, 3), 2, 1, 1, True, 2)  # several blocks of 16 each way
+IMAGE = ((2, 5, 6, 5), 7, (3, 3), 2, 1, 0, False, 2)  # several taps in a block
+LOGIT = ((4, 19, 3, 4), 1, (3, 3), 1, 0, 0, True, 2)
+PIXEL = ((6, 19, 1, 1), 5, (2, 3), 1, 0, 0, False, 2)
 SIDES = {"16x16x16": Tile(16, 16, 16), "32x16x64": Tile(32, 16, 64), "16x64x32": Tile(16, 64, 32)}
 
 
@@ -48,18 +48,17 @@ def flags(seen: list[Any], kernel: str, name: str) -> set[Any]:
 @pytest.mark.parametrize("tile", list(SIDES.values()), ids=list(SIDES))
 @pytest.mark.parametrize("case", [WIDE, IMAGE], ids=["wide", "image"])
 def test_tiles(case, tile, transposed, seen, monkeypatch):
-    monkeypatch.setattr(wgrad, "programs", lambda arch: 64)
-    monkeypatch.setattr(reduce, "LEVEL", 3)
+    monkeypatch.setattr(wgrad, "programs", lambda arch: 1000)
+    monkeypatch.setattr(reduce, "LEVEL", 2)
     with tiles.using(convolve=tile, wgrad=tile, narrow=Tile(16, 2, 8), apply=Tile(8, 8, 1),
                      **{"narrow wgrad": Tile(4, 16, 16)}):
         judge_stage(case, transposed, "leaky_relu", torch.float32, (2, 2, 0, 0))
         judge_block(case, transposed, "relu", torch.float32)
     kernels = {launched for launched, _, _ in seen}
-    assert {"convolve_kernel", "wgrad_kernel", "apply_kernel", "derivative_kernel", "merge_kernel", "sum_kernel",
-            "norm_gradient_kernel", "statistics_kernel"} == kernels
-    grids = [grid for launched, grid, _ in seen if launched == "wgrad_kernel"]
-    assert max(grid[2] for grid in grids) > 1  # split-K
-    assert max(grid[0] for launched, grid, _ in seen if launched == "convolve_kernel") > 2
+    kernels -= set() if transposed else {"merge_kernel"}  # whose phases are parts of their own
+    assert kernels == {"convolve_kernel", "wgrad_kernel", "apply_kernel", "derivative_kernel", "sum_kernel",
+                       "norm_gradient_kernel", "statistics_kernel"} | ({"merge_kernel"} if transposed else set())
+    assert max(grid[2] for launched, grid, _ in seen if launched == "wgrad_kernel") > 1  # split-K
     if case == IMAGE:
         assert True in flags(seen, "convolve_kernel", "PACKED") | flags(seen, "wgrad_kernel", "PACKED")
 
@@ -69,7 +68,7 @@ def test_tiles(case, tile, transposed, seen, monkeypatch):
 @pytest.mark.parametrize("case", [LOGIT, PIXEL], ids=["logit", "pixel"])
 def test_narrow_tiles(case, tile, transposed, seen):
     if case == PIXEL and not transposed:
-        case = ((6, 2, 3, 4), *PIXEL[1:])
+        case = ((6, 2, 3, 3), *PIXEL[1:])
     with tiles.using(narrow=tile, **{"narrow wgrad": Tile(4, 8, 16)}):
         judge_stage(case, transposed, "tanh", torch.float32, (2, 2, 2, 2))
     if case == LOGIT:
@@ -78,9 +77,10 @@ def test_narrow_tiles(case, tile, transposed, seen):
 
 def test_every_way_through_the_kernels_is_taken(seen):
     """Or the tests above prove less than they say."""
-    for case in (WIDE, IMAGE, LOGIT):
-        for transposed in (False, True):
-            judge_stage(case, transposed, "none", torch.float32, (2, 2, 0, 0))
+    with tiles.using(convolve=Tile(64, 64, 16), wgrad=Tile(64, 16, 64)):
+        for case in (WIDE, IMAGE, LOGIT):
+            for transposed in (False, True):
+                judge_stage(case, transposed, "none", torch.float32, (2, 2, 0, 0))
     for kernel in ("convolve_kernel", "wgrad_kernel"):
         for flag in ("NARROW", "PACKED"):
             assert flags(seen, kernel, flag) == {False, True}, (kernel, flag)
@@ -141,7 +141,8 @@ def test_finish_statistics(level, parts, channels, ratio, monkeypatch):
     torch.manual_seed(0)
     count = torch.randint(0, 40, (2, parts, 1)).expand(2, parts, channels).float()
     count[:, -1] = 9
-    count[:, 0] = 0 if parts > 2 else 9  # the first one's mean is where the merging starts
+    count[:, 0] = 9 if ratio or parts < 3 else 0  # distances are taken from the first mean
+    count[:, 1:3] = 0 if parts > 3 else 9
     mean = torch.randn(2, parts, channels) + ratio
     mean[count == 0] = 0
     partials = torch.stack([count, mean, torch.rand(2, parts, channels) * count])
@@ -219,7 +220,7 @@ SHAPES = st.fixed_dictionaries({
           suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(SHAPES)
 def test_drawn_shapes(shape):
-    """Any stage of 1 to 9 pixels a side, under tiles of 16."""
+    """Any stage of 1 to 9 pixels a side."""
     sides = zip(shape["size"], shape["kernel"], shape["stride"], shape["padding"], shape["extra"], strict=True)
     transposed, fitted = shape["transposed"], []
     for side, k, step, pad, extra in sides:  # bring into bounds rather than discard
@@ -230,7 +231,5 @@ def test_drawn_shapes(shape):
     groups = shape["groups"]
     case = ((shape["n"] * groups, shape["ci"], *size), shape["co"], kernel, stride, padding, extra, shape["bias"],
             groups)
-    with tiles.using(convolve=Tile(16, 16, 16), wgrad=Tile(16, 16, 16), narrow=Tile(16, 2, 8), apply=Tile(16, 16, 1),
-                     **{"narrow wgrad": Tile(4, 16, 16)}):
-        judge_stage(case, transposed, shape["activation"], shape["dtype"],
-                    (groups, groups, 0, 0) if shape["norm"] else None)
+    judge_stage(case, transposed, shape["activation"], shape["dtype"],
+                (groups, groups, 0, 0) if shape["norm"] else None)
