@@ -199,3 +199,13 @@ def test_only_the_kernels_that_are_needed(needs, expected, transposed, monkeypat
 def test_no_gradient_no_backward(monkeypatch):
     given = {name: t.detach() for name, t in draw(False, dtype=torch.float32).items()}
     assert not any(out.requires_grad for out in stage(given, False))
+
+
+@each_kind
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "last"])
+def test_gradient_has_the_strides_of_the_weight(memory_format, transposed):
+    """`torch.optim.Adam(fused=True)` on a CPU takes them for granted."""
+    given = draw(transposed, dtype=torch.float32)
+    given["weight"] = given["weight"].detach().contiguous(memory_format=memory_format).requires_grad_()
+    gradient, = torch.autograd.grad(stage(given, transposed)[0].sum(), given["weight"])
+    assert gradient.stride() == given["weight"].stride()

@@ -153,8 +153,8 @@ def trained(impl: str, size: int, dtype: torch.dtype, steps: int, **fields: Any)
 UPDATE = 2e-4
 
 
-@pytest.mark.parametrize(("size", "steps", "fields"), [(16, 3, {}), (32, 3, {}), (64, 1, {}), (16, 2, {"r1": 2.0})],
-                         ids=["16-3-steps", "32-3-steps", "64-1-step", "16-2-steps-r1"])
+@pytest.mark.parametrize(("size", "steps", "fields"), [(16, 3, {}), (32, 2, {}), (64, 1, {}), (16, 2, {"r1": 2.0})],
+                         ids=["16-3-steps", "32-2-steps", "64-1-step", "16-2-steps-r1"])
 def test_training_is_that_of_the_reference(size, steps, fields):
     ours, eager, exact = (trained(impl, size, dtype, steps, **fields) for impl, dtype in (
         ("triton", torch.float32), ("reference", torch.float32), ("reference", torch.float64)))

@@ -142,7 +142,8 @@ def apply_gradients(loss: Tensor, params: list[Tensor], optimizer: Optimizer, sk
     skip = torch.maximum(skip, (~torch.isfinite(norm + loss.detach())).to(skip.dtype))
     optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
     for parameter, grad in zip(params, grads, strict=True):
-        parameter.grad = grad
+        # not all fused optimizers look at strides; a convolution of channels_last images gives such gradients
+        parameter.grad = grad if grad.stride() == parameter.stride() else torch.empty_like(parameter).copy_(grad)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm, skip

@@ -52,7 +52,7 @@ def stage_backward(gy: Tensor, gstatistics: Tensor | None, y: Tensor, statistics
     if not fuse:
         gradient = Operand(apply(gradient)) if gstatistics is not None else gradient
     geometry, (needs_x, needs_weight, needs_bias, needs_norm) = _geometry(convolution), needs
-    gx = gweight = gbias = gnorm = x.new_empty((0,))
+    gx, gweight, gbias, gnorm = (x.new_empty((0,)) for _ in range(4))  # an operator's outputs share no memory
     if needs_x or needs_norm:
         rows, partials = convolve(gradient, _weight(convolution, x.dtype), None, (x.shape[2], x.shape[3]),
                                   geometry.twin(), groups=groups, derivative_of=activated, precision=_precision())
