@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from fastgan import presets
 from fastgan.config import Config
@@ -26,6 +27,20 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory comes full of NaN, so that an element which no kernel writes shows."""
+
+    def poisoning(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def full(*args: Any, **kwargs: Any) -> Tensor:
+            out = allocate(*args, **kwargs)
+            return out.fill_(torch.nan) if out.is_floating_point() and out.device.type == "cpu" else out
+        return full
+
+    for place, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
+        monkeypatch.setattr(place, name, poisoning(getattr(place, name)))
 
 
 @pytest.fixture

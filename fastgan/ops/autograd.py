@@ -51,6 +51,9 @@ class _Stage(torch.autograd.Function):
             gx, gweight, gbias, gnorm = library.stage_backward(
                 gy, gout, y, out, x, statistics, gamma, beta, activation.name, activation.negative_slope, weight, bias,
                 *geometry, fuse, spread, needs)
+            if wants[4] and gweight.stride() != weight.stride():
+                # an optimizer that goes through memory (Adam, fused) takes strides for granted, on a CPU in silence
+                gweight = torch.empty_like(weight).copy_(gweight)
         return (gx if wants[0] else None, *_of_norm(gnorm, statistics, gamma, beta, wants[1:4]),
                 gweight if wants[4] else None, gbias if wants[5] else None, *(None,) * 5)
 

@@ -176,7 +176,7 @@ def stage_backward(gy: Tensor, gstatistics: Tensor | None, y: Tensor, statistics
         through = (gmean + steep * (parts - mean)) * (mean.numel() / y.numel())
         g = (gy.to(wide) + through.flatten(0, 1)).to(gy.dtype)
     weight, bias, stride, padding, output_padding, transposed = convolution
-    a = normalise_activate(x, known(owed), owed.activation)
+    a = normalise_activate(x, known(owed), owed.activation._replace(inplace=False))  # x is another's
     if transposed:
         output_padding = _natural(output_padding)
         g = F.pad(g, (0, output_padding[1] - convolution.output_padding[1],
@@ -187,10 +187,10 @@ def stage_backward(gy: Tensor, gstatistics: Tensor | None, y: Tensor, statistics
         g, a, weight.to(x.dtype), None if bias is None else [len(bias)], stride, padding, (1, 1), transposed,
         output_padding, 1, (needs_x or needs_norm, needs_weight, needs_bias and bias is not None))
     ga = ga[..., : x.shape[2], : x.shape[3]] if needs_x or needs_norm else ga
-    empty = x.new_empty((0,))
-    gx, gnorm = normalise_activate_backward(ga, x, owed) if needs_x or needs_norm else (empty, empty)
-    return (gx, gweight.to(weight.dtype) if needs_weight else empty,
-            gbias.to(bias.dtype) if needs_bias and bias is not None else empty, gnorm)
+    gx, gnorm = (normalise_activate_backward(ga, x, owed) if needs_x or needs_norm
+                 else (x.new_empty((0,)), x.new_empty((0,))))
+    return (gx, gweight.to(weight.dtype) if needs_weight else x.new_empty((0,)),
+            gbias.to(bias.dtype) if needs_bias and bias is not None else x.new_empty((0,)), gnorm)
 
 
 def normalise_activate_backward(ga: Tensor, x: Tensor, owed: Owed) -> tuple[Tensor, Tensor]:

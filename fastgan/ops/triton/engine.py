@@ -26,9 +26,9 @@ def stage(x: Tensor, owed: Owed, convolution: Convolution, groups: int, measurem
           fuse: bool) -> tuple[Tensor, Tensor]:
     """y (N, Co, Ho, Wo) and its statistics [2, G, Co], empty without a measurement."""
     operand = _activated(x, owed)
+    statistic_groups, groups = groups, math.lcm(groups, operand.groups())
     if not fuse:
         operand = Operand(apply(operand))
-    statistic_groups, groups = groups, math.lcm(groups, operand.groups())
     y, partials = convolve(operand, _weight(convolution, x.dtype), convolution.bias, convolution.size(x),
                            _geometry(convolution), groups=groups, statistics=measurement is not None,
                            precision=_precision())
@@ -46,15 +46,14 @@ def stage_backward(gy: Tensor, gstatistics: Tensor | None, y: Tensor, statistics
     """Gradients of x, weight, bias and of `owed` [4, G, Ci]: mean, rstd, gamma, beta; empty where not needed."""
     activated, gradient = _activated(x, owed), Operand(_nhwc(gy))
     if gstatistics is not None:
-        groups = statistics.shape[1]
         gradient = Operand(_nhwc(gy), spread, _nhwc(y), (*gstatistics.unbind(), *statistics.unbind()),
-                           inverse_count=groups * y.shape[1] / y.numel())
+                           inverse_count=statistics.shape[1] * y.shape[1] / y.numel())
+    groups = math.lcm(gradient.groups(), activated.groups())  # fused or not, for the same order of summation
     if not fuse:
         gradient = Operand(apply(gradient)) if gstatistics is not None else gradient
     geometry, (needs_x, needs_weight, needs_bias, needs_norm) = _geometry(convolution), needs
-    gx = gweight = gbias = gnorm = x.new_empty((0,))
+    gx, gweight, gbias, gnorm = (x.new_empty((0,)) for _ in range(4))  # an operator's outputs share no memory
     if needs_x or needs_norm:
-        groups = math.lcm(gradient.groups(), activated.groups())
         rows, partials = convolve(gradient, _weight(convolution, x.dtype), None, (x.shape[2], x.shape[3]),
                                   geometry.twin(), groups=groups, derivative_of=activated, precision=_precision())
         gx = _nchw(rows)
@@ -67,7 +66,7 @@ def stage_backward(gy: Tensor, gstatistics: Tensor | None, y: Tensor, statistics
         coarse, fine = (activated, gradient) if convolution.transposed else (gradient, activated)
         weight = convolution.weight
         gweight = _nchw(wgrad(coarse, fine, (weight.shape[2], weight.shape[3]), *geometry[:2], weight.dtype,
-                              _precision()))
+                              groups=groups, precision=_precision()))
     if needs_bias and convolution.bias is not None:
         gbias = gy.sum((0, 2, 3), dtype=torch.float32)
         if gstatistics is not None:

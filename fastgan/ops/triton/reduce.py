@@ -87,7 +87,7 @@ def statistics_kernel(partials,  # [3, G * T, C]
         kept_mean = tl.load(running_mean + column, mask=within, other=0.0).to(tl.float32)
         kept_var = tl.load(running_var + column, mask=within, other=0.0).to(tl.float32)
     if CUMULATIVE:
-        batches = tl.load(tracked).to(tl.float32)  # this call's counted already
+        batches = (tl.load(tracked) + groups).to(tl.float32)
     elif tracked is not None:
         if tl.program_id(0) == 0:
             tl.store(tracked, tl.load(tracked) + groups)
@@ -158,12 +158,12 @@ def finish_statistics(partials: Tensor, eps: float | None, running_mean: Tensor 
         partials, parts = merged, chunks
     statistics = partials.new_empty((2, groups, channels))
     cumulative = momentum is None and running_mean is not None
-    if cumulative and tracked is not None:
-        tracked.add_(groups)  # before every program reads it
     launch(statistics_kernel, (triton.cdiv(channels, _FEW.columns),), _FEW, partials=partials, statistics=statistics,
            running_mean=running_mean, running_var=running_var, tracked=tracked, groups=groups, parts=parts,
            eps=0.0 if eps is None else eps, momentum=0.0 if momentum is None else momentum, RSTD=eps is not None,
            CUMULATIVE=cumulative, C=channels, BT=_FEW.rows, BC=_FEW.columns)
+    if cumulative and tracked is not None:
+        tracked.add_(groups)  # after every program has read it; a kernel that does not start has counted nothing
     return statistics
 
 

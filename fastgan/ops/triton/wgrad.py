@@ -89,12 +89,11 @@ def wgrad_kernel(
 
 
 def wgrad(coarse: Operand, fine: Operand, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int],
-          dtype: torch.dtype, precision: str = "ieee") -> Tensor:
-    """[A, kh, kw, B] in `dtype` from operands [N, HC, WC, A] and [N, HF, WF, B]."""
+          dtype: torch.dtype, *, groups: int, precision: str = "ieee") -> Tensor:
+    """[A, kh, kw, B] in `dtype` from operands [N, HC, WC, A] and [N, HF, WF, B], whose groups divide `groups`."""
     n, hc, wc, a = coarse.tensor.shape
     _, hf, wf, b = fine.tensor.shape
     kh, kw = kernel
-    groups = max(coarse.groups(), fine.groups())
     device, pixels = coarse.tensor.device, n // groups * hc * wc
     narrow = a <= NARROW
     tile = choose("narrow wgrad" if narrow else "wgrad", architecture(device), rows=a, columns=kh * kw * b,

@@ -1,0 +1,95 @@
+"""How near a result must be to float64: the rule for kernels, and its tolerances, in one place.
+
+The error of a tensor is its root mean square over all elements. A maximum over the few elements of a tiny tensor is
+decided by chance, in eager PyTorch as in kernels: the ratio of two maxima says little about either.
+
+    rms(ours - exact) <= MARGIN * rms(eager - exact) + units * EPS[dtype of x] * scale
+
+scale is the largest element of the exact tensor. Vectors of a channel are sums that may cancel, so theirs is the
+largest element of all gradients that are vectors, and for means that of the output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+MARGIN = 1.5
+EPS = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}  # half a unit in the last place
+UNITS = 4.0  # everything passes through sums of a channel: eager layers on a CPU take them in float64,
+VECTOR_UNITS = 0.4  # x sqrt(terms): and the interpreter in float32, row by row, where a GPU adds up a tree
+KINK = 2**-6  # x the largest z: nearer to zero than that, the rounding of y decides on which side of relu's kink z is
+
+WIDE = {"gamma", "beta", "mean", "rstd", "running_mean", "running_var"}  # float32 beside 16-bit tensors
+Function = Callable[..., Sequence[Tensor]]
+Layout = Callable[[Tensor], Tensor]
+
+
+def rms(x: Tensor) -> float:
+    return x.double().square().mean().sqrt().item() if x.numel() else 0.0
+
+
+def cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Copies in `dtype`; parameters of a normalisation no narrower than float32."""
+    wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    made = {}
+    for name, tensor in tensors.items():
+        to = wide if name in WIDE else dtype
+        made[name] = tensor.detach().to(to, copy=True)
+    return made
+
+
+def run(function: Function, tensors: dict[str, Tensor], impl: str, mask: Tensor | None = None,
+        layout: Layout | None = None) -> dict[str, Tensor]:
+    """Outputs, the gradients of all tensors through all outputs, and the running statistics afterwards."""
+    if layout is not None:
+        tensors = {**tensors, "x": layout(tensors["x"]).detach()}
+    inputs = {name: t.requires_grad_() for name, t in tensors.items() if not name.startswith("running")}
+    outputs = function(impl=impl, **tensors)
+    generator = torch.Generator().manual_seed(2)
+    gradients = []
+    for i, out in enumerate(outputs):
+        g = torch.randn(out.shape, dtype=torch.float64, generator=generator).to(torch.float16).to(out.dtype)
+        if i == 0 and mask is not None:
+            g = g * mask
+        gradients.append(g if layout is None else g.transpose(0, -1).contiguous().transpose(0, -1))
+    grads = torch.autograd.grad(outputs, list(inputs.values()), gradients)
+    return {**{f"out{i}": out.detach() for i, out in enumerate(outputs)},
+            **{f"grad {name}": g for name, g in zip(inputs, grads, strict=True)},
+            **{name: t.detach() for name, t in tensors.items() if name.startswith("running")}}
+
+
+def judge(function: Function, tensors: dict[str, Tensor], dtype: torch.dtype, *, terms: int,
+          mask: Tensor | None = None, layout: Layout | None = None) -> dict[str, Tensor]:
+    """Check impl "triton" on `tensors` (float64), rounded to `dtype`, by the rule; returns its results.
+
+    terms: elements of y per channel. mask: 0 where no gradient comes in. layout: of x, and then of the
+    gradient that comes in too.
+    """
+    rounded = cast(tensors, dtype)
+    ours = run(function, cast(rounded, dtype), "triton", mask, layout)
+    eager = run(function, cast(rounded, dtype), "reference", mask, layout)
+    exact = run(function, {name: t.double() for name, t in rounded.items()}, "reference", mask, layout)
+    for name, value in ours.items():
+        if name == "out0":
+            assert value.dim() != 4 or value.is_contiguous(memory_format=torch.channels_last)
+        assert value.shape == exact[name].shape and value.dtype == eager[name].dtype, name
+    assert_near(ours, eager, exact, terms)
+    return ours
+
+
+def assert_near(ours: dict[str, Tensor], eager: dict[str, Tensor], exact: dict[str, Tensor], terms: int) -> None:
+    eps, largest = EPS[ours["out0"].dtype], {name: t.abs().max().item() if t.numel() else 0.0
+                                             for name, t in exact.items()}
+    vectors = [name for name in exact if name.startswith("grad") and exact[name].dim() < 4]
+    for name, value in exact.items():
+        units = UNITS if value.dim() == 4 else max(UNITS, VECTOR_UNITS * math.sqrt(terms))
+        scale = max(largest[other] for other in vectors) if name in vectors else largest[name]
+        if name in ("out1", "running_mean"):
+            scale = max(scale, largest["out0"])
+        error, theirs = rms(ours[name] - value), rms(eager[name] - value)
+        assert error <= MARGIN * theirs + units * eps * scale, (
+            f"{name}: {error:.3g} from float64, eager {theirs:.3g}, unit {eps * scale:.3g}")

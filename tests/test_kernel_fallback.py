@@ -1,0 +1,180 @@
+"""What happens where kernels cannot run: said once, by name and reason, and computed by the reference."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastgan.nn as fnn
+from fastgan import ops
+from fastgan.errors import FastganError
+from fastgan.ops import engines, library
+from fastgan.ops.triton import apply, convolve, launch, reduce, wgrad
+from fastgan.ops.triton.launch import KernelError
+
+pytestmark = pytest.mark.usefixtures("one_thread", "forgetful")
+
+
+@pytest.fixture
+def forgetful(monkeypatch: pytest.MonkeyPatch):
+    """As in a new process: nothing warned of, nothing failed."""
+    monkeypatch.setattr(library, "_failed", set())
+    engines._warn.cache_clear()
+    yield
+    engines._warn.cache_clear()
+
+
+def tensors(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    shapes = {"x": (4, 3, 7, 6), "weight": (5, 3, 4, 4), "bias": (5,), "gamma": (5,), "beta": (5,)}
+    return {name: torch.randn(shape).to(dtype).requires_grad_() for name, shape in shapes.items()}
+
+
+def train(impl: str, **more: Any) -> list[Tensor]:
+    """Output, running statistics and gradients of one block."""
+    given = tensors()
+    buffers = {"running_mean": torch.zeros(5), "running_var": torch.ones(5)}
+    y = ops.conv_bn_act(**given, **buffers, impl=impl, **more)
+    return [y.detach(), *buffers.values(), *torch.autograd.grad(y.square().sum(), list(given.values()))]
+
+
+def assert_warns_once(function: Any, *patterns: str) -> Any:
+    """Exactly one warning for each pattern, then silence."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = function()
+        again = function()
+    messages = [str(w.message) for w in caught if "fastgan" in str(w.message)]
+    assert len(messages) == len(patterns), messages
+    for message, pattern in zip(messages, patterns, strict=True):
+        assert all(word in message for word in pattern.split("|")), message
+    torch.testing.assert_close(result, again, rtol=0, atol=0)
+    return result
+
+
+def test_missing_triton(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    result = assert_warns_once(lambda: train("triton"), "Triton cannot be imported|goes on with the reference engine")
+    torch.testing.assert_close(result, train("reference"), rtol=0, atol=0)
+
+
+def test_old_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Tesla T4")
+    assert engines.why_no_kernels(torch.device("cuda")) == "Tesla T4 is sm_75, Triton's kernels need sm_80"
+    assert not engines.why_no_kernels(torch.device("cpu"))
+    monkeypatch.setattr(engines, "why_no_kernels", lambda device: "Tesla T4 is sm_75")
+    result = assert_warns_once(lambda: train("triton"), "Tesla T4 is sm_75|goes on with the reference engine")
+    torch.testing.assert_close(result, train("reference"), rtol=0, atol=0)
+
+
+class Broken:
+    """A kernel that does not start."""
+
+    def __init__(self, name: str) -> None:
+        self.fn = SimpleNamespace(__name__=name)
+
+    def __getitem__(self, grid: Any) -> Any:
+        def start(**arguments: Any) -> None:
+            raise RuntimeError("out of resource: shared memory\nand a traceback")
+        return start
+
+
+@pytest.mark.parametrize(("module", "kernel", "operators"), [
+    (convolve, "convolve_kernel", ["stage", "stage_backward"]), (reduce, "statistics_kernel", ["stage"]),
+    (wgrad, "wgrad_kernel", ["stage_backward"]), (apply, "apply_kernel", ["normalise_activate"]),
+    (apply, "derivative_kernel", ["normalise_activate_backward"]),
+    (reduce, "norm_gradient_kernel", ["normalise_activate_backward"]),
+], ids=lambda value: value if isinstance(value, str) else None)
+def test_kernel_that_does_not_start(module, kernel, operators, monkeypatch):
+    """Running statistics are updated once all the same."""
+    monkeypatch.setattr(module, kernel, Broken(kernel))
+    result = assert_warns_once(lambda: train("triton"), *(
+        f"{kernel}: out of resource: shared memory; fastgan::{operator} goes on with" for operator in operators))
+    torch.testing.assert_close(result, train("reference"), rtol=1e-4, atol=1e-4)
+
+
+def test_running_statistics_after_a_failure_count_once(monkeypatch):
+    monkeypatch.setattr(reduce, "statistics_kernel", Broken("statistics_kernel"))
+    networks = []
+    for impl in ("triton", "reference"):
+        torch.manual_seed(0)
+        network = fnn.Chain(nn.Conv2d(3, 5, 4), nn.BatchNorm2d(5, momentum=None), nn.ReLU(), impl=impl)
+        network.stat_groups = 2
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            network(tensors()["x"])
+        networks.append(network)
+    torch.testing.assert_close(dict(networks[0].named_buffers()), dict(networks[1].named_buffers()))
+
+
+def test_out_of_memory_is_no_reason_to_go_on(monkeypatch):
+    class Full(Broken):
+        def __getitem__(self, grid: Any) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(convolve, "convolve_kernel", Full("convolve_kernel"))
+    with pytest.raises(torch.OutOfMemoryError):
+        train("triton")
+
+
+def test_launch_names_the_kernel():
+    with pytest.raises(KernelError, match="some_kernel: out of resource: shared memory$"):
+        launch.launch(Broken("some_kernel"), (1,), reduce._FEW)
+
+
+def test_no_interpreter_no_gpu(monkeypatch):
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    with pytest.raises(FastganError, match=r"x on cpu: impl 'triton' expected a CUDA device, or Triton's interpreter"):
+        train("triton")
+
+
+@pytest.mark.parametrize(("dtype", "message"), [
+    (torch.float64, "x of dtype torch.float64: impl 'triton' computes in torch.float32"),
+    (torch.bfloat16, "x of dtype torch.bfloat16: Triton's interpreter computes it wrongly, expected torch.float32"),
+], ids=["fp64", "bf16"])
+def test_refused_dtypes(dtype, message):
+    given = tensors(dtype)
+    with pytest.raises(FastganError, match=message):
+        ops.conv_bn_act(**given, impl="triton")
+    with pytest.raises(FastganError, match=message):
+        ops.stage(given["x"], None, "relu", given["weight"], impl="triton")
+    with pytest.raises(FastganError, match=message):
+        ops.normalise_activate(given["x"], None, "relu", impl="triton")
+    with pytest.raises(FastganError, match=message):
+        fnn.Chain(nn.Conv2d(3, 2, 3), impl="triton").to(dtype)(given["x"])
+
+
+@pytest.mark.parametrize(("layers", "size", "message"), [
+    ([nn.Conv2d(4, 5, 3)], 8, "Ci = 3 as in x"),
+    ([nn.ConvTranspose2d(3, 5, 3), nn.BatchNorm2d(4)], 8, "batch normalisation of 4 channels after .* makes 5"),
+    ([nn.Conv2d(3, 5, 3)], 2, "too small for a kernel of 3x3"),
+    ([nn.Conv2d(3, 5, 8)], 7, None),
+    ([nn.Conv2d(3, 5, 8, bias=False), nn.BatchNorm2d(5)], 8, None),
+    ([nn.Conv2d(3, 5, 3).half()], 8, "weight of dtype torch.float16: expected x's"),
+], ids=["channels", "norm-channels", "size", "size-of-a-layer-as-it-is", "one-value-of-a-layer-as-it-is", "dtype"])
+def test_layers_that_do_not_fit(layers, size, message, monkeypatch):
+    """Refused before a kernel runs on them."""
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a kernel was launched")
+
+    for module in (apply, convolve, reduce, wgrad):
+        monkeypatch.setattr(module, "launch", refuse)
+    with pytest.raises((FastganError, RuntimeError, ValueError), match=message):
+        fnn.Chain(*layers, impl="triton")(torch.zeros(1, 3, size, size))
+
+
+def test_one_value_per_channel_is_refused():
+    network = fnn.Chain(nn.Conv2d(3, 5, 4, bias=False), nn.BatchNorm2d(5), impl="triton")
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        network(torch.zeros(1, 3, 4, 4))
+    with fnn.stat_groups(network, 2), pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        network(torch.zeros(2, 3, 4, 4))
+    assert network[1].num_batches_tracked == 0
+    network.eval()(torch.zeros(1, 3, 4, 4))

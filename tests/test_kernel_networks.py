@@ -1,0 +1,191 @@
+"""The operators under torch.library and torch.compile, and whole networks trained by kernels."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastgan.nn as fnn
+from fastgan import ops, presets
+from fastgan.models import DCGANDiscriminator, DCGANGenerator
+from fastgan.ops import library
+from fastgan.train.step import GANStep
+from tests.near import MARGIN, rms
+from tests.test_kernels import chain_layers
+from tests.test_ops import each_kind
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# autograd stands outside of the operators, so that a gradient of a gradient can take another way
+UTILS = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
+ACTIVATION = ("leaky_relu", 0.2)
+
+
+def operands(transposed: bool, norm: bool, dtype: torch.dtype, channels_last: bool) -> tuple[tuple, tuple]:
+    """(x, what is owed), (convolution) for (4, 3, 6, 5) -> 7 channels."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 6, 5).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    owed = (torch.rand(2, 2, 3) + 0.5, torch.randn(3), torch.randn(3)) if norm else (None, None, None)
+    weight = torch.randn(*((3, 7) if transposed else (7, 3)), 4, 3).to(dtype)
+    more = [1, 0] if transposed else [0, 0]
+    return (x, *owed, *ACTIVATION), (weight, torch.randn(7).to(dtype), [2, 1], [1, 1], more, transposed, True)
+
+
+@each_kind
+@pytest.mark.parametrize(("norm", "dtype", "channels_last", "tracked"), [
+    (True, torch.float32, True, True), (False, torch.float16, False, False), (True, torch.float16, True, False),
+    (False, torch.float32, False, True)], ids=["norm-fp32", "fp16-nchw", "norm-fp16", "fp32-nchw"])
+def test_operators(norm, dtype, channels_last, tracked, transposed):
+    x, convolution = operands(transposed, norm, dtype, channels_last)
+    buffers = (torch.zeros(7), torch.ones(7), torch.tensor(0)) if tracked else (None,) * 3
+    forward = (*x, *convolution, 2, True, 1e-5, *buffers, 0.1)
+    torch.library.opcheck(library.stage, forward, test_utils=UTILS)
+    torch.library.opcheck(library.normalise_activate, x, test_utils=UTILS)
+    y, statistics = library.stage(*forward)
+    gy, gstatistics = torch.randn_like(y), torch.randn_like(statistics)
+    for needs in ([True] * 4, [False, True, False, False], [True, False, False, norm]):
+        torch.library.opcheck(library.stage_backward, (gy, gstatistics, y, statistics, *x, *convolution, "rstd", needs),
+                              test_utils=UTILS)
+    torch.library.opcheck(library.normalise_activate_backward, (torch.randn_like(x[0]), *x), test_utils=UTILS)
+
+
+@each_kind
+@pytest.mark.parametrize("norm", [True, False], ids=["norm", "no-norm"])
+def test_fakes_have_the_strides_of_the_results(norm, transposed):
+    from torch._subclasses import FakeTensorMode
+
+    x, convolution = operands(transposed, norm, torch.float16, False)
+    arguments = (*x, *convolution, 2, True, None, None, None, None, None)
+    real = library.stage(*arguments)
+    back = (torch.randn_like(real[0]), torch.randn_like(real[1]), *real, *x, *convolution, "var", [True] * 4)
+    with FakeTensorMode() as mode:
+        def fake(values: tuple[Any, ...]) -> list[Any]:
+            return [mode.from_tensor(value) if isinstance(value, Tensor) else value for value in values]
+
+        faked = [*library.stage(*fake(arguments)), *library.stage_backward(*fake(back)),
+                 library.normalise_activate(*fake(x))]
+    for one, other in zip([*real, *library.stage_backward(*back), library.normalise_activate(*x)], faked, strict=True):
+        assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
+
+
+def differentiated(function: Any, network: nn.Module, x: Tensor) -> list[Tensor]:
+    x = x.detach().requires_grad_()
+    out = function(x)
+    out = out if isinstance(out, tuple) else (out,)
+    torch.manual_seed(3)
+    grads = torch.autograd.grad(out, [x, *network.parameters()], [torch.randn_like(o) for o in out])
+    return [*(o.detach() for o in out), *grads, *(b.clone() for b in network.buffers())]
+
+
+class Block(nn.Module):
+    """A function of `fastgan.ops` with its tensors as parameters."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind = kind
+        self.weight = nn.Parameter(torch.randn(5, 3, 3, 3))
+        channels = 3 if kind == "stage" else 5
+        self.gamma, self.beta = nn.Parameter(torch.randn(channels)), nn.Parameter(torch.randn(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Any:
+        if self.kind == "stage":
+            norm = (self.running_mean, self.running_var, self.gamma, self.beta)
+            return ops.stage(x, norm, "relu", self.weight, stat_groups=2, impl="triton")
+        return ops.conv_bn_act(x, self.weight, None, self.gamma, self.beta, self.running_mean, self.running_var,
+                               stat_groups=2, impl="triton")
+
+
+@pytest.mark.parametrize("kind", ["block", "stage", "chain"])
+def test_compiles_as_a_full_graph(kind):
+    network = fnn.Chain(*chain_layers(0.2), impl="triton") if kind == "chain" else Block(kind)
+    other = copy.deepcopy(network)
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    for seed in range(2):
+        torch.manual_seed(seed)
+        x = torch.randn(4, 3, 9, 8)
+        for one, two in zip(differentiated(network, network, x), differentiated(compiled, other, x), strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+
+
+def set_impl(network: nn.Module, impl: str) -> nn.Module:
+    for module in network.modules():
+        if isinstance(module, fnn.Chain):
+            module.impl = impl
+    return network
+
+
+def make_step(impl: str, size: int, dtype: torch.dtype, **fields: Any) -> GANStep:
+    torch.manual_seed(0)
+    config = presets.get("dcgan-64", **{"nz": 8, "ema": 0.9, **fields})
+    networks = DCGANGenerator(8, 8, 3, size), DCGANDiscriminator(8, 3, size)
+    for network in networks:
+        for parameter in network.parameters():
+            if parameter.dim() == 4:
+                nn.init.normal_(parameter, 0, 0.1)  # so that a step moves what it should
+        set_impl(network.to(dtype), impl)
+    return GANStep(*networks, config.model, config.train)
+
+
+def trained(impl: str, size: int, dtype: torch.dtype, steps: int, **fields: Any) -> dict[str, Tensor]:
+    """Records, parameters and buffers after some steps on the same images and latents."""
+    step = make_step(impl, size, dtype, **fields)
+    generator = torch.Generator().manual_seed(1)
+    step.draw = lambda real: torch.randn(len(real), 8, generator=generator).to(dtype)
+    state: dict[str, Tensor] = {}
+    for i in range(steps):
+        real = torch.rand(4, 3, size, size, generator=generator) * 2 - 1
+        state |= {f"{i} {key}": value for key, value in step(real.to(dtype)).items()}
+    for name, network in (("g", step.generator), ("d", step.discriminator), ("ema", step.ema.module)):
+        state |= {f"{name} {key}": value.detach() for key, value in network.state_dict().items()}
+    return state
+
+
+# Adam divides a gradient by its own size: one that is zero but for rounding moves its parameter by the whole rate,
+# in either direction. What is left is that nearly all elements agree, far within one update of 2e-4.
+UPDATE = 2e-4
+
+
+@pytest.mark.parametrize(("size", "steps", "fields"), [(16, 3, {}), (32, 2, {}), (64, 1, {}), (16, 2, {"r1": 2.0})],
+                         ids=["16-3-steps", "32-2-steps", "64-1-step", "16-2-steps-r1"])
+def test_training_is_that_of_the_reference(size, steps, fields):
+    ours, eager, exact = (trained(impl, size, dtype, steps, **fields) for impl, dtype in (
+        ("triton", torch.float32), ("reference", torch.float32), ("reference", torch.float64)))
+    assert ours.keys() == exact.keys() and len(exact) > 40
+    for key, value in exact.items():
+        error, theirs = rms(ours[key] - value), rms(eager[key] - value)
+        if not value.is_floating_point():
+            assert torch.equal(ours[key], value), key
+        else:
+            assert error <= 2 * MARGIN * theirs + UPDATE / 50 + 1e-5 * rms(value), f"{key}: {error}, eager {theirs}"
+
+
+def test_discriminator_of_real_and_fake_in_one_batch():
+    """G = 2: outputs, gradients and running statistics of two calls."""
+    torch.manual_seed(0)
+    network = DCGANDiscriminator(8, 3, 32)
+    real, fake = torch.randn(4, 3, 32, 32), torch.randn(4, 3, 32, 32)
+    results = []
+    for impl, dtype in (("triton", torch.float32), ("reference", torch.float32), ("reference", torch.float64)):
+        d = set_impl(copy.deepcopy(network).to(dtype), impl)
+        x = torch.cat([real, fake]).to(dtype).requires_grad_()
+        if impl == "triton":
+            with fnn.stat_groups(d, 2):
+                logits = d(x)
+        else:
+            logits = torch.cat([d(part) for part in x.chunk(2)])
+        names, parameters = zip(*d.named_parameters(), strict=True)
+        grads = torch.autograd.grad((logits * torch.linspace(-1, 1, 8)).sum(), [x, *parameters])
+        results.append({"logits": logits.detach(), **dict(zip(("x", *names), grads, strict=True)),
+                        **{key: b.clone() for key, b in d.named_buffers()}})
+    ours, eager, exact = results
+    for key, value in exact.items():
+        error, theirs = rms(ours[key] - value), rms(eager[key] - value)
+        assert error <= MARGIN * theirs + 1e-5 * rms(value), f"{key}: {error}, eager {theirs}"

@@ -1,0 +1,268 @@
+"""The kernels of impl "triton" in Triton's interpreter, against float64: every operand, gradient and statistic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastgan import nn as fnn
+from fastgan import ops
+from tests.near import KINK, judge
+from tests.test_ops import CASES, each_kind, layouts, name
+
+pytestmark = pytest.mark.usefixtures("one_thread", "poisoned")
+
+ACTIVATIONS = ["leaky_relu", "relu", "tanh", "none"]
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+each_dtype = pytest.mark.parametrize("dtype", list(DTYPES.values()), ids=list(DTYPES))
+
+# (N, Ci, H, W), Co, kernel, stride, padding, output_padding, bias, statistic groups
+MORE = [
+    ((3, 70, 3, 5), 66, (2, 2), 1, 1, 0, True, 3),  # both wider than a tile
+    ((2, 3, 33, 35), 5, (3, 4), 1, 1, 0, False, 2),  # more rows than a tile has
+    ((3, 100, 1, 1), 25, (4, 4), 1, 0, 0, False, 1),  # transposed: the taps are columns
+    ((6, 5, 1, 1), 7, (2, 3), (3, 2), 0, 0, True, 2),  # so too, whatever the stride
+    ((14, 5, 1, 1), 7, (3, 3), 1, 1, 0, True, 2),  # but not with padding
+    ((6, 5, 1, 1), 7, (2, 2), 2, 0, 1, False, 1),  # nor with output_padding
+    ((21, 3, 1, 1), 5, (1, 1), 1, 0, 0, False, 3),
+    ((2, 2, 8, 9), 3, (2, 2), 4, 0, 0, False, 1),  # pixels that no tap sees
+    ((2, 2, 5, 6), 3, (2, 1), (3, 4), 0, (2, 3), False, 1),  # phases that no tap sees
+    ((5, 1, 13, 15), 1, (4, 4), 2, 1, 0, False, 5),
+    ((2, 2, 9, 8), 3, (7, 7), 1, 3, 0, True, 1),
+    ((2, 3, 6, 5), 2, (3, 3), 1, 2, 0, False, 2),  # padding beyond half the kernel
+    ((3, 1, 8, 8), 3, (6, 2), 3, 2, 0, True, 3),
+    ((5, 33, 4, 4), 1, (4, 4), 1, 0, 0, True, 1),  # a logit
+]
+ALL = [(case, transposed) for case in CASES + MORE for transposed in (False, True)
+       if transposed or all(side + 2 * pad >= k for side, pad, k in zip(
+           case[0][2:], case[4] if isinstance(case[4], tuple) else (case[4],) * 2, case[2], strict=True))]
+
+
+def fits(case: tuple[Any, ...], transposed: bool) -> dict[str, Any]:
+    """The options of a case; `output_padding` is a transposed convolution's."""
+    _, _, _, stride, padding, extra, _, groups = case
+    given = {"stride": stride, "padding": padding, "stat_groups": groups}
+    return {**given, "output_padding": extra} if transposed else given
+
+
+def draw(case: tuple[Any, ...], transposed: bool, *, norm: bool, seed: int = 0) -> dict[str, Tensor]:
+    """x, weight and what belongs to the output, float64, of sizes that fill float16 well."""
+    (_, ci, _, _), co, kernel, _, _, _, bias, _ = case
+    torch.manual_seed(seed)
+    tensors = {"x": torch.randn(case[0]), "weight": torch.randn(*((ci, co) if transposed else (co, ci)), *kernel) * 0.3}
+    if bias:
+        tensors["bias"] = torch.randn(co)
+    if norm:
+        tensors |= {"gamma": torch.randn(co) + 0.5, "beta": torch.randn(co) + 0.5, "running_mean": torch.randn(co),
+                    "running_var": torch.rand(co) + 0.5}
+    return {key: tensor.double() for key, tensor in tensors.items()}
+
+
+def away_from_kinks(function: Any, tensors: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
+    """0 where z is so near the kink that rounding tosses a coin for its derivative, in eager layers too; else 1."""
+    copies = {key: t.to(dtype).double() for key, t in tensors.items()}
+    with torch.no_grad():
+        z = function(impl="reference", activation="none", **copies)[0]
+    return (z.abs() > KINK * z.abs().max()).to(dtype)
+
+
+def block_of(case: tuple[Any, ...], transposed: bool, activation: str, **more: Any) -> Any:
+    function, given = ops.conv_transpose_bn_act if transposed else ops.conv_bn_act, fits(case, transposed)
+
+    def block(impl: str, activation: str = activation, **tensors: Tensor) -> list[Tensor]:
+        return [function(**tensors, **given, activation=activation, impl=impl, **more)]
+
+    return block
+
+
+def judge_block(case: tuple[Any, ...], transposed: bool, activation: str, dtype: torch.dtype, *, norm: bool = True,
+                layout: Any = None, **more: Any) -> dict[str, Tensor]:
+    tensors = draw(case, transposed, norm=norm)
+    function = block_of(case, transposed, activation, **more)
+    with torch.no_grad():
+        y = function("reference", **{key: t.clone() for key, t in tensors.items()})[0]
+    kinked = activation in ("relu", "leaky_relu")
+    return judge(function, tensors, dtype, terms=y.numel() // y.shape[1], layout=layout,
+                 mask=away_from_kinks(function, tensors, dtype) if kinked else None)
+
+
+def identified(pairs: list[tuple[Any, bool]]) -> list[Any]:
+    """Parameters with an activation each, in turn."""
+    return [pytest.param(case, transposed, ACTIVATIONS[(i + i // 4) % 4],
+                         id=f"{name(case)}-{'transpose' if transposed else 'conv'}-{ACTIVATIONS[(i + i // 4) % 4]}")
+            for i, (case, transposed) in enumerate(pairs)]
+
+
+@pytest.mark.parametrize(("case", "transposed", "activation"), identified(ALL))
+def test_block_in_training(case, transposed, activation):
+    judge_block(case, transposed, activation, torch.float32, momentum=0.3)
+
+
+@pytest.mark.parametrize(("case", "transposed", "activation"), identified(ALL[1::3]))
+def test_block_in_training_in_float16(case, transposed, activation):
+    judge_block(case, transposed, activation, torch.float16)
+
+
+@pytest.mark.parametrize("mode", ["evaluation", "no-norm"])
+@pytest.mark.parametrize(("case", "transposed", "activation"), identified(ALL[2::5]))
+def test_block_without_batch_statistics(case, transposed, activation, mode):
+    judge_block(case, transposed, activation, torch.float32, norm=mode == "evaluation", training=False)
+
+
+def stage_of(case: tuple[Any, ...], transposed: bool, activation: str, fuse: bool = True) -> Any:
+    def stage(impl: str, x: Tensor, weight: Tensor, bias: Tensor | None = None, **norm: Tensor) -> Any:
+        four = tuple(norm[key] for key in ("mean", "rstd", "gamma", "beta")) if norm else None
+        return ops.stage(x, four, activation, weight, bias, transposed=transposed, fuse=fuse, impl=impl,
+                         **fits(case, transposed))
+    return stage
+
+
+def with_norm(tensors: dict[str, Tensor], groups: tuple[int, int, int, int]) -> dict[str, Tensor]:
+    """A normalisation owed to x, each vector for so many groups ((C,) for 0)."""
+    channels = tensors["x"].shape[1]
+    shapes = [(g, channels) if g else (channels,) for g in groups]
+    values = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    values[1] = values[1].abs() + 0.5
+    values[3] += 1.0  # relu(beta) is not 0 beside the padding
+    return {**tensors, **dict(zip(("mean", "rstd", "gamma", "beta"), values, strict=True))}
+
+
+def judge_stage(case: tuple[Any, ...], transposed: bool, activation: str, dtype: torch.dtype,
+                groups: tuple[int, int, int, int] | None = None, **more: Any) -> dict[str, Tensor]:
+    """With `groups` of the owed normalisation; None for none."""
+    tensors = draw(case, transposed, norm=False)
+    tensors = tensors if groups is None else with_norm(tensors, groups)
+    function = stage_of(case, transposed, activation)
+    y = function("reference", **tensors)[0]
+    return judge(function, tensors, dtype, terms=y.numel() // y.shape[1], **more)
+
+
+@pytest.mark.parametrize(("case", "transposed", "activation"), identified(ALL[0::3]))
+def test_stage(case, transposed, activation):
+    """The owed normalisation has the groups of the statistics; gradients come back through y, mean and var."""
+    judge_stage(case, transposed, activation, torch.float32, (case[-1], case[-1], 0, 0))
+
+
+@pytest.mark.parametrize(("case", "transposed", "activation"), identified(ALL[2::6]))
+def test_stage_in_float16(case, transposed, activation):
+    judge_stage(case, transposed, activation, torch.float16, (0, 0, 0, 0))
+
+
+@each_kind
+@pytest.mark.parametrize("groups", [None, (2, 2, 2, 2), (3, 1, 0, 3), (0, 6, 6, 1), (1, 1, 1, 1)], ids=str)
+def test_stage_with_groups_of_its_own(groups, transposed):
+    """Vectors for other groups than the statistics have, of all and of one mixed."""
+    judge_stage(((6, 5, 7, 6), 4, (3, 4), 2, 1, 1, True, 3), transposed, "leaky_relu", torch.float32, groups)
+
+
+@each_dtype
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("groups", [None, (0, 0, 0, 0), (3, 3, 0, 0), (1, 3, 3, 0)], ids=str)
+def test_normalise_activate(groups, activation, dtype):
+    torch.manual_seed(0)
+    tensors = {"x": torch.randn(6, 37, 9, 7, dtype=torch.float64)}
+    tensors = tensors if groups is None else with_norm(tensors, groups)
+
+    def function(impl, x, **norm):
+        return [ops.normalise_activate(x, tuple(norm.values()) or None, activation, impl=impl)]
+
+    judge(function, tensors, dtype, terms=6 * 9 * 7)
+
+
+@each_kind
+@pytest.mark.parametrize("layout", layouts(torch.zeros(1, 1, 1, 1)))
+def test_layouts(layout, transposed):
+    """Of x and of the gradient that comes back."""
+    judge_block(CASES[0], transposed, "tanh", torch.float32, layout=lambda x: layouts(x)[layout])
+
+
+@each_kind
+def test_gradient_that_is_one_number_expanded(transposed):
+    tensors = {key: t.float().requires_grad_() for key, t in draw(CASES[0], transposed, norm=False).items()}
+    function = stage_of(CASES[0], transposed, "none")
+    ours, theirs = (torch.autograd.grad(function(impl, **tensors)[0].sum(), list(tensors.values()))
+                    for impl in ("triton", "reference"))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("ratio", [1e2, 1e4])
+def test_mean_far_from_zero(ratio):
+    """Where E[y^2] - E[y]^2 has no digit left; statistics of the stored y, so that only they are judged."""
+    case = ((4, 3, 17, 19), 5, (4, 4), 2, 1, 0, True, 2)
+    tensors = draw(case, False, norm=False)
+    tensors["bias"] = torch.full((5,), ratio, dtype=torch.float64)
+    tensors = {key: t.float() for key, t in tensors.items()}
+    y, mean, var = stage_of(case, False, "none")("triton", **tensors)
+    parts = y.double().unflatten(0, (2, -1))
+    exact = torch.var_mean(parts, (1, 3, 4), correction=0)
+    # the interpreter adds hundreds of nearly equal numbers row by row
+    torch.testing.assert_close(mean.double(), exact[1], rtol=2**-20, atol=0)
+    torch.testing.assert_close(var.double(), exact[0], rtol=1e-5, atol=0)
+
+
+@each_kind
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_nan_and_infinity_stay_where_eager_has_them(activation, value, transposed):
+    case = ((2, 3, 9, 8), 4, (3, 4), 2, 1, 0, False, 1)
+    tensors = {key: t.float() for key, t in with_norm(draw(case, transposed, norm=False), (0, 0, 0, 0)).items()}
+    tensors["x"][1, 2, 4, 3] = value
+    tensors["x"].requires_grad_(), tensors["weight"].requires_grad_()
+    function = stage_of(case, transposed, activation)
+    (ours, theirs) = (function(impl, **tensors) for impl in ("triton", "reference"))
+    torch.testing.assert_close(ours[0], theirs[0], equal_nan=True, rtol=1e-4, atol=1e-5)
+    grads = [torch.autograd.grad(out[0].sum(), [tensors["x"], tensors["weight"]]) for out in (ours, theirs)]
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, equal_nan=True, rtol=1e-4, atol=1e-4)
+
+
+@each_kind
+def test_nan_in_training(transposed):
+    """Statistics of the whole channel, hence of all channels, become NaN, and the running ones with them."""
+    tensors = {key: t.float() for key, t in draw(CASES[0], transposed, norm=True).items()}
+    tensors["x"][1, 2, 4, 3] = torch.nan
+    y = block_of(CASES[0], transposed, "relu")("triton", **tensors)[0]
+    assert y.isnan().all() and tensors["running_mean"].isnan().all() and tensors["running_var"].isnan().all()
+
+
+def chain_layers(momentum: float | None) -> list[nn.Module]:
+    torch.manual_seed(0)
+    made: list[nn.Module] = [
+        nn.Conv2d(3, 5, 3, 2, 1, bias=False), nn.BatchNorm2d(5, momentum=momentum), nn.LeakyReLU(0.3, inplace=True),
+        nn.Conv2d(5, 7, (2, 3), 1, 1), nn.BatchNorm2d(7, affine=False, momentum=momentum), nn.Tanh(),
+        nn.ConvTranspose2d(7, 2, 4, 2, 1), nn.BatchNorm2d(2, track_running_stats=False), nn.Tanh()]
+    for layer in made:
+        if isinstance(layer, nn.BatchNorm2d) and layer.affine:
+            nn.init.normal_(layer.weight, 1.0, 0.3), nn.init.normal_(layer.bias, 0.7)
+    return made
+
+
+@pytest.mark.parametrize(("momentum", "groups"), [(0.2, 1), (None, 3)], ids=["momentum-g1", "cumulative-g3"])
+def test_chain(momentum, groups):
+    """Running statistics with their count, affine or not, tracked or not, over three calls and in evaluation."""
+    ours, eager = (fnn.Chain(*chain_layers(momentum), impl=impl) for impl in ("triton", "reference"))
+    ours.stat_groups = eager.stat_groups = groups
+    for seed in range(3):
+        torch.manual_seed(seed)
+        x, g = torch.randn(6, 3, 17, 19, requires_grad=True), torch.randn(6, 2, 20, 20)
+        ours.train(seed != 2), eager.train(seed != 2)
+        for network in (ours, eager):
+            network.zero_grad()
+        one, other = (torch.autograd.grad(network(x), [x, *network.parameters()], g) for network in (ours, eager))
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(dict(ours.named_buffers()), dict(eager.named_buffers()), rtol=1e-5, atol=1e-6)
+    assert ours[1].num_batches_tracked == 2 * groups
+
+
+@each_kind
+@pytest.mark.filterwarnings("ignore:var_mean")  # of nothing
+def test_empty_batch(transposed):
+    case = ((0, 3, 17, 19), *CASES[0][1:])
+    tensors = {key: t.float().requires_grad_() for key, t in draw(case, transposed, norm=False).items()}
+    outputs = stage_of(case, transposed, "relu")("triton", **tensors)
+    y = outputs[0]
+    assert y.shape[0] == 0 and [g.shape for g in torch.autograd.grad(y.sum(), list(tensors.values()))] == [
+        t.shape for t in tensors.values()]
