@@ -62,8 +62,8 @@ def prove(options: argparse.Namespace) -> int:
     minutes = (time.perf_counter() - start) / 60
     for failure in failures:
         print(f"FAILED {failure}")
-    print(f"{len(failures)} failed" if failures else f"all of {', '.join(options.only)} passed", f"{minutes:.1f} minutes",
-          sep=", ")
+    verdict = f"{len(failures)} failed" if failures else f"{', '.join(options.only)}: all passed"
+    print(f"{verdict}; {minutes:.1f} minutes")
     return 1 if failures else 0
 
 

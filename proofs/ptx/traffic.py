@@ -1,7 +1,7 @@
 """Part three: what each launch of one training step of dcgan-64 computes and moves, against what its layer must.
 
-    mma_flops     executed by tensor cores / 2 * N * Ho * Wo * Co * Ci * kh * kw of a convolution, and of the weight
-                  gradient; 2 * N * Hi * Wi * Ci * Co * kh * kw of a transposed one: all taps, those outside the image too
+    mma_flops     executed by tensor cores / 2 * N * Ho * Wo * Co * Ci * kh * kw of a convolution, its weight gradient
+                  likewise, or 2 * N * Hi * Wi * Ci * Co * kh * kw of a transposed one: every tap, even those outside
     load, store   32-byte sectors of memory touched at least once / bytes of the tensors, each once
     l2            sectors touched, counted once for each program / the same bytes: what a perfect L1 asks of L2
     conflicts     share of the accesses to shared memory that wait for a bank

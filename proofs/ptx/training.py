@@ -99,7 +99,7 @@ def train(player: Player, seen: Given) -> dict[str, Tensor]:
     networks = {"generator": player.generator, "discriminator": player.discriminator}
     config = presets.get("dcgan-64")
     before = {name: copy.deepcopy(network.state_dict()) for name, network in networks.items()}
-    step = GANStep(*networks.values(), config.model, config.train)
+    step = GANStep(player.generator, player.discriminator, config.model, config.train)
     noise = iter(seen.noise)
     step.noise = lambda *_, **__: next(noise).to(player.dtype)  # type: ignore[assignment]
     for images in seen.images:
