@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastgan import presets
 from fastgan.models import build
 from fastgan.train.losses import LOSSES
-from fastgan.train.step import GANStep
+from fastgan.train.optim import make_adam
+from fastgan.train.step import GANStep, apply_gradients
 
 SHAPES = {"tf": (1, 28, 28), "oreilly": (1, 28, 28), "gaussian": (2,), "dcgan": (3, 16, 16)}
 
@@ -258,3 +259,14 @@ def test_nan_in_the_fakes_does_not_reach_the_average():
     step.draw = lambda like: z * torch.nan
     assert step(real)["loss_g"].isnan()
     assert all(torch.equal(value, before[key]) for key, value in step.ema.module.state_dict().items())
+
+
+def test_gradients_laid_out_unlike_their_parameters():
+    """As kernels leave them, channels_last; the first update of Adam is lr against the sign of the gradient."""
+    torch.manual_seed(0)
+    parameter = torch.zeros(5, 3, 4, 4, requires_grad=True)
+    slope = torch.randn(5, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    loss = (parameter * slope).sum()
+    assert torch.autograd.grad(loss, parameter, retain_graph=True)[0].stride() != parameter.stride()
+    apply_gradients(loss, [parameter], make_adam([parameter], 0.1, presets.get("dcgan-64").train), torch.zeros(()))
+    torch.testing.assert_close(parameter.detach(), -0.1 * slope.sign(), rtol=1e-3, atol=0)

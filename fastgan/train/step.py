@@ -142,7 +142,9 @@ def apply_gradients(loss: Tensor, params: list[Tensor], optimizer: Optimizer, sk
     skip = torch.maximum(skip, (~torch.isfinite(norm + loss.detach())).to(skip.dtype))
     optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
     for parameter, grad in zip(params, grads, strict=True):
-        parameter.grad = grad
+        # a fused Adam on the CPU pairs elements by where they lie in memory, and kernels write channels_last gradients
+        same = grad.stride() == parameter.stride()
+        parameter.grad = grad if same else torch.empty_like(parameter).copy_(grad)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm, skip
