@@ -143,6 +143,7 @@ class _Kinked(nn.Module):
         self.slope, self.shift = slope, shift
 
     def forward(self, z: Tensor) -> Tensor:
-        steep = torch.where(z.detach() > self.shift * _rms(z.detach()), 1.0, self.slope).to(z.dtype)
-        value = torch.where(z.detach() > 0, z.detach(), self.slope * z.detach())
-        return value + steep * (z - z.detach())
+        fixed = z.detach()
+        one, slope = torch.ones_like(fixed), torch.full_like(fixed, self.slope)
+        steep = torch.where(fixed > self.shift * _rms(fixed), one, slope)
+        return fixed * torch.where(fixed > 0, one, slope) + steep * (z - fixed)
