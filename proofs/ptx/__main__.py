@@ -31,7 +31,7 @@ def main() -> int:
                         help="folder of the simulator; the environment variable PTXSIM when not given")
     parser.add_argument("--quick", action="store_true", help="the part that CI runs")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run")
-    parser.add_argument("--match", default="", help="only the operations whose line contains this")
+    parser.add_argument("--match", default="", help="only the operations and training steps whose line contains this")
     parser.add_argument("--out", type=Path, default=Path("build/ptx.csv"), help="the table of traffic")
     options = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
@@ -56,7 +56,7 @@ def prove(options: argparse.Namespace) -> int:
     if "operations" in options.only:
         failures += operations.prove(ptxsim, options.quick, options.match)
     if "training" in options.only:
-        failures += training.prove(ptxsim, options.quick)
+        failures += training.prove(ptxsim, options.quick, options.match)
     if "traffic" in options.only:
         failures += traffic.prove(ptxsim, options.out)
     minutes = (time.perf_counter() - start) / 60

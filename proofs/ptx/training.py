@@ -133,17 +133,20 @@ def differentiate(player: Player, seen: Given) -> dict[str, Tensor]:
             **{key: value for key, value in network.named_buffers() if "tracked" not in key}}
 
 
-def prove(ptxsim: Any, quick: bool) -> list[str]:
+def prove(ptxsim: Any, quick: bool, match: str = "") -> list[str]:
+    """Every case's lines, as it ends; the failures."""
     failures = []
     torch.set_num_threads(2)
     for batch, precision, arch in CASES[:1] if quick else CASES:
         seen, unit = given(batch), rule.PRECISIONS[precision].unit
         for what, play in (("D on two groups", differentiate), (f"{STEPS} steps", train)):
+            line = f"sm_{arch} {precision} dcgan-64 batch {batch}, {what}"
+            if match not in line:
+                continue
             begin = time.perf_counter()
             found = {name: play(player, seen) for name, player in players(ptxsim, precision, arch).items()}
             parts = {key: rule.used(found["ours"][key], found["eager"][key], value, unit)
                      for key, value in found["exact"].items()}
-            line = f"dcgan-64 batch {batch} {precision} sm_{arch}, {what}"
             print(f"{line}: {max(parts.values()):.2f} of what is allowed, {time.perf_counter() - begin:.0f} s")
             for key, part in parts.items():
                 distances = [_distance(found[name][key], found["exact"][key]) for name in ("ours", "eager")]
