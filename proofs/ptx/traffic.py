@@ -141,8 +141,12 @@ def prove(ptxsim: Any, out: Path) -> list[str]:
         writer.writerows([f"{value:.4g}" if isinstance(value, float) else value for value in row] for row in rows)
     print(f"one step of dcgan-64, batch {BATCH}, bf16, sm_80: {len(rows)} launches, "
           f"{time.perf_counter() - begin:.0f} s; {out}")
-    print(f"{'kernel':15} {'layer':58} {'tile':12} {'mma':>5} {'load':>5} {'store':>5} {'l2':>6} {'bank':>5} {'MB':>6}")
+    print(f"{'':2} {'kernel':13} {'layer':58} {'tile':12} {'mma':>5} {'load':>5} {'store':>5} {'l2':>6} {'bank':>5} "
+          f"{'MB':>6}")
+    kinds: dict[tuple[str, str, str], list[Row]] = {}
     for one in rows:
-        print(f"{one.kernel:15} {one.layer:58} {one.tile:12} {one.mma_flops:5.2f} {one.load:5.2f} {one.store:5.2f} "
-              f"{one.l2:6.2f} {one.conflicts:5.2f} {one.megabytes:6.2f}")
+        kinds.setdefault((one.kernel, one.layer, one.tile), []).append(one)
+    for (kernel, layer, tile), (one, *others) in kinds.items():
+        print(f"{1 + len(others):2} {kernel:13} {layer:58} {tile:12} {one.mma_flops:5.2f} {one.load:5.2f} "
+              f"{one.store:5.2f} {one.l2:6.2f} {one.conflicts:5.2f} {one.megabytes:6.2f}")
     return [f"traffic: {one.kernel} {one.layer}, tile {one.tile}: {words}" for one in rows for words in excess(one)]
