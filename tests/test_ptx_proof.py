@@ -47,15 +47,18 @@ def test_rule_can_fail():
     exact = torch.randn(1000, dtype=torch.float64)
     eager = exact + 1e-3 * torch.randn(1000, dtype=torch.float64)
     assert rule.used(eager, eager, exact, 0) < 1
-    assert rule.used(exact, exact, exact, 0) == 0
-    assert rule.used(exact + 2 * (eager - exact), eager, exact, 0) > 1
-    assert rule.used(exact + 2 * (eager - exact), eager, exact, 2**-8) < 1
+    off = exact + 2 * (eager - exact)
+    assert rule.used(off, eager, exact, 0) > 1
+    assert rule.used(off, eager, exact, 2**-8) < 1
     one_wrong = eager.clone()
     one_wrong[7] += 0.02  # the rms hardly sees it
     assert rule.used(one_wrong, eager, exact, 0) > 1
     assert rule.used(one_wrong, eager, exact, 0, kinks=[one_wrong]) < 1
     assert rule.used(eager.clone().fill_(math.nan), eager, exact, 1) == math.inf
-    assert rule.used(eager, exact, exact, 0) == math.inf
+    zero = torch.zeros(1000, dtype=torch.float64)
+    assert rule.used(zero, zero, zero, 1) == 0
+    assert rule.used(zero + 1e-6, zero, zero, 1) == math.inf
+    assert rule.used(zero + 1e-6, zero, zero, 1, cancelled=2e-6) == pytest.approx(0.5)
 
 
 def test_few_elements_are_given_more():

@@ -163,14 +163,15 @@ def compare(ours: dict[str, Tensor], eager: dict[str, Tensor], exact: dict[str, 
     """The part of its allowance that each tensor uses."""
     parts = {}
     for key, value in exact.items():
-        scale = None
+        cancelled = 0.0
         index, _, what = key.partition(".")
         if what == "bias" and network.training and int(index) + 1 < len(network):
             after = network[int(index) + 1]
             if isinstance(network[int(index)], (nn.Conv2d, nn.ConvTranspose2d)) and isinstance(after, nn.BatchNorm2d):
                 # zero: the normalisation takes the mean away. What cancels has the size of beta's gradient
-                scale = exact[f"{int(index) + 1}.bias"]
-        parts[key] = rule.used(ours[key], eager[key], value, unit, scale, [other[key] for other in moved])
+                cancelled = unit * float(exact[f"{int(index) + 1}.bias"].abs().max())
+        own = rule.FLOAT32 if "running" in key else unit
+        parts[key] = rule.used(ours[key], eager[key], value, own, cancelled, [other[key] for other in moved])
     return parts
 
 

@@ -1,6 +1,6 @@
 """When a result is near enough, and against what.
 
-    error <= 1.5 c x the error of eager PyTorch in the same precision + one rounding unit + what kinks allow
+    error <= 1.5 c x the error of eager PyTorch in the same precision + one rounding unit
 
 all of them distances from float64, as root mean square over a tensor of n elements; and so for the worst element with
 4 in place of 1.5. c = 1 + 3 / sqrt(n): root mean squares of n roundings vary by 1 / sqrt(2 n), and so does their
@@ -8,7 +8,8 @@ ratio, three deviations of which are allowed: nothing for a weight, a lot for th
 
 Kinks: where an activation's input is within one unit of zero, a rounding decides between two slopes, in eager as in
 ours, and one such element may weigh more than all roundings together. The exact gradient is taken twice more with the
-change of slopes moved by that unit to either side; how far that moves the gradient is allowed.
+change of slopes moved by that unit to either side; how far that moves the gradient is allowed beside eager's error, as
+independent errors add, by their squares.
 """
 
 from __future__ import annotations
@@ -26,8 +27,12 @@ from torch.overrides import TorchFunctionMode
 MARGIN, WORST = 1.5, 4.0
 
 
+# of sums in float32, such as statistics, in all precisions: 24 bits, less 2 as eager sums on the CPU in float64
+FLOAT32 = 2**-22
+
+
 class Precision(NamedTuple):
-    """Of activations and products; `unit` is the half distance between neighbours at 1, relative to the tensor."""
+    """Of activations and products; `unit` is the rounding of a factor, relative to its size."""
 
     dtype: torch.dtype
     unit: float
@@ -35,27 +40,26 @@ class Precision(NamedTuple):
 
 
 PRECISIONS = {
-    "bf16": Precision(torch.bfloat16, 2**-8),  # 8 bits of significand, stored tensors are rounded once
+    "bf16": Precision(torch.bfloat16, 2**-8),  # 8 bits of significand
     "fp16": Precision(torch.float16, 2**-11),  # 11 bits
-    "tf32": Precision(torch.float32, 2**-11, tf32=True),  # 11 bits of every factor, sums in float32
-    "ieee": Precision(torch.float32, 2**-22),  # 24 bits, and 2 for sums in float32: eager's on the CPU are in float64
+    "tf32": Precision(torch.float32, 2**-11, tf32=True),  # 11 bits
+    "ieee": Precision(torch.float32, FLOAT32),
 }
 
 
-def used(ours: Tensor, eager: Tensor, exact: Tensor, unit: float, scale: Tensor | None = None,
+def used(ours: Tensor, eager: Tensor, exact: Tensor, unit: float, cancelled: float = 0.0,
          kinks: Sequence[Tensor] = ()) -> float:
     """How much of its allowance a result has used: right up to 1.
 
-    `scale` stands for `exact` in the rounding unit, where that is zero by cancellation. `kinks`: exact results with
-    kinks moved.
+    `cancelled`: the rounding of the terms of a result that is zero by cancellation. `kinks`: exact results with kinks
+    moved.
     """
     exact = exact.double()
-    scale = exact if scale is None else scale.double()
     chance = 1 + 3 / math.sqrt(exact.numel())
     parts = []
     for factor, size in ((MARGIN, _rms), (WORST, _worst)):
-        allowed = factor * chance * size(eager.double() - exact) + unit * size(scale)
-        parts.append(_part(size(ours.double() - exact), allowed + sum(size(moved - exact) for moved in kinks)))
+        allowed = math.hypot(factor * chance * size(eager.double() - exact), *(size(moved - exact) for moved in kinks))
+        parts.append(_part(size(ours.double() - exact), allowed + unit * size(exact) + cancelled))
     return max(parts)
 
 

@@ -138,14 +138,14 @@ def prove(ptxsim: Any, quick: bool, match: str = "") -> list[str]:
     failures = []
     torch.set_num_threads(2)
     for batch, precision, arch in CASES[:1] if quick else CASES:
-        seen, unit = given(batch), rule.PRECISIONS[precision].unit
+        seen = given(batch)
         for what, play in (("D on two groups", differentiate), (f"{STEPS} steps", train)):
             line = f"sm_{arch} {precision} dcgan-64 batch {batch}, {what}"
             if match not in line:
                 continue
             begin = time.perf_counter()
             found = {name: play(player, seen) for name, player in players(ptxsim, precision, arch).items()}
-            parts = {key: rule.used(found["ours"][key], found["eager"][key], value, unit)
+            parts = {key: rule.used(found["ours"][key], found["eager"][key], value, rule.FLOAT32)
                      for key, value in found["exact"].items()}
             print(f"{line}: {max(parts.values()):.2f} of what is allowed, {time.perf_counter() - begin:.0f} s")
             for key, part in parts.items():
