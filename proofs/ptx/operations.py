@@ -148,6 +148,8 @@ def execute(ptxsim: Any, case: Case, precision: rule.Precision, arch: int, rules
         except Exception as error:  # the simulator's words say where
             return Outcome(kernels, float("inf"), [f"{schedule.name}: {type(error).__name__}: {error}"])
         kernels = names
+        if not kernels:
+            return Outcome(kernels, float("inf"), ["no kernel was launched"])
         if not first:
             first = found
         different = [key for key in first if not torch.equal(first[key], found[key])]
