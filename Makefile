@@ -1,14 +1,16 @@
 # The whole habit in five words: demo, test, check, bench, clean. Everything happens in .venv, beside this file.
 PYTHON ?= python3
 PY := .venv/bin/python
+PTXSIM ?= ../shared/tools/ptxsim
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check bench ptx clean
 
 help:
 	@echo "make demo    train a DCGAN on handwritten digits (a few minutes on two CPU cores)"
 	@echo "make test    run the tests"
 	@echo "make check   lint and check types"
 	@echo "make bench   score the demo's digits with a classifier (after make demo)"
+	@echo "make ptx     execute the compiled GPU kernels on the CPU, in a PTX simulator at PTXSIM (PTX=--quick: minutes)"
 	@echo "make clean   remove .venv and caches (runs/ stays)"
 
 demo: .venv/installed
@@ -23,6 +25,9 @@ check: .venv/installed-dev
 
 bench: .venv/installed
 	$(PY) benchmarks/digits_quality.py
+
+ptx: .venv/installed-dev
+	env -u TRITON_INTERPRET $(PY) -m proofs.ptx --ptxsim "$(PTXSIM)" $(PTX)
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

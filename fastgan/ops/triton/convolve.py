@@ -32,7 +32,7 @@ from torch import Tensor
 
 from fastgan.ops.triton.launch import architecture, launch
 from fastgan.ops.triton.operand import Operand, derivative, load, measure
-from fastgan.ops.triton.tiles import choose, fitting
+from fastgan.ops.triton.tiles import choose, covering, fitting
 
 NARROW = 4  # columns or depth up to which tensor cores, whose tiles are 16 wide, would mostly multiply zeros
 
@@ -205,10 +205,10 @@ def convolve(operand: Operand, weight: Tensor, bias: Tensor | None, size: tuple[
     bk, bn = tile.depth, tile.columns
     if narrow:
         bk, bn = min(bk, triton.next_power_of_2(depth)), min(bn, triton.next_power_of_2(co))
-    packed = ci < bk and taps > 1
+    bm, packed = tile.rows, ci < bk and taps > 1
     if not narrow:
-        bk = fitting(depth if packed else ci, bk)
-    tiles = triton.cdiv(rows, tile.rows)
+        bm, bk = covering(rows, bm), fitting(depth if packed else ci, bk)
+    tiles = triton.cdiv(rows, bm)
     kinds = 3 if statistics else 2 if derivative_of is not None and derivative_of.kind == "normalised" else 0
     partials = y.new_empty((kinds, groups * tiles * phases, co), dtype=torch.float32) if kinds else None
     vectors, first, last = operand.spread(groups)
@@ -226,5 +226,5 @@ def convolve(operand: Operand, weight: Tensor, bias: Tensor | None, size: tuple[
         KIND=operand.kind, ACTIVATION=acts.activation,
         EPILOGUE="statistics" if statistics else "derivative" if derivative_of else "none",
         NORM=kinds == 2, PACKED=packed, NARROW=narrow, PRECISION=precision, LARGE=largest >= 2**31,
-        BM=tile.rows, BN=bn, BK=bk)
+        BM=bm, BN=bn, BK=bk)
     return y, None if partials is None else partials.view(kinds, groups, -1, channels)

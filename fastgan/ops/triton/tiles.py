@@ -60,6 +60,13 @@ def fitting(length: int, side: int) -> int:
     return side
 
 
+def covering(length: int, side: int) -> int:
+    """The side of a tile, at most `side` and at least 16, for a length that may be shorter: one pixel an image."""
+    while side > 16 and side >= 2 * length:
+        side //= 2
+    return side
+
+
 def programs(arch: int) -> int:
     """How many programs keep a device of this architecture busy."""
     return int(_file(arch)["programs"])

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastgan.ops.triton.launch import architecture, launch
 from fastgan.ops.triton.operand import Operand, load
 from fastgan.ops.triton.reduce import add_up
-from fastgan.ops.triton.tiles import choose, fitting, programs
+from fastgan.ops.triton.tiles import choose, covering, fitting, programs
 
 NARROW = 4  # rows up to which this is no GEMM, as in `convolve.py`
 
@@ -99,10 +99,11 @@ def wgrad(coarse: Operand, fine: Operand, kernel: tuple[int, int], stride: tuple
     tile = choose("narrow wgrad" if narrow else "wgrad", architecture(device), rows=a, columns=kh * kw * b,
                   depth=pixels, size=coarse.tensor.element_size())
     bm = triton.next_power_of_2(a) if narrow else fitting(a, tile.rows)
+    bk = tile.depth if narrow else covering(pixels, tile.depth)
     packed = b % tile.columns != 0 and b < tile.columns
     grid = (triton.cdiv(a, bm),
             triton.cdiv(kh * kw * b, tile.columns) if packed else kh * kw * triton.cdiv(b, tile.columns))
-    blocks = triton.cdiv(pixels, tile.depth)
+    blocks = triton.cdiv(pixels, bk)
     split = max(1, min(blocks * groups, programs(architecture(device)) // (grid[0] * grid[1])))
     each = triton.cdiv(blocks * groups, split)
     split = triton.cdiv(blocks * groups, each)
@@ -119,5 +120,5 @@ def wgrad(coarse: Operand, fine: Operand, kernel: tuple[int, int], stride: tuple
         A=a, B=b, KH=kh, KW=kw, SH=stride[0], SW=stride[1], PH=padding[0], PW=padding[1], KIND_A=coarse.kind,
         ACTIVATION_A=coarse.activation, KIND_B=fine.kind, ACTIVATION_B=fine.activation, PACKED=packed,
         NARROW=narrow, PRECISION=precision, LARGE=max(coarse.tensor.numel(), fine.tensor.numel()) >= 2**31, BM=bm,
-        BN=tile.columns, BK=tile.depth)
+        BN=tile.columns, BK=bk)
     return gw[0] if split == 1 else add_up(gw.view(1, split, -1), dtype).view(a, kh, kw, b)

@@ -1,0 +1,261 @@
+"""Part one: chains of one and two stages in every tile configuration, on each architecture, under every schedule."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import fastgan.ops.triton.tiles as tiles
+from fastgan.nn import Chain, stat_groups
+from proofs.ptx import rule
+from proofs.ptx.simulator import executing, schedules
+from tests.test_ops import CASES, results
+from tests.test_ops import name as name_of
+
+ARCHITECTURES, WARPS, STAGES = (80, 90), (2, 4, 8), (1, 2, 3, 4)
+
+
+class Layer(NamedTuple):
+    co: int
+    kernel: int | tuple[int, int] = 4
+    stride: int | tuple[int, int] = 2
+    padding: int | tuple[int, int] = 1
+    extra: int | tuple[int, int] = 0
+    transposed: bool = False
+    bias: bool = False
+    norm: bool = True
+    activation: str = "leaky_relu"
+
+
+class Case(NamedTuple):
+    name: str
+    shape: tuple[int, int, int, int]
+    layers: tuple[Layer, ...]
+    groups: int = 1
+    training: bool = True
+
+
+HEAD = Layer(1, 4, 1, 0, norm=False, activation="none")
+IMAGE = Layer(3, transposed=True, norm=False, activation="tanh")
+# what a configuration is tried on; the first two hold all narrow kernels, too
+GENERATOR = Case("128-64-3 transposed", (4, 128, 4, 4), (Layer(64, transposed=True, activation="relu"), IMAGE))
+DISCRIMINATOR = Case("64-128-1", (4, 64, 8, 8), (Layer(128), HEAD), 2)
+ODD = [
+    Case("70-100-70", (4, 70, 7, 5), (Layer(100, bias=True), Layer(70, 3, 2, 1, 1, transposed=True)), 2),
+    Case("3-64-25", (4, 3, 13, 11), (Layer(64, norm=False), Layer(25, 3, 1, 1)), 4),
+    Case("25-128-64 transposed", (6, 25, 3, 5), (Layer(128, 3, transposed=True), Layer(64, 4, 2, 1)), 3),
+]
+HEADS = [
+    Case("z 100-512-3", (8, 100, 1, 1), (Layer(512, 4, 1, 0, transposed=True, activation="relu"), IMAGE)),
+    Case("3-64-512-1", (4, 3, 16, 16), (Layer(64, norm=False), Layer(512), HEAD), 2),
+    Case("1-64-1", (4, 1, 12, 8), (Layer(64), Layer(1, transposed=True, activation="tanh"))),
+    Case("many tiles", (17, 2, 32, 32), (Layer(3, 1, 1, 0), Layer(20, 1, 1, 0))),  # merged in two levels
+    GENERATOR, DISCRIMINATOR, *ODD,
+]
+
+
+def from_tests() -> Iterator[Case]:
+    """Each case of the operations' tests behind a stage of its own, so that it owes a normalisation; or alone."""
+    for case, transposed in itertools.product(CASES, (False, True)):
+        shape, co, kernel, stride, padding, extra, bias, groups = case
+        if shape[2:] == (1, 1) and not transposed:
+            continue
+        before = () if shape[2:] == (1, 1) else (Layer(shape[1], 1, 1, 0),)
+        layer = Layer(co, kernel, stride, padding, extra if transposed else 0, transposed, bias)
+        yield Case(name_of(case) + "-transpose" * transposed, shape, (*before, layer), groups)
+
+
+def without_statistics(case: Case) -> tuple[Case, Case]:
+    """The same with running statistics, and without a normalisation."""
+    bare = tuple(layer._replace(norm=False) for layer in case.layers)
+    return (case._replace(name=case.name + " evaluation", training=False),
+            case._replace(name=case.name + " bare", layers=bare))
+
+
+def build(case: Case) -> nn.Sequential:
+    """Eager layers, seeded, with scales and shifts that differ from channel to channel."""
+    torch.manual_seed(0)
+    modules: list[nn.Module] = []
+    ci = case.shape[1]
+    for layer in case.layers:
+        given: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding, "bias": layer.bias}
+        modules.append(nn.ConvTranspose2d(ci, layer.co, layer.kernel, output_padding=layer.extra, **given)
+                       if layer.transposed else nn.Conv2d(ci, layer.co, layer.kernel, **given))
+        if layer.norm:
+            norm = nn.BatchNorm2d(layer.co)
+            nn.init.normal_(norm.weight, 1.0, 0.5)
+            nn.init.normal_(norm.bias, 0.5, 0.5)
+            assert norm.running_mean is not None and norm.running_var is not None
+            norm.running_mean.normal_(0.0, 0.5)
+            norm.running_var.uniform_(0.5, 2)
+            modules.append(norm)
+        if layer.activation != "none":
+            modules.append({"relu": nn.ReLU(), "leaky_relu": nn.LeakyReLU(0.2), "tanh": nn.Tanh()}[layer.activation])
+        ci = layer.co
+    return nn.Sequential(*modules).train(case.training)
+
+
+def cast(network: nn.Sequential, dtype: torch.dtype) -> nn.Sequential:
+    """As mixed precision has it: convolutions in `dtype`, normalisations in float32 (or float64)."""
+    network = copy.deepcopy(network).to(dtype)
+    for module in network:
+        if isinstance(module, nn.BatchNorm2d) and dtype.itemsize < 4:
+            module.float()
+    return network
+
+
+class Outcome(NamedTuple):
+    """Which kernels ran, the largest part of an allowance that was used, and what went wrong, in words."""
+
+    kernels: list[str]
+    used: float
+    failures: list[str]
+
+
+def execute(ptxsim: Any, case: Case, precision: rule.Precision, arch: int, rules: list[dict[str, Any]]) -> Outcome:
+    """One case, forward and backward, under every schedule, against float64."""
+    torch.manual_seed(1)
+    x = torch.randn(case.shape).to(precision.dtype)
+    start = cast(build(case), precision.dtype)
+    exact_network, eager_network = copy.deepcopy(start).double(), copy.deepcopy(start)
+
+    def in_groups(network: nn.Module) -> Any:
+        return lambda x: torch.cat([network(part) for part in x.chunk(case.groups)])
+
+    moved = [results(in_groups(network), x.double(), network) for network in (
+        rule.kinked(exact_network, shift) for shift in (-precision.unit, precision.unit))]
+    exact = results(in_groups(exact_network), x.double(), exact_network)
+    with rule.eagerly(precision):
+        eager = results(in_groups(eager_network), x, eager_network)
+    first: dict[str, Tensor] = {}
+    kernels: list[str] = []
+    for schedule in schedules(arch):
+        network = Chain(*copy.deepcopy(start), impl="triton")
+        network.train(case.training)
+        try:
+            with (rule.products(precision), taking(rules), stat_groups(network, case.groups),
+                  executing(ptxsim, arch, schedule) as names):
+                found = results(network, x, network)
+        except Exception as error:  # the simulator's words say where
+            return Outcome(kernels, float("inf"), [f"{schedule.name}: {type(error).__name__}: {error}"])
+        kernels = names
+        if not kernels:
+            return Outcome(kernels, float("inf"), ["no kernel was launched"])
+        if not first:
+            first = found
+        different = [key for key in first if not torch.equal(first[key], found[key])]
+        if different:
+            return Outcome(kernels, float("inf"), [f"{schedule.name}: other bits in {', '.join(different)}"])
+    parts = compare(first, eager, exact, moved, precision.unit, start)
+    wrong = [f"{key}: {part:.2f} of what is allowed" for key, part in parts.items() if not part <= 1]
+    return Outcome(kernels, max(parts.values()), wrong)
+
+
+def compare(ours: dict[str, Tensor], eager: dict[str, Tensor], exact: dict[str, Tensor],
+            moved: list[dict[str, Tensor]], unit: float, network: nn.Sequential) -> dict[str, float]:
+    """The part of its allowance that each tensor uses."""
+    parts = {}
+    for key, value in exact.items():
+        cancelled = 0.0
+        index, _, what = key.partition(".")
+        if what == "bias" and network.training and int(index) + 1 < len(network):
+            after = network[int(index) + 1]
+            if isinstance(network[int(index)], (nn.Conv2d, nn.ConvTranspose2d)) and isinstance(after, nn.BatchNorm2d):
+                # zero: the normalisation takes the mean away. What cancels has the size of beta's gradient
+                cancelled = unit * float(exact[f"{int(index) + 1}.bias"].abs().max())
+        own = rule.FLOAT32 if "running" in key else unit
+        parts[key] = rule.used(ours[key], eager[key], value, own, cancelled, [other[key] for other in moved])
+    return parts
+
+
+def shipped() -> list[dict[str, Any]]:
+    """The rules of all architectures but the interpreter, each once."""
+    found: list[dict[str, Any]] = []
+    for file in sorted(Path(tiles.__file__).parent.glob("tiles/sm_*.json")):
+        if file.stem != "sm_0":
+            found += [one for one in json.loads(file.read_text())["rules"] if one not in found]
+    return found
+
+
+@contextmanager
+def taking(rules: list[dict[str, Any]]) -> Iterator[None]:
+    """Within the block these rules choose the tiles, on every architecture; the shipped ones when there are none."""
+    before = tiles._file
+    if rules:
+        tiles._file = lambda arch: {**before(arch), "rules": rules}  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        tiles._file = before
+
+
+class Run(NamedTuple):
+    precision: str
+    arch: int
+    case: Case
+    rules: list[dict[str, Any]]
+
+    def __str__(self) -> str:
+        words = [f"{one['kernel']} {'x'.join(map(str, one['tile']))}" for one in self.rules
+                 if one["kernel"] in ("convolve", "wgrad")]
+        if words:
+            words.append(f"{self.rules[0]['warps']} warps {self.rules[0]['stages']} stages")
+        return f"sm_{self.arch} {self.precision} {self.case.name}: {', '.join(words) or 'as shipped'}"
+
+
+def configurations(each: list[tuple[int, int]] | None = None) -> Iterator[Run]:
+    """Every shipped tile in every precision, on both architectures, with each number of warps and stages.
+
+    A run takes one tile of the GEMMs and one of the weight gradients, for all sizes, and the narrow ones by their
+    conditions. The runs of one (warps, stages) go around the generator's, the discriminator's and an odd case, so that
+    all kernels meet it. `each` None: as shipped.
+    """
+    found = shipped()
+    fixed = [one for one in found if one["kernel"] not in ("convolve", "wgrad")]
+    for (precision, kind), arch in itertools.product(rule.PRECISIONS.items(), ARCHITECTURES):
+        gemms, wgrads = ([one for one in found if one["kernel"] == kernel and one["bytes"] == kind.dtype.itemsize]
+                         for kernel in ("convolve", "wgrad"))
+        for turn, pair in enumerate(each or [None]):
+            for row in range(max(len(gemms), len(wgrads))):
+                case = (GENERATOR, DISCRIMINATOR, ODD[turn % len(ODD)])[(row + turn) % 3]
+                taken = [{key: one[key] for key in ("kernel", "tile", "warps", "stages")}
+                         for one in (gemms[row % len(gemms)], wgrads[row % len(wgrads)])]
+                rules = [*taken, *fixed]
+                if pair:
+                    rules = [{**one, "warps": pair[0], "stages": pair[1]} for one in rules]
+                yield Run(precision, arch, case, rules)
+
+
+def runs(quick: bool) -> Iterator[Run]:
+    """What is tried; quick: every shipped tile as it is shipped, and one precision and architecture of each case."""
+    cases = [*from_tests(), *HEADS]
+    cases += [other for case in (HEADS[1], ODD[0], cases[2]) for other in without_statistics(case)]
+    pairs = list(itertools.product(rule.PRECISIONS, ARCHITECTURES))
+    for i, case in enumerate(cases):
+        for precision, arch in [pairs[i % len(pairs)]] if quick else pairs:
+            yield Run(precision, arch, case, [])
+    yield from configurations(None if quick else list(itertools.product(WARPS, STAGES)))
+
+
+def prove(ptxsim: Any, quick: bool, match: str = "") -> list[str]:
+    """Every run's line, as it ends; the failures."""
+    torch.set_num_threads(1)
+    failures = []
+    for run in runs(quick):
+        if match not in str(run):
+            continue
+        begin = time.perf_counter()
+        outcome = execute(ptxsim, run.case, rule.PRECISIONS[run.precision], run.arch, run.rules)
+        print(f"{run}: {len(outcome.kernels)} launches, {outcome.used:.2f} of what is allowed, "
+              f"{time.perf_counter() - begin:.1f} s", *outcome.failures, sep="\n    ", flush=True)
+        failures += [f"{run}: {failure}" for failure in outcome.failures]
+    return failures

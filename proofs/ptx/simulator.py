@@ -1,0 +1,110 @@
+"""Kernels in a PTX simulator (ptxsim): where it is, what it is asked to check, and what every launch left behind.
+
+Triton compiles a kernel as for a real launch; the simulator executes that PTX on the CPU, warp by warp, with bounds,
+poison and race checks. What it does not know it reports; `lowered` spells out the one instruction that it lacks.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastgan.ops.triton import launch
+
+
+class Schedule(NamedTuple):
+    """An order of events that the hardware may choose; under each of them a kernel must leave the same bits."""
+
+    name: str
+    options: dict[str, Any]
+
+
+# cp.async and wgmma complete as late as they may, unless eager; races are looked for once
+RACES = Schedule("in order, latest completion, races", {"race": True})
+PLAIN = Schedule("in order, latest completion", {})
+REVERSED = Schedule("warps in reverse", {"order": "reverse"})
+EARLIEST = Schedule("warps at random, earliest cp.async", {"order": "random", "cp_async": "eager", "wgmma": "deferred"})
+EARLIEST_WGMMA = Schedule("earliest wgmma", {"wgmma": "eager"})
+
+
+def schedules(arch: int) -> list[Schedule]:
+    return [RACES, REVERSED, EARLIEST] + [EARLIEST_WGMMA] * (arch == 90)
+
+
+class Launch(NamedTuple):
+    """A kernel that has run: its name, what it was given, and the simulator's counters."""
+
+    kernel: str
+    arguments: dict[str, Any]
+    options: dict[str, int]
+    result: Any
+
+
+def find(folder: str | None) -> Any:
+    """The simulator's module from `folder`, or None where there is none."""
+    if not folder or not (Path(folder) / "ptxsim.py").is_file():
+        return None
+    sys.path.insert(0, str(Path(folder).resolve()))
+    import ptxsim
+
+    return ptxsim
+
+
+_ONE = re.compile(r"^(?P<before>\s*(?:@!?%\w+\s+)?)setp\.(?P<compare>\w+)\.(?P<type>b?f16)x2\s+"
+                  r"(?P<low>%\w+)\|(?P<high>%\w+),\s*(?P<left>%\w+),\s*(?P<right>%\w+);", re.MULTILINE)
+_HALVES = [f"%half_{side}_{half}" for side in ("left", "right") for half in ("low", "high")]
+
+
+def lowered(ptx: str) -> str:
+    """The same kernel without `setp.CMP.bf16x2 %p|%q, %ra, %rb` and its twin of f16x2, which the simulator lacks.
+
+    LLVM narrows comparisons of extended 16-bit values to it from sm_90 on. By the PTX ISA %p compares the low halves
+    and %q the high ones, so it stands for
+
+        mov.b32 {al, ah}, %ra;   mov.b32 {bl, bh}, %rb;   setp.CMP.bf16 %p, al, bl;   setp.CMP.bf16 %q, ah, bh;
+
+    under the same guard, with four scratch registers of the kernel. A form that is not this one stays as it is, and
+    the simulator refuses it.
+    """
+    def spell(match: re.Match[str]) -> str:
+        before, compare, kind = match["before"], match["compare"], match["type"]
+        al, ah, bl, bh = _HALVES
+        return " ".join([f"{before}mov.b32 {{{al}, {ah}}}, {match['left']};",
+                         f"{before.strip()} mov.b32 {{{bl}, {bh}}}, {match['right']};",
+                         f"{before.strip()} setp.{compare}.{kind} {match['low']}, {al}, {bl};",
+                         f"{before.strip()} setp.{compare}.{kind} {match['high']}, {ah}, {bh};"])
+
+    text, count = _ONE.subn(spell, ptx)
+    if not count:
+        return ptx
+    return re.sub(r"^\s*\.reg\s", f"\t.reg .b16 {', '.join(_HALVES)};\n\\g<0>", text, count=1, flags=re.MULTILINE)
+
+
+@contextmanager
+def executing(ptxsim: Any, arch: int, schedule: Schedule = PLAIN, *, sectors: bool = False,
+              each: Callable[[Launch], None] | None = None) -> Iterator[list[str]]:
+    """Within the block every Triton kernel of fastgan runs in the simulator; yields the names of those that did.
+
+    Memory from torch.empty is poisoned, and a pointer reaches its own tensor only. `each` sees every launch.
+    """
+    names: list[str] = []
+
+    def start(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], options: dict[str, int]) -> None:
+        kernel[grid](**arguments, **options)
+        names.append(kernel.fn.__name__)
+        if each is not None:
+            each(Launch(kernel.fn.__name__, arguments, options, session.launches[-1]))
+        session.launches.clear()
+
+    execute = ptxsim._launch
+    ptxsim._launch = lambda ptx, *rest, **options: execute(lowered(ptx), *rest, **options)
+    try:
+        with (ptxsim.patch_triton(arch=arch, poison_empty=True, bounds="view", sectors=sectors,
+                                  **schedule.options) as session, launch.through(start, arch)):
+            yield names
+    finally:
+        ptxsim._launch = execute

@@ -1,0 +1,152 @@
+"""Part three: what each launch of one training step of dcgan-64 computes and moves, against what its layer must.
+
+    mma_flops     executed by tensor cores / 2 * N * Ho * Wo * Co * Ci * kh * kw of a convolution, its weight gradient
+                  likewise, or 2 * N * Hi * Wi * Ci * Co * kh * kw of a transposed one: every tap, even those outside
+    load, store   32-byte sectors of memory touched at least once / bytes of the tensors, each once
+    l2            sectors touched, counted once for each program / the same bytes: what a perfect L1 asks of L2
+    conflicts     share of the accesses to shared memory that wait for a bank
+
+Gates: tensor cores compute at most a quarter in vain (kernels for few columns use none), and memory is touched at most
+a tenth more than there are bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastgan import presets
+from fastgan.train.step import GANStep
+from proofs.ptx.simulator import PLAIN, Launch, executing
+from proofs.ptx.training import given, players
+
+BATCH, SECTOR = 32, 32
+MOST_FLOPS, MOST_SECTORS = 1.25, 1.1
+SMALL = 64 * 1024  # bytes up to which the unused ends of sectors weigh too much to judge
+OUTPUTS = {"convolve_kernel": ("y", "partials"), "wgrad_kernel": ("gw",), "apply_kernel": ("out",),
+           "derivative_kernel": ("gx", "partials"), "merge_kernel": ("out",), "sum_kernel": ("out",),
+           "norm_gradient_kernel": ("out",),
+           "statistics_kernel": ("statistics", "running_mean", "running_var", "tracked")}
+BOTH = ("running_mean", "running_var", "tracked")
+
+
+class Row(NamedTuple):
+    """One launch; ratios as in this file's docstring, nan where there is nothing to divide by."""
+
+    launch: int
+    kernel: str
+    layer: str
+    tile: str
+    mma_flops: float
+    load: float
+    store: float
+    l2: float
+    conflicts: float
+    megabytes: float
+    million_instructions: float
+    instructions_per_mma: float
+
+
+def layer_flops(kernel: str, given: dict[str, Any], size: dict[str, tuple[int, ...]]) -> int:
+    """Of a GEMM kernel's layer, every tap counted; 0 for other kernels."""
+    if kernel == "convolve_kernel":
+        n, pixels = size["x"][0], (given["H"] * given["W"] if given["TRANSPOSED"] else given["HO"] * given["WO"])
+        return int(2 * n * pixels * given["CI"] * given["CO"] * given["KH"] * given["KW"])
+    if kernel == "wgrad_kernel":
+        return int(2 * size["coarse"][0] * given["HC"] * given["WC"] * given["A"] * given["B"] * given["KH"]
+                   * given["KW"])
+    return 0
+
+
+def tensor_bytes(kernel: str, given: dict[str, Any]) -> tuple[int, int]:
+    """Bytes of the tensors that a launch reads, and of those that it writes."""
+    read = written = 0
+    for name, value in given.items():
+        if isinstance(value, Tensor):
+            size = value.numel() * value.element_size()
+            out = name in OUTPUTS[kernel]
+            written += size * out
+            read += size * (not out or name in BOTH)
+    return read, written
+
+
+def layer_name(kernel: str, given: dict[str, Any]) -> str:
+    if kernel == "convolve_kernel":
+        words = [f"{given['CI']}->{given['CO']}", f"k{given['KH']}x{given['KW']}s{given['SH']}",
+                 f"{given['H']}x{given['W']}->{given['HO']}x{given['WO']}", given["KIND"], given["EPILOGUE"]]
+        return " ".join(words + ["transposed"] * given["TRANSPOSED"] + ["narrow"] * given["NARROW"])
+    if kernel == "wgrad_kernel":
+        words = [f"{given['A']}x{given['B']}", f"k{given['KH']}x{given['KW']}", f"{given['HC']}x{given['WC']}",
+                 given["KIND_A"], given["KIND_B"]]
+        return " ".join(words + ["narrow"] * given["NARROW"])
+    return f"{given['C']} channels"
+
+
+def row(index: int, launch: Launch) -> Row:
+    given, result = launch.arguments, launch.result
+    size = {name: tuple(value.shape) for name, value in given.items() if isinstance(value, Tensor)}
+    flops = layer_flops(launch.kernel, given, size)
+    read, written = tensor_bytes(launch.kernel, given)
+    tile = "x".join(str(given[side]) for side in ("BM", "BN", "BK", "BT", "BC") if side in given)
+    sectors = {key: SECTOR * result[f"global_{key}"] for key in (
+        "load_sectors_unique", "store_sectors_unique", "load_sectors_cta", "store_sectors_cta")}
+    return Row(index, launch.kernel.removesuffix("_kernel"), layer_name(launch.kernel, given), tile,
+               _over(result["mma_flops"], flops), _over(sectors["load_sectors_unique"], read),
+               _over(sectors["store_sectors_unique"], written),
+               _over(sectors["load_sectors_cta"] + sectors["store_sectors_cta"], read + written),
+               _over(result["shared_conflicts"], result["shared_wavefronts"]), (read + written) / 1e6,
+               result["warp_instructions"] / 1e6, _over(result["warp_instructions"], result["mma_count"]))
+
+
+def _over(a: float, b: float) -> float:
+    return a / b if b else float("nan")
+
+
+def excess(row: Row) -> Iterator[str]:
+    """The gates that a launch does not pass."""
+    if row.mma_flops > MOST_FLOPS:
+        yield f"tensor cores compute {row.mma_flops:.2f} x the layer"
+    if row.megabytes * 1e6 > SMALL:
+        for what in ("load", "store"):
+            if getattr(row, what) > MOST_SECTORS:
+                yield f"{what}s touch {getattr(row, what):.2f} x the tensors' bytes"
+
+
+def measure(ptxsim: Any) -> list[Row]:
+    """Every launch of one step in bfloat16 on sm_80; real and fake images go through D in calls of their own."""
+    player = players(ptxsim, "bf16", 80)["ours"]
+    config = presets.get("dcgan-64")
+    step = GANStep(player.generator, player.discriminator, config.model, config.train)
+    rows: list[Row] = []
+    with torch.autocast("cpu", torch.bfloat16), executing(
+            ptxsim, 80, PLAIN, sectors=True, each=lambda launch: rows.append(row(len(rows), launch))):
+        step(given(BATCH).images[0])
+    return rows
+
+
+def prove(ptxsim: Any, out: Path) -> list[str]:
+    torch.set_num_threads(2)
+    begin = time.perf_counter()
+    rows = measure(ptxsim)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(Row._fields)
+        writer.writerows([f"{value:.4g}" if isinstance(value, float) else value for value in row] for row in rows)
+    print(f"one step of dcgan-64, batch {BATCH}, bf16, sm_80: {len(rows)} launches, "
+          f"{time.perf_counter() - begin:.0f} s; {out}")
+    print(f"{'':2} {'kernel':13} {'layer':58} {'tile':12} {'mma':>5} {'load':>5} {'store':>5} {'l2':>6} {'bank':>5} "
+          f"{'MB':>6}")
+    kinds: dict[tuple[str, str, str], list[Row]] = {}
+    for one in rows:
+        kinds.setdefault((one.kernel, one.layer, one.tile), []).append(one)
+    for (kernel, layer, tile), (one, *others) in kinds.items():
+        print(f"{1 + len(others):2} {kernel:13} {layer:58} {tile:12} {one.mma_flops:5.2f} {one.load:5.2f} "
+              f"{one.store:5.2f} {one.l2:6.2f} {one.conflicts:5.2f} {one.megabytes:6.2f}")
+    return [f"traffic: {one.kernel} {one.layer}, tile {one.tile}: {words}" for one in rows for words in excess(one)]

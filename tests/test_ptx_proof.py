@@ -1,0 +1,136 @@
+"""The proof in the PTX simulator: what it rewrites, counts and judges; and that it can say no."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from proofs.ptx import operations, rule, simulator, traffic
+
+KERNEL = """.visible .entry k(
+\t.param .u64 k_param_0
+)
+{
+\t.reg .pred \t%p<9>;
+\t.reg .b32 \t%r<9>;
+\tsetp.gt.bf16x2 %p1|%p2, %r3, %r4;
+\t@%p1 setp.neu.f16x2 %p5|%p6, %r7, %r8;
+\tsetp.gt.bf16 %p3, %rs1, %rs2;
+}
+"""
+
+
+def test_packed_comparisons_become_scalar_ones():
+    lines = simulator.lowered(KERNEL).splitlines()
+    assert lines[4] == ("\t.reg .b16 %half_left_low, %half_left_high, %half_right_low, %half_right_high;")
+    assert lines[7].split("; ") == ["\tmov.b32 {%half_left_low, %half_left_high}, %r3",
+                                    " mov.b32 {%half_right_low, %half_right_high}, %r4",
+                                    " setp.gt.bf16 %p1, %half_left_low, %half_right_low",
+                                    " setp.gt.bf16 %p2, %half_left_high, %half_right_high;"]
+    assert lines[8].count("@%p1 ") == 4 and "@%p1 setp.neu.f16 %p6, %half_left_high, %half_right_high;" in lines[8]
+    assert lines[9] == "\tsetp.gt.bf16 %p3, %rs1, %rs2;"
+
+
+@pytest.mark.parametrize("line", ["setp.gt.and.bf16x2 %p1|%p2, %r3, %r4, %p5;", "setp.gt.bf16x2 %p1, %r3, %r4;"])
+def test_other_forms_are_left_for_the_simulator_to_refuse(line):
+    text = f".reg .b32 %r<9>;\n\t{line}\n"
+    assert simulator.lowered(text) == text
+
+
+def test_rule_can_fail():
+    torch.manual_seed(0)
+    exact = torch.randn(1000, dtype=torch.float64)
+    eager = exact + 1e-3 * torch.randn(1000, dtype=torch.float64)
+    assert rule.used(eager, eager, exact, 0) < 1
+    off = exact + 2 * (eager - exact)
+    assert rule.used(off, eager, exact, 0) > 1
+    assert rule.used(off, eager, exact, 2**-8) < 1
+    one_wrong = eager.clone()
+    one_wrong[7] += 0.02  # the rms hardly sees it
+    assert rule.used(one_wrong, eager, exact, 0) > 1
+    assert rule.used(one_wrong, eager, exact, 0, kinks=[one_wrong]) < 1
+    assert rule.used(eager.clone().fill_(math.nan), eager, exact, 1) == math.inf
+    zero = torch.zeros(1000, dtype=torch.float64)
+    assert rule.used(zero, zero, zero, 1) == 0
+    assert rule.used(zero + 1e-6, zero, zero, 1) == math.inf
+    assert rule.used(zero + 1e-6, zero, zero, 1, cancelled=2e-6) == pytest.approx(0.5)
+
+
+def test_few_elements_are_given_more():
+    exact, off = torch.zeros(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
+    assert rule.used(3 * off, off, exact, 0) == pytest.approx(3 / 1.5 / 2.5)
+
+
+def test_moved_kinks_move_gradients_and_no_values():
+    network = torch.nn.Sequential(torch.nn.LeakyReLU(0.2), torch.nn.ReLU())
+    z = torch.tensor([-1.0, -1e-3, 0.5e-3, 2.0], dtype=torch.float64, requires_grad=True)
+    slopes = {shift: torch.autograd.grad(rule.kinked(network[:1], shift)(z).sum(), z)[0] for shift in (-0.01, 0, 0.01)}
+    assert slopes[0].tolist() == [0.2, 0.2, 1, 1]
+    assert slopes[-0.01].tolist() == [0.2, 1, 1, 1] and slopes[0.01].tolist() == [0.2, 0.2, 0.2, 1]
+    torch.testing.assert_close(rule.kinked(network, 0.01)(z), network(z))
+
+
+@pytest.mark.parametrize("layer", [torch.nn.Conv2d(3, 5, 3, 2, 1), torch.nn.ConvTranspose2d(3, 5, 3, 2, 1, 1)],
+                         ids=["conv", "transpose"])
+def test_eager_tf32(layer):
+    """Gradients of layers whose factors need no cutting are exact, others are off by about 2^-11."""
+    x = torch.randn(2, 3, 7, 5, requires_grad=True)
+
+    def grads(precision):
+        with rule.eagerly(precision):
+            y = layer(x)
+        return [y, *torch.autograd.grad(y.square().sum(), [x, layer.weight, layer.bias])]
+
+    for exact, off in zip(grads(rule.PRECISIONS["ieee"]), grads(rule.PRECISIONS["tf32"]), strict=True):
+        assert 1e-5 < (exact - off).norm() / exact.norm() < 2**-9
+    assert torch.equal(rule.cut(torch.tensor([1 + 2**-10, 1 + 2**-11, -1 - 2**-11])), torch.tensor([1 + 2**-10, 1, -1]))
+
+
+CONVOLUTION = {"x": torch.zeros(6, 8, 8, 3), "weight": torch.zeros(5, 4, 4, 3), "y": torch.zeros(6, 4, 4, 5),
+               "partials": torch.zeros(3, 2, 5), "bias": None, "H": 8, "W": 8, "HO": 4, "WO": 4, "CI": 3, "CO": 5,
+               "KH": 4, "KW": 4, "TRANSPOSED": False}
+SIZES = {"x": (6, 8, 8, 3), "coarse": (6, 4, 4, 5)}
+
+
+def test_operations_and_bytes_of_a_layer():
+    flops = 2 * 6 * 4 * 4 * 5 * 3 * 4 * 4
+    assert traffic.layer_flops("convolve_kernel", CONVOLUTION, SIZES) == flops
+    assert traffic.layer_flops("convolve_kernel", {**CONVOLUTION, "TRANSPOSED": True}, SIZES) == 4 * flops
+    given = {"HC": 4, "WC": 4, "A": 5, "B": 3, "KH": 4, "KW": 4}
+    assert traffic.layer_flops("wgrad_kernel", given, SIZES) == flops
+    assert traffic.layer_flops("apply_kernel", given, SIZES) == 0
+    read, written = 4 * (6 * 8 * 8 * 3 + 5 * 4 * 4 * 3), 4 * (6 * 4 * 4 * 5 + 3 * 2 * 5)
+    assert traffic.tensor_bytes("convolve_kernel", CONVOLUTION) == (read, written)
+    both = {"partials": torch.zeros(3), "statistics": torch.zeros(2), "running_mean": torch.zeros(1)}
+    assert traffic.tensor_bytes("statistics_kernel", both) == (16, 12)
+
+
+def test_gates():
+    right = traffic.Row(0, "convolve", "3->5", "64x64x64", 1.0, 1.0, 1.0, 9.0, 0.2, 5.0, 1.0, 20.0)
+    assert not list(traffic.excess(right))
+    for key, value in {"mma_flops": 1.3, "load": 1.2, "store": 1.2}.items():
+        assert len(list(traffic.excess(right._replace(**{key: value})))) == 1
+    assert not list(traffic.excess(right._replace(load=1.2, megabytes=0.01)))
+
+
+def test_every_shipped_tile_is_tried_in_every_way():
+    tried = {(run.arch, run.precision, one["kernel"], *one["tile"], one["warps"], one["stages"])
+             for run in operations.runs(quick=False) for one in run.rules}
+    expected = {(arch, precision, one["kernel"], *one["tile"], warps, stages)
+                for one in operations.shipped() for arch in (80, 90)
+                for precision, kind in rule.PRECISIONS.items() for warps in (2, 4, 8) for stages in (1, 2, 3, 4)
+                if one.get("bytes", kind.dtype.itemsize) == kind.dtype.itemsize}
+    assert tried == expected
+
+
+def test_without_a_simulator_nothing_is_claimed(tmp_path):
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-m", "proofs.ptx", "--ptxsim", str(tmp_path), "--quick"], cwd=root,
+                          capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"no PTX simulator (ptxsim) at {tmp_path}: nothing was executed\n"
