@@ -74,7 +74,7 @@ def record(step: Callable[[], object], arch: int) -> list[Launch]:
 
 def _pointer(tensor: Tensor) -> Pointer:
     # a device's allocator aligns storages to more than 16 bytes, so the offset into the storage decides
-    return Pointer(tensor.dtype, tuple(tensor.shape), tensor.storage_offset() * tensor.itemsize % 16)
+    return Pointer(tensor.dtype, tuple(tensor.shape), int(tensor.storage_offset()) * tensor.itemsize % 16)
 
 
 def training_step(config: Config, batch: int, precision: str, *, together: bool = True) -> Callable[[], None]:
