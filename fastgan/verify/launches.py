@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from fastgan.config import Config, parse_size
 from fastgan.errors import FastganError
 from fastgan.models import build
-from fastgan.nn import Chain, stat_groups
+from fastgan.nn import Chain, frozen, stat_groups
 
 PRECISIONS = ("bf16", "fp16", "tf32", "ieee")
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -99,7 +99,8 @@ def training_step(config: Config, batch: int, precision: str, *, together: bool 
         with _precision(precision):
             fake = generator(torch.zeros(batch, config.model.nz))
             _discriminator_gradients(discriminator, torch.empty(batch, *shape), fake.detach(), together)
-            loss = F.softplus(-discriminator(fake).float()).mean()
+            with frozen(discriminator):
+                loss = F.softplus(-discriminator(fake).float()).mean()
             torch.autograd.grad(loss, [p for p in generator.parameters() if p.requires_grad])
 
     return step
