@@ -190,7 +190,7 @@ def progress(pool: ProcessPoolExecutor, function: Callable[[Item], Result], item
     yield from tqdm(pool.map(function, items), what, len(items), disable=not sys.stderr.isatty())
 
 
-def main(arguments: list[str] | None = None) -> int:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options: list[tuple[str, type, Sequence[Any], Sequence[Any] | None]] = [
         ("presets", str, PRESETS, sorted(presets.PRESETS)), ("batches", int, BATCHES, None),
@@ -203,8 +203,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, help="processes that compile (default: 2)")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "aot.csv", help="default: build/aot.csv")
     parser.add_argument("--update", action="store_true", help="write the baseline, docs/results/aot.csv, too")
-    return run(parser.parse_args(arguments))
+    return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(parser().parse_args()))
