@@ -1,13 +1,14 @@
-# The whole habit in five words: demo, test, check, bench, clean. Everything happens in .venv, beside this file.
+# The whole habit in six words: demo, test, check, aot, bench, clean. Everything happens in .venv, beside this file.
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check aot bench clean
 
 help:
 	@echo "make demo    train a DCGAN on handwritten digits (a few minutes on two CPU cores)"
 	@echo "make test    run the tests"
 	@echo "make check   lint and check types"
+	@echo "make aot     compile all kernels for six GPU architectures and gate the result (AOT=--quick: what CI runs)"
 	@echo "make bench   score the demo's digits with a classifier (after make demo)"
 	@echo "make clean   remove .venv and caches (runs/ stays)"
 
@@ -20,6 +21,10 @@ test: .venv/installed-dev
 check: .venv/installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+
+# interpreted kernels cannot be compiled
+aot: .venv/installed-dev
+	env -u TRITON_INTERPRET $(PY) proofs/aot.py $(AOT)
 
 bench: .venv/installed
 	$(PY) benchmarks/digits_quality.py

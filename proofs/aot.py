@@ -8,7 +8,8 @@
 Launches are recorded from real networks, for each preset, batch size and precision, with D on [real; fake] in one call
 and in two. What the compiler would see twice is compiled once, and Triton's cache makes the next run short. No
 GPU is needed; registers and shared memory are facts, speed is not measured. A kernel that is in the baseline of the
-same Triton may not need more than 16 registers more than there. Exit status 1 if anything fails, a line for each.
+same Triton may not need more than 16 registers more than there, nor spill, nor read in smaller pieces. Exit status 1
+if anything fails, a line for each.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def row(found: Binary, users: list[Case]) -> Row:
         "programs_per_sm": "" if found.error else str(binary.occupancy(found)),
         "tensor_cores": "+".join((*found.ptx, *found.sass)),
         "loads": " ".join(f"{name}:{width}" for name, width in operands.items()),
-        "narrow": " ".join(f"{name}:{bytes_}" for name, bytes_ in narrow.items()),
+        "narrow": "; ".join(f"{name}: {why}" for name, why in narrow.items()),
         "seconds": "" if found.seconds is None else f"{found.seconds:.2f}",
         "used_by": " ".join(sorted({case.preset for case in users})),
         "key": sha256(job.key.encode()).hexdigest()[:12], "triton": version("triton"),
@@ -113,7 +114,13 @@ def regressions(rows: list[Row], baseline: list[Row]) -> list[str]:
             found.append(f"{name(new)}: {new['registers']} registers, {old['registers']} in the baseline")
         if int(new["stack"]) > int(old["stack"]):
             found.append(f"{name(new)}: {new['stack']} bytes of stack, {old['stack']} in the baseline")
+        if any(width < before_ for width, before_ in zip(_widths(new), _widths(old), strict=True)):
+            found.append(f"{name(new)}: loads {new['loads']}, {old['loads']} in the baseline")
     return found
+
+
+def _widths(of: Row) -> list[int]:
+    return [int(load.split(":")[1]) for load in of["loads"].split()]
 
 
 def name(of: Row) -> str:
@@ -136,7 +143,7 @@ def summary(rows: list[Row]) -> Iterator[str]:
 def table(rows: list[Row]) -> Iterator[str]:
     """Aligned columns, those of the CSV that fit on a line."""
     shown = ("arch", "kernel", "problem", "precision", "tile", "registers", "shared", "programs_per_sm",
-             "tensor_cores", "loads", "seconds")
+             "tensor_cores", "loads", "narrow", "seconds")
     lines = [shown, *(tuple(each[column] for column in shown) for each in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(shown))]
     for line in lines:

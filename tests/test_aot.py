@@ -88,7 +88,16 @@ def test_a_kernel_that_does_not_compile_fails() -> None:
 def test_rows_of_three_channels_cannot_be_read_16_bytes_at_a_time() -> None:
     image = compiled(ptx=PTX.replace("v4.b32 {", "b16 {"), B=3)
     assert binary.failures(image) == []
-    assert binary.narrow_operands(image) == {"fine": 6}
+    assert binary.narrow_operands(image) == {"fine": "row of 6 bytes"}
+
+
+def test_float32_across_the_depth_may_be_turned_four_bytes_at_a_time() -> None:
+    single = {"coarse": Pointer(torch.float32, (8, 8)), "fine": Pointer(torch.float32, (8, 8)), "PRECISION": "tf32"}
+    turned = PTX.replace("0x10", "0x4")
+    assert binary.narrow_operands(compiled(ptx=turned, **single)) == {"coarse": "turned"}
+    assert binary.failures(compiled(ptx=turned, **single)) == []
+    assert binary.failures(compiled(ptx=turned, **single, KIND_A="rstd")) == [
+        "coarse is loaded 4 bytes at a time, expected 16"]
 
 
 def test_products_of_exact_float32_need_no_tensor_cores() -> None:
@@ -126,6 +135,8 @@ def test_baseline_notices_growth_and_spills_but_only_of_the_same_triton() -> Non
     assert "8 bytes of stack, 0" in aot.regressions([{**old, "stack": "8"}], [old])[0]
     assert aot.regressions([grown], [{**old, "triton": "0"}]) == []
     assert aot.regressions([{**grown, "key": "other"}], [old]) == []
+    (narrower,) = aot.regressions([{**old, "loads": "coarse:16 fine:4"}], [old])
+    assert "loads coarse:16 fine:4, coarse:16 fine:16 in the baseline" in narrower
 
 
 def test_quick_covers_every_architecture_and_precision() -> None:

@@ -3,7 +3,11 @@
     fits          registers, and shared memory, within the device's limits
     no spills     no stack, no local memory
     tensor cores  a matrix multiplication on them, in the PTX and in the machine code, where the kernel is a GEMM
-    loads         16 bytes at a time from every operand whose rows of channels are made of whole 16 bytes
+    loads         16 bytes at a time from every operand of a GEMM, but for two kinds that cannot be read so: rows of
+                  channels that are not made of whole 16 bytes (an image), and float32 that lies across the depth of
+                  the product. Tensor cores take float32 along the depth only (PTX ISA, wgmma: only 16-bit operands
+                  can be transposed), so unless it passes through registers anyway it is turned on its way into
+                  shared memory, 4 bytes at a time. The table names them.
 
 These are facts of compilation. They say nothing about speed, and nothing about results.
 """
@@ -76,6 +80,17 @@ class Job(NamedTuple):
                         "weight": given["CI"] if given["W_IN"] == 1 else given["CO"]}
         return {name: count * given[name].dtype.itemsize for name, count in channels.items()
                 if given[name] is not None}
+
+    def expected(self, operand: str) -> int:
+        """The bytes that each load of an operand should have at least."""
+        row, given = self.operands()[operand], self.arguments
+        if row % 16:
+            return 1
+        if self.kernel == "wgrad_kernel":
+            across = given["KIND_A" if operand == "coarse" else "KIND_B"] == "raw"
+        else:
+            across = operand == "weight" and given["W_IN"] != 1
+        return 4 if across and given[operand].dtype.itemsize == 4 else 16
 
 
 class Binary(NamedTuple):
@@ -277,9 +292,11 @@ def occupancy(binary: Binary) -> int:
     return min(limits)
 
 
-def narrow_operands(binary: Binary) -> dict[str, int]:
-    """The operands of a GEMM that cannot be read 16 bytes at a time, and the bytes in their rows of channels."""
-    return {name: row for name, row in binary.job.operands().items() if row % 16}
+def narrow_operands(binary: Binary) -> dict[str, str]:
+    """The operands of a GEMM that are not read 16 bytes at a time, and why they cannot be."""
+    job = binary.job
+    return {name: f"row of {row} bytes" if row % 16 else "turned" for name, row in job.operands().items()
+            if binary.loads.get(name, 0) < 16 and job.expected(name) < 16}
 
 
 def failures(binary: Binary) -> list[str]:
@@ -297,10 +314,10 @@ def failures(binary: Binary) -> list[str]:
     if job.is_gemm() and job.has_tensor_cores() and not (binary.ptx and binary.sass):
         found.append(f"no matrix multiplication on tensor cores: {', '.join(binary.ptx) or 'none'} in PTX, "
                      f"{', '.join(binary.sass) or 'none'} in machine code")
-    for name, row in job.operands().items():
-        width = binary.loads.get(name, 0)
-        if row % 16 == 0 and width < 16:
-            found.append(f"{name} is loaded {width} bytes at a time, expected 16" if width
+    for name in job.operands():
+        width, expected = binary.loads.get(name, 0), job.expected(name)
+        if width < expected:
+            found.append(f"{name} is loaded {width} bytes at a time, expected {expected}" if width
                          else f"no load of {name} found")
     return found
 
