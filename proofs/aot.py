@@ -3,7 +3,7 @@
     make aot                                          # everything; the gates are those of fastgan/verify/binary.py
     make aot AOT=--quick                              # what CI runs
     python proofs/aot.py --presets dcgan-64 --archs 90 --precisions bf16 --batches 128
-    python proofs/aot.py --update                     # this run becomes the baseline, docs/results/aot.csv
+    python proofs/aot.py --update                     # this run becomes docs/results/aot.csv and aot.md
 
 Launches are recorded from real networks, for each preset, batch size and precision, with D on [real; fake] in one call
 and in two. What the compiler would see twice is compiled once, and Triton's cache makes the next run short. No
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import multiprocessing
 import sys
 import time
@@ -38,6 +39,12 @@ BASELINE = ROOT / "docs" / "results" / "aot.csv"
 GROWTH = 16  # registers that a kernel may gain over the baseline
 COLUMNS = ("kernel", "problem", "precision", "arch", "tile", "warps", "stages", "registers", "stack", "shared",
            "programs_per_sm", "tensor_cores", "loads", "narrow", "seconds", "used_by", "key", "triton")
+PAGE = """# What the compiler makes of dcgan-64 in bfloat16
+
+Written by `make aot AOT=--update` with Triton {}. Each cell: registers of a thread, KiB of shared memory of a program,
+and how many programs a multiprocessor holds at a time. No kernel spills. These are facts of compilation and say
+nothing about speed. Every kernel, preset and precision: `aot.csv`.
+"""
 Row = dict[str, str]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -60,6 +67,9 @@ def cases(chosen: argparse.Namespace) -> list[Case]:
         return [Case("dcgan-64", 128, TENSOR_CORES[i % 3], arch) for i, arch in enumerate(chosen.archs)]
     return [Case(preset, batch, precision, arch) for arch in chosen.archs for preset in chosen.presets
             for precision in chosen.precisions for batch in chosen.batches]
+
+
+FULL = tuple(Case(*each) for each in itertools.product(PRESETS, BATCHES, TENSOR_CORES, sorted(DEVICES)))
 
 
 def recorded(case: Case) -> dict[str, Job]:
@@ -150,6 +160,23 @@ def table(rows: list[Row]) -> Iterator[str]:
         yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
 
 
+def page(rows: list[Row]) -> Iterator[str]:
+    """The GEMMs of dcgan-64 in bfloat16 as a table for docs: kernels by architectures."""
+    some = [each for each in rows if each["kernel"] in ("convolve", "wgrad") and each["precision"] == "bf16"
+            and "dcgan-64" in each["used_by"].split()]
+    archs = sorted({int(each["arch"]) for each in some})
+    yield PAGE.format(version("triton"))
+    yield f"| kernel | tile | {' | '.join(f'sm_{arch}' for arch in archs)} |"
+    yield f"|---|---|{'---|' * len(archs)}"
+    cells: dict[tuple[str, str], dict[int, str]] = {}
+    for each in some:
+        line = cells.setdefault((f"{each['kernel']} {each['problem']}", each["tile"]), {})
+        line[int(each["arch"])] = (f"{each['registers']}, {int(each['shared']) / 1024:.0f} KiB, "
+                                   f"{each['programs_per_sm']}")
+    for (kernel, tile), line in sorted(cells.items()):
+        yield f"| {kernel} | {tile} | {' | '.join(line.get(arch, '') for arch in archs)} |"
+
+
 def read(path: Path) -> list[Row]:
     if not path.exists():
         return []
@@ -166,6 +193,9 @@ def write(path: Path, rows: list[Row]) -> None:
 
 
 def run(chosen: argparse.Namespace) -> int:
+    """Record, compile, judge, print; the exit status."""
+    if chosen.update and not set(FULL) <= set(cases(chosen)):
+        sys.exit("--update: expected all presets, batches, precisions and archs, or kernels would leave the baseline")
     started = time.perf_counter()
     # not forked: torch has threads
     with ProcessPoolExecutor(chosen.workers, multiprocessing.get_context("spawn")) as pool:
@@ -180,8 +210,9 @@ def run(chosen: argparse.Namespace) -> int:
         failed += regressions(rows, baseline)
     print(*table(rows), "", *summary(rows), "", sep="\n")
     write(chosen.out, rows)
-    if chosen.update:
+    if chosen.update and not failed:
         write(BASELINE, rows)
+        BASELINE.with_suffix(".md").write_text("\n".join(page(rows)) + "\n")
     compiled = [each.seconds for each in found if each.seconds is not None]
     known = {old["key"] for old in baseline}
     print(f"{len(rows)} kernels of {len(all_cases)} cases, {len(compiled)} compiled now ({sum(compiled):.0f} s of "
@@ -209,7 +240,8 @@ def parser() -> argparse.ArgumentParser:
                         help="dcgan-64 at batch 128, each architecture in one precision")
     parser.add_argument("--workers", type=int, default=2, help="processes that compile (default: 2)")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "aot.csv", help="default: build/aot.csv")
-    parser.add_argument("--update", action="store_true", help="write the baseline, docs/results/aot.csv, too")
+    parser.add_argument("--update", action="store_true",
+                        help="if all gates pass, write the baseline, docs/results/aot.csv, and aot.md beside it")
     return parser
 
 
