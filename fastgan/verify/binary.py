@@ -5,9 +5,9 @@
     tensor cores  a matrix multiplication on them, in the PTX and in the machine code, where the kernel is a GEMM
     loads         16 bytes at a time from every operand of a GEMM, but for two kinds that cannot be read so: rows of
                   channels that are not made of whole 16 bytes (an image), and float32 that lies across the depth of
-                  the product. Tensor cores take float32 along the depth only (PTX ISA, wgmma: only 16-bit operands
-                  can be transposed), so unless it passes through registers anyway it is turned on its way into
-                  shared memory, 4 bytes at a time. The table names them.
+                  the product. Tensor cores take float32 along the depth only (PTX ISA: wgmma and ldmatrix transpose
+                  16-bit elements), so unless it passes through registers anyway it is turned on its way into shared
+                  memory, 4 bytes at a time. The table names them.
 
 These are facts of compilation. They say nothing about speed, and nothing about results.
 """
@@ -30,8 +30,10 @@ REGISTERS = 255  # that a thread can name
 
 
 class Device(NamedTuple):
-    """Of one multiprocessor; KiB. `shared_each`: the most that one program can have. (CUDA C++ guide, technical
-    specifications per compute capability.)"""
+    """One multiprocessor, in KiB; `shared_each`: the most that one program can have.
+
+    CUDA C++ programming guide, technical specifications per compute capability.
+    """
 
     shared_each: int
     shared: int
