@@ -1,14 +1,15 @@
-# The whole habit in five words: demo, test, check, bench, clean. Everything happens in .venv, beside this file.
+# The whole habit in seven words: demo, test, check, aot, ptx, bench, clean. Everything happens in .venv, beside this file.
 PYTHON ?= python3
 PY := .venv/bin/python
 PTXSIM ?= ../shared/tools/ptxsim
 
-.PHONY: help demo test check bench ptx clean
+.PHONY: help demo test check aot ptx bench clean
 
 help:
 	@echo "make demo    train a DCGAN on handwritten digits (a few minutes on two CPU cores)"
 	@echo "make test    run the tests"
 	@echo "make check   lint and check types"
+	@echo "make aot     compile all kernels for six GPU architectures and gate the result (AOT=--quick: what CI runs)"
 	@echo "make bench   score the demo's digits with a classifier (after make demo)"
 	@echo "make ptx     execute the compiled GPU kernels on the CPU, in a PTX simulator at PTXSIM (PTX=--quick: minutes)"
 	@echo "make clean   remove .venv and caches (runs/ stays)"
@@ -22,6 +23,10 @@ test: .venv/installed-dev
 check: .venv/installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+
+# interpreted kernels cannot be compiled
+aot: .venv/installed-dev
+	env -u TRITON_INTERPRET $(PY) proofs/aot.py $(AOT)
 
 bench: .venv/installed
 	$(PY) benchmarks/digits_quality.py

@@ -8,10 +8,11 @@ from fastgan.nn.chain import (
     ConvBNLeakyReLU,
     ConvTransposeBNAct,
     ConvTransposeBNReLU,
+    frozen,
     stat_groups,
     use,
 )
 from fastgan.nn.convert import convert, to_eager
 
 __all__ = ["Chain", "ConvBNAct", "ConvBNLeakyReLU", "ConvTransposeBNAct", "ConvTransposeBNReLU", "convert",
-           "stat_groups", "to_eager", "use"]
+           "frozen", "stat_groups", "to_eager", "use"]

@@ -163,6 +163,23 @@ def stat_groups(network: nn.Module, groups: int) -> Iterator[None]:
             chain.stat_groups = value
 
 
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """Within the block, `network` is called without gradients of its parameters, only of its input.
+
+    `torch.autograd.grad(loss, others)` does not spare them: which gradients a stage computes is settled when it is
+    called.
+    """
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
 def _outermost_chains(module: nn.Module, name: str) -> Iterator[Chain]:
     if isinstance(module, Chain):
         yield module

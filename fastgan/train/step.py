@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from fastgan.config import ModelConfig, TrainConfig
 from fastgan.models.sampling import Noise
+from fastgan.nn import frozen
 from fastgan.train.ema import EMA
 from fastgan.train.losses import LOSSES, gradient_penalty, r1_penalty
 from fastgan.train.optim import make_adam
@@ -88,7 +89,8 @@ class GANStep:
 
     def generator_loss(self, fake: Tensor, given: tuple[Tensor, ...]) -> Tensor:
         """The generator's loss through the discriminator as it is now."""
-        return self.loss.generator(self.discriminator(fake, *given))
+        with frozen(self.discriminator):
+            return self.loss.generator(self.discriminator(fake, *given))
 
     def _update_discriminator(self, real: Tensor, fake: Tensor,
                               given: tuple[Tensor, ...]) -> tuple[dict[str, Tensor], Tensor]:
@@ -132,8 +134,6 @@ class GANStep:
 
 def apply_gradients(loss: Tensor, params: list[Tensor], optimizer: Optimizer, skip: Tensor) -> tuple[Tensor, Tensor]:
     """Differentiate, step, forget the gradients; no step where `skip` holds 1 or something is not finite.
-
-    `autograd.grad` asks for these parameters only: the generator's update computes no weight gradient of D.
 
     Returns (norm of all gradients, 1.0 where the step was skipped), both scalars on the device.
     """

@@ -1,0 +1,226 @@
+"""The gates on compiled kernels can fail, and the recorder sees every launch of a step."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fastgan import presets
+from fastgan.errors import FastganError
+from fastgan.models import build
+from fastgan.nn import Chain, use
+from fastgan.train.step import GANStep
+from fastgan.verify import binary
+from fastgan.verify.binary import Binary, Job
+from fastgan.verify.launches import Launch, Pointer, record, training_step
+from proofs import aot
+
+pytest.importorskip("triton")
+
+RESOURCES = ("Resource usage:\n Common:\n  GLOBAL:0\n Function wgrad_kernel:\n"
+             "  REG:146 STACK:{} SHARED:1024 LOCAL:{} CONSTANT[0]:672 TEXTURE:0 SURFACE:0 SAMPLER:0\n")
+PTX = """
+    .param .u64 .ptr .global .align 1 wgrad_kernel_param_0,
+    ld.param.b64 %rd1, [wgrad_kernel_param_0];
+    ld.param.b64 %rd2, [wgrad_kernel_param_1];
+    ld.param.b64 %rd3, [wgrad_kernel_param_2];
+    mul.wide.s32 %rd4, %r1, 2;
+    add.s64 %rd5, %rd1, %rd4;
+    cp.async.cg.shared.global [ %r35 + 0 ], [ %rd5 + 0 ], 0x10, %r45;
+    add.s64 %rd6, %rd2, %rd4;
+    @%p1 ld.global.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd6 + 0 ];
+    mov.b64 %rd7, %rd3;
+    ld.global.L1::evict_last.b32 %r5, [ %rd7 + 16 ];
+    mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 { %r1 }, { %r2 }, { %r3 }, { %r4 };
+"""
+NAMES = ["coarse", "fine", "b0"]
+
+
+def job(**changes: Any) -> Job:
+    pointer = Pointer(torch.bfloat16, (8, 8))
+    given = {"A": 64, "B": 128, "KH": 4, "KW": 4, "SH": 2, "KIND_A": "raw", "ACTIVATION_A": "none", "KIND_B": "raw",
+             "ACTIVATION_B": "none", "NARROW": False, "PACKED": False, "LARGE": False, "PRECISION": "ieee",
+             "BM": 64, "BN": 64, "BK": 64, "coarse": pointer, "fine": pointer, "coarse_partner": None,
+             "fine_partner": None, **changes}
+    return Job("m", "wgrad_kernel", given, {"num_warps": 4, "num_stages": 3}, 90, "key")
+
+
+def compiled(resources: str = RESOURCES.format(0, 0), ptx: str = PTX, sass: str = "HGMMA.64x64x16.F32", shared: int = 0,
+             **changes: Any) -> Binary:
+    registers, stack, local = binary.resources(resources)
+    return Binary(job(**changes), registers, stack, local, shared, ptx=binary.tensor_ptx(ptx),
+                  sass=binary.tensor_sass(sass), loads=binary.loads(ptx, NAMES), seconds=1.0)
+
+
+def test_a_good_kernel_passes_every_gate() -> None:
+    good = compiled()
+    assert good.loads == {"coarse": 16, "fine": 16, "b0": 4}
+    assert (good.ptx, good.sass) == (("mma.sync",), ("HGMMA",))
+    assert binary.failures(good) == []
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"resources": RESOURCES.format(8, 0)}, "spills: 8 bytes of stack"),
+    ({"resources": RESOURCES.format(0, 4)}, "4 of local memory"),
+    ({"shared": 227 * 1024 + 16}, "227.0 KiB of shared memory, sm_90 has 227"),
+    ({"resources": RESOURCES.format(0, 0).replace("146", "256")}, "256 registers"),
+    ({"ptx": PTX.replace("mma.sync", "fma.rn")}, "no matrix multiplication on tensor cores: none in PTX"),
+    ({"sass": "FFMA R1, R2, R3, R4"}, "none in machine code"),
+    ({"ptx": PTX.replace("0x10", "0x4")}, "coarse is loaded 4 bytes at a time"),
+    ({"ptx": PTX.replace("v4.b32 {", "b16 {")}, "fine is loaded 2 bytes at a time"),
+    ({"ptx": PTX.replace("%rd6 + 0 ]", "%rd99 + 0 ]")}, "no load of fine found"),
+], ids=["stack", "local", "shared", "registers", "ptx-without-mma", "sass-without-mma", "narrow-copy", "narrow-load",
+        "lost-operand"])
+def test_each_gate_can_fail(change: dict[str, Any], words: str) -> None:
+    (failure,) = binary.failures(compiled(**change))
+    assert words in failure
+
+
+def test_a_kernel_that_does_not_compile_fails() -> None:
+    assert binary.failures(Binary(job(), error="PassManager: failed")) == ["does not compile: PassManager: failed"]
+
+
+def test_rows_of_three_channels_cannot_be_read_16_bytes_at_a_time() -> None:
+    image = compiled(ptx=PTX.replace("v4.b32 {", "b16 {"), B=3)
+    assert binary.failures(image) == []
+    assert binary.narrow_operands(image) == {"fine": "row of 6 bytes"}
+
+
+def test_float32_across_the_depth_may_be_turned_four_bytes_at_a_time() -> None:
+    single = {"coarse": Pointer(torch.float32, (8, 8)), "fine": Pointer(torch.float32, (8, 8)), "PRECISION": "tf32"}
+    turned = PTX.replace("0x10", "0x4")
+    assert binary.narrow_operands(compiled(ptx=turned, **single)) == {"coarse": "turned"}
+    assert binary.failures(compiled(ptx=turned, **single)) == []
+    assert binary.failures(compiled(ptx=turned, **single, KIND_A="rstd")) == [
+        "coarse is loaded 4 bytes at a time, expected 16"]
+
+
+def test_products_of_exact_float32_need_no_tensor_cores() -> None:
+    exact = compiled(sass="FFMA", ptx=PTX.replace("mma.sync", "fma.rn"), coarse=Pointer(torch.float32, (8, 8)),
+                     fine=Pointer(torch.float32, (8, 8)))
+    assert binary.failures(exact) == []
+    assert binary.failures(exact._replace(job=job(coarse=Pointer(torch.float32, (8, 8)), PRECISION="tf32")))
+
+
+def test_resources_in_words_that_are_not_understood() -> None:
+    with pytest.raises(ValueError, match="expected REG, STACK and LOCAL"):
+        binary.resources("no kernel image")
+
+
+def test_occupancy_is_that_of_the_scarcest_resource() -> None:
+    of = Binary(job(), registers=168)
+    assert binary.occupancy(of) == 3  # 168 * 128 of 65536 registers
+    assert binary.occupancy(of._replace(registers=169)) == 2  # given out in units of 8 for a thread
+    assert binary.occupancy(of._replace(registers=32)) == 16  # 2048 threads
+    assert binary.occupancy(of._replace(registers=32, shared=100 * 1024)) == 2  # 228 KiB, one kept for each
+    assert binary.occupancy(of._replace(registers=32, tensor_memory=256)) == 2
+
+
+def test_collect_merges_what_the_compiler_would_see_twice() -> None:
+    one, two = (aot.Case("dcgan-64", batch, "bf16", 90) for batch in (64, 128))
+    jobs, users = aot.collect([(one, {"a": job(), "b": job()}), (two, {"a": job()})])
+    assert len(jobs) == 2 and users == {"a": [one, two], "b": [one]}
+
+
+def test_baseline_notices_growth_and_spills_but_only_of_the_same_triton() -> None:
+    old = aot.row(compiled(), [])
+    assert aot.regressions([old], [old]) == []
+    grown = {**old, "registers": str(146 + aot.GROWTH + 1)}
+    assert "163 registers, 146 in the baseline" in aot.regressions([grown], [old])[0]
+    assert "8 bytes of stack, 0" in aot.regressions([{**old, "stack": "8"}], [old])[0]
+    assert aot.regressions([grown], [{**old, "triton": "0"}]) == []
+    assert aot.regressions([{**grown, "key": "other"}], [old]) == []
+    (narrower,) = aot.regressions([{**old, "loads": "coarse:16 fine:4"}], [old])
+    assert "loads coarse:16 fine:4, coarse:16 fine:16 in the baseline" in narrower
+
+
+def test_quick_covers_every_architecture_and_precision() -> None:
+    few = aot.cases(aot.parser().parse_args(["--quick"]))
+    assert {case.arch for case in few} == set(binary.DEVICES)
+    assert {case.precision for case in few} == set(aot.TENSOR_CORES)
+
+
+def tiny_step() -> None:
+    """Two stages forward and backward: conv, batch normalisation, relu, conv; x needs no gradient."""
+    network = Chain(nn.Conv2d(8, 16, 4, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 4, 2, 1),
+                    impl="triton")
+    out = network(torch.zeros(2, 8, 16, 16))
+    torch.autograd.grad(out.sum(), list(network.parameters()))
+
+
+def names(launches: list[Launch]) -> list[str]:
+    return [launch.name for launch in launches]
+
+
+def test_the_recorder_sees_every_launch_in_order() -> None:
+    launches = record(tiny_step, 80)
+    assert [name for name in names(launches) if name != "sum_kernel"] == [
+        "convolve_kernel", "statistics_kernel", "convolve_kernel",  # forward
+        "convolve_kernel", "norm_gradient_kernel", "wgrad_kernel",  # second stage: dgrad, gamma and beta, wgrad
+        "wgrad_kernel"]
+    first = launches[0]
+    assert first.grid == (1, 1, 1) and first.options["num_warps"] == 4
+    assert first.arguments["x"] == Pointer(torch.float32, (2, 16, 16, 8))
+    assert not any(isinstance(value, torch.Tensor) for launch in launches for value in launch.arguments.values())
+
+
+def test_a_pointer_keeps_the_alignment_of_a_view() -> None:
+    from fastgan.ops.triton import launch
+    from fastgan.ops.triton.tiles import Tile
+
+    (seen,) = record(lambda: launch.launch(nn.Identity(), (1,), Tile(1, 1, 1), x=torch.zeros(8)[3:]), 80)
+    assert seen.arguments["x"].data_ptr() == 12 and seen.arguments["x"].nbytes == 20
+
+
+@pytest.mark.parametrize(("together", "forward"), [(True, 5), (False, 10)], ids=["together", "apart"])
+def test_a_training_step_launches_each_stage(together: bool, forward: int) -> None:
+    config = presets.get("dcgan-64")
+    launches = record(training_step(config, 4, "fp16", together=together), 90)
+    arguments = [launch.arguments for launch in launches if launch.name == "convolve_kernel"]
+    raw_forward = [given for given in arguments if given["EPILOGUE"] != "derivative" and not given["TRANSPOSED"]]
+    assert len(raw_forward) == 1 + forward + 5  # G's first stage is a GEMM; D on both; D for G
+    wgrads = [launch for launch in launches if launch.name == "wgrad_kernel"]
+    assert len(wgrads) == 5 + forward  # none of D for G
+    assert {given["x"].dtype for given in arguments} == {torch.float16}
+    groups = {launch.arguments["groups"] for launch in launches if launch.name == "statistics_kernel"}
+    assert groups == ({1, 2} if together else {1})
+
+
+def test_precisions_of_float32() -> None:
+    config, before = presets.get("dcgan-64", image_size="32"), torch.backends.cudnn.allow_tf32
+    for precision in ("tf32", "ieee"):
+        launches = record(training_step(config, 2, precision), 80)
+        assert {launch.arguments["PRECISION"] for launch in launches if "PRECISION" in launch.arguments} == {precision}
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_what_cannot_be_recorded_is_refused() -> None:
+    with pytest.raises(FastganError, match="precision 'int8'"):
+        training_step(presets.get("dcgan-64"), 2, "int8")
+    with pytest.raises(FastganError, match="architecture gaussian: its networks have no chains"):
+        training_step(presets.get("d2l-gan-gaussian"), 2, "bf16")
+
+
+@pytest.mark.parametrize("preset", ["digits", "oreilly-gan-mnist", "tf-dcgan-mnist", "dcgan-128"])
+def test_every_image_preset_can_be_recorded(preset: str) -> None:
+    assert record(training_step(presets.get(preset), 4, "bf16", together=False), 90)
+
+
+def test_verify_imports_without_triton() -> None:
+    code = ("import sys; sys.modules['triton'] = None\n"
+            "import fastgan.verify, fastgan.verify.launches, fastgan.verify.binary")
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_update_of_g_computes_no_weight_gradient_of_d() -> None:
+    config = presets.get("dcgan-64", image_size="16", ngf=8, ndf=8)
+    generator, discriminator = build(config.model, (3, 16, 16))
+    step = GANStep(use(generator, "triton"), use(discriminator, "triton"), config.model, config.train)
+    launches = record(lambda: step(torch.zeros(4, 3, 16, 16)), 80)
+    assert names(launches).count("wgrad_kernel") == 3 + 2 * 3  # G's stages, and D's on real and on fake
+    assert all(parameter.requires_grad for parameter in discriminator.parameters())
