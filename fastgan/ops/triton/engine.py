@@ -112,4 +112,4 @@ def _nchw(x: Tensor) -> Tensor:
 
 def _precision() -> str:
     """Of float32 products: what PyTorch's convolutions have been told."""
-    return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
+    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"  # type: ignore[attr-defined]

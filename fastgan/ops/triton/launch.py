@@ -58,8 +58,10 @@ def launch(kernel: Any, grid: tuple[int, ...], tile: Tile, **arguments: Any) -> 
     if _through:
         _through[-1][0](kernel, grid, arguments, options)
         return
+    tensor = next(value for value in arguments.values() if isinstance(value, torch.Tensor))
     try:
-        kernel[grid](**arguments, **options)
+        with torch.cuda.device_of(tensor):  # Triton starts kernels on the current device, wherever tensors are
+            kernel[grid](**arguments, **options)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
