@@ -8,8 +8,8 @@ ratio, three deviations of which are allowed: nothing for a weight, a lot for th
 
 Kinks: where an activation's input is within one unit of zero, a rounding decides between two slopes, in eager as in
 ours, and one such element may weigh more than all roundings together. The exact gradient is taken twice more with the
-change of slopes moved by that unit to either side; how far that moves the gradient is allowed beside eager's error, as
-independent errors add, by their squares.
+change of slopes moved by that unit to either side; 1.5 x how far that moves the gradient is allowed beside eager's
+error, as independent errors add, by their squares.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def used(ours: Tensor, eager: Tensor, exact: Tensor, unit: float, cancelled: flo
     chance = 1 + 3 / math.sqrt(exact.numel())
     parts = []
     for factor, size in ((MARGIN, _rms), (WORST, _worst)):
-        allowed = math.hypot(factor * chance * size(eager.double() - exact), *(size(moved - exact) for moved in kinks))
+        allowed = math.hypot(factor * chance * size(eager.double() - exact),
+                             *(MARGIN * size(moved - exact) for moved in kinks))
         parts.append(_part(size(ours.double() - exact), allowed + unit * size(exact) + cancelled))
     return max(parts)
 
