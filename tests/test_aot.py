@@ -13,7 +13,7 @@ from torch import nn
 from fastgan import presets
 from fastgan.errors import FastganError
 from fastgan.models import build
-from fastgan.nn import Chain
+from fastgan.nn import Chain, use
 from fastgan.train.step import GANStep
 from fastgan.verify import binary
 from fastgan.verify.binary import Binary, Job
@@ -202,6 +202,13 @@ def test_precisions_of_float32() -> None:
 def test_what_cannot_be_recorded_is_refused() -> None:
     with pytest.raises(FastganError, match="precision 'int8'"):
         training_step(presets.get("dcgan-64"), 2, "int8")
+    with pytest.raises(FastganError, match="architecture gaussian: its networks have no chains"):
+        training_step(presets.get("d2l-gan-gaussian"), 2, "bf16")
+
+
+@pytest.mark.parametrize("preset", ["digits", "oreilly-gan-mnist", "tf-dcgan-mnist", "dcgan-128"])
+def test_every_image_preset_can_be_recorded(preset: str) -> None:
+    assert record(training_step(presets.get(preset), 4, "bf16", together=False), 90)
 
 
 def test_verify_imports_without_triton() -> None:
@@ -213,11 +220,7 @@ def test_verify_imports_without_triton() -> None:
 def test_the_update_of_g_computes_no_weight_gradient_of_d() -> None:
     config = presets.get("dcgan-64", image_size="16", ngf=8, ndf=8)
     generator, discriminator = build(config.model, (3, 16, 16))
-    for network in (generator, discriminator):
-        for module in network.modules():
-            if isinstance(module, Chain):
-                module.impl = "triton"
-    step = GANStep(generator, discriminator, config.model, config.train)
+    step = GANStep(use(generator, "triton"), use(discriminator, "triton"), config.model, config.train)
     launches = record(lambda: step(torch.zeros(4, 3, 16, 16)), 80)
     assert names(launches).count("wgrad_kernel") == 3 + 2 * 3  # G's stages, and D's on real and on fake
     assert all(parameter.requires_grad for parameter in discriminator.parameters())

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from fastgan.config import Config, parse_size
 from fastgan.errors import FastganError
 from fastgan.models import build
-from fastgan.nn import Chain, frozen, stat_groups
+from fastgan.nn import Chain, frozen, stat_groups, use
 
 PRECISIONS = ("bf16", "fp16", "tf32", "ieee")
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -84,16 +84,18 @@ def training_step(config: Config, batch: int, precision: str, *, together: bool 
         precision: "bf16" or "fp16" (autocast), "tf32" or "ieee" (float32, with or without tensor cores).
         together: D sees [real; fake] in one call with two statistic groups; else in two calls.
 
-    Raises `FastganError` for an architecture that has no chains.
+    Raises `FastganError` for an architecture that has no chains, or layers outside of them that groups cannot divide.
     """
     if precision not in PRECISIONS:
         raise FastganError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
-    shape = (config.data.channels or 3, *parse_size(config.data.image_size))
+    shape: tuple[int, ...] = (config.data.channels or 3, *parse_size(config.data.image_size))
+    if config.model.architecture == "gaussian":
+        shape = (2,)
     with torch.device("meta"):  # an initialisation that nobody reads would take longer than all the rest
         generator, discriminator = build(config.model, shape)
-    generator, discriminator = generator.to_empty(device="cpu"), discriminator.to_empty(device="cpu")
-    if not _set_impl(generator, "triton") or not _set_impl(discriminator, "triton"):
+    if not any(isinstance(module, Chain) for module in generator.modules()):
         raise FastganError(f"architecture {config.model.architecture}: its networks have no chains, nothing to record")
+    generator, discriminator = (use(network.to_empty(device="cpu"), "triton") for network in (generator, discriminator))
 
     def step() -> None:
         with _precision(precision):
@@ -109,19 +111,11 @@ def training_step(config: Config, batch: int, precision: str, *, together: bool 
 def _discriminator_gradients(discriminator: nn.Module, real: Tensor, fake: Tensor, together: bool) -> None:
     if together:
         with stat_groups(discriminator, 2):
-            logits = discriminator(torch.cat([real, fake])).float()
+            on_real, on_fake = discriminator(torch.cat([real, fake])).float().chunk(2)
     else:
-        logits = torch.cat([discriminator(real).float(), discriminator(fake).float()])
-    sign = torch.ones(len(logits)).index_fill(0, torch.arange(len(real)), -1.0)
-    torch.autograd.grad(F.softplus(sign * logits).mean(), [p for p in discriminator.parameters() if p.requires_grad])
-
-
-def _set_impl(network: nn.Module, impl: str) -> int:
-    """How many chains now run on this engine."""
-    chains = [module for module in network.modules() if isinstance(module, Chain)]
-    for chain in chains:
-        chain.impl = impl
-    return len(chains)
+        on_real, on_fake = discriminator(real).float(), discriminator(fake).float()
+    loss = F.softplus(-on_real).mean() + F.softplus(on_fake).mean()
+    torch.autograd.grad(loss, [p for p in discriminator.parameters() if p.requires_grad])
 
 
 @contextmanager
