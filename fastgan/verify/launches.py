@@ -111,11 +111,11 @@ def training_step(config: Config, batch: int, precision: str, *, together: bool 
 def _discriminator_gradients(discriminator: nn.Module, real: Tensor, fake: Tensor, together: bool) -> None:
     if together:
         with stat_groups(discriminator, 2):
-            logits = discriminator(torch.cat([real, fake])).float()
+            on_real, on_fake = discriminator(torch.cat([real, fake])).float().chunk(2)
     else:
-        logits = torch.cat([discriminator(real).float(), discriminator(fake).float()])
-    sign = torch.ones(len(logits)).index_fill(0, torch.arange(len(real)), -1.0)
-    torch.autograd.grad(F.softplus(sign * logits).mean(), [p for p in discriminator.parameters() if p.requires_grad])
+        on_real, on_fake = discriminator(real).float(), discriminator(fake).float()
+    loss = F.softplus(-on_real).mean() + F.softplus(on_fake).mean()
+    torch.autograd.grad(loss, [p for p in discriminator.parameters() if p.requires_grad])
 
 
 @contextmanager
