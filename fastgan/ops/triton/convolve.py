@@ -200,8 +200,9 @@ def convolve(operand: Operand, weight: Tensor, bias: Tensor | None, size: tuple[
     rows = n // groups * (-(-ho // sh) * -(-wo // sw) if transposed else ho * wo)
     depth = -(-kh // sh) * -(-kw // sw) * ci if transposed else taps * ci
     narrow = min(co, depth) <= NARROW
+    epilogue = "statistics" if statistics else "derivative" if derivative_of else "none"
     tile = choose("narrow" if narrow else "convolve", architecture(x.device), rows=rows * groups * phases, columns=co,
-                  depth=depth, size=x.element_size())
+                  depth=depth, size=x.element_size(), epilogue=epilogue)
     bk, bn = tile.depth, tile.columns
     if narrow:
         bk, bn = min(bk, triton.next_power_of_2(depth)), min(bn, triton.next_power_of_2(co))
@@ -224,7 +225,6 @@ def convolve(operand: Operand, weight: Tensor, bias: Tensor | None, size: tuple[
         slope=acts.negative_slope, inverse_count=operand.inverse_count, CI=ci, CO=co, CHANNELS=channels, KH=kh, KW=kw,
         SH=sh, SW=sw, PH=ph, PW=pw, W_TAP=strides[0], W_IN=strides[1], W_OUT=strides[2], TRANSPOSED=transposed,
         KIND=operand.kind, ACTIVATION=acts.activation,
-        EPILOGUE="statistics" if statistics else "derivative" if derivative_of else "none",
-        NORM=kinds == 2, PACKED=packed, NARROW=narrow, PRECISION=precision, LARGE=largest >= 2**31,
+        EPILOGUE=epilogue, NORM=kinds == 2, PACKED=packed, NARROW=narrow, PRECISION=precision, LARGE=largest >= 2**31,
         BM=bm, BN=bn, BK=bk)
     return y, None if partials is None else partials.view(kinds, groups, -1, channels)

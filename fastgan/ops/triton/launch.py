@@ -53,8 +53,9 @@ def architecture(device: torch.device) -> int:
 
 def launch(kernel: Any, grid: tuple[int, ...], tile: Tile, **arguments: Any) -> None:
     """Start `kernel` on `grid` programs; `KernelError` where it does not compile or does not fit the device."""
-    # left to itself ptxas spills a few bytes rather than use a 170th register
-    options = {"num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": 255}
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    if tile.registers:
+        options["maxnreg"] = tile.registers
     if _through:
         _through[-1][0](kernel, grid, arguments, options)
         return

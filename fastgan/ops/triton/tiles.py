@@ -1,9 +1,9 @@
 """Which tile a kernel takes: the first rule that fits in the file of its architecture, or of the nearest older one.
 
 A file, `tiles/sm_*.json`, holds "programs", how many keep such a device busy (two for each multiprocessor of its
-largest one), and "rules". A rule reads {"kernel", conditions ..., "tile": [rows, columns, depth], "warps", "stages"}.
-Conditions: "bytes" of an element, and upper bounds "rows", "columns", "depth" of the problem. sm_0 is the interpreter,
-which is fastest with few large programs.
+largest one), and "rules". A rule reads {"kernel", conditions ..., "tile": [rows, columns, depth], "warps", "stages"},
+and "registers" where a kernel needs more than ptxas would take. Conditions: "bytes" of an element, the "epilogue", and
+upper bounds "rows", "columns", "depth" of the problem. sm_0 is the interpreter, fastest with few large programs.
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ from typing import Any, NamedTuple
 
 
 class Tile(NamedTuple):
-    """rows x columns of the result, computed by one program in steps of `depth`; how many warps, pipeline stages."""
+    """rows x columns of the result, computed by one program in steps of `depth`; how many warps, pipeline stages.
+
+    registers: that a thread may have; 0 lets ptxas choose, which would rather spill a few bytes than use a 170th.
+    """
 
     rows: int
     columns: int
     depth: int
     warps: int = 4
     stages: int = 3
+    registers: int = 0
 
 
 _override: list[dict[str, Tile]] = []
@@ -39,17 +43,18 @@ def using(**tiles: Tile) -> Iterator[None]:
         _override.pop()
 
 
-def choose(kernel: str, arch: int, *, rows: int, columns: int, depth: int, size: int) -> Tile:
+def choose(kernel: str, arch: int, *, rows: int, columns: int, depth: int, size: int, epilogue: str = "none") -> Tile:
     """The tile for a problem of rows x columns x depth with elements of `size` bytes."""
     for tiles in reversed(_override):
         if kernel in tiles:
             return tiles[kernel]
     problem = {"rows": rows, "columns": columns, "depth": depth}
     for rule in _file(arch)["rules"]:
-        fits = rule["kernel"] == kernel and rule.get("bytes", size) == size
+        fits = (rule["kernel"] == kernel and rule.get("bytes", size) == size
+                and rule.get("epilogue", epilogue) == epilogue)
         if fits and all(value <= rule.get(name, value) for name, value in problem.items()):
             rows, columns, depth = rule["tile"]
-            return Tile(rows, columns, depth, rule["warps"], rule["stages"])
+            return Tile(rows, columns, depth, rule["warps"], rule["stages"], rule.get("registers", 0))
     raise AssertionError(f"no tile for {kernel} on sm_{arch}")
 
 
