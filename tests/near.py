@@ -19,9 +19,9 @@ from torch import Tensor
 
 MARGIN = 1.5
 EPS = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}  # half a unit in the last place
-UNITS = 4.0  # a few roundings, or
-SUM_UNITS = 0.8  # x sqrt(terms) where that is more: everything passes through sums of a channel, which eager layers on a
-# CPU take in float64 and the interpreter in float32, row by row (a GPU adds up a tree)
+UNITS = 4.0  # a few roundings; or, where that is more,
+SUM_UNITS = 1.0  # x sqrt(terms): everything passes through sums of a channel, which eager layers on a CPU take in
+# float64 and the interpreter in float32, row by row (a GPU adds up a tree)
 KINK = 2**-6  # x the largest z: nearer to zero than that, the rounding of y decides on which side of relu's kink z is
 
 WIDE = {"gamma", "beta", "mean", "rstd", "running_mean", "running_var"}  # float32 beside 16-bit tensors

@@ -45,7 +45,8 @@ def flags(seen: list[Any], kernel: str, name: str) -> set[Any]:
 
 @each_kind
 @pytest.mark.parametrize(("case", "tile"), [
-    pytest.param(WIDE, Tile(16, 16, 16), id="wide-16x16x16"), pytest.param(IMAGE, Tile(32, 16, 64), id="image-32x16x64"),
+    pytest.param(WIDE, Tile(16, 16, 16), id="wide-16x16x16"),
+    pytest.param(IMAGE, Tile(32, 16, 64), id="image-32x16x64"),
     pytest.param(IMAGE, Tile(16, 64, 32), id="image-16x64x32")])
 def test_tiles(case, tile, transposed, seen, monkeypatch):
     monkeypatch.setattr(wgrad, "programs", lambda arch: 1000)
