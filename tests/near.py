@@ -19,8 +19,9 @@ from torch import Tensor
 
 MARGIN = 1.5
 EPS = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}  # half a unit in the last place
-UNITS = 4.0  # everything passes through sums of a channel: eager layers on a CPU take them in float64,
-VECTOR_UNITS = 0.4  # x sqrt(terms): and the interpreter in float32, row by row, where a GPU adds up a tree
+UNITS = 4.0  # a few roundings; or, where that is more,
+SUM_UNITS = 1.0  # x sqrt(terms): everything passes through sums of a channel, which eager layers on a CPU take in
+# float64 and the interpreter in float32, row by row (a GPU adds up a tree)
 KINK = 2**-6  # x the largest z: nearer to zero than that, the rounding of y decides on which side of relu's kink z is
 
 WIDE = {"gamma", "beta", "mean", "rstd", "running_mean", "running_var"}  # float32 beside 16-bit tensors
@@ -66,7 +67,7 @@ def judge(function: Function, tensors: dict[str, Tensor], dtype: torch.dtype, *,
           mask: Tensor | None = None, layout: Layout | None = None) -> dict[str, Tensor]:
     """Check impl "triton" on `tensors` (float64), rounded to `dtype`, by the rule; returns its results.
 
-    terms: elements of y per channel. mask: 0 where no gradient comes in. layout: of x, and then of the
+    terms: elements of x or y per channel. mask: 0 where no gradient comes in. layout: of x, and then of the
     gradient that comes in too.
     """
     rounded = cast(tensors, dtype)
@@ -82,11 +83,11 @@ def judge(function: Function, tensors: dict[str, Tensor], dtype: torch.dtype, *,
 
 
 def assert_near(ours: dict[str, Tensor], eager: dict[str, Tensor], exact: dict[str, Tensor], terms: int) -> None:
+    units = max(UNITS, SUM_UNITS * math.sqrt(terms))
     eps, largest = EPS[ours["out0"].dtype], {name: t.abs().max().item() if t.numel() else 0.0
                                              for name, t in exact.items()}
     vectors = [name for name in exact if name.startswith("grad") and exact[name].dim() < 4]
     for name, value in exact.items():
-        units = UNITS if value.dim() == 4 else max(UNITS, VECTOR_UNITS * math.sqrt(terms))
         scale = max(largest[other] for other in vectors) if name in vectors else largest[name]
         if name in ("out1", "running_mean"):
             scale = max(scale, largest["out0"])

@@ -125,7 +125,7 @@ def test_out_of_memory_is_no_reason_to_go_on(monkeypatch):
 
 
 def test_launch_names_the_kernel():
-    with pytest.raises(KernelError, match="some_kernel: out of resource: shared memory$"):
+    with pytest.raises(KernelError, match=r"some_kernel: out of resource: shared memory$"):
         launch.launch(Broken("some_kernel"), (1,), reduce._FEW)
 
 

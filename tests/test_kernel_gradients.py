@@ -1,4 +1,4 @@
-"""Gradients as such: the explicit formulas against autograd, gradients of gradients, and which kernels run for which."""
+"""Gradients as such: the explicit formulas against autograd, gradients of gradients, which kernels run for which."""
 
 from __future__ import annotations
 

@@ -137,7 +137,8 @@ def judge_stage(case: tuple[Any, ...], transposed: bool, activation: str, dtype:
     tensors = tensors if groups is None else with_norm(tensors, groups)
     function = stage_of(case, transposed, activation)
     y = function("reference", **tensors)[0]
-    return judge(function, tensors, dtype, terms=y.numel() // y.shape[1], **more)
+    terms = max(t.numel() // t.shape[1] for t in (tensors["x"], y))
+    return judge(function, tensors, dtype, terms=terms, **more)
 
 
 @pytest.mark.parametrize(("case", "transposed", "activation"), identified(ALL[0::3]))
