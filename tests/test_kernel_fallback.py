@@ -126,12 +126,12 @@ def test_out_of_memory_is_no_reason_to_go_on(monkeypatch):
 
 def test_launch_names_the_kernel():
     with pytest.raises(KernelError, match=r"some_kernel: out of resource: shared memory$"):
-        launch.launch(Broken("some_kernel"), (1,), reduce._FEW)
+        launch.launch(Broken("some_kernel"), (1,), reduce._FEW, x=torch.zeros(1))
 
 
 def test_no_interpreter_no_gpu(monkeypatch):
     monkeypatch.setattr(launch, "INTERPRETED", False)
-    with pytest.raises(FastganError, match=r"x on cpu: impl 'triton' expected a CUDA device, or Triton's interpreter"):
+    with pytest.raises(FastganError, match=r"impl 'triton' on cpu: expected a CUDA device, or Triton's interpreter"):
         train("triton")
 
 
