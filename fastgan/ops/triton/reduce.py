@@ -17,7 +17,7 @@ from fastgan.ops.triton.launch import launch
 from fastgan.ops.triton.tiles import Tile
 
 LEVEL = 512
-_FEW = Tile(rows=64, columns=16, depth=1, warps=4, stages=1)  # parts x channels at a time
+_FEW = Tile(rows=64, columns=16, depth=1, warps=4, stages=1, registers=255)  # parts x channels at a time
 _WIDE = Tile(rows=8, columns=256, depth=1, warps=4, stages=1)  # for sums of a few long rows
 
 
