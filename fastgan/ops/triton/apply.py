@@ -16,20 +16,27 @@ from fastgan.ops.triton.operand import Operand, derivative, load
 from fastgan.ops.triton.tiles import Tile, choose
 
 
-@triton.jit(do_not_specialize=["rows", "tiles"])
-def apply_kernel(x, partner, v0, v1, v2, v3, out,  # [R, C] twice, (C,) or (G, C), [R, C]
-                 first_stride, last_stride, rows, tiles,  # rows and tiles of one group
-                 slope, inverse_count, C: tl.constexpr, KIND: tl.constexpr, ACTIVATION: tl.constexpr,
-                 LARGE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr):
+@triton.jit
+def place(rows, tiles, C: tl.constexpr, LARGE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr):
+    """Of this program: its group; its channels [BC], and which exist; its elements [BM, BC], and which exist."""
     group, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
-    row = tile * BM + tl.arange(0, BM)  # [BM]
-    channel = tl.program_id(1) * BC + tl.arange(0, BC)  # [BC]
+    row = tile * BM + tl.arange(0, BM)
+    channel = tl.program_id(1) * BC + tl.arange(0, BC)
     known = channel < C
     inside = (row < rows)[:, None] & known[None, :]
     row += group * rows
     if LARGE:
         row = row.to(tl.int64)
     at = row[:, None] * C + channel[None, :]
+    return group, channel, known, at, inside
+
+
+@triton.jit(do_not_specialize=["rows", "tiles"])
+def apply_kernel(x, partner, v0, v1, v2, v3, out,  # [R, C] twice, (C,) or (G, C), [R, C]
+                 first_stride, last_stride, rows, tiles,  # rows and tiles of one group
+                 slope, inverse_count, C: tl.constexpr, KIND: tl.constexpr, ACTIVATION: tl.constexpr,
+                 LARGE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr):
+    group, channel, known, at, inside = place(rows, tiles, C, LARGE, BM, BC)
     value = load(x, partner, v0, v1, v2, v3, at, inside, group * first_stride + channel, group * last_stride + channel,
                  known, slope, inverse_count, KIND, ACTIVATION)
     tl.store(out + at, value, mask=inside)
@@ -40,15 +47,7 @@ def derivative_kernel(gout, x, mean, rstd, gamma, beta, gx,  # [R, C] twice, (C,
                       partials,  # [2, G * TILES, C]
                       first_stride, last_stride, rows, tiles, slope, C: tl.constexpr, NORM: tl.constexpr,
                       ACTIVATION: tl.constexpr, LARGE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr):
-    group, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
-    row = tile * BM + tl.arange(0, BM)  # [BM]
-    channel = tl.program_id(1) * BC + tl.arange(0, BC)  # [BC]
-    known = channel < C
-    inside = (row < rows)[:, None] & known[None, :]
-    row += group * rows
-    if LARGE:
-        row = row.to(tl.int64)
-    at = row[:, None] * C + channel[None, :]
+    group, channel, known, at, inside = place(rows, tiles, C, LARGE, BM, BC)
     g = tl.load(gout + at, mask=inside, other=0.0).to(tl.float32)
     value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     g, sum_z, sum_zx = derivative(g, value, inside, mean, rstd, gamma, beta, group * first_stride + channel,
