@@ -14,7 +14,6 @@ from fastgan.config import DataConfig
 from fastgan.data.dataset import Dataset, MemoryDataset, StreamedDataset
 from fastgan.data.decode import Failures, unusable
 from fastgan.data.order import Order, Position
-from fastgan.errors import FastganError
 
 
 class LoaderState(TypedDict):
@@ -68,11 +67,7 @@ class Loader:
 
     def load_state_dict(self, state: LoaderState) -> None:
         """Continue exactly where another loader of the same data, batch and seed stood."""
-        position = Position(state["epoch"], state["cursor"])
-        if position.epoch < 0 or not 0 <= position.cursor < len(self.dataset):
-            raise FastganError(f"cannot resume at image {position.cursor} of epoch {position.epoch}; expected an image "
-                               f"below {len(self.dataset)}, the size of {self.dataset.name}: is it the same data?")
-        self._position = self._order.settle(position)
+        self._position = self._order.resume(**state, name=self.dataset.name)
         self.close()
 
     def close(self) -> None:

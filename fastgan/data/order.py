@@ -70,6 +70,17 @@ class Order:
         needed = self.batch if self.last_batch == "drop" else 1
         return position if position.cursor + needed <= self.length else Position(position.epoch + 1, 0)
 
+    def size(self, position: Position) -> int:
+        """Images of the batch at a position; fewer than `batch` only where a short last batch is kept."""
+        return min(self.batch, self.length - position.cursor) if self.last_batch == "keep" else self.batch
+
+    def resume(self, epoch: int, cursor: int, name: str) -> Position:
+        """The position that another order of the same data reached; raises `FastganError` where `name` has none."""
+        if epoch < 0 or not 0 <= cursor < self.length:
+            raise FastganError(f"cannot resume at image {cursor} of epoch {epoch}; expected an image "
+                               f"below {self.length}, the size of {name}: is it the same data?")
+        return self.settle(Position(epoch, cursor))
+
     def walk(self, position: Position) -> Iterator[list[int]]:
         """All batches from a position on, without end."""
         while True:
