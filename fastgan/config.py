@@ -47,6 +47,9 @@ class DataConfig:
     """an incomplete last batch: drop | keep it short | fill it from the start of the epoch | from the next epoch"""
     cache_gb: float = 4.0
     """decode image files once into memory when they need no more than this many GB (10^9 bytes); else stream them"""
+    gpu_data_gb: float = 8.0
+    """keep a decoded data set on the GPU when it needs no more than this many GB (10^9 bytes); else feed it from pinned
+    memory"""
     workers: int = 2
     """processes that decode when streaming"""
     strict: bool = False
@@ -203,7 +206,7 @@ _FRACTION = ("a number from 0 up to, not including, 1", lambda value: 0 <= value
 _COUNT = ("a whole number, 1 or more", lambda value: value >= 1)
 RULES: dict[str, tuple[str, Any]] = {
     **dict.fromkeys(["lr", "lr_g", "lr_d", "bn_eps", "adam_eps", "epochs", "cache_gb", "d_loss_weight"], _POSITIVE),
-    **dict.fromkeys(["holdout", "workers", "gp", "r1", "gamma_std"], _NOT_NEGATIVE),
+    **dict.fromkeys(["holdout", "gpu_data_gb", "workers", "gp", "r1", "gamma_std"], _NOT_NEGATIVE),
     **dict.fromkeys(["beta1", "beta2", "ema"], _FRACTION),
     **dict.fromkeys(["batch", "nz", "ngf", "ndf", "d_steps", "steps", "snap", "log_every", "keep", "grid"], _COUNT),
     "seed": ("a whole number from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63),

@@ -1,0 +1,88 @@
+"""A data set on the device, gathered there by a queue of indices: the host only refills the queue.
+
+    queue   int64 (R, B)   the images of the coming R batches
+    cursor  int64 (1,)     the row that the next fetch reads, and advances
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastgan.config import DataConfig
+from fastgan.data.dataset import MemoryDataset
+from fastgan.data.loader import LoaderState
+from fastgan.data.order import Order, Position
+from fastgan.data.pixels import to_model_range
+
+MAX_QUEUED = 2**22  # indices, 32 MiB
+
+
+class Resident:
+    """The `Feed` of a set whose images, uint8 (N, C, H, W), or points, float32 (N, 2), and labels are on the device.
+
+    A short last batch has a row of its own, of which only the front counts.
+    """
+
+    def __init__(self, dataset: MemoryDataset, config: DataConfig, seed: int, device: torch.device) -> None:
+        self.config = config
+        self._name = dataset.name
+        self._order = Order(len(dataset), config.batch, config.last_batch, seed, torch.device("cpu"))
+        self._position = Position(0, 0)
+        self._pin = device.type == "cuda"
+        self._data = dataset.data.to(device)
+        self._labels = None if dataset.labels is None else dataset.labels.to(device)
+        rows = min(self._order.batches_per_epoch, max(1, MAX_QUEUED // config.batch))
+        self._queue = torch.zeros(rows, config.batch, dtype=torch.int64, device=device)
+        self._cursor = torch.zeros(1, dtype=torch.int64, device=device)
+        self._ahead = 0  # rows that no step has used yet
+        self._size = config.batch
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._order.batches_per_epoch
+
+    def prepare(self) -> int:
+        if self._ahead == 0:
+            self._refill()
+        self._size = self._order.size(self._position)
+        return self._size
+
+    def fetch(self) -> tuple[Tensor, Tensor | None]:
+        chosen = self._queue.index_select(0, self._cursor)[0, : self._size]
+        # a warm-up may fetch more batches than are queued: it meets old rows, never memory behind the queue
+        self._cursor.add_(1).remainder_(len(self._queue))
+        images = to_model_range(self._data.index_select(0, chosen), flip=self.config.flip,
+                                unit_range=self.config.unit_range, dtype=torch.float32)
+        return images, None if self._labels is None else self._labels.index_select(0, chosen)
+
+    def done(self) -> None:
+        self._position = self._order.after(self._position)
+        self._ahead -= 1
+
+    def state(self) -> list[Tensor]:
+        return [self._cursor]
+
+    def state_dict(self) -> LoaderState:
+        return {"epoch": self._position.epoch, "cursor": self._position.cursor}
+
+    def load_state_dict(self, state: LoaderState) -> None:
+        self._position = self._order.resume(**state, name=self._name)
+        self._ahead = 0
+
+    def close(self) -> None:
+        """Nothing to end: no process works for it."""
+
+    def _refill(self) -> None:
+        """Queue the batches from the position on, about an epoch of them, in the same storage."""
+        rows = torch.zeros(self._queue.shape, dtype=torch.int64)
+        position = self._position
+        for row in rows:
+            chosen = self._order.indices(position)
+            row[: len(chosen)] = chosen
+            position = self._order.after(position)
+        if self._pin:
+            rows = rows.pin_memory()  # new for each refill: the copy out of the last one may not have begun
+        self._queue.copy_(rows, non_blocking=self._pin)
+        self._cursor.zero_()
+        self._ahead = len(rows)
