@@ -114,11 +114,11 @@ def test_batches_are_the_loaders(case):
     feed.close()
 
 
-@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("queued, rows", [(3, 1), (8, 2)], ids=["less-than-a-batch", "two-batches"])
 @pytest.mark.parametrize("last_batch", POLICIES)
 @kinds("resident")
-def test_a_queue_shorter_than_an_epoch(case, rows, monkeypatch):
-    monkeypatch.setattr(resident, "MAX_QUEUED", 4 * rows)
+def test_a_queue_shorter_than_an_epoch(case, queued, rows, monkeypatch):
+    monkeypatch.setattr(resident, "MAX_QUEUED", queued)
     torch.manual_seed(0)
     expected = case.expected(9)
     torch.manual_seed(0)
@@ -154,7 +154,7 @@ class Tape(TorchDispatchMode):
 @pytest.mark.parametrize("last_batch", GRAPHED)
 @kinds("resident", "resident-points", "pinned", "files-workers-0")
 def test_one_fetch_recorded_replays_them_all(case):
-    """Through refills and epochs: nothing in it depends on the host, and no tensor it reads has moved."""
+    """Through refills, epochs and resuming: nothing in it depends on the host, and no tensor it reads has moved."""
     torch.manual_seed(0)
     expected = case.expected(9)
     feed = case.feed()
@@ -165,12 +165,14 @@ def test_one_fetch_recorded_replays_them_all(case):
     for tensor, value in zip(feed.state(), before, strict=True):
         tensor.copy_(value)
 
-    torch.manual_seed(0)
-    for size, batch, position in expected:
-        assert feed.prepare() == size
-        assert_same_batch(tape.replay(results), batch)
-        feed.done()
-        assert feed.state_dict() == position
+    for steps in (5, 9):
+        torch.manual_seed(0)
+        feed.load_state_dict({"epoch": 0, "cursor": 0})
+        for size, batch, position in expected[:steps]:
+            assert feed.prepare() == size
+            assert_same_batch(tape.replay(results), batch)
+            feed.done()
+            assert feed.state_dict() == position
 
 
 @pytest.mark.parametrize("last_batch", GRAPHED)
