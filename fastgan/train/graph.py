@@ -1,0 +1,296 @@
+"""The training step as one CUDA graph: the host only says "again", and everything else is on the device.
+
+A graph repeats the kernels of one call with the addresses and numbers they had. So the first call of each phase
+
+    warms up    three runs on a side stream, and puts back what they changed
+    captures    one run on that stream, which computes nothing
+    checks      three replays against three runs, from the same state, and puts back what they changed
+
+and only then makes the step that counts, by a replay. What cannot be captured, or does not agree, is trained eagerly,
+as if it had never been tried; the reason is said once.
+"""
+
+from __future__ import annotations
+
+import gc
+import traceback
+import warnings
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from fastgan.errors import FastganError, first_line
+from fastgan.train.host import say
+from fastgan.train.snapshot import Snapshot, distance
+
+cuda: Any = torch.cuda  # all that is asked of CUDA goes through this name
+RUNS = 3  # to warm up, and on each side of the check
+
+
+class Capturable(Protocol):
+    """A training step of which the device's work and the host's are apart."""
+
+    def phase(self) -> Hashable:
+        """Which shape of work the next call is; there is a graph for each."""
+
+    def run(self, phase: Any, *inputs: Tensor) -> dict[str, Tensor]:
+        """The device's work of one call, on tensors only; changes nothing on the host that a later call reads."""
+
+    def advance(self, phase: Any, *inputs: Tensor) -> None:
+        """The host's bookkeeping after a call."""
+
+    def state(self) -> list[Tensor]:
+        """Every tensor that `run` changes and a later one reads, always changed in place; random state apart."""
+
+    def __call__(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """phase, run and advance."""
+
+
+class _Captured(NamedTuple):
+    graph: Any
+    outputs: dict[str, Tensor]
+
+
+class GraphedStep:
+    """Called like the step, and computes what it computes; each phase of it is one CUDA graph.
+
+    `inputs` are the static tensors that the graphs read, there after the first call: whoever fills them, in the order
+    of the current stream, and passes them spares a copy. `failure` says why training goes on eagerly; "" while graphs
+    are in use. Between two calls the step's state may be read, and changed in place; when tensors of it were replaced,
+    the graphs are captured again.
+    """
+
+    def __init__(self, step: Capturable) -> None:
+        self.step = step
+        self.inputs: tuple[Tensor, ...] = ()
+        self.failure = ""
+        self._captured: dict[Hashable, _Captured] = {}
+        self._addresses: list[int] = []  # of the state that the graphs change
+        self._side: Any = None
+        self._pool: Any = None
+        self._calls = 0  # since graphs were last dropped
+        self._moved = False  # were they dropped because state had moved?
+        self._over = ""  # why nothing can be called any more
+
+    def __call__(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """One training step on `inputs`, whose shapes, dtypes and device are those of the first call.
+
+        Returns the step's scalars: static tensors on the device, which the next call overwrites.
+        Raises `FastganError` for other inputs, after `close`, and when the device fails.
+        """
+        if self._over:
+            raise FastganError(self._over)
+        if self._captured and self._addresses != _addresses(self.step):
+            self._capture_again()
+        if self.failure:
+            return self.step(*inputs)
+        if self.inputs:
+            _check_like(self.inputs, inputs)
+        phase = self.step.phase()
+        if phase not in self._captured and not self._try_to_capture(phase, inputs):
+            return self.step(*inputs)
+        outputs = self._replay(self._captured[phase], inputs)
+        self.step.advance(phase, *inputs)
+        self._calls += 1
+        return outputs
+
+    @property
+    def description(self) -> str:
+        """How steps are made, for logs."""
+        return f"eager: {self.failure}" if self.failure else "one CUDA graph a step"
+
+    def close(self) -> None:
+        """Give back the graphs and their memory; what they returned stays readable."""
+        self._drop()
+        self._over = self._over or "this GraphedStep was closed; expected a new one, or a call of the step itself"
+
+    def __enter__(self) -> GraphedStep:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _replay(self, captured: _Captured, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        try:
+            for mine, theirs in zip(self.inputs, inputs, strict=True):
+                if mine.data_ptr() != theirs.data_ptr():
+                    mine.copy_(theirs, non_blocking=True)
+            captured.graph.replay()
+        except Exception as error:
+            raise self._untrusted(error) from error
+        return dict(captured.outputs)
+
+    def _untrusted(self, error: Exception) -> FastganError:
+        """Nothing can be called any more."""
+        self._over = (f"the device failed during a step ({first_line(error)}) and its state cannot be trusted; "
+                      "resume from the last checkpoint")
+        return FastganError(self._over)
+
+    def _try_to_capture(self, phase: Hashable, inputs: tuple[Tensor, ...]) -> bool:
+        """Capture and check a phase; False where that fails. State and random state are as before either way."""
+        before = None
+        try:
+            device = _one_device(self.step, inputs)
+            before = Snapshot(self.step.state, device, cuda)
+            self.inputs = self.inputs or tuple(x.detach().clone() for x in inputs)
+            self._addresses = _addresses(self.step)
+            self._warm_up(phase, device)
+            before.restore()
+            self._captured[phase] = self._capture(phase, device)
+            self._check(phase, before)
+        except Exception as error:
+            self._go_on_eagerly(_reason(error))
+        if before is not None:
+            self._put_back(before)
+        return not self.failure
+
+    def _go_on_eagerly(self, reason: str) -> None:
+        self.failure = reason
+        self._drop()
+        say(f"training goes on without CUDA graphs: {reason}")
+
+    def _put_back(self, before: Snapshot) -> None:
+        try:
+            if self.failure:
+                before.renew_generator()
+            before.restore()
+        except FastganError:
+            raise
+        except Exception as error:
+            raise self._untrusted(error) from error
+
+    def _warm_up(self, phase: Hashable, device: torch.device) -> None:
+        """Let libraries load, tune and allocate on the stream of the capture; the last run may not wait."""
+        self._side = self._side or cuda.Stream(device=device)
+        main = cuda.current_stream(device)
+        self._side.wait_stream(main)
+        try:
+            with cuda.stream(self._side):
+                for _ in range(RUNS - 1):
+                    self.step.run(phase, *self.inputs)
+                with _waiting_is_an_error():
+                    self.step.run(phase, *self.inputs)
+        finally:
+            main.wait_stream(self._side)  # which puts the state back
+
+    def _capture(self, phase: Hashable, device: torch.device) -> _Captured:
+        self._pool = self._pool or cuda.graph_pool_handle()
+        graph, cause = cuda.CUDAGraph(), None
+        try:
+            # torch.cuda.graph leaves its stream current where the end of a capture fails; the outer block does not
+            with _collector_stopped(), cuda.stream(self._side), cuda.graph(
+                    graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"):
+                try:
+                    outputs = self.step.run(phase, *self.inputs)
+                except Exception as error:
+                    cause = error  # the end of the capture will fail too, and say less
+                    raise
+        except Exception as error:
+            with suppress(RuntimeError):
+                graph.reset()
+            raise cause or error from None
+        return _Captured(graph, outputs)
+
+    def _check(self, phase: Hashable, before: Snapshot) -> None:
+        """Replays may not be further from runs than runs from each other, four times over; raises `FastganError`."""
+        def after(repeat: Any) -> list[Tensor]:
+            before.restore()
+            for _ in range(RUNS):
+                repeat()
+            return self.step.state()
+
+        def run() -> None:
+            self.step.run(phase, *self.inputs)
+
+        eager = [t.detach().clone() for t in after(run)]
+        apart = distance(before.tensors, eager, after(self._captured[phase].graph.replay))
+        floor = distance(before.tensors, eager, after(run))
+        if self._addresses != _addresses(self.step):
+            raise FastganError("the step replaces tensors of its state; expected a step that changes them in place")
+        if not (apart <= 4 * floor + 1e-5 and apart < torch.inf):
+            raise FastganError(f"{RUNS} replays end {apart:.1e} of the way from {RUNS} eager steps, which end "
+                               f"{floor:.1e} from each other")
+
+    def _capture_again(self) -> None:
+        """After a `load_state_dict` that replaced tensors; a step whose state moves all the time is trained eagerly."""
+        self._drop()
+        if self._moved and self._calls <= 1:
+            self._go_on_eagerly("the step's state moves in memory from call to call")
+        else:
+            say("the step's state has moved in memory; capturing its CUDA graphs again")
+        self._moved, self._calls = True, 0
+
+    def _drop(self) -> None:
+        """Let go of the graphs and their pool: a new one is asked for, as the old one may still hold outputs."""
+        if self._captured:
+            with suppress(RuntimeError):  # of a device that has failed already
+                cuda.synchronize()
+            for captured in self._captured.values():
+                with suppress(RuntimeError):
+                    captured.graph.reset()
+        self._captured, self._pool, self.inputs = {}, None, ()
+
+
+def _addresses(step: Capturable) -> list[int]:
+    return [t.data_ptr() for t in step.state()]
+
+
+def _one_device(step: Capturable, inputs: tuple[Tensor, ...]) -> torch.device:
+    """Where all tensors are; raises `FastganError` when that is no place for a graph."""
+    devices = {t.device for t in (*step.state(), *inputs)}
+    if len(devices) != 1:
+        raise FastganError(f"a CUDA graph needs all tensors on one device, got {', '.join(sorted(map(str, devices)))}")
+    if not cuda.is_available():
+        raise FastganError("a CUDA graph needs a CUDA device, and there is none")
+    return devices.pop()
+
+
+def _check_like(static: tuple[Tensor, ...], given: tuple[Tensor, ...]) -> None:
+    """Raise `FastganError` for inputs that a graph was not captured for."""
+    def words(tensors: tuple[Tensor, ...]) -> str:
+        return ", ".join(f"{tuple(t.shape)} {t.dtype} on {t.device}".replace("torch.", "") for t in tensors)
+
+    if [(t.shape, t.dtype, t.device) for t in static] != [(t.shape, t.dtype, t.device) for t in given]:
+        raise FastganError(f"this step was captured for {words(static)}, got {words(given) or 'nothing'}; expected "
+                           "the same again, or a call of the step itself for a short batch")
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, and for an error that is not our own also where."""
+    if isinstance(error, FastganError):
+        return first_line(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{first_line(error)} ({type(error).__name__} at {Path(place.filename).name}:{place.lineno})"
+
+
+@contextmanager
+def _waiting_is_an_error() -> Iterator[None]:
+    """Find a wait for the device while it is harmless: in a capture it would leave generator and allocator behind."""
+    if not hasattr(cuda, "set_sync_debug_mode"):
+        yield
+        return
+    mode = cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch calls this mode a prototype
+        cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        cuda.set_sync_debug_mode(mode)
+
+
+@contextmanager
+def _collector_stopped() -> Iterator[None]:
+    """Python's collector could free a graph or an event in the middle of a capture, which CUDA does not allow."""
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

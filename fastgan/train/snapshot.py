@@ -1,0 +1,73 @@
+"""A training step's state, kept to be put back, and how far apart three of them are."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastgan.errors import FastganError
+
+
+class Snapshot:
+    """Copies of all tensors of `state()` and of every random state that a step could draw from, host's and device's.
+
+    `cuda` is torch.cuda, or what stands in for it.
+    """
+
+    def __init__(self, state: Callable[[], list[Tensor]], device: torch.device, cuda: Any) -> None:
+        self.state, self.device, self.cuda = state, device, cuda
+        self.tensors = [t.detach().clone() for t in state()]
+        self.random = random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda.get_rng_state(device)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put everything back in place; raises `FastganError` where the state has other tensors by now."""
+        live = self.state()
+        if [t.shape for t in live] != [t.shape for t in self.tensors]:
+            raise FastganError(f"a run of the step made {len(live)} state tensors of {len(self.tensors)}, or changed "
+                               "their shapes, which cannot be undone; expected all of them before the first step")
+        for tensor, saved in zip(live, self.tensors, strict=True):
+            tensor.copy_(saved)
+        python, numpy, host, device = self.random
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(host)
+        self.cuda.set_rng_state(device, self.device)
+
+    def renew_generator(self) -> None:
+        """Take the device's generator out of a capture that failed, where PyTorch has left it there."""
+        generator = self.cuda.default_generators[self.device.index or 0]
+        try:
+            torch.rand((), device=self.device)
+        except RuntimeError:
+            if hasattr(generator, "graphsafe_set_state"):
+                generator.graphsafe_set_state(generator.clone_state())
+
+
+def distance(start: Sequence[Tensor], left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
+    """How far apart `left` and `right` are, relative to how far `left` is from `start`; state by state, then rms.
+
+    Tensors of integers count 0 when equal, else make the distance infinite. One transfer to the host.
+    """
+    parts = [_relative(s, a.detach(), b.detach()) for s, a, b in zip(start, left, right, strict=True) if s.numel()]
+    return torch.stack(parts).square().mean().sqrt().item()
+
+
+def _relative(start: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """() float32"""
+    if not left.is_floating_point():
+        return torch.where((left != right).any(), torch.inf, 0.0)
+    apart, moved = _rms(left, right), _rms(left, start)
+    return torch.where(moved > 0, apart / moved, (apart > 0).float()).float()
+
+
+def _rms(left: Tensor, right: Tensor) -> Tensor:
+    """Of the differences; places that hold the same infinity, or NaN on both sides, do not differ."""
+    dtype = torch.promote_types(left.dtype, torch.float32)
+    same = (left == right) | (left.isnan() & right.isnan())
+    return torch.where(same, 0.0, left.to(dtype) - right.to(dtype)).square().mean().sqrt()
