@@ -283,7 +283,7 @@ def _eager_calls(step: Step, calls: Iterable[tuple[Tensor, ...]]) -> Iterator[di
     """All that can be seen after each call."""
     for given in calls:
         outputs = step(*given)
-        yield _named(step, outputs, copy=True)
+        yield _named(step, outputs)
 
 
 def _replayed_calls(step: Step, calls: Iterable[tuple[Tensor, ...]]) -> Iterator[dict[str, Tensor]]:
@@ -311,11 +311,11 @@ def _record_step(step: Step, phase: Hashable, static: tuple[Tensor, ...]) -> Tap
     return tape
 
 
-def _named(step: Step, outputs: dict[str, Tensor] | None = None, *, copy: bool = False) -> dict[str, Tensor]:
+def _named(step: Step, outputs: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Copies, as a reference would keep memory alive that the step lets go."""
     named = {f"state[{i}]": t for i, t in enumerate(step.state())}
     named |= {f"output {key}": t for key, t in (outputs or {}).items()}
-    values = {key: t.detach().clone() if copy else t for key, t in named.items()}
-    return {**values, "random state": torch.get_rng_state()}
+    return {**{key: t.detach().clone() for key, t in named.items()}, "random state": torch.get_rng_state()}
 
 
 def _compare(where: str, expected: dict[str, Tensor], got: dict[str, Tensor]) -> None:
