@@ -371,6 +371,7 @@ class SimulatedCuda:
         self._streams = [_Stream(self, "main")]
         self._made = {"stream": 0, "graph": 0, "pool": 0}
         self._watch = ExitStack()
+        self._capturing = False
 
     def is_available(self) -> bool:
         return True
@@ -401,12 +402,19 @@ class SimulatedCuda:
               capture_error_mode: str = "global") -> Iterator[None]:
         assert stream is not None and stream.name != "main", "a graph is captured on a side stream"
         self.events.append(f"capture {cuda_graph.name} in {pool} on {stream.name}, {capture_error_mode}")
-        with self.stream(stream), recording() as tape:
-            yield
+        self._capturing = True
+        try:
+            with self.stream(stream), recording() as tape:
+                yield
+        finally:
+            self._capturing = False
         if self.refusal:
             raise RuntimeError(self.refusal)
         self.events.append(f"captured {cuda_graph.name}")
         cuda_graph.tape = tape
+
+    def is_current_stream_capturing(self) -> bool:
+        return self._capturing
 
     def synchronize(self, device: Any = None) -> None:
         self.events.append("synchronize")

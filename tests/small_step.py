@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
@@ -84,7 +82,7 @@ def make_adam(network: nn.Module) -> Adam:
     return adam
 
 
-def batches(count: int = 10, **options: Any) -> list[tuple[Tensor]]:
+def batches(count: int = 10) -> list[tuple[Tensor]]:
     """Inputs for as many calls: images (5, 1, 8, 8)."""
-    torch.manual_seed(1)
-    return [(torch.rand(5, 1, 8, 8, **options) * 2 - 1,) for _ in range(count)]
+    generator = torch.Generator().manual_seed(1)
+    return [(torch.rand(5, 1, 8, 8, generator=generator) * 2 - 1,) for _ in range(count)]

@@ -141,6 +141,8 @@ class GraphedStep:
             self._warm_up(phase, device)
             before.restore()
             self._captured[phase] = self._capture(phase, device)
+            if self._addresses != _addresses(self.step):  # a replay would write to memory that is no longer its own
+                raise FastganError("the step replaces tensors of its state; expected a step that changes them in place")
             self._check(phase, before)
         except Exception as error:
             self._go_on_eagerly(_reason(error))
@@ -209,8 +211,6 @@ class GraphedStep:
         eager = [t.detach().clone() for t in after(run)]
         apart = distance(before.tensors, eager, after(self._captured[phase].graph.replay))
         floor = distance(before.tensors, eager, after(run))
-        if self._addresses != _addresses(self.step):
-            raise FastganError("the step replaces tensors of its state; expected a step that changes them in place")
         if not (apart <= 4 * floor + 1e-5 and apart < torch.inf):
             raise FastganError(f"{RUNS} replays end {apart:.1e} of the way from {RUNS} eager steps, which end "
                                f"{floor:.1e} from each other")
