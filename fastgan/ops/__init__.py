@@ -1,4 +1,4 @@
-"""The operation that DCGANs are made of, as functions.
+"""The operation that DCGANs are made of, and the loss at their end, as functions.
 
     conv_bn_act, conv_transpose_bn_act    a convolution with what follows it: batch normalisation, activation
     chain                                 blocks of these in sequence, as `fastgan.nn.Chain` runs them
@@ -6,6 +6,7 @@
                                           convolution, the statistics of the output
     normalise_activate                    what is owed after the last stage
     update_running_statistics             what `nn.BatchNorm2d` keeps between batches
+    logistic_loss                         binary cross-entropy of parts of a batch of logits, with its gradient
 
 `impl` names the engine: "reference" is the definition in PyTorch operators; "triton" one kernel for each stage, on
 NVIDIA GPUs from sm_80 on (and in Triton's interpreter); "auto" is the reference until something measures which is
@@ -26,13 +27,14 @@ from fastgan.ops.arguments import (
     check_convolution,
     check_groups,
     check_impl,
+    check_logits,
     check_norm,
 )
 from fastgan.ops.layers import Activation, BatchNorm, Block, Convolution, Measurement, Norm, Owed
 from fastgan.ops.reference import update_running_statistics
 
 __all__ = ["Activation", "BatchNorm", "Block", "Convolution", "chain", "conv_bn_act", "conv_transpose_bn_act",
-           "normalise_activate", "stage", "update_running_statistics"]
+           "logistic_loss", "normalise_activate", "stage", "update_running_statistics"]
 
 
 def conv_bn_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, gamma: Tensor | None = None,
@@ -110,6 +112,26 @@ def normalise_activate(x: Tensor, norm: tuple[Tensor, Tensor, Tensor, Tensor] | 
     if engines.resolve(impl, x) is engines.KERNELS:
         return _channels_last(autograd.normalise_activate(x, _owed(known, owed)))
     return _channels_last(reference.normalise_activate(x, known, owed))
+
+
+def logistic_loss(logits: Tensor, targets: Sequence[float], *, impl: str = "auto") -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy of G equal parts of a batch of logits, and how probable they call an image real.
+
+    Args:
+        logits: (N,), float32, float64, float16 or bfloat16; N > 0 is divisible by G.
+        targets: of each part in order, in [0, 1]: (1, 0) for D on [real; fake], (1,) for G, (0.9, 0) with one-sided
+            label smoothing (Salimans et al. 2016).
+
+    Returns loss (G,), the mean over a part of -t log sigmoid(l) - (1 - t) log(1 - sigmoid(l)), infinite for an infinite
+    logit where that is, else finite; and probability (G,), the mean of sigmoid(l), without gradients. Both are float32
+    (float64 for float64), whatever autocast says. A part with NaN among its logits has NaN. Raises `FastganError` (a
+    ValueError) or TypeError, naming the argument.
+    """
+    check_impl(impl)
+    numbers = check_logits(logits, targets)
+    if engines.resolve_for(impl, "logits", logits, logits.dtype) is engines.KERNELS:
+        return autograd.logistic_loss(logits, numbers)
+    return reference.logistic_loss(logits, numbers)
 
 
 def chain(x: Tensor, blocks: Sequence[Block], *, stat_groups: int = 1, impl: str = "auto") -> Tensor:

@@ -7,6 +7,7 @@ what is accepted.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -140,6 +141,25 @@ def check_norm(x: Tensor, norm: Any) -> Norm | None:
     return Norm(*norm)
 
 
+def check_logits(logits: Tensor, targets: Sequence[float]) -> tuple[float, ...]:
+    """The targets, of equal parts of logits (N,)."""
+    _tensor("logits", logits, 1, "(N,)")
+    if logits.dtype not in DTYPES:
+        raise FastganError(f"logits of dtype {logits.dtype}: expected one of {', '.join(map(str, DTYPES))}")
+    if not isinstance(targets, Sequence):
+        raise TypeError(f"targets is {_kind(targets)}, expected a sequence of numbers, one for each part of the batch")
+    numbers = tuple(_number(f"targets[{i}]", target) for i, target in enumerate(targets))
+    for i, number in enumerate(numbers):
+        if not 0 <= number <= 1:
+            raise FastganError(f"targets[{i}] {number}: expected a probability, 0 to 1")
+    if not numbers:
+        raise FastganError("targets (): expected at least one, for each part of the batch")
+    if not len(logits) or len(logits) % len(numbers):
+        raise FastganError(f"logits of shape {tuple(logits.shape)}: expected ({len(numbers)} * n,) with n > 0, for as "
+                           f"many targets")
+    return numbers
+
+
 def _autocast(x: Tensor) -> bool:
     device = x.device.type
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
@@ -156,7 +176,7 @@ def _is_int(value: object) -> bool:
 def _number(name: str, value: Any) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name} is {_kind(value)}, expected a number")
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:  # not math.isfinite, which a compiler cannot trace
         raise FastganError(f"{name} {value}: expected a finite number")
     return float(value)
 

@@ -1,7 +1,7 @@
-"""The stage for autograd, around the operators of `library.py`.
+"""The stage and the loss for autograd, around the operators of `library.py`.
 
 A gradient of a gradient (create_graph=True: gradient penalties) is taken through the same formulas in PyTorch's own
-operators, `reference.stage_backward`, which differentiate any number of times.
+operators, `reference.stage_backward` and its like, which differentiate any number of times.
 """
 
 from __future__ import annotations
@@ -80,6 +80,30 @@ class _NormaliseActivate(torch.autograd.Function):
         return gx if wants[0] else None, *_of_norm(gnorm, statistics, gamma, beta, wants[1:4]), None
 
 
+class _LogisticLoss(torch.autograd.Function):
+    """logits -> loss, probability."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+        loss, probability, gradient = library.logistic_loss(logits, targets)
+        ctx.save_for_backward(logits, gradient)
+        ctx.targets = targets
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(probability)
+        return loss, probability
+
+    @staticmethod
+    def backward(ctx: Any, gloss: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, None]:
+        if gloss is None:
+            return None, None
+        logits, gradient = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            glogits = reference.logistic_loss_backward(gloss, logits, ctx.targets)
+        else:
+            glogits = (gradient.view(len(gloss), -1) * gloss[:, None]).flatten()  # [G, N / G]
+        return glogits.to(logits.dtype), None
+
+
 def stage(x: Tensor, owed: Owed, convolution: Convolution, groups: int, measurement: Measurement | None,
           fuse: bool) -> tuple[Tensor, Tensor]:
     """y (N, Co, Ho, Wo), channels_last, and its statistics [2, G, Co], (0,) without a measurement."""
@@ -91,6 +115,12 @@ def normalise_activate(x: Tensor, owed: Owed) -> Tensor:
     if owed.statistics is None and owed.activation.name == "none":
         return x
     return _NormaliseActivate.apply(x, *owed)
+
+
+def logistic_loss(logits: Tensor, targets: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """Loss and probability (G,)."""
+    loss, probability = _LogisticLoss.apply(logits, targets)
+    return loss, probability
 
 
 def _of_norm(gnorm: Tensor, statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None,

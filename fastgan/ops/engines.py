@@ -86,22 +86,26 @@ REFERENCE, KERNELS = Reference(), Kernels()
 
 
 def resolve(impl: str, x: Tensor) -> Engine:
-    """The engine that `impl` means for x; `FastganError` where it cannot be.
+    """The engine that `impl` means for x, the input of a convolution; `FastganError` where it cannot be.
 
     A GPU that is too old and a missing Triton are told once, in a warning, and the reference takes over.
     """
+    return resolve_for(impl, "x", x, as_operand(x[:0]).dtype)
+
+
+def resolve_for(impl: str, name: str, x: Tensor, dtype: torch.dtype) -> Engine:
+    """As `resolve`, for a tensor of that name whose elements are computed with as `dtype`."""
     if impl != "triton" or x.numel() == 0:
         return REFERENCE
-    dtype = as_operand(x[:0]).dtype
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise FastganError(f"x of dtype {dtype}: impl 'triton' computes in torch.float32, torch.float16 and "
+        raise FastganError(f"{name} of dtype {dtype}: impl 'triton' computes in torch.float32, torch.float16 and "
                            "torch.bfloat16")
     reason = why_no_kernels(x.device)
     if reason:
         _warn(reason)
         return REFERENCE
     if check_device(impl, x.device) and dtype == torch.bfloat16:
-        raise FastganError("x of dtype torch.bfloat16: Triton's interpreter computes it wrongly, expected "
+        raise FastganError(f"{name} of dtype torch.bfloat16: Triton's interpreter computes it wrongly, expected "
                            "torch.float32 or torch.float16")
     return KERNELS
 

@@ -1,8 +1,9 @@
-"""The stage as operators of `torch.library`, and what happens when a kernel cannot run.
+"""The stage and the loss as operators of `torch.library`, and what happens when a kernel cannot run.
 
     fastgan::stage                 y (N, Co, Ho, Wo), channels_last, and statistics [2, G, Co] or (0,)
     fastgan::stage_backward        gradients of x, weight, bias and of what is owed [4, G, Ci]; (0,) where not needed
     fastgan::normalise_activate, fastgan::normalise_activate_backward
+    fastgan::logistic_loss         loss and probability (G,), and the gradient (N,) of each part's loss; all float32
 
 Autograd stands one floor up (`autograd.py`). A kernel that does not compile, or does not fit the device, is named once
 in a warning; from then on its operator is computed by the reference.
@@ -30,6 +31,7 @@ _SCHEMAS = {
                       f"{_CONVOLUTION}, str spread, bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor)",
     "normalise_activate": f"(Tensor x, {_OWED}) -> Tensor",
     "normalise_activate_backward": f"(Tensor gout, Tensor x, {_OWED}) -> (Tensor, Tensor)",
+    "logistic_loss": "(Tensor logits, float[] targets) -> (Tensor, Tensor, Tensor)",
 }
 _library = torch.library.Library("fastgan", "DEF")
 for _name, _schema in _SCHEMAS.items():
@@ -149,6 +151,25 @@ def _normalise_activate_backward_fake(gout: Tensor, x: Tensor, *arguments: Any) 
     return _empty(x, *x.shape), _norm_gradient_like(x, _owed(*arguments))
 
 
+def _logistic_loss(logits: Tensor, targets: list[float]) -> tuple[Tensor, Tensor, Tensor]:
+    def kernels() -> tuple[Tensor, Tensor, Tensor]:
+        from fastgan.ops.triton import logistic
+
+        return logistic.logistic_loss(logits, targets)
+
+    def definition() -> tuple[Tensor, Tensor, Tensor]:
+        loss, probability = reference.logistic_loss(logits, targets)
+        return loss, probability, reference.logistic_loss_backward(torch.ones_like(loss), logits, targets)
+
+    return _or_reference("logistic_loss", kernels, definition)
+
+
+def _logistic_loss_fake(logits: Tensor, targets: list[float]) -> tuple[Tensor, Tensor, Tensor]:
+    loss, probability, gradient = (
+        logits.new_empty(shape, dtype=torch.float32) for shape in ((len(targets),), (len(targets),), logits.shape))
+    return loss, probability, gradient
+
+
 def _empty(like: Tensor, n: int, c: int, h: int, w: int) -> Tensor:
     """(N, C, H, W) with the strides that kernels write: those of [N, H, W, C]."""
     return like.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
@@ -171,7 +192,8 @@ def _nothing(like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 for _name, _implementation, _fake in (
         ("stage", _stage, _stage_fake), ("stage_backward", _stage_backward, _stage_backward_fake),
         ("normalise_activate", _normalise_activate, lambda x, *_: _empty(x, *x.shape)),
-        ("normalise_activate_backward", _normalise_activate_backward, _normalise_activate_backward_fake)):
+        ("normalise_activate_backward", _normalise_activate_backward, _normalise_activate_backward_fake),
+        ("logistic_loss", _logistic_loss, _logistic_loss_fake)):
     _library.impl(_name, _implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastgan::{_name}", _fake, lib=_library)
 
@@ -179,3 +201,4 @@ stage = torch.ops.fastgan.stage.default
 stage_backward = torch.ops.fastgan.stage_backward.default
 normalise_activate = torch.ops.fastgan.normalise_activate.default
 normalise_activate_backward = torch.ops.fastgan.normalise_activate_backward.default
+logistic_loss = torch.ops.fastgan.logistic_loss.default

@@ -17,12 +17,20 @@ what theirs are checked against, what stands in for one that fails, and what is 
 gradient is asked for. 16-bit inputs are normalised and activated in float32 and rounded once; statistics are float32,
 or float64 of float64.
 
+The loss on logits l of which G equal parts shall say t, with sigma = sigmoid, is the mean over a part of
+
+    t softplus(-l) + (1 - t) softplus(l) = -t log sigma(l) - (1 - t) log(1 - sigma(l))
+
+and its gradient ((1 - t) sigma(l) - t sigma(-l)) / (logits in a part).
+
 The normalisation may come as a `Norm`, with statistics that the stage before has measured, or as a `BatchNorm`, whose
 statistics are then taken from x on the way in, by `torch.batch_norm`: on a CPU that is several times faster than the
 same arithmetic spelt out, and bit for bit what the eager layers compute.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -217,3 +225,23 @@ def _through_activation(g: Tensor, z: Tensor, activation: Activation) -> Tensor:
     if activation.name == "leaky_relu":
         return torch.where(z > 0, g, g * activation.negative_slope)
     return g * (1 - torch.tanh(z) ** 2) if activation.name == "tanh" else g
+
+
+def logistic_loss(logits: Tensor, targets: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Loss and probability (G,) of equal parts of logits (N,), each with its target; the second is detached."""
+    parts = logits.to(statistics_dtype(logits.dtype)).chunk(len(targets))
+    loss = torch.stack([_logistic(part, target).mean() for part, target in zip(parts, targets, strict=True)])
+    return loss, torch.stack([part.detach().sigmoid().mean() for part in parts])
+
+
+def _logistic(logits: Tensor, target: float) -> Tensor:
+    if target in (0, 1):  # not 0 * inf for a logit that is sure of what is true
+        return F.softplus(-logits if target else logits)
+    return target * F.softplus(-logits) + (1 - target) * F.softplus(logits)
+
+
+def logistic_loss_backward(gloss: Tensor, logits: Tensor, targets: Sequence[float]) -> Tensor:
+    """Gradient of logits (N,), in the loss's dtype, from that of the loss (G,)."""
+    parts = logits.to(statistics_dtype(logits.dtype)).chunk(len(targets))
+    return torch.cat([((1 - target) * part.sigmoid() - target * (-part).sigmoid()) * (g / len(part))
+                      for part, target, g in zip(parts, targets, gloss, strict=True)])

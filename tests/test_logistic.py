@@ -1,0 +1,334 @@
+"""The loss on logits: its definition, and its kernel in Triton's interpreter, against float64."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastgan import ops
+from fastgan.errors import FastganError
+from fastgan.ops import engines, library, reference
+from fastgan.ops.triton import launch, logistic
+from fastgan.ops.triton.tiles import Tile
+from tests.near import EPS, MARGIN, UNITS, rms
+from tests.test_kernel_fallback import Broken
+
+pytestmark = pytest.mark.usefixtures("one_thread", "poisoned")
+
+TARGETS = [(1.0,), (0.0,), (1.0, 0.0), (0.9, 0.0), (0.0, 0.3, 1.0)]
+SIZES = [1, 7, 129, 5000]  # of a part
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+each_impl = pytest.mark.parametrize("impl", ["reference", "triton"])
+each_dtype = pytest.mark.parametrize("dtype", list(DTYPES.values()), ids=list(DTYPES))
+each_targets = pytest.mark.parametrize("targets", TARGETS, ids=lambda targets: "+".join(map(str, targets)))
+
+
+def draw(targets: tuple[float, ...], size: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Logits of a D that is sure of some images."""
+    torch.manual_seed(size)
+    return (4 * torch.randn(len(targets) * size)).to(dtype)
+
+
+def terms(logits: Tensor, target: float) -> Tensor:
+    """-t log sigma(l) - (1 - t) log(1 - sigma(l)) in float64, to its last digits even where it is tiny."""
+    l = logits.double()  # noqa: E741
+    w = torch.where(l > 0, 1 - target, target)
+    return torch.where(w == 0, 0, w * l.abs()) + torch.log1p(torch.exp(-l.abs()))
+
+
+def slopes(logits: Tensor, target: float) -> Tensor:
+    l = logits.double()  # noqa: E741
+    return (1 - target) * torch.sigmoid(l) - target * torch.sigmoid(-l)
+
+
+def exact(logits: Tensor, targets: tuple[float, ...], gloss: Tensor) -> dict[str, Tensor]:
+    parts = logits.detach().double().chunk(len(targets))
+    pairs = list(zip(parts, targets, strict=True))
+    return {"loss": torch.stack([terms(part, target).mean() for part, target in pairs]),
+            "probability": torch.stack([part.sigmoid().mean() for part in parts]),
+            "gradient": torch.cat([slopes(part, target) * g / len(part)
+                                   for (part, target), g in zip(pairs, gloss.double(), strict=True)])}
+
+
+def results(impl: str, logits: Tensor, targets: tuple[float, ...], gloss: Tensor) -> dict[str, Tensor]:
+    logits = logits.detach().requires_grad_()
+    loss, probability = ops.logistic_loss(logits, targets, impl=impl)
+    assert loss.requires_grad and not probability.requires_grad
+    assert loss.dtype == probability.dtype == reference.statistics_dtype(logits.dtype)
+    (gradient,) = torch.autograd.grad(loss, logits, gloss.to(loss.dtype))
+    assert gradient.dtype == logits.dtype
+    return {"loss": loss.detach(), "probability": probability, "gradient": gradient}
+
+
+def incoming(targets: tuple[float, ...]) -> Tensor:
+    return torch.tensor([1.0, -0.75, 3.0])[: len(targets)]
+
+
+def assert_near(ours: dict[str, Tensor], eager: dict[str, Tensor], right: dict[str, Tensor]) -> None:
+    """The rule of `near.py`; the unit is that of float32, in which even 16-bit logits are computed with."""
+    for name, value in right.items():
+        assert ours[name].shape == value.shape, name
+        error, theirs = rms(ours[name] - value), rms(eager[name] - value)
+        unit = EPS[torch.float32] * float(value.abs().max())
+        assert error <= MARGIN * theirs + UNITS * unit, f"{name}: {error:.3g}, eager {theirs:.3g}, unit {unit:.3g}"
+
+
+@pytest.mark.parametrize("size", SIZES)
+@each_targets
+def test_definition_is_binary_cross_entropy(targets, size):
+    logits, gloss = draw(targets, size).requires_grad_(), incoming(targets).double()
+    loss, probability = ops.logistic_loss(logits, targets)
+    parts = logits.chunk(len(targets))
+    expected = torch.stack([F.binary_cross_entropy_with_logits(part, torch.full_like(part, target))
+                            for part, target in zip(parts, targets, strict=True)])
+    # of softplus, PyTorch knows 20 and more only as 20 and more
+    torch.testing.assert_close(loss, expected, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(probability, torch.stack([part.sigmoid().mean() for part in parts]))
+    torch.testing.assert_close(torch.autograd.grad(loss, logits, gloss), torch.autograd.grad(expected, logits, gloss),
+                               rtol=1e-8, atol=1e-9)
+
+
+@each_targets
+def test_derivatives_of_the_definition(targets):
+    logits, gloss = draw(targets, 3).requires_grad_(), incoming(targets).double().requires_grad_()
+
+    def loss(logits: Tensor) -> Tensor:
+        return ops.logistic_loss(logits, targets, impl="reference")[0]
+
+    assert torch.autograd.gradcheck(loss, logits) and torch.autograd.gradgradcheck(loss, logits)
+    explicit = reference.logistic_loss_backward(gloss, logits, targets)
+    torch.testing.assert_close(explicit, torch.autograd.grad(loss(logits), logits, gloss)[0], rtol=1e-8, atol=1e-9)
+
+    def backward(gloss: Tensor, logits: Tensor) -> Tensor:
+        return reference.logistic_loss_backward(gloss, logits, targets)
+
+    assert torch.autograd.gradcheck(backward, (gloss, logits)) and torch.autograd.gradgradcheck(backward,
+                                                                                                (gloss, logits))
+
+
+def test_definition_is_what_the_losses_of_dcgans_are():
+    """To the bit: -log sigma(r) - log(1 - sigma(f)) as softplus of both."""
+    real, fake = draw((1, 0), 129, torch.float32).chunk(2)
+    loss, _ = ops.logistic_loss(torch.cat([real, fake]), (1, 0))
+    assert torch.equal(loss, torch.stack([F.softplus(-real).mean(), F.softplus(fake).mean()]))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@each_targets
+@each_dtype
+def test_kernel(dtype, targets, size):
+    logits, gloss = draw(targets, size, dtype), incoming(targets)
+    assert_near(results("triton", logits, targets, gloss), results("reference", logits, targets, gloss),
+                exact(logits, targets, gloss))
+
+
+@pytest.mark.parametrize("rows", [1, 16, 128])
+def test_kernel_in_blocks(rows, monkeypatch):
+    monkeypatch.setattr(logistic, "_TILE", Tile(rows, 1, 1))
+    targets, gloss = (0.9, 0.0), incoming((0.9, 0.0))
+    logits = draw(targets, 129, torch.float32)
+    assert_near(results("triton", logits, targets, gloss), results("reference", logits, targets, gloss),
+                exact(logits, targets, gloss))
+
+
+def relative(ours: Tensor, right: Tensor) -> float:
+    """The largest error, in units of float32 beside each element."""
+    return float(((ours - right).abs() / right.abs()).max() / EPS[torch.float32])
+
+
+@pytest.mark.parametrize("target", [1.0, 0.0, 0.9])
+def test_kernel_keeps_the_digits_of_tiny_losses(target):
+    """One logit a part, -100 to 100; beyond 87 exp(-|l|) is no normal number of float32 any more."""
+    points = torch.linspace(-87, 87, 201)
+    loss, probability, gradient = (torch.cat(each) for each in zip(
+        *(logistic.logistic_loss(few, [target] * len(few)) for few in points.split(8)), strict=True))
+    assert relative(loss, terms(points, target)) < 2 * UNITS
+    assert relative(probability, torch.sigmoid(points.double())) < 2 * UNITS
+    right = slopes(points, target)
+    near_zero = right.abs() < 0.02  # sigma(l) - 0.9 cancels there, in any arithmetic
+    kept = ~near_zero if target == 0.9 else torch.ones_like(near_zero)
+    assert relative(gradient[kept], right[kept]) < 2 * UNITS
+    far = torch.cat([torch.linspace(-100, -87, 7), torch.linspace(87, 100, 7)])
+    for ours, right in zip(logistic.logistic_loss(far, [target] * len(far)), (
+            terms(far, target), torch.sigmoid(far.double()), slopes(far, target)), strict=True):
+        torch.testing.assert_close(ours.double(), right, rtol=2 * UNITS * EPS[torch.float32], atol=2e-38)
+
+
+@each_impl
+@each_dtype
+def test_large_logits(dtype, impl):
+    logits = torch.tensor([1e4, -1e4, math.inf, -math.inf], dtype=dtype)
+    large = float(logits[0])
+    for target, losses, signs in ((1.0, [0, large, 0, math.inf], [0, -1, 0, -1]),
+                                  (0.0, [large, 0, math.inf, 0], [1, 0, 1, 0]),
+                                  (0.75, [0.25 * large, 0.75 * large, math.inf, math.inf],
+                                   [0.25, -0.75, 0.25, -0.75])):
+        found = results(impl, logits, (target,) * 4, torch.ones(4))
+        assert found["loss"].tolist() == losses
+        assert found["gradient"].tolist() == signs
+        assert found["probability"].tolist() == [1, 0, 1, 0]
+
+
+@each_impl
+@pytest.mark.parametrize("target", [0.0, 0.9, 1.0])
+def test_nan_stays_in_its_part(target, impl):
+    logits = draw((target,) * 3, 5, torch.float32)
+    logits[7] = math.nan
+    found = results(impl, logits, (target,) * 3, torch.ones(3))
+    assert found["loss"].isnan().tolist() == found["probability"].isnan().tolist() == [False, True, False]
+    assert found["gradient"].isnan().nonzero().flatten().tolist() == [7]
+
+
+@each_impl
+def test_gradient_of_one_part(impl):
+    targets, logits = (1.0, 0.0), draw((1.0, 0.0), 7, torch.float32).requires_grad_()
+    loss, probability = ops.logistic_loss(logits, targets, impl=impl)
+    (gradient,) = torch.autograd.grad(loss[1] * 2, logits)
+    torch.testing.assert_close(gradient, exact(logits, targets, torch.tensor([0.0, 2.0]))["gradient"].float())
+    assert not gradient[:7].any() and gradient[7:].all()
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        torch.autograd.grad(probability.sum(), logits)
+
+
+def test_gradients_of_float16_are_rounded_after_they_are_scaled():
+    """(1 - sigma) / M is too small for float16 before a gradient scaler's 65536, and fills it after."""
+    logits = torch.full((1000,), 9.0, dtype=torch.float16)
+    found = results("triton", logits, (1.0,), torch.tensor([65536.0]))
+    right = exact(logits, (1.0,), torch.tensor([65536.0]))["gradient"]
+    torch.testing.assert_close(found["gradient"].double(), right, rtol=2 * EPS[torch.float16], atol=0)
+
+
+@each_targets
+def test_second_derivatives(targets):
+    """Of a penalty on the slope of the loss, through a network before it: what R1 and WGAN-GP differentiate."""
+    def penalty(impl: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        x, gloss = draw(targets, 5).to(dtype).requires_grad_(), incoming(targets).to(dtype).requires_grad_()
+        loss, _ = ops.logistic_loss(x.tanh() * 3, targets, impl=impl)
+        (slope,) = torch.autograd.grad((loss * gloss).sum(), x, create_graph=True)
+        return slope, *torch.autograd.grad(slope.square().sum() + loss.sum(), [x, gloss])
+
+    for ours, right in zip(penalty("triton", torch.float32), penalty("reference", torch.float64), strict=True):
+        assert right.abs().max() > 0
+        torch.testing.assert_close(ours.double(), right, rtol=1e-5, atol=1e-6)
+
+
+@each_impl
+def test_views(impl):
+    """A column of two classes, and a part of a batch that no 16 bytes begin with."""
+    both = draw((1.0, 0.0), 14, torch.float32)
+    for view in (both.view(-1, 2)[:, 1], both[3:17]):
+        ours = results(impl, view, (1.0, 0.0), incoming((1.0, 0.0)))
+        torch.testing.assert_close(ours, results(impl, view.clone(), (1.0, 0.0), incoming((1.0, 0.0))), rtol=0, atol=0)
+
+
+def test_one_launch_forward_and_none_backward():
+    seen = []
+    with launch.through(lambda kernel, grid, *_: seen.append((kernel.fn.__name__, grid))):
+        loss, _ = ops.logistic_loss(torch.zeros(256, requires_grad=True), (1, 0), impl="triton")
+        assert seen == [("logistic_kernel", (2,))]
+        loss.sum().backward()
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+def test_engines_other_than_kernels_launch_none(impl):
+    with launch.through(lambda *_: pytest.fail("a kernel was launched")):
+        ops.logistic_loss(torch.zeros(4), (1, 0), impl=impl)
+
+
+def test_autocast_changes_nothing():
+    """Not even in the interpreter, which refuses bfloat16."""
+    logits = draw((1.0, 0.0), 7, torch.float32)
+    expected = results("triton", logits, (1.0, 0.0), torch.ones(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = results("triton", logits, (1.0, 0.0), torch.ones(2))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("logits", "targets", "error", "message"), [
+    (torch.zeros(0), (1, 0), FastganError, r"logits of shape \(0,\): expected \(2 \* n,\) with n > 0"),
+    (torch.zeros(5), (1, 0), FastganError, r"logits of shape \(5,\): expected \(2 \* n,\) with n > 0"),
+    (torch.zeros(4, 1), (1, 0), FastganError, r"logits of shape \(4, 1\): expected \(N,\)"),
+    (torch.zeros(4, dtype=torch.int64), (1, 0), FastganError, "logits of dtype torch.int64: expected one of torch.flo"),
+    ([0.0], (1,), TypeError, r"logits is \[0.0\] \(list\), expected a Tensor \(N,\)"),
+    (torch.zeros(4), (), FastganError, r"targets \(\): expected at least one"),
+    (torch.zeros(4), 1.0, TypeError, r"targets is 1.0 \(float\), expected a sequence of numbers"),
+    (torch.zeros(4), torch.ones(2), TypeError, "targets is a Tensor, expected a sequence of numbers"),
+    (torch.zeros(4), (1, True), TypeError, r"targets\[1\] is True \(bool\), expected a number"),
+    (torch.zeros(4), (1, -0.1), FastganError, r"targets\[1\] -0.1: expected a probability, 0 to 1"),
+    (torch.zeros(4), (1.1,), FastganError, r"targets\[0\] 1.1: expected a probability, 0 to 1"),
+    (torch.zeros(4), (math.nan,), FastganError, r"targets\[0\] nan: expected a finite number"),
+], ids=["empty", "indivisible", "matrix", "int64", "list", "no-targets", "number", "tensor", "bool", "negative",
+        "large", "nan"])
+@each_impl
+def test_refused(logits, targets, error, message, impl):
+    with pytest.raises(error, match=message):
+        ops.logistic_loss(logits, targets, impl=impl)
+
+
+def test_refused_by_the_engine(monkeypatch):
+    with pytest.raises(FastganError, match="impl 'native': not built in this version"):
+        ops.logistic_loss(torch.zeros(2), (1,), impl="native")
+    with pytest.raises(FastganError, match=r"logits of dtype torch.float64: impl 'triton' computes in torch.float32"):
+        ops.logistic_loss(torch.zeros(2, dtype=torch.float64), (1,), impl="triton")
+    with pytest.raises(FastganError, match=r"logits of dtype torch.bfloat16: Triton's interpreter computes it wrongly"):
+        ops.logistic_loss(torch.zeros(2, dtype=torch.bfloat16), (1,), impl="triton")
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    with pytest.raises(FastganError, match=r"impl 'triton' on cpu: expected a CUDA device"):
+        ops.logistic_loss(torch.zeros(2), (1,), impl="triton")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_kernel_that_does_not_start(dtype, monkeypatch):
+    monkeypatch.setattr(library, "_failed", set())
+    monkeypatch.setattr(logistic, "logistic_kernel", Broken("logistic_kernel"))
+    logits, targets = draw((0.9, 0.0), 7, dtype), (0.9, 0.0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = [results("triton", logits, targets, incoming(targets)) for _ in range(2)]
+    (message,) = (str(w.message) for w in caught if "fastgan" in str(w.message))
+    assert "logistic_kernel: out of resource: shared memory; fastgan::logistic_loss goes on with the ref" in message
+    torch.testing.assert_close(found[0], results("reference", logits, targets, incoming(targets)))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+def test_bfloat16_of_the_definition():
+    logits = draw((1.0, 0.0), 129, torch.bfloat16)
+    assert engines.resolve_for("auto", "logits", logits, logits.dtype) is engines.REFERENCE
+    found, right = (function(logits, (1.0, 0.0), torch.ones(2)) for function in (
+        lambda *given: results("auto", *given), exact))
+    torch.testing.assert_close(found["loss"].double(), right["loss"], rtol=1e-6, atol=0)
+    torch.testing.assert_close(found["gradient"].double(), right["gradient"], rtol=2**-8, atol=0)
+
+
+@each_dtype
+@pytest.mark.parametrize("targets", [[1.0], [0.9, 0.0]])
+def test_operator(targets, dtype):
+    logits = torch.randn(6).to(dtype)
+    utils = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
+    for given in (logits, torch.randn(6, 2).to(dtype)[:, 1]):
+        torch.library.opcheck(library.logistic_loss, (given, targets), test_utils=utils)
+
+
+@each_impl
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compiles_as_a_full_graph(dynamic, impl):
+    def train(logits: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
+        loss, probability = ops.logistic_loss(logits * 2, targets, impl=impl)
+        return loss.sum(), probability
+
+    compiled = torch.compile(train, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for targets in ((1.0, 0.0), (0.9, 0.0)):
+        found = []
+        for function in (train, compiled):
+            logits = draw(targets, 7, torch.float32).requires_grad_()
+            loss, probability = function(logits, targets)
+            loss.backward()
+            found.append((loss.detach(), probability, logits.grad))
+        torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-7)
