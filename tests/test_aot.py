@@ -189,6 +189,9 @@ def test_a_training_step_launches_each_stage(together: bool, forward: int) -> No
     assert {given["x"].dtype for given in arguments} == {torch.float16}
     groups = {launch.arguments["groups"] for launch in launches if launch.name == "statistics_kernel"}
     assert groups == ({1, 2} if together else {1})
+    losses = [launch.arguments for launch in launches if launch.name == "logistic_kernel"]
+    assert [given["ones"] for given in losses] == ([(1, 0), (1,)] if together else [(1,), (0,), (1,)])
+    assert {(given["logits"].dtype, given["size"]) for given in losses} == {(torch.float16, 4)}
 
 
 def test_precisions_of_float32() -> None:

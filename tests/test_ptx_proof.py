@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from proofs.ptx import operations, rule, simulator, traffic
+from proofs.ptx import logistic, operations, rule, simulator, traffic
 
 KERNEL = """.visible .entry k(
 \t.param .u64 k_param_0
@@ -109,6 +109,9 @@ def test_operations_and_bytes_of_a_layer():
     assert traffic.tensor_bytes("convolve_kernel", CONVOLUTION) == (read, written)
     both = {"partials": torch.zeros(3), "statistics": torch.zeros(2), "running_mean": torch.zeros(1)}
     assert traffic.tensor_bytes("statistics_kernel", both) == (16, 12)
+    loss = {"logits": torch.zeros(6), "gradient": torch.zeros(6), "loss": torch.zeros(2), "ones": (1.0, 0.0)}
+    assert traffic.tensor_bytes("logistic_kernel", loss) == (24, 32)
+    assert traffic.layer_name("logistic_kernel", loss) == "2 parts"
 
 
 def test_gates():
@@ -136,3 +139,12 @@ def test_without_a_simulator_nothing_is_claimed(tmp_path):
                           env=compiling, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"no PTX simulator (ptxsim) at {tmp_path}: nothing was executed\n"
+
+
+def test_the_loss_is_tried_in_every_way():
+    tried = {(run.arch, run.precision, run.warps) for run in logistic.runs(quick=False)}
+    assert tried == {(arch, precision, warps) for arch in (80, 90) for precision in ("bf16", "fp16", "ieee")
+                     for warps in (2, 4, 8)}
+    quick = list(logistic.runs(quick=True))
+    assert {run.arch for run in quick} == {80, 90} and len({run.precision for run in quick}) == 3
+    assert {(run.targets, run.size, run.sure) for run in quick} == set(logistic.PARTS)

@@ -338,6 +338,8 @@ def problem(job: Job) -> str:
         sides = [kind if act == "none" else f"{kind} {act}" for kind, act in (
             (given["KIND_A"], given["ACTIVATION_A"]), (given["KIND_B"], given["ACTIVATION_B"]))]
         words = [f"{given['A']}x{given['B']}", f"{given['KH']}x{given['KW']}/{given['SH']}", " * ".join(sides)]
+    elif job.kernel == "logistic_kernel":
+        words = [f"{len(given['ones'])} part{'s' * (len(given['ones']) > 1)}"]
     else:
         words = [f"{given['C']} channels", *(str(given[name]) for name in ("KIND", "ACTIVATION") if name in given)]
     return " ".join(words + [word.lower() for word in ("NARROW", "PACKED", "LARGE") if given.get(word)])
@@ -346,7 +348,7 @@ def problem(job: Job) -> str:
 def precision(job: Job) -> str:
     """"bf16", "fp16", "tf32", "ieee", or "any" of a kernel that reads only float32 vectors and sums."""
     dtypes = {str(value.dtype).removeprefix("torch.") for name, value in job.arguments.items()
-              if isinstance(value, Pointer) and name in ("x", "coarse", "out", "gout")}
+              if isinstance(value, Pointer) and name in ("x", "coarse", "out", "gout", "logits")}
     if "bfloat16" in dtypes:
         return "bf16"
     if "float16" in dtypes:

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fastgan.config import Config, parse_size
 from fastgan.errors import FastganError
 from fastgan.models import build
 from fastgan.nn import Chain, frozen, stat_groups, use
+from fastgan.ops import logistic_loss
 
 PRECISIONS = ("bf16", "fp16", "tf32", "ieee")
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -102,7 +102,7 @@ def training_step(config: Config, batch: int, precision: str, *, together: bool 
             fake = generator(torch.zeros(batch, config.model.nz))
             _discriminator_gradients(discriminator, torch.empty(batch, *shape), fake.detach(), together)
             with frozen(discriminator):
-                loss = F.softplus(-discriminator(fake).float()).mean()
+                loss = _loss(discriminator(fake), 1)
             torch.autograd.grad(loss, [p for p in generator.parameters() if p.requires_grad])
 
     return step
@@ -111,11 +111,15 @@ def training_step(config: Config, batch: int, precision: str, *, together: bool 
 def _discriminator_gradients(discriminator: nn.Module, real: Tensor, fake: Tensor, together: bool) -> None:
     if together:
         with stat_groups(discriminator, 2):
-            on_real, on_fake = discriminator(torch.cat([real, fake])).float().chunk(2)
+            loss = _loss(discriminator(torch.cat([real, fake])), 1, 0)
     else:
-        on_real, on_fake = discriminator(real).float(), discriminator(fake).float()
-    loss = F.softplus(-on_real).mean() + F.softplus(on_fake).mean()
+        loss = _loss(discriminator(real), 1) + _loss(discriminator(fake), 0)
     torch.autograd.grad(loss, [p for p in discriminator.parameters() if p.requires_grad])
+
+
+def _loss(logits: Tensor, *targets: float) -> Tensor:
+    """Of every experiment, whatever its own: (N, 2), two classes, is as many logits again."""
+    return logistic_loss(logits.flatten(), targets, impl="triton")[0].sum()
 
 
 @contextmanager

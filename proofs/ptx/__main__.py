@@ -5,7 +5,7 @@
 operations  stages of every shape in every shipped tile, with 2, 4 and 8 warps and 1 to 4 pipeline stages, in bfloat16,
             float16, tf32 and float32, compiled for sm_80 and sm_90: no race, no access out of bounds, no value that
             was never written, the same bits in whatever order the hardware may choose, and every output, gradient and
-            running statistic as near to float64 as eager PyTorch's
+            running statistic as near to float64 as eager PyTorch's; the loss on logits likewise
 training    three steps of dcgan-64 at full width, every launch simulated, against float64 and eager PyTorch
 traffic     what each launch of a step moves and computes, against what its layer must; written to a CSV file
 
@@ -46,7 +46,7 @@ def prove(options: argparse.Namespace) -> int:
     except ImportError as error:
         print(f"Triton cannot be imported ({error}): nothing was executed")
         return 0
-    from proofs.ptx import operations, simulator, traffic, training
+    from proofs.ptx import logistic, operations, simulator, traffic, training
 
     ptxsim = simulator.find(options.ptxsim)
     if ptxsim is None:
@@ -55,6 +55,7 @@ def prove(options: argparse.Namespace) -> int:
     start, failures = time.perf_counter(), []
     if "operations" in options.only:
         failures += operations.prove(ptxsim, options.quick, options.match)
+        failures += logistic.prove(ptxsim, options.quick, options.match)
     if "training" in options.only:
         failures += training.prove(ptxsim, options.quick, options.match)
     if "traffic" in options.only:

@@ -31,7 +31,7 @@ MOST_FLOPS, MOST_SECTORS = 1.25, 1.1
 SMALL = 64 * 1024  # bytes up to which the unused ends of sectors weigh too much to judge
 OUTPUTS = {"convolve_kernel": ("y", "partials"), "wgrad_kernel": ("gw",), "apply_kernel": ("out",),
            "derivative_kernel": ("gx", "partials"), "merge_kernel": ("out",), "sum_kernel": ("out",),
-           "norm_gradient_kernel": ("out",),
+           "norm_gradient_kernel": ("out",), "logistic_kernel": ("gradient", "loss", "probability"),
            "statistics_kernel": ("statistics", "running_mean", "running_var", "tracked")}
 BOTH = ("running_mean", "running_var", "tracked")
 
@@ -85,7 +85,7 @@ def layer_name(kernel: str, given: dict[str, Any]) -> str:
         words = [f"{given['A']}x{given['B']}", f"k{given['KH']}x{given['KW']}", f"{given['HC']}x{given['WC']}",
                  given["KIND_A"], given["KIND_B"]]
         return " ".join(words + ["narrow"] * given["NARROW"])
-    return f"{given['C']} channels"
+    return f"{len(given['ones'])} parts" if kernel == "logistic_kernel" else f"{given['C']} channels"
 
 
 def row(index: int, launch: Launch) -> Row:
