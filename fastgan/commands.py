@@ -208,19 +208,20 @@ def _dry_run(config: Config) -> int:
     from fastgan.train.host import pick_device
     from fastgan.train.loop import length
     from fastgan.train.memory import estimate
+    from fastgan.train.precision import choose
 
     device = pick_device(config.validate().run.device)
+    precision = choose(config.run.precision, device)
     dataset = open_dataset(config.data, config.run.seed)
-    loader = Loader(dataset, config.data, config.run.seed, device)
+    per_epoch = Loader(dataset, config.data, config.run.seed).steps_per_epoch
     need = estimate(config, dataset.shape, len(dataset.classes) if config.data.cond else 0)
-    facts = {"data": dataset.summary(), "device": str(device),
-             "steps": f"{length(config, loader)} ({loader.steps_per_epoch} an epoch)",
+    facts = {"data": dataset.summary(), "device": str(device), "precision": precision,
+             "steps": f"{length(config, per_epoch)} ({per_epoch} an epoch)",
              "parameters": f"generator {need['generator']:,}, discriminator {need['discriminator']:,}",
              "memory (model)": f"{(need['state'] + need['activations']) / 2**20:,.0f} MB: weights, gradients and Adam "
                                f"{need['state'] / 2**20:,.0f}, activations {need['activations'] / 2**20:,.0f}"}
     print(json.dumps(config.flat(), indent=2))
     print("\n".join(f"{what + ':':17}{fact}" for what, fact in facts.items()))
-    loader.close()
     return 0
 
 

@@ -10,11 +10,17 @@ import dataclasses
 import difflib
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
-
-from tyro.conf import Suppress, arg
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastgan.errors import FastganError
+
+try:
+    from tyro.conf import Suppress, arg
+except ImportError:  # only the command line needs its parser, and these notes to it
+    Suppress = Annotated[TypeVar("T"), None]  # type: ignore[misc]
+
+    def arg(**_: Any) -> None:  # type: ignore[no-redef]
+        pass
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,10 @@ class TrainConfig:
     """weight of WGAN's gradient penalty"""
     r1: float = 0.0
     """weight gamma of the R1 penalty, gamma/2 E|grad D(x)|^2, added to any loss"""
+    penalty_every: int = 1
+    """add either penalty only at every Nth step, N times as strong (StyleGAN 2's lazy regularisation)"""
+    label_smoothing: float = 0.0
+    """reals count as real with probability 1 minus this, for bce and minimax"""
     d_loss_weight: float = 1.0
     """factor on the discriminator's loss (1/2 in Dive into Deep Learning)"""
     d_steps: int = 1
@@ -110,6 +120,10 @@ class TrainConfig:
     """learning rate of the generator, when it differs"""
     lr_d: float | None = None
     """learning rate of the discriminator, when it differs"""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """how the learning rates fall: not | to 0 at the last step, in a straight line | along a cosine"""
+    lr_warmup: int = 0
+    """steps over which the learning rates rise from 0"""
     beta1: float = 0.5
     """Adam's decay of the first moment"""
     beta2: float = 0.999
@@ -138,10 +152,14 @@ class RunConfig:
     """auto | cpu | cuda | cuda:N | mps"""
     impl: Literal["auto", "reference", "triton"] = "auto"
     """the engine of the convolutions: auto is the reference, PyTorch's operators | Triton kernels, from sm_80 on"""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    """arithmetic of the convolutions: auto is bf16 on NVIDIA GPUs from sm_80 on, else fp32"""
+    graph: Literal["auto", "on", "off"] = "auto"
+    """the whole step as one CUDA graph: auto is on where there is a CUDA device"""
     snap: int = 500
     """steps between pictures and checkpoints"""
     log_every: int = 10
-    """steps between lines of stats.jsonl and TensorBoard points"""
+    """steps between lines of stats.jsonl and TensorBoard points; only then does the host wait for the device"""
     keep: int = 3
     """checkpoints kept"""
     pictures: Literal["grid", "side-by-side"] = "grid"
@@ -192,6 +210,9 @@ class Config:
         if (self.train.loss == "softmax") != (self.model.architecture == "tf"):
             raise FastganError(f"--loss {self.train.loss} with --architecture {self.model.architecture}: "
                                "softmax and tf, whose discriminator has two outputs, go together")
+        if self.train.label_smoothing and self.train.loss not in ("bce", "minimax"):
+            raise FastganError(f"--label-smoothing {self.train.label_smoothing} with --loss {self.train.loss}: "
+                               "expected --loss bce or minimax")
         if self.data.batch == 1 and self.model.architecture != "gaussian":
             raise FastganError("--batch 1 with batch normalisation: statistics need at least 2 images; "
                                "expected --batch 2 or more")
@@ -206,9 +227,10 @@ _FRACTION = ("a number from 0 up to, not including, 1", lambda value: 0 <= value
 _COUNT = ("a whole number, 1 or more", lambda value: value >= 1)
 RULES: dict[str, tuple[str, Any]] = {
     **dict.fromkeys(["lr", "lr_g", "lr_d", "bn_eps", "adam_eps", "epochs", "cache_gb", "d_loss_weight"], _POSITIVE),
-    **dict.fromkeys(["holdout", "gpu_data_gb", "workers", "gp", "r1", "gamma_std"], _NOT_NEGATIVE),
-    **dict.fromkeys(["beta1", "beta2", "ema"], _FRACTION),
-    **dict.fromkeys(["batch", "nz", "ngf", "ndf", "d_steps", "steps", "snap", "log_every", "keep", "grid"], _COUNT),
+    **dict.fromkeys(["holdout", "gpu_data_gb", "workers", "gp", "r1", "gamma_std", "lr_warmup"], _NOT_NEGATIVE),
+    **dict.fromkeys(["beta1", "beta2", "ema", "label_smoothing"], _FRACTION),
+    **dict.fromkeys(["batch", "nz", "ngf", "ndf", "d_steps", "penalty_every", "steps", "snap", "log_every", "keep",
+                     "grid"], _COUNT),
     "seed": ("a whole number from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63),
     "noise_mean": ("a finite number", math.isfinite),
     "bn_momentum": ("a number above 0, at most 1", lambda value: 0 < value <= 1),

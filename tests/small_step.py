@@ -31,6 +31,9 @@ class SmallStep:
         self.advance(phase, *inputs)
         return outputs
 
+    def allocate(self, real: Tensor) -> None:
+        """Everything is there from the beginning."""
+
     def phase(self) -> str:
         return "D" if (self.steps + 1) % self.d_steps else "D and G"
 

@@ -22,7 +22,6 @@ from fastgan.data.order import Order, Position
 from fastgan.data.pixels import UnusableImage, fit_images, to_channels
 from fastgan.errors import FastganError
 
-CPU = torch.device("cpu")
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -534,7 +533,7 @@ POLICIES = ["drop", "keep", "pad", "rollover"]
 
 
 def permutation(seed: int, epoch: int, length: int = 10) -> list[int]:
-    return Order(length, length, "drop", seed, CPU).indices(Position(epoch, 0)).tolist()
+    return Order(length, length, "drop", seed).indices(Position(epoch, 0)).tolist()
 
 
 def test_an_epochs_order_depends_on_seed_and_epoch_only():
@@ -553,7 +552,7 @@ def test_an_epochs_order_depends_on_seed_and_epoch_only():
     ("rollover", 2, [lambda now, after: now[8:] + after[:2]]),
 ], ids=POLICIES)
 def test_last_batch(last_batch, steps, tail):
-    order = Order(10, 4, last_batch, 5, CPU)
+    order = Order(10, 4, last_batch, 5)
     now, after = permutation(5, 0), permutation(5, 1)
     start = 2 if last_batch == "rollover" else 0
     expected = [now[:4], now[4:8], *(batch(now, after) for batch in tail), after[start : start + 4]]
@@ -563,14 +562,14 @@ def test_last_batch(last_batch, steps, tail):
 
 @pytest.mark.parametrize("last_batch", POLICIES)
 def test_a_batch_that_divides_the_data_makes_all_policies_one(last_batch):
-    order = Order(10, 5, last_batch, 5, CPU)
+    order = Order(10, 5, last_batch, 5)
     expected = [permutation(5, 0)[:5], permutation(5, 0)[5:], permutation(5, 1)[:5]]
     assert list(itertools.islice(order.walk(Position(0, 0)), 3)) == expected
     assert (order.batches_per_epoch, order.after(Position(0, 5))) == (2, Position(1, 0))
 
 
 def test_rollover_sees_every_image_equally_often():
-    order = Order(7, 3, "rollover", 0, CPU)
+    order = Order(7, 3, "rollover", 0)
     seen = list(itertools.chain(*itertools.islice(order.walk(Position(0, 0)), 14)))
     assert [seen.count(i) for i in range(7)] == [6] * 7
 
@@ -604,10 +603,10 @@ def test_batches_are_the_orders_and_resume_exactly(ten, last_batch):
     assert (dataset.bytes_in_memory == 0) == dataset.is_streamed
     whole = open_dataset(DataConfig(source=config.source, image_size="8"))
     expected = [(whole.data[chosen], whole.labels[chosen])
-                for chosen in itertools.islice(Order(10, 4, last_batch, 1, CPU).walk(Position(0, 0)), 9)]
+                for chosen in itertools.islice(Order(10, 4, last_batch, 1).walk(Position(0, 0)), 9)]
 
     random_state = torch.get_rng_state()
-    loader = Loader(dataset, config, 1, CPU)
+    loader = Loader(dataset, config, 1)
     assert_same(batches(loader, 4), expected[:4])
     state = loader.state_dict()
     assert all(type(value) is int for value in state.values())
@@ -616,7 +615,7 @@ def test_batches_are_the_orders_and_resume_exactly(ten, last_batch):
     assert_same(batches(loader, 2), expected[4:6])
     loader.close()
 
-    resumed = Loader(dataset, config, 1, CPU)
+    resumed = Loader(dataset, config, 1)
     resumed.load_state_dict(state)
     assert_same(batches(resumed, 5), expected[4:])
     resumed.close()
@@ -626,7 +625,7 @@ def test_batches_are_the_orders_and_resume_exactly(ten, last_batch):
 def test_close_ends_the_workers(tmp_path):
     write_images(tmp_path, 5)
     config = DataConfig(source=f"folder:{tmp_path}", image_size="8", batch=2, workers=2, cache_gb=1e-9)
-    loader = Loader(open_dataset(config), config, 0, CPU)
+    loader = Loader(open_dataset(config), config, 0)
     first = loader.next_batch()[0]
     assert len(multiprocessing.active_children()) == 2
     loader.close()
@@ -639,26 +638,26 @@ def test_close_ends_the_workers(tmp_path):
 def test_batch_larger_than_the_data():
     config = DataConfig(source="gaussian", batch=1001)
     with pytest.raises(FastganError, match=r"--batch 1001: .* 1000 "):
-        Loader(open_dataset(config), config, 0, CPU)
+        Loader(open_dataset(config), config, 0)
 
 
 @pytest.mark.parametrize("state", [{"epoch": 0, "cursor": 1000}, {"epoch": -1, "cursor": 0}], ids=str)
 def test_resuming_beyond_the_data(state):
     config = DataConfig(source="gaussian")
     with pytest.raises(FastganError, match="expected an image below 1000"):
-        Loader(open_dataset(config), config, 0, CPU).load_state_dict(state)
+        Loader(open_dataset(config), config, 0).load_state_dict(state)
 
 
 def test_resuming_where_a_larger_batch_finds_no_room_starts_the_next_epoch():
     config = DataConfig(source="gaussian", batch=64)
-    loader = Loader(open_dataset(config), config, 0, CPU)
+    loader = Loader(open_dataset(config), config, 0)
     loader.load_state_dict({"epoch": 3, "cursor": 990})
     assert loader.state_dict() == {"epoch": 4, "cursor": 0}
 
 
 def test_points_come_in_batches():
     config = DataConfig(source="gaussian", batch=8)
-    points, labels = Loader(open_dataset(config), config, 0, CPU).next_batch()
+    points, labels = Loader(open_dataset(config), config, 0).next_batch()
     assert (points.shape, points.dtype, labels) == ((8, 2), torch.float32, None)
 
 
@@ -668,7 +667,7 @@ def test_streaming_replaces_the_unreadable_and_warns_once(tmp_path, workers):
     (tmp_path / "002.png").write_bytes(b"not a picture")
     config = DataConfig(source=f"folder:{tmp_path}", image_size="8", batch=4, workers=workers, cache_gb=1e-9)
     dataset = open_dataset(config)
-    loader = Loader(dataset, config, 0, CPU)
+    loader = Loader(dataset, config, 0)
     with pytest.warns(UserWarning, match=r"002\.png"):
         images, _ = loader.next_batch()
     substituted = [arrays[3 if i == 2 else i] for i in permutation(0, 0, length=4)]
@@ -686,7 +685,7 @@ def test_strict_streaming_stops_in_one_line(tmp_path, workers):
     write_truncated_jpeg(tmp_path / "002.png")
     config = DataConfig(source=f"folder:{tmp_path}", image_size="8", batch=4, workers=workers, cache_gb=1e-9,
                         strict=True)
-    loader = Loader(open_dataset(config), config, 0, CPU)
+    loader = Loader(open_dataset(config), config, 0)
     with pytest.raises(FastganError, match=r"^.*002\.png.*$"):
         loader.next_batch()
     loader.close()

@@ -61,7 +61,7 @@ class Case:
 
     def expected(self, count: int) -> list[tuple[int, Batch, dict]]:
         """(size, batch, position behind it), by the loader; the random state moves on."""
-        loader = Loader(self.dataset, self.config, SEED, CPU)
+        loader = Loader(self.dataset, self.config, SEED)
         steps = []
         for _ in range(count):
             raw, labels = loader.next_batch()
@@ -110,7 +110,7 @@ def test_batches_are_the_loaders(case):
     feed = case.feed()
     assert_same([step(feed) for _ in range(9)], expected)
     assert torch.equal(torch.get_rng_state(), random_state)
-    assert feed.steps_per_epoch == Loader(case.dataset, case.config, SEED, CPU).steps_per_epoch
+    assert feed.steps_per_epoch == Loader(case.dataset, case.config, SEED).steps_per_epoch
     feed.close()
 
 
@@ -260,7 +260,7 @@ def test_an_unusable_image_is_said_when_its_batch_is_needed(tmp_path, workers):
     """Not a step early: the step before it may be the last of the run."""
     case = Case(f"files-workers-{workers}", tmp_path, "drop", strict=True, flip=False)
     expected, feed = case.expected(1), case.feed()
-    second = Order(10, 4, "drop", SEED, CPU).indices(Position(0, 4))
+    second = Order(10, 4, "drop", SEED).indices(Position(0, 4))
     path = case.dataset.files.paths[second[0]]
     path.write_bytes(b"not a picture")
     assert_same([step(feed)], expected)

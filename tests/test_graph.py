@@ -296,7 +296,7 @@ def test_noise_of_the_kernels_is_no_disagreement(cuda):
             if not torch.utils._python_dispatch._get_current_dispatch_mode():
                 for t in self.state():
                     if t.is_floating_point():
-                        t.add_(torch.randn(t.shape, generator=shaken), alpha=1e-6)
+                        t.mul_(1 + 1e-6 * torch.randn(t.shape, generator=shaken))
 
     step = Shaken()
     cuda.after_replay = step.shake

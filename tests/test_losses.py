@@ -52,26 +52,36 @@ def test_every_loss_has_its_formula():
 def test_value(name):
     loss, (real_term, fake_term, generator_term, probability) = LOSSES[name], TERMS[name]
     real, fake = logits(name, 0), logits(name, 1, count=5)
-    assert loss.discriminator(real, fake).item() == pytest.approx(mean(real_term, real) + mean(fake_term, fake), 1e-12)
+    value, d_real, d_fake = loss.discriminator(real, fake)
+    assert value.item() == pytest.approx(mean(real_term, real) + mean(fake_term, fake), 1e-12)
     assert loss.generator(fake).item() == pytest.approx(mean(generator_term, fake), 1e-12)
-    given = real.detach()
-    assert loss.probability(given).tolist() == pytest.approx([probability(x) for x in given.tolist()], 1e-12)
+    for told, given in ((d_real, real), (d_fake, fake)):
+        assert told.item() == pytest.approx(mean(probability, given), 1e-12) and not told.requires_grad
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradient(name):
     real, fake = logits(name, 2), logits(name, 3)
-    assert gradcheck(LOSSES[name].discriminator, (real, fake))
+    assert gradcheck(lambda *logits: LOSSES[name].discriminator(*logits)[0], (real, fake))
     assert gradcheck(LOSSES[name].generator, (fake,))
 
 
 def test_bce_gradient_is_sigmoid_minus_label():
     real, fake = logits("bce", 4), logits("bce", 5)
-    to_real, to_fake = torch.autograd.grad(LOSSES["bce"].discriminator(real, fake), (real, fake))
+    to_real, to_fake = torch.autograd.grad(LOSSES["bce"].discriminator(real, fake)[0], (real, fake))
     torch.testing.assert_close(to_real, (torch.sigmoid(real) - 1) / 7)
     torch.testing.assert_close(to_fake, torch.sigmoid(fake) / 7)
     (to_fake,) = torch.autograd.grad(LOSSES["bce"].generator(fake), fake)
     torch.testing.assert_close(to_fake, (torch.sigmoid(fake) - 1) / 7)
+
+
+@pytest.mark.parametrize("name", ["bce", "minimax"])
+def test_label_smoothing(name):
+    """Reals are real with probability 0.9: cross-entropy with that target, as PyTorch has it."""
+    real, fake = logits(name, 6), logits(name, 7)
+    expected = (nn.functional.binary_cross_entropy_with_logits(real, torch.full_like(real, 0.9))
+                + nn.functional.binary_cross_entropy_with_logits(fake, torch.zeros_like(fake)))
+    torch.testing.assert_close(LOSSES[name].discriminator(real, fake, 0.1)[0], expected)
 
 
 @pytest.mark.parametrize(("name", "slope"), [("bce", -1.0), ("minimax", 0.0)])
@@ -92,7 +102,7 @@ def test_extreme_logits_stay_finite(name, dtype):
         right, wrong = (torch.stack([torch.zeros_like(x), x], 1) for x in (right, wrong))
     for real, fake, per_half in ((wrong, right, 1e4), (right, wrong, 0.0)):
         real, fake = real.clone().requires_grad_(), fake.clone().requires_grad_()
-        loss = LOSSES[name].discriminator(real, fake)
+        loss, _, _ = LOSSES[name].discriminator(real, fake)
         assert loss.item() == pytest.approx(2 * per_half, rel=1e-2)
         for gradient in torch.autograd.grad(loss, (real, fake)):
             assert gradient.abs().max().item() == (1.0 if per_half else 0.0)

@@ -1,4 +1,4 @@
-"""Adam with epsilon hat against its formula and against PyTorch's, both gated by found_inf; the moving average."""
+"""Both Adams against their formulas and PyTorch's own, gated by found_inf, on fixed tensors; the moving average."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastgan.config import TrainConfig
 from fastgan.train.ema import EMA
-from fastgan.train.optim import AdamEpsilonHat, make_adam
+from fastgan.train.optim import DeviceAdam, make_adam
 
 STEPS = 50
 
@@ -38,8 +38,58 @@ def test_epsilon_hat_formula(beta1, eps):
         m = beta1 * m + (1 - beta1) * g
         v = 0.999 * v + (1 - 0.999) * g**2
         theirs = theirs - 0.01 * math.sqrt(1 - 0.999**t) / (1 - beta1**t) * m / (v.sqrt() + eps)
-    run(AdamEpsilonHat([ours], 0.01, (beta1, 0.999), eps), ours)
+    run(DeviceAdam([ours], 0.01, (beta1, 0.999), eps, hat=True), ours)
     torch.testing.assert_close(ours.detach(), theirs, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("hat", [True, False], ids=["hat", "plain"])
+@pytest.mark.parametrize(("betas", "eps"), [((0.5, 0.999), 1e-8), ((0.0, 0.99), 1e-3)])
+def test_fused_equals_the_definition(betas, eps, hat):
+    results = []
+    for fused in (True, False):
+        parameter = nn.Parameter(torch.ones(3, 5, dtype=torch.float64))
+        results.append(run(DeviceAdam([parameter], 0.01, betas, eps, hat=hat, fused=fused), parameter))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-14)
+
+
+def test_plain_is_pytorchs():
+    ours, theirs = (nn.Parameter(torch.ones(3, 5, dtype=torch.float64)) for _ in range(2))
+    run(DeviceAdam([ours], 0.01, (0.5, 0.999), 1e-3), ours)
+    run(torch.optim.Adam([theirs], 0.01, (0.5, 0.999), 1e-3), theirs)
+    torch.testing.assert_close(ours.detach(), theirs.detach(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("hat", [True, False], ids=["hat", "plain"])
+def test_learning_rate_on_the_device(hat):
+    """The rate of an update is what the tensor holds then."""
+    parameter = nn.Parameter(torch.ones(3, 5))
+    adam = DeviceAdam([parameter], 0.01, (0.5, 0.999), 1e-8, hat=hat)
+    parameter.grad = torch.ones(3, 5)
+    adam.rate.zero_()
+    adam.step()
+    assert torch.equal(parameter.detach(), torch.ones(3, 5))
+    adam.rate.fill_(0.25)
+    adam.step()
+    torch.testing.assert_close(parameter.detach(), torch.full((3, 5), 0.75))
+
+
+@pytest.mark.parametrize("hat", [True, False], ids=["hat", "plain"])
+def test_no_tensor_is_ever_replaced(hat):
+    left, right = (nn.Parameter(torch.ones(3, 5)) for _ in range(2))
+    trained, fresh = (DeviceAdam([p], 0.01, (0.5, 0.999), 1e-8, hat=hat) for p in (left, right))
+    before = [tensor.data_ptr() for tensor in fresh.tensors()]
+    for step in range(4):
+        left.grad = gradient_at(step).float()
+        trained.step()
+    fresh.load_state_dict(copy.deepcopy(trained.state_dict()))
+    right.data.copy_(left.data)
+    for parameter, adam in ((left, trained), (right, fresh)):
+        parameter.grad = gradient_at(5).float()
+        adam.step()
+    assert torch.equal(left, right)
+    assert [tensor.data_ptr() for tensor in fresh.tensors()] == before
+    with pytest.raises(ValueError, match="state of 0 parameters, expected 1"):
+        fresh.load_state_dict({**trained.state_dict(), "state": {}})
 
 
 def test_the_two_adams_agree_where_epsilon_is_negligible_and_only_there():
@@ -71,11 +121,12 @@ def test_found_inf_skips_everything_and_the_next_step_goes_on(eps_hat):
         assert torch.equal(with_fault.state[left][key], value), key
 
 
+@pytest.mark.parametrize("foreach", [True, False], ids=["foreach", "one by one"])
 @pytest.mark.parametrize("decay", [0.999, 0.5])
-def test_moving_average(decay):
-    """a += (1 - d)(p - a), d = min(decay, (1 + t) / (10 + t)); running statistics are copied."""
+def test_moving_average(decay, foreach):
+    """a += (1 - d)(p - a), d = min(decay, (1 + t) / (10 + t)); running statistics are the network's."""
     network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).double()
-    ema = EMA(network, decay)
+    ema = EMA(network, decay, foreach=foreach)
     expected = [p.detach().clone() for p in network.parameters()]
     assert not any(p.requires_grad for p in ema.module.parameters())
     for t in range(12):
@@ -83,7 +134,7 @@ def test_moving_average(decay):
             for parameter in network.parameters():
                 parameter.add_(torch.randn_like(parameter))
         network(torch.randn(5, 3, dtype=torch.float64))
-        ema.update(network, torch.zeros(()))
+        ema.update(torch.zeros(()))
         d = min(decay, (1 + t) / (10 + t))
         expected = [d * a + (1 - d) * p.detach() for a, p in zip(expected, network.parameters(), strict=True)]
     # the decay is kept in float32
@@ -98,6 +149,6 @@ def test_moving_average_does_not_move_where_skipped():
     ema = EMA(network, 0.9)
     before = copy.deepcopy(ema.module.state_dict())
     nn.init.ones_(network.weight)
-    ema.update(network, torch.ones(()))
+    ema.update(torch.ones(()))
     assert ema.updates == 0
     assert all(torch.equal(before[key], value) for key, value in ema.module.state_dict().items())

@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan import presets
 from fastgan.models import build
+from fastgan.train.held import Held
 from fastgan.train.losses import LOSSES
-from fastgan.train.step import GANStep
+from fastgan.train.ring import FIELDS
+from fastgan.train.step import GANStep, Savings
 
 SHAPES = {"tf": (1, 28, 28), "oreilly": (1, 28, 28), "gaussian": (2,), "dcgan": (3, 16, 16)}
 
 
-def new_step(num_classes: int = 0, **fields: Any) -> GANStep:
+def new_step(num_classes: int = 0, savings: Savings = Savings(), double: bool = False,  # noqa: B008
+             precision: str = "auto", history: int = 4, **fields: Any) -> GANStep:
     """A step of a small network, seeded."""
     torch.manual_seed(0)
     config = presets.get("dcgan-64", **{"ngf": 4, "ndf": 4, "nz": 8, **fields})
     networks = build(config.model, SHAPES[config.model.architecture], num_classes)
-    return GANStep(*networks, config.model, config.train)
+    if double:
+        networks = [network.double() for network in networks]
+    return GANStep(*networks, config.model, config.train, savings=savings, precision=precision, history=history)
 
 
 def batch(step: GANStep, seed: int = 1, count: int = 6) -> Tensor:
     torch.manual_seed(seed)
     with torch.no_grad():
-        return torch.rand_like(step.generator(torch.randn(count, step.noise.nz))) * 2 - 1
+        like = next(step.generator.parameters())
+        return torch.rand_like(step.generator(torch.randn(count, step.noise.nz, dtype=like.dtype))) * 2 - 1
 
 
 def parameters(step: GANStep) -> dict[str, Tensor]:
@@ -41,6 +48,13 @@ def parameters(step: GANStep) -> dict[str, Tensor]:
 def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
     """The networks of which something differs."""
     return {key.partition(".")[0] for key in before if not torch.equal(before[key], after[key])}
+
+
+def holding(step: GANStep, real: Tensor, fake: Tensor) -> Held:
+    held = Held(step.noise.nz, real, None, step.config.real_first)
+    held.real.copy_(real)
+    held.fake.copy_(fake)
+    return held
 
 
 class ConvolutionBackwards(TorchDispatchMode):
@@ -66,8 +80,8 @@ def test_generators_update_computes_no_gradient_of_discriminator_weights():
     through_d = [computed for pointer, computed in seen.calls if pointer in weights["discriminator"]]
     through_g = [computed for pointer, computed in seen.calls if pointer in weights["generator"]]
     layers = len(weights["discriminator"])
-    # two passes of D's update, real and fake, then the one that leads to G
-    assert through_d == [True] * 2 * layers + [False] * layers
+    # D's update on real and fake together, then the pass that leads to G
+    assert through_d == [True] * layers + [False] * layers
     assert through_g == [True] * len(weights["generator"])
     assert all(p.grad is None for network in (step.generator, step.discriminator) for p in network.parameters())
 
@@ -95,7 +109,8 @@ def test_draws_and_passes(fakes):
     step.draw = lambda given: draws.append(draw(given)) or draws[-1]
     step(real)
     assert len(draws) == (2 if fakes == "fresh-z" else 1)
-    assert step.z is draws[-1]
+    assert torch.equal(step.held.z, draws[0])
+    assert fakes != "fresh-z" or torch.equal(step.held.z_fresh, draws[1])
     assert step.generator.main[1].num_batches_tracked - runs == (1 if fakes == "reuse" else 2)
     assert step.discriminator.main[3].num_batches_tracked == 3
 
@@ -159,6 +174,18 @@ def test_batch_that_is_not_finite_changes_nothing(bad, eps_hat):
     for old, new in zip(adams, (step.adam_g.state_dict()["state"], step.adam_d.state_dict()["state"]), strict=True):
         assert all(torch.equal(old[i][key], new[i][key]) for i in old for key in ("step", "exp_avg", "exp_avg_sq"))
 
+    held = [t.clone() for t in (step.held.z, step.held.real)]
+    record = step(real)  # halted: the broken step again, whatever is given
+    assert not math.isfinite(record["loss_d"]) and record["finite"] == 0
+    assert torch.equal(step.held.z, held[0]) and torch.equal(step.held.real.isfinite(), held[1].isfinite())
+    assert changed(before, parameters(step)) == set() and step.t == 1
+    last = step.ring.read(0, 2)
+    assert [row["finite"] for row in last] == [1, 0] and not math.isfinite(last[1]["loss_d"])
+
+    step.load_state_dict(copy.deepcopy(step.state_dict()))  # whoever goes on must say so
+    for network in (step.generator, step.discriminator):
+        for buffer in network.buffers():
+            buffer.nan_to_num_(1)
     record = step(real)
     assert all(math.isfinite(value) for value in record.values())
     assert changed(before, parameters(step)) == {"generator", "discriminator"}
@@ -226,7 +253,7 @@ def test_penalties_enter_the_loss_with_their_weight(fields, penalty):
         step.generator.double(), step.discriminator.double()
         torch.manual_seed(9)
         fake = step.generator(step.draw(real)).detach()
-        values.append(step.discriminator_loss(real, fake, ())[0].item())
+        values.append(step.discriminator_loss(holding(step, real, fake))[0].item())
     assert values[1] > values[0]
     assert values[2] - values[1] == pytest.approx(values[1] - values[0], rel=1e-9)
     step = new_step(**fields)
@@ -266,8 +293,163 @@ def test_nan_in_the_fakes_does_not_reach_the_average():
     step = new_step(ema=0.9)
     real = batch(step)
     step(real)
-    before = copy.deepcopy(step.ema.module.state_dict())
+    before = copy.deepcopy(dict(step.ema.module.named_parameters()))
     z = step.draw(real)
     step.draw = lambda like: z * torch.nan
     assert step(real)["loss_g"].isnan()
-    assert all(torch.equal(value, before[key]) for key, value in step.ema.module.state_dict().items())
+    assert all(torch.equal(value, before[key]) for key, value in step.ema.module.named_parameters())
+
+
+@pytest.mark.parametrize("saving", [field.name for field in dataclasses.fields(Savings)])
+@pytest.mark.parametrize("fields", [
+    {}, {"real_first": False, "fakes": "fresh-z", "adam_eps_hat": True}, {"loss": "wgan-gp", "norm_d": "none"},
+    {"loss": "hinge", "r1": 1.0, "penalty_every": 2, "norm_d": "all"},
+], ids=["dcgan", "mxnet order, fresh z", "wgan-gp", "lazy r1"])
+def test_saved_work_changes_nothing(saving, fields):
+    """With and without each saving: the same parameters, statistics and records after three steps in float64."""
+    outcomes = []
+    for savings in (Savings(), dataclasses.replace(Savings(), **{saving: False})):
+        step = new_step(ema=0.9, double=True, savings=savings, **fields)
+        reals = [batch(step, seed) for seed in range(3)]
+        torch.manual_seed(5)
+        records = [step(real) for real in reals]
+        assert records[-1]["finite"] == 1
+        *state, _ = step.state()  # all but the ring, whose rows are rounded to float32
+        outcomes.append([*state, *(value for record in records for value in record.values())])
+    for one, other in zip(*outcomes, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
+def test_networks_that_need_a_call_for_each_half():
+    """Batch normalisation outside of a chain, a forward of one's own, a hook: D is called twice."""
+    step = new_step()
+    assert step.together
+    for wrap in (lambda d: nn.Sequential(nn.Conv2d(3, 4, 4), nn.BatchNorm2d(4)), Wrapped, hooked,
+                 lambda d: nn.Sequential(d, nn.Dropout(0.5))):
+        torch.manual_seed(0)
+        config = presets.get("dcgan-64", ngf=4, ndf=4, nz=8)
+        generator, discriminator = build(config.model, (3, 16, 16))
+        assert not GANStep(generator, wrap(discriminator), config.model, config.train).together
+
+
+class Wrapped(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) - x.mean()
+
+
+def hooked(network: nn.Module) -> nn.Module:
+    network.register_forward_hook(lambda *given: None)
+    return network
+
+
+@pytest.mark.parametrize(("kind", "expected"), [
+    ("constant", [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1]),
+    ("linear", [0.25, 0.5 * 7 / 8, 0.75 * 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0]),
+    ("cosine", [min(1, (t + 1) / 4) * (1 + math.cos(math.pi * t / 8)) / 2 for t in range(9)])])
+def test_learning_rate_schedule(kind, expected):
+    step = new_step(lr_schedule=kind, lr_warmup=4, steps=8, lr_g=0.1, lr_d=0.2)
+    real, rates = batch(step), []
+    for _ in range(9):
+        step(real)
+        rates.append([step.adam_g.rate.item(), step.adam_d.rate.item()])
+    assert rates == [[pytest.approx(0.1 * f, abs=1e-7), pytest.approx(0.2 * f, abs=1e-7)] for f in expected]
+
+
+def test_lazy_penalty():
+    """At every third step, three times as strong."""
+    always, lazy = (new_step(r1=2.0, penalty_every=every, norm_d="none", double=True) for every in (1, 3))
+    assert [step.phase().penalty for step in (always, lazy)] == [True, True]
+    torch.manual_seed(4)
+    held = holding(always, batch(always), batch(always, 2))
+    none, one, three = (step.discriminator_loss(held, penalty)[0].item()
+                        for step, penalty in ((always, False), (always, True), (lazy, True)))
+    assert one > none and three - none == pytest.approx(3 * (one - none), rel=1e-6)
+    phases = []
+    for _ in range(6):
+        phases.append(lazy.phase().penalty)
+        lazy(batch(lazy))
+    assert phases == [True, False, False] * 2
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision(precision):
+    """Convolutions in 16 bits; parameters, statistics, logits, losses and moments in float32; the same game."""
+    half, full = new_step(precision=precision, ema=0.9), new_step(precision="fp32", ema=0.9)
+    reals, dtypes = [batch(full, seed) for seed in range(3)], set()
+    handles = [module.register_forward_hook(lambda m, i, out: dtypes.add(out.dtype))
+               for module in half.generator.modules() if isinstance(module, nn.ConvTranspose2d)]
+    records = []
+    for step in (half, full):
+        torch.manual_seed(2)
+        records.append([step(real) for real in reals][-1])
+    assert handles and dtypes == {torch.bfloat16 if precision == "bf16" else torch.float16}
+    assert all(tensor.dtype in (torch.float32, torch.int64, torch.int32) for tensor in half.state())
+    assert half.judge(reals[0]).dtype == torch.float32
+    assert records[0]["finite"] == 1
+    for key, value in records[1].items():
+        assert records[0][key].item() == pytest.approx(value.item(), rel=0.1), key
+
+
+def test_scaled_gradients_that_overflow():
+    """float16: the update is skipped, the scale halved, and training goes on; a loss that is not finite does halt."""
+    step = new_step(precision="fp16")
+    real = batch(step)
+    step(real)
+    scale = step.scale.tensors()[0]
+    scale.fill_(2.0**60)
+    before = parameters(step)
+    record = step(real)
+    assert changed(before, parameters(step)) == set()
+    assert record["finite"] == 1 and step.halted == 0 and scale == 2.0**59
+    scale.fill_(2.0**10)
+    step(real)
+    assert changed(before, parameters(step)) == {"generator", "discriminator"}
+    broken = real.clone()
+    broken[0, 0, 0, 0] = math.nan
+    assert step(broken)["finite"] == 0 and step.halted == 1
+
+
+def test_every_tensor_stays_where_it_is():
+    """What a captured step reads and writes: through steps, checkpoints and pictures, always the same memory."""
+    step, other = new_step(ema=0.9, precision="fp16"), new_step(ema=0.9, precision="fp16")
+    real = batch(step)
+    step(real)
+    places = [tensor.data_ptr() for tensor in step.state()]
+    for _ in range(2):
+        other(real)
+    step.load_state_dict(copy.deepcopy(other.state_dict()))
+    step(real)
+    assert [tensor.data_ptr() for tensor in step.state()] == places
+    assert step.steps == 3 and step.t == 3
+
+
+def test_ring():
+    """The last K steps, oldest first; what a step did not compute is NaN."""
+    step = new_step(history=3, d_steps=2)
+    records = []
+    for seed in range(5):
+        records.append(step(batch(step, seed)))
+        rows = step.ring.read(0, step.steps)
+        assert len(rows) == min(3, seed + 1)
+        for row, record in zip(rows, records[-3:], strict=True):
+            assert row.keys() == set(FIELDS)
+            assert {key for key in row if not math.isnan(row[key])} == set(record)
+            assert all(row[key] == pytest.approx(value.item(), rel=1e-6) for key, value in record.items())
+    assert step.ring.read(4, 5) == rows[-1:] or math.isnan(rows[-1]["loss_g"])
+
+
+def test_diversity():
+    """1 when fakes vary as reals do, 0 when they are all one picture."""
+    step = new_step()
+    real = batch(step)
+    def returning(images: Tensor) -> None:
+        step.generator.forward = lambda z: images + 0 * sum(p.sum() for p in step.generator.parameters())
+
+    returning(real)
+    assert step(real)["diversity"] == pytest.approx(1)
+    returning(real[:1].expand_as(real))
+    assert step(real)["diversity"] == pytest.approx(0, abs=1e-6)

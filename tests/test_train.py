@@ -128,14 +128,14 @@ def test_signal_saves_and_resume_loses_nothing(tiny, received):
     config = tiny(snap=100)
     whole = Trainer(config).fit()
     trainer = Trainer(config)
-    fetch, pending = trainer._next_batch, [received]
+    fetch, pending = trainer.feed.fetch, [received]
 
     def interrupted_once() -> Any:
         if trainer.step.steps == 3 and pending:
             signal.raise_signal(pending.pop())
         return fetch()
 
-    trainer._next_batch = interrupted_once  # type: ignore[method-assign]
+    trainer.feed.fetch = interrupted_once  # type: ignore[method-assign]
     folder = trainer.fit()
     assert trainer.stopped_by == received
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step000004.pt"]
@@ -223,14 +223,14 @@ BREAKS = {
 @pytest.mark.parametrize(("damage", "culprit"), BREAKS.values(), ids=BREAKS)
 def test_non_finite_loss_stops_and_names_the_tensor(tiny, damage, culprit):
     trainer = Trainer(tiny(snap=2, ndf=64))
-    fetch = trainer._next_batch
+    fetch = trainer.feed.fetch
 
     def broken_after_three() -> Any:
         if trainer.step.steps == 3:
             damage(trainer.step.generator, trainer.step.discriminator)
         return fetch()
 
-    trainer._next_batch = broken_after_three  # type: ignore[method-assign]
+    trainer.feed.fetch = broken_after_three  # type: ignore[method-assign]
     with pytest.raises(FastganError, match="at step 4; first non-finite tensor: ") as caught:
         trainer.fit()
     assert culprit in str(caught.value)

@@ -1,4 +1,4 @@
-"""Batches without end: gathered on the device from a set in memory, or decoded ahead by worker processes."""
+"""Batches without end, on the host: gathered from a set in memory, or decoded ahead by worker processes."""
 
 from __future__ import annotations
 
@@ -26,19 +26,16 @@ class LoaderState(TypedDict):
 class Loader:
     """An endless source of batches; raises `FastganError` for a batch larger than the data.
 
-    A set in memory is moved to `device` once. A streamed set is decoded by `config.workers` processes, or in this one
+    A streamed set is decoded by `config.workers` processes, or in this one
     when that is 0; what they decode ahead does not count in `state_dict`.
     """
 
-    def __init__(self, dataset: Dataset, config: DataConfig, seed: int, device: torch.device) -> None:
+    def __init__(self, dataset: Dataset, config: DataConfig, seed: int) -> None:
         self.dataset = dataset
         self.config = config
-        self.device = device
-        home = torch.device("cpu") if dataset.is_streamed else device
-        self._order = Order(len(dataset), config.batch, config.last_batch, seed, home)
+        self._order = Order(len(dataset), config.batch, config.last_batch, seed)
         self._position = Position(0, 0)
-        self._labels = None if dataset.labels is None else dataset.labels.to(home)
-        self._data = dataset.data.to(home) if isinstance(dataset, MemoryDataset) else None
+        self._data = dataset.data if isinstance(dataset, MemoryDataset) else None
         self._decoded: Iterator[tuple[Tensor, Tensor, Failures]] | None = None
 
     @property
@@ -47,7 +44,7 @@ class Loader:
         return self._order.batches_per_epoch
 
     def next_batch(self) -> tuple[Tensor, Tensor | None]:
-        """Images uint8 (B, C, H, W), or points float32 (B, 2), and labels int64 (B,) or None, on the device.
+        """Images uint8 (B, C, H, W), or points float32 (B, 2), and labels int64 (B,) or None, as the source has them.
 
         Raises `FastganError` for an unreadable image of a streamed set with `strict`, else replaces it by the next
         readable one and warns once.
@@ -58,8 +55,7 @@ class Loader:
         else:
             images, chosen = self._next_decoded()
         self._position = self._order.after(self._position)
-        labels = None if self._labels is None else self._labels[chosen].to(self.device, non_blocking=True)
-        return images, labels
+        return images, None if self.dataset.labels is None else self.dataset.labels[chosen]
 
     def state_dict(self) -> LoaderState:
         """The position as plain numbers; the order follows from the seed."""
@@ -79,7 +75,7 @@ class Loader:
             self._decoded = self._decode_ahead()
         images, chosen, failures = next(self._decoded)
         self._report(failures)
-        return images.to(self.device, non_blocking=True), chosen
+        return images, chosen
 
     def _decode_ahead(self) -> Iterator[tuple[Tensor, Tensor, Failures]]:
         assert isinstance(self.dataset, StreamedDataset)
@@ -88,7 +84,6 @@ class Loader:
             sampler=self._order.walk(self._position),
             batch_size=None,  # each index of the sampler is already a whole batch
             num_workers=self.config.workers,
-            pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # else DataLoader would draw its workers' seed from the global generator
         ))
 

@@ -28,17 +28,16 @@ class Order:
 
     `last_batch` says what becomes of the r < batch images that are left at an epoch's end: "drop" skips them, "keep"
     gives a short batch, "pad" fills it from the start of the same epoch's order, and "rollover" completes it from the
-    next epoch's order and goes on behind there, like TensorFlow's next_batch. Indices are int64 tensors on `device`.
+    next epoch's order and goes on behind there, like TensorFlow's next_batch. Indices are int64 tensors.
     """
 
-    def __init__(self, length: int, batch: int, last_batch: str, seed: int, device: torch.device) -> None:
+    def __init__(self, length: int, batch: int, last_batch: str, seed: int) -> None:
         if batch > length:
             raise FastganError(f"--batch {batch}: larger than the data; expected at most its {length} images")
         self.length = length
         self.batch = batch
         self.last_batch = last_batch
         self.seed = seed
-        self.device = device
         self._latest: tuple[int, Tensor] | None = None
 
     @property
@@ -91,5 +90,5 @@ class Order:
         if self._latest is None or self._latest[0] != epoch:
             mixed = np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)
             generator = torch.Generator().manual_seed(int(mixed[0]))
-            self._latest = epoch, torch.randperm(self.length, generator=generator).to(self.device)
+            self._latest = epoch, torch.randperm(self.length, generator=generator)
         return self._latest[1]

@@ -27,7 +27,7 @@ class Resident:
     def __init__(self, dataset: MemoryDataset, config: DataConfig, seed: int, device: torch.device) -> None:
         self.config = config
         self._name = dataset.name
-        self._order = Order(len(dataset), config.batch, config.last_batch, seed, torch.device("cpu"))
+        self._order = Order(len(dataset), config.batch, config.last_batch, seed)
         self._position = Position(0, 0)
         self._pin = device.type == "cuda"
         self._data = dataset.data.to(device)

@@ -27,7 +27,7 @@ class Streamed:
 
     def __init__(self, dataset: Dataset, config: DataConfig, seed: int, device: torch.device) -> None:
         self.config = config
-        self._loader = Loader(dataset, config, seed, torch.device("cpu"))
+        self._loader = Loader(dataset, config, seed)
         self._position = self._loader.state_dict()
         images = dataset.data.dtype if isinstance(dataset, MemoryDataset) else torch.uint8
         self._static = [torch.empty(config.batch, *dataset.shape, dtype=images, device=device)]

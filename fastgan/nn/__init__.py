@@ -9,10 +9,10 @@ from fastgan.nn.chain import (
     ConvTransposeBNAct,
     ConvTransposeBNReLU,
     frozen,
-    stat_groups,
     use,
 )
 from fastgan.nn.convert import convert, to_eager
+from fastgan.nn.groups import stat_groups
 
 __all__ = ["Chain", "ConvBNAct", "ConvBNLeakyReLU", "ConvTransposeBNAct", "ConvTransposeBNReLU", "convert",
            "frozen", "stat_groups", "to_eager", "use"]

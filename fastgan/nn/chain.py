@@ -20,7 +20,6 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import parametrize
 
 from fastgan import ops
-from fastgan.errors import FastganError
 from fastgan.nn.same import ConvSame, ConvTransposeSame
 from fastgan.ops.arguments import LARGEST_KERNEL, LARGEST_STRIDE, check_activation, check_groups, check_impl
 
@@ -139,31 +138,6 @@ def use(network: nn.Module, impl: str) -> nn.Module:
 
 
 @contextmanager
-def stat_groups(network: nn.Module, groups: int) -> Iterator[None]:
-    """Within the block, `network` treats each of `groups` equal parts of a batch as if it had come alone, in order.
-
-        with fastgan.nn.stat_groups(discriminator, 2):
-            logits_real, logits_fake = discriminator(torch.cat([real, fake])).chunk(2)
-
-    Outputs, gradients and running statistics are those of `groups` calls. `FastganError` when the network holds a
-    batch normalisation outside of a `Chain`, which would see the whole batch.
-    """
-    if not isinstance(groups, int) or isinstance(groups, bool):
-        raise TypeError(f"groups is {groups!r} ({type(groups).__name__}), expected an int")
-    if groups < 1:
-        raise FastganError(f"groups {groups}: expected a positive number")
-    chains = list(_outermost_chains(network, ""))
-    before = [chain.stat_groups for chain in chains]
-    try:
-        for chain in chains:
-            chain.stat_groups = groups
-        yield
-    finally:
-        for chain, value in zip(chains, before, strict=True):
-            chain.stat_groups = value
-
-
-@contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
     """Within the block, `network` is called without gradients of its parameters, only of its input.
 
@@ -178,17 +152,6 @@ def frozen(network: nn.Module) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
-
-
-def _outermost_chains(module: nn.Module, name: str) -> Iterator[Chain]:
-    if isinstance(module, Chain):
-        yield module
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-        raise FastganError(f"statistic groups: {name or 'the network'} ({type(module).__name__}) is not in a "
-                           "fastgan.nn.Chain and would take its statistics from the whole batch")
-    else:
-        for key, child in module.named_children():
-            yield from _outermost_chains(child, f"{name}.{key}" if name else key)
 
 
 def read(layers: list[nn.Module]) -> list[list[Layers] | nn.Module]:

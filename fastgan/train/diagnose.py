@@ -9,36 +9,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastgan.train.precision import products
 from fastgan.train.step import GANStep
 
 
-def first_non_finite(step: GANStep, real: Tensor, labels: Tensor | None = None) -> str:
-    """The name of the first tensor, in order of computation, that is not finite when the step is done on `real` again.
+def first_non_finite(step: GANStep) -> str:
+    """The name of the first tensor, in order of computation, that is not finite when the held step is done again.
 
-    The step skips updates that are not finite, so its networks still are what they were when it went wrong.
+    A step that is not finite changes no parameter, and what it was given is held, so all is as it was.
     """
-    assert step.z is not None, "diagnose comes after a step"
-    given = () if labels is None else (labels,)
+    held = step.held
+    assert held is not None, "diagnose comes after a step"
     found: list[str] = []
 
     def check(name: str, *tensors: Tensor | None) -> None:
         if any(t is not None and not torch.isfinite(t).all() for t in tensors):
             found.append(name)
 
-    check("the batch of real data", real)
+    check("the batch of real data", held.real)
     for name, network in (("generator", step.generator), ("discriminator", step.discriminator)):
         for key, parameter in network.named_parameters():
             check(f"parameter {name}.{key}", parameter)
-    with _watching("generator", step.generator, check):
-        fake = step.generator(step.z, *given)
-    with _watching("discriminator", step.discriminator, check):
-        loss_d, _, _ = step.discriminator_loss(real, fake.detach(), given)
-    check("loss_d", loss_d)
-    _check_gradients("discriminator", step.discriminator, loss_d, check)
-    with _watching("discriminator", step.discriminator, check):
-        loss_g = step.generator_loss(fake, given)
-    check("loss_g", loss_g)
-    _check_gradients("generator", step.generator, loss_g, check)
+    with products(step.precision):
+        with _watching("generator", step.generator, check):
+            fake = step.generate(held.z, held.given())
+        held.fake.copy_(fake.detach())
+        with _watching("discriminator", step.discriminator, check):
+            loss_d, _, _ = step.discriminator_loss(held, step.phase().penalty)
+        check("loss_d", loss_d)
+        _check_gradients("discriminator", step.discriminator, loss_d, check)
+        if step.config.fakes == "fresh-z":
+            with _watching("generator", step.generator, check):
+                fake = step.generate(held.z_fresh, held.given())
+        with _watching("discriminator", step.discriminator, check):
+            loss_g = step.generator_loss(fake, held.given())
+        check("loss_g", loss_g)
+        _check_gradients("generator", step.generator, loss_g, check)
     return found[0] if found else "none when computed again: the fault did not repeat"
 
 

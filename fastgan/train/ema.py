@@ -9,24 +9,44 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """average += (1 - decay_t) * (live - average) for parameters; buffers (running statistics) follow the live ones.
+    """average += (1 - decay_t) * (live - average), for parameters.
 
-    decay_t = min(decay, (1 + t) / (10 + t)) after t updates, so that the average forgets its random start.
+    decay_t = min(decay, (1 + t) / (10 + t)) after t updates, so that the average forgets its random start; t lives on
+    the device. Buffers (running statistics) are those of the live network: `module` copies them when it is asked for.
+
+    Args:
+        foreach: a few kernels for all parameters together; else one after the other.
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.module = copy.deepcopy(network).requires_grad_(False)
-        self.decay = decay
-        device = next(network.parameters()).device
-        self.updates = torch.zeros((), device=device)
+    def __init__(self, network: nn.Module, decay: float, *, foreach: bool = True) -> None:
+        self._network, self.decay, self.foreach = network, decay, foreach
+        self._module = copy.deepcopy(network).requires_grad_(False)
+        self.updates = torch.zeros((), device=next(network.parameters()).device)
+
+    @property
+    def module(self) -> nn.Module:
+        """The averaged network."""
+        for mine, theirs in zip(self._module.buffers(), self._network.buffers(), strict=True):
+            mine.copy_(theirs)
+        return self._module
 
     @torch.no_grad()
-    def update(self, network: nn.Module, skip: Tensor) -> None:
-        """Take one step towards `network`; none where `skip` () holds 1."""
+    def update(self, skip: Tensor) -> None:
+        """Take one step towards the network; none where `skip` () holds 1."""
+        live: list[Tensor] = list(self._network.parameters())
+        average = self.tensors()[1:]
         weight = (1 - ((1 + self.updates) / (10 + self.updates)).clamp(max=self.decay)) * (1 - skip)
-        live: list[Tensor] = list(network.parameters())
-        average: list[Tensor] = list(self.module.parameters())
-        torch._foreach_lerp_(average, live, [weight.to(live[0].dtype)] * len(live))
-        for mine, theirs in zip(self.module.buffers(), network.buffers(), strict=True):
-            mine.copy_(torch.where(skip > 0, mine, theirs))
+        weight = weight.to(live[0].dtype)
+        if self.foreach:
+            # not _foreach_lerp_: with a weight on the device it starts a kernel for each tensor
+            way = torch._foreach_sub(live, average)
+            torch._foreach_mul_(way, weight)
+            torch._foreach_add_(average, way)
+        else:
+            for mine, theirs in zip(average, live, strict=True):
+                mine.add_((theirs - mine) * weight)
         self.updates += 1 - skip
+
+    def tensors(self) -> list[Tensor]:
+        """All that an update changes."""
+        return [self.updates, *self._module.parameters()]

@@ -32,21 +32,24 @@ RUNS = 3  # to warm up, and on each side of the check
 
 
 class Capturable(Protocol):
-    """A training step of which the device's work and the host's are apart."""
+    """A training step of which the device's work and the host's are apart; `args` are its inputs, tensors."""
+
+    def allocate(self, *args: Any, **kwargs: Any) -> None:
+        """Make, once, all tensors that runs on such inputs keep."""
 
     def phase(self) -> Hashable:
         """Which shape of work the next call is; there is a graph for each."""
 
-    def run(self, phase: Any, *inputs: Tensor) -> dict[str, Tensor]:
+    def run(self, phase: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The device's work of one call, on tensors only; changes nothing on the host that a later call reads."""
 
-    def advance(self, phase: Any, *inputs: Tensor) -> None:
+    def advance(self, phase: Any, *args: Any, **kwargs: Any) -> None:
         """The host's bookkeeping after a call."""
 
     def state(self) -> list[Tensor]:
         """Every tensor that `run` changes and a later one reads, always changed in place; random state apart."""
 
-    def __call__(self, *inputs: Tensor) -> dict[str, Tensor]:
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """phase, run and advance."""
 
 
@@ -134,6 +137,7 @@ class GraphedStep:
         """Capture and check a phase; False where that fails. State and random state are as before either way."""
         before = None
         try:
+            self.step.allocate(*inputs)
             device = _one_device(self.step, inputs)
             before = Snapshot(self.step.state, device, cuda)
             self.inputs = self.inputs or tuple(x.detach().clone() for x in inputs)

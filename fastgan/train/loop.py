@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from fastgan import __version__, pictures
 from fastgan.config import Config
-from fastgan.data import Loader, open_dataset, to_model_range, to_uint8
+from fastgan.data import Loader, make_feed, open_dataset, to_uint8
 from fastgan.errors import FastganError, first_line
 from fastgan.files import reason
 from fastgan.models import build
@@ -30,8 +30,11 @@ from fastgan.nn import use
 from fastgan.ops.engines import check_device
 from fastgan.train import checkpoint, runs
 from fastgan.train.diagnose import first_non_finite
+from fastgan.train.fed import FedStep
+from fastgan.train.graph import GraphedStep
 from fastgan.train.host import peak_memory_gb, pick_device, say, signals
 from fastgan.train.log import RunLog
+from fastgan.train.precision import choose
 from fastgan.train.step import GANStep
 
 
@@ -45,6 +48,10 @@ class Trainer:
         self.config = config.validate()
         self.device = pick_device(config.run.device)
         check_device(config.run.impl, self.device)
+        precision = choose(config.run.precision, self.device)
+        if config.run.graph == "on" and self.device.type != "cuda":
+            raise FastganError(f"--graph on: CUDA graphs need a CUDA device, this run is on {self.device}; expected "
+                               "auto or off")
         torch.manual_seed(config.run.seed)
         self.dataset = open_dataset(config.data, config.run.seed)
         if config.data.cond and self.dataset.labels is None:
@@ -53,12 +60,19 @@ class Trainer:
         generator, discriminator = (
             use(network, config.run.impl).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             for network in build(config.model, self.dataset.shape, len(self.classes)))
-        self.loader = Loader(self.dataset, config.data, config.run.seed, self.device)
+        self.feed = make_feed(self.dataset, config.data, config.run.seed, self.device)
         if config.data.last_batch == "keep" and len(self.dataset) % config.data.batch == 1:
             raise FastganError(f"--last-batch keep --batch {config.data.batch}: the last batch of {len(self.dataset)} "
                                "would be 1 image, too few for statistics; expected drop, pad or rollover")
-        self.step = GANStep(generator, discriminator, config.model, config.train)
-        self.total = length(config, self.loader)
+        self.step = GANStep(generator, discriminator, config.model, config.train, precision=precision,
+                            history=config.run.log_every)
+        self.total = length(config, self.feed.steps_per_epoch)
+        self.step.total.fill_(self.total)
+        rest = len(self.dataset) % config.data.batch if config.data.last_batch == "keep" else 0
+        self.eager = FedStep(self.feed, self.step, self.dataset.shape, [config.data.batch, *([rest] if rest else [])],
+                             bool(self.classes))
+        wanted = config.run.graph == "on" or (config.run.graph == "auto" and self.device.type == "cuda")
+        self.graphed = GraphedStep(self.eager) if wanted else None
         self.folder = folder or runs.create(Path(config.run.outdir), config.preset)
         self.stopped_by: signal.Signals | None = None
 
@@ -84,8 +98,9 @@ class Trainer:
 
     def fit(self) -> Path:
         """Train to the end, or to Ctrl-C or SIGTERM, which save first; returns the run folder."""
+        self._write_options()
         if self.step.steps == 0:
-            self._write_facts()
+            self._first_pictures()
         log = RunLog(self.folder, self.step.steps, self.config.run.tensorboard)
         bar = tqdm(total=self.total, initial=self.step.steps, unit="step", dynamic_ncols=True, desc=self.folder.name)
         try:
@@ -96,48 +111,70 @@ class Trainer:
         finally:
             bar.close()
             log.close()
-            self.loader.close()
+            self.feed.close()
+            if self.graphed is not None:
+                self.graphed.close()
         return self.folder
 
     def _train(self, log: RunLog, bar: tqdm) -> None:
-        run, clock = self.config.run, _Clock(self.step.steps)
+        run, clock, looked = self.config.run, _Clock(self.step.steps), self.step.steps
         while self.step.steps < self.total and self.stopped_by is None:
-            real, labels = self._next_batch()
-            values = _to_host(self.step(real, labels))
-            done = self.step.steps
-            if not all(map(math.isfinite, values.values())):
-                self._stop_at_non_finite(values, real, labels)
+            self._play()
             bar.update()
+            done = self.step.steps
+            last = done == self.total or self.stopped_by is not None
+            if done % run.log_every and done % run.snap and not last:
+                continue
+            # the one place where the host waits for the device
+            values, looked = self._look(looked), done
             if done % run.log_every == 0 or done == self.total:
-                seconds = clock.lap(done)
-                log.write({"step": done, **values, **self._facts(seconds)})
+                log.write({"step": done, **values, **self._facts(clock.lap(done))})
                 bar.set_postfix_str(" ".join(f"{key} {values[key]:.3f}" for key in ("loss_d", "loss_g")
                                              if key in values), refresh=False)
-            if done % run.snap == 0 or done == self.total or self.stopped_by is not None:
-                self._snapshot(log, real)
+            if done % run.snap == 0 or last:
+                self._snapshot(log)
 
-    def _next_batch(self) -> tuple[Tensor, Tensor | None]:
-        raw, labels = self.loader.next_batch()
-        data = self.config.data
-        real = to_model_range(raw, flip=data.flip, unit_range=data.unit_range, dtype=torch.float32)
-        return real, labels if self.classes else None
+    def _play(self) -> None:
+        """One step: the graph, or where it cannot (a short last batch), the same by hand."""
+        size = self.eager.prepare()
+        if self.graphed is None or size < self.config.data.batch:
+            self.eager()
+            return
+        before = self.graphed.description
+        self.graphed()
+        if self.graphed.description != before:
+            self._write_options()
+
+    def _look(self, since: int) -> dict[str, float]:
+        """What the last step told; `FastganError` if one since `since` was not finite."""
+        rows = self.step.ring.read(since, self.step.steps)
+        for step, row in enumerate(rows, self.step.steps - len(rows)):
+            if row["finite"] != 1:
+                self._stop_at_non_finite(step, row)
+        return {key: value for key, value in rows[-1].items() if math.isfinite(value) and key != "finite"}
 
     def _facts(self, seconds: float) -> dict[str, float]:
-        batch, loader = self.config.data.batch, self.loader.state_dict()
-        facts = {"epoch": loader["epoch"] + loader["cursor"] / len(self.dataset), "sec_per_step": seconds,
+        batch, position = self.config.data.batch, self.feed.state_dict()
+        facts = {"epoch": position["epoch"] + position["cursor"] / len(self.dataset), "sec_per_step": seconds,
                  "images_per_sec": batch / seconds, "cpu_peak_gb": peak_memory_gb()}
         if self.device.type == "cuda":
             facts["gpu_peak_gb"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         return facts
 
-    def _write_facts(self) -> None:
-        """Before the first step: options, real data, and what the untrained generator makes."""
+    def _write_options(self) -> None:
+        """Every option, and what was found out: again whenever what runs has changed."""
+        graph = "off" if self.graphed is None else self.graphed.description
         runs.write_options(self.folder, self.config, {
             "device": str(self.device), "steps": self.total, "shape": list(self.dataset.shape),
             "data": self.dataset.summary(), "fingerprint": self.dataset.fingerprint, "classes": self.classes,
             "skipped": self.dataset.skipped, "parameters": self.step.parameter_counts(),
             "engine": "triton" if self.config.run.impl == "triton" else "reference (eager PyTorch)",
+            "precision": self.step.precision, "graph": graph,
+            "discriminator": "real and fake together" if self.step.together else "real and fake one after the other",
             "versions": {"fastgan": __version__, "torch": torch.__version__, "python": platform.python_version()}})
+
+    def _first_pictures(self) -> None:
+        """Before the first step: real data, and what the untrained generator makes."""
         self._picture("fakes_init.png")
         if self.dataset.shape == (2,):
             pictures.scatter(self.folder / "reals.png", real=self.examples)
@@ -147,15 +184,15 @@ class Trainer:
     @cached_property
     def examples(self) -> Tensor:
         """As much real data as a picture shows, (grid, C, H, W) uint8 or (grid, 2), in an order of its own."""
-        loader = Loader(self.dataset, self.config.data, self.config.run.seed, torch.device("cpu"))
+        loader = Loader(self.dataset, self.config.data, self.config.run.seed)
         count = min(self.config.run.grid, len(self.dataset))
         batches = [loader.next_batch()[0] for _ in range(math.ceil(count / self.config.data.batch))]
         loader.close()
         return torch.cat(batches)[:count]
 
-    def _snapshot(self, log: RunLog, real: Tensor) -> None:
+    def _snapshot(self, log: RunLog) -> None:
         """Pictures, curves, the generator for use elsewhere and, last, the checkpoint that stands for all of it."""
-        self._picture(f"fakes{self.step.steps:06d}.png", real)
+        self._picture(f"fakes{self.step.steps:06d}.png")
         pictures.loss_curves(log.records, self.folder / "losses.png")
         self.pretrained().save(self.folder)
         checkpoint.save(self.folder / "checkpoints", self.step.steps, self.state_dict(), self.config.run.keep)
@@ -165,10 +202,10 @@ class Trainer:
         generator = self.step.ema.module if self.step.ema is not None else self.step.generator
         return Pretrained(generator, self.config.model, self.dataset.shape, self.classes, self.config.data.unit_range)
 
-    def _picture(self, name: str, real: Tensor | None = None) -> None:
-        run, path, unit = self.config.run, self.folder / name, self.config.data.unit_range
-        if run.pictures == "side-by-side" and real is not None and self.step.fake is not None:
-            halves = (to_uint8(x[: run.grid].float().cpu(), unit) for x in (self.step.fake, real))
+    def _picture(self, name: str) -> None:
+        run, path, unit, held = self.config.run, self.folder / name, self.config.data.unit_range, self.step.held
+        if run.pictures == "side-by-side" and held is not None:
+            halves = (to_uint8(x[: run.grid].float().cpu(), unit) for x in (held.fake, held.real))
             pictures.save(pictures.side_by_side(*halves), path)
             return
         source = self.pretrained()
@@ -184,18 +221,22 @@ class Trainer:
         self.stopped_by = received
         say(f"{received.name}: saving after this step (once more to stop at once)")
 
-    def _stop_at_non_finite(self, values: dict[str, float], real: Tensor, labels: Tensor | None) -> None:
+    def _stop_at_non_finite(self, step: int, row: dict[str, float]) -> None:
         """Save the state, which is the last good one, with the batch, and say which tensor broke first."""
-        wrong = next(key for key, value in values.items() if not math.isfinite(value))
-        path = self.folder / f"nonfinite{self.step.steps:06d}.pt"
-        checkpoint.write(path, {**self.state_dict(), "real": real.cpu(), "labels": None if labels is None else
-                                labels.cpu(), "z": None if self.step.z is None else self.step.z.cpu()})
-        raise FastganError(f"{wrong} is {values[wrong]} at step {self.step.steps}; first non-finite tensor: "
-                           f"{first_non_finite(self.step, real, labels)}; state and batch are in {path}")
+        self.step.steps = step
+        held = self.step.held
+        assert held is not None
+        wrong = next((key for key, value in row.items() if key != "diversity" and not math.isfinite(value)), "a loss")
+        path = self.folder / f"nonfinite{step + 1:06d}.pt"
+        tensors = {"real": held.real, "z": held.z, "labels": held.labels}
+        checkpoint.write(path, {**self.state_dict(), **{name: None if tensor is None else tensor.cpu()
+                                                        for name, tensor in tensors.items()}})
+        raise FastganError(f"{wrong} is {row.get(wrong)} at step {step + 1}; first non-finite tensor: "
+                           f"{first_non_finite(self.step)}; state and batch are in {path}")
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run needs to go on as if it had not stopped."""
-        state = {"step": self.step.state_dict(), "loader": self.loader.state_dict(), "rng": torch.get_rng_state(),
+        state = {"step": self.step.state_dict(), "loader": self.feed.state_dict(), "rng": torch.get_rng_state(),
                  "fingerprint": self.dataset.fingerprint}
         if self.device.type == "cuda":
             state["rng_cuda"] = torch.cuda.get_rng_state(self.device)
@@ -207,15 +248,15 @@ class Trainer:
             raise FastganError(f"{self.dataset.name} has changed since {self.folder} was trained on it; "
                                "expected the same images, or a new run")
         self.step.load_state_dict(state["step"])
-        self.loader.load_state_dict(state["loader"])
+        self.feed.load_state_dict(state["loader"])
         torch.set_rng_state(state["rng"])
         if "rng_cuda" in state and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["rng_cuda"], self.device)
 
 
-def length(config: Config, loader: Loader) -> int:
+def length(config: Config, steps_per_epoch: int) -> int:
     """Steps of a whole run."""
-    return config.train.steps or math.ceil(config.train.epochs * loader.steps_per_epoch)
+    return config.train.steps or math.ceil(config.train.epochs * steps_per_epoch)
 
 
 class _Clock:
@@ -229,11 +270,6 @@ class _Clock:
         seconds = (now - self.time) / max(step - self.step, 1)
         self.time, self.step = now, step
         return seconds
-
-
-def _to_host(record: dict[str, Tensor]) -> dict[str, float]:
-    """All values in one transfer."""
-    return dict(zip(record, torch.stack([value.float() for value in record.values()]).tolist(), strict=True))
 
 
 def _columns(count: int, classes: int) -> int | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastgan.config import Config
 from fastgan.models import build
+from fastgan.train.held import Held
 from fastgan.train.step import GANStep
 
 
@@ -20,15 +21,16 @@ def estimate(config: Config, shape: tuple[int, ...], num_classes: int = 0) -> di
     keeps, counted on the meta device: the larger of the D update, with the fakes' graph, and the G update.
     """
     with torch.device("meta"):
-        step = GANStep(*build(config.model, shape, num_classes), config.model, config.train)
+        step = GANStep(*build(config.model, shape, num_classes), config.model, config.train, precision="fp32")
         real = torch.empty(config.data.batch, *shape)
-        given = (torch.zeros(config.data.batch, dtype=torch.long),) if num_classes else ()
+        labels = torch.zeros(config.data.batch, dtype=torch.long) if num_classes else None
+        held = Held(config.model.nz, real, labels, config.train.real_first)
     with _counting_saved() as by_g:
-        fake = step.generator(step.draw(real), *given)
+        fake = step.generate(held.z, held.given())
     with _counting_saved() as by_d:
-        step.discriminator_loss(real, fake.detach(), given)
+        step.discriminator_loss(held)
     with _counting_saved() as by_g_through_d:
-        step.generator_loss(fake, given)
+        step.generator_loss(fake, held.given())
     counts = step.parameter_counts()
     ema = counts["generator"] if config.train.ema else 0
     return {**counts, "state": 4 * (4 * sum(counts.values()) + ema),

@@ -12,9 +12,10 @@ from fastgan.errors import FastganError
 from fastgan.files import reason, replacing
 
 OPTIONS = "training_options.json"
-# what a resumed run may do otherwise: none of these changes what is computed in a step
-MAY_CHANGE = {"outdir", "data_root", "cache_gb", "workers", "strict", "epochs", "steps", "device", "impl", "snap",
-              "log_every", "keep", "tensorboard", "source"}
+# what a resumed run may do otherwise: none of these changes what is computed in a step (a learning rate that falls
+# towards the end of the run binds that end)
+MAY_CHANGE = {"outdir", "data_root", "cache_gb", "workers", "strict", "epochs", "steps", "device", "impl", "graph",
+              "gpu_data_gb", "snap", "log_every", "keep", "tensorboard", "source"}
 
 
 def create(outdir: Path, name: str) -> Path:
@@ -62,7 +63,8 @@ def read_options(folder: Path) -> Config:
 def check_resume(folder: Path, before: Config, now: Config) -> None:
     """`FastganError` that shows, per key, what a resumed run must not change."""
     old, new = before.flat(), now.flat()
-    changed = [f"{key} {old[key]} -> {new[key]}" for key in old if old[key] != new[key] and key not in MAY_CHANGE]
+    may = MAY_CHANGE if before.train.lr_schedule == "constant" else MAY_CHANGE - {"epochs", "steps"}
+    changed = [f"{key} {old[key]} -> {new[key]}" for key in old if old[key] != new[key] and key not in may]
     if changed:
         raise FastganError(f"cannot resume {folder} with other options: {', '.join(changed)}; "
                            f"expected them as they were, or a new run by `fastgan train`")

@@ -62,7 +62,8 @@ def _relative(start: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """() float32"""
     if not left.is_floating_point():
         return torch.where((left != right).any(), torch.inf, 0.0)
-    apart, moved = _rms(left, right), _rms(left, start)
+    # NaN: what a row of the ring does not hold
+    apart, moved = _rms(left, right), _rms(*(torch.where(t.isnan(), 0, t) for t in (left, start)))
     return torch.where(moved > 0, apart / moved, (apart > 0).float()).float()
 
 

@@ -1,28 +1,58 @@
 """One step of the game: a discriminator update, then a generator update.
 
     z ~ noise                      fakes = G(z)
-    D:  loss_d(D(x), D(fakes))     gradients of both passes added, Adam
+    D:  loss_d(D(x), D(fakes))     gradients of both added, Adam
     G:  loss_g(D(fakes))           through the updated D, Adam, moving average
 
-A function of device state: nothing on the host depends on a value on the device. An update whose loss or gradients
-are not finite is skipped there, so both networks keep their last good parameters (though not their running
-statistics); the losses tell the host.
+A function of device state: nothing on the host depends on a value on the device, so the step can be captured in a CUDA
+graph (`graph.py`). What the host does decide, by counting, is the `Phase` of a step; each phase is a graph of its own.
+
+A step whose losses or gradients are not finite changes no parameter, and neither does any after it: the device halts,
+repeats that step and says so in the ring, until the host looks.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from fastgan.config import ModelConfig, TrainConfig
 from fastgan.models.sampling import Noise
-from fastgan.nn import frozen
+from fastgan.nn import Chain, frozen, stat_groups
+from fastgan.nn.groups import is_divisible
+from fastgan.train import schedule
 from fastgan.train.ema import EMA
+from fastgan.train.held import Held
 from fastgan.train.losses import LOSSES, gradient_penalty, r1_penalty
-from fastgan.train.optim import make_adam
+from fastgan.train.optim import DeviceAdam, make_adam
+from fastgan.train.precision import autocast, choose, products
+from fastgan.train.ring import Ring
+from fastgan.train.scaling import LossScale
+
+
+@dataclass(frozen=True)
+class Savings:
+    """Work that the textbook step does and this one does not. With each, the result is the same."""
+
+    together: bool = True
+    """D sees real and fake images in one call, with two statistic groups, where its layers can"""
+    frozen: bool = True
+    """no gradients of D's weights in G's update"""
+    fused_adam: bool = True
+    """one kernel for all parameters of a network"""
+    foreach_ema: bool = True
+    """a few kernels for the whole moving average"""
+
+
+class Phase(NamedTuple):
+    """What a step does: whether G is updated too, and whether D's loss has its gradient penalty."""
+
+    both: bool
+    penalty: bool
 
 
 class GANStep:
@@ -31,86 +61,210 @@ class GANStep:
     Args:
         generator: z (N, nz) [, labels (N,)] -> images. discriminator: images [, labels] -> logits (N,) or (N, 2).
         model: the noise. train: losses, optimizer and the order of updates.
+        precision: "fp32", "tf32", "bf16", "fp16" or "auto" (`precision.py`).
+        savings: what is left out of the textbook step. history: steps that the ring remembers.
+
+    Attributes:
+        steps: how many there were, on the host. total: how many there will be, on the device, for schedules.
+        ring: what the last steps told. held: what the last one was given.
     """
 
-    def __init__(self, generator: nn.Module, discriminator: nn.Module, model: ModelConfig, train: TrainConfig) -> None:
+    def __init__(self, generator: nn.Module, discriminator: nn.Module, model: ModelConfig, train: TrainConfig, *,
+                 precision: str = "auto", savings: Savings = Savings(), history: int = 1) -> None:
         self.generator, self.discriminator, self.config = generator, discriminator, train
+        self.savings = savings
         self.noise = Noise(model.noise, model.noise_mean, model.nz)
         self.loss = LOSSES[train.loss]
         self.params_g: list[Tensor] = [p for p in generator.parameters() if p.requires_grad]
         self.params_d: list[Tensor] = [p for p in discriminator.parameters() if p.requires_grad]
-        self.adam_g = make_adam(self.params_g, train.lr_g or train.lr, train)
-        self.adam_d = make_adam(self.params_d, train.lr_d or train.lr, train)
-        self.ema = EMA(generator, train.ema) if train.ema else None
+        self.adam_g = make_adam(self.params_g, train.lr_g or train.lr, train, fused=savings.fused_adam)
+        self.adam_d = make_adam(self.params_d, train.lr_d or train.lr, train, fused=savings.fused_adam)
+        self.ema = EMA(generator, train.ema, foreach=savings.foreach_ema) if train.ema else None
+        self.device = self.params_g[0].device
+        self.precision = choose(precision, self.device) if precision == "auto" else precision
+        self.scale = LossScale(precision == "fp16", self.device)
+        self.impl = next((module.impl for module in discriminator.modules() if isinstance(module, Chain)), "auto")
+        self.together = savings.together and is_divisible(discriminator)
         self.steps = 0
-        self.z: Tensor | None = None  # of the last call, (N, nz)
-        self.fake: Tensor | None = None  # of the last call, as the discriminator saw it
+        self.t = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.total = torch.full_like(self.t, train.steps or 1)
+        self.halted = torch.zeros((), device=self.device)
+        self.ring = Ring(history, self.device)
+        self.held: Held | None = None
+        self._held: dict[int, Held] = {}  # by batch size
 
     def __call__(self, real: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Train on real images (N, C, H, W), or points (N, 2), and labels (N,) of a conditional model.
 
-        Returns scalars on the device: loss_d, d_real = E[D(x)], d_fake = E[D(G(z))], grad_norm_d and, when the
-        generator was updated too, loss_g and grad_norm_g.
+        Returns scalars on the device: loss_d, d_real = E[D(x)], d_fake = E[D(G(z))], grad_norm_d, diversity (of the
+        fakes, 1 when their pixels vary as much as the reals'), finite and, when the generator was updated too, loss_g
+        and grad_norm_g.
         """
-        given = () if labels is None else (labels,)
-        turn_of_g = (self.steps + 1) % self.config.d_steps == 0
-        reuse = turn_of_g and self.config.fakes == "reuse"
-        self.z = self.draw(real)
-        with torch.set_grad_enabled(reuse):
-            fake = self.generator(self.z, *given)
-        self.fake = fake.detach()
-        record, skip = self._update_discriminator(real, self.fake, given)
-        if turn_of_g:
-            if not reuse:
-                self.z = self.draw(real) if self.config.fakes == "fresh-z" else self.z
-                fake = self.generator(self.z, *given)
-            record |= self._update_generator(fake, given, skip)
-        self.steps += 1
+        given = (real,) if labels is None else (real, labels)
+        phase = self.phase()
+        record = self.run(phase, *given)
+        self.advance(phase, *given)
         return record
 
-    def draw(self, real: Tensor) -> Tensor:
-        """Latent vectors (N, nz) for a batch like `real`, from the device's generator."""
-        return self.noise(len(real), device=real.device, dtype=real.dtype)
-
-    def discriminator_loss(self, real: Tensor, fake: Tensor, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """(loss, real logits, fake logits), penalties included."""
+    def phase(self) -> Phase:
+        """Of the next step."""
         config = self.config
-        real = real.detach().requires_grad_(config.r1 > 0)
-        if config.real_first:
-            real_logits, fake_logits = self.discriminator(real, *given), self.discriminator(fake, *given)
+        penalised = config.r1 > 0 or config.loss == "wgan-gp"
+        return Phase((self.steps + 1) % config.d_steps == 0, penalised and self.steps % config.penalty_every == 0)
+
+    def run(self, phase: Phase, real: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """The device's part of a step."""
+        with products(self.precision):
+            held = self._hold(real, labels)
+            self._schedule()
+            reuse = phase.both and self.config.fakes == "reuse"
+            with torch.set_grad_enabled(reuse):
+                fake = self.generate(held.z, held.given())
+            held.fake.copy_(fake.detach())
+            record, skip = self._update_discriminator(held, phase)
+            if phase.both:
+                if not reuse:
+                    fake = self.generate(held.z_fresh if self.config.fakes == "fresh-z" else held.z, held.given())
+                more, skip = self._update_generator(fake, held, skip)
+                record |= more
+            self.scale.update()
+            return self._finish(held, record, skip)
+
+    def advance(self, phase: Phase, real: Tensor, labels: Tensor | None = None) -> None:
+        """The host's part of a step."""
+        self.count(len(real))
+
+    def count(self, size: int) -> None:
+        """A step on a batch of `size` images has been done."""
+        self.steps += 1
+        self.held = self._held[size]
+
+    def draw(self, like: Tensor) -> Tensor:
+        """Latent vectors (N, nz) for a batch like `like`, from the device's generator."""
+        return self.noise(len(like), device=like.device, dtype=like.dtype)
+
+    def generate(self, z: Tensor, given: tuple[Tensor, ...]) -> Tensor:
+        with autocast(self.precision, self.device):
+            return self.generator(z, *given).to(z.dtype)
+
+    def judge(self, images: Tensor, *given: Tensor) -> Tensor:
+        """The discriminator's logits, no narrower than float32."""
+        with autocast(self.precision, self.device):
+            logits: Tensor = self.discriminator(images, *given)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def discriminator_loss(self, held: Held, penalty: bool = True) -> tuple[Tensor, ...]:
+        """(loss, D(x), D(G(z))), scalars; the loss with its gradient penalty where there is one."""
+        config, given, real = self.config, held.given(), held.real
+        r1 = penalty and config.r1 > 0
+        if self.together and not r1:
+            with stat_groups(self.discriminator, 2):
+                logits = self.judge(held.images, *(() if held.labels is None else (held.labels,)))
+            halves = logits.chunk(2)
+            real_logits, fake_logits = halves if config.real_first else halves[::-1]
         else:
-            fake_logits, real_logits = self.discriminator(fake, *given), self.discriminator(real, *given)
-        loss = config.d_loss_weight * self.loss.discriminator(real_logits, fake_logits)
-        if config.loss == "wgan-gp":
-            loss = loss + config.gp * gradient_penalty(self.discriminator, real, fake, given)
-        if config.r1:
-            loss = loss + config.r1 * r1_penalty(self.loss.score(real_logits), real)
-        return loss, real_logits, fake_logits
+            real = real.detach().requires_grad_(r1)
+            if config.real_first:
+                real_logits, fake_logits = self.judge(real, *given), self.judge(held.fake, *given)
+            else:
+                fake_logits, real_logits = self.judge(held.fake, *given), self.judge(real, *given)
+        loss, d_real, d_fake = self.loss.discriminator(real_logits, fake_logits, config.label_smoothing, self.impl)
+        loss = config.d_loss_weight * loss
+        if penalty and config.loss == "wgan-gp":
+            slope = gradient_penalty(self.judge, held.real, held.fake, given)
+            loss = loss + config.penalty_every * config.gp * slope
+        if r1:
+            slope = r1_penalty(self.loss.score(real_logits), real)
+            loss = loss + config.penalty_every * config.r1 * slope
+        return loss, d_real, d_fake
 
     def generator_loss(self, fake: Tensor, given: tuple[Tensor, ...]) -> Tensor:
         """The generator's loss through the discriminator as it is now."""
-        with frozen(self.discriminator):
-            return self.loss.generator(self.discriminator(fake, *given))
+        with frozen(self.discriminator) if self.savings.frozen else nullcontext():
+            return self.loss.generator(self.judge(fake, *given), self.impl)
 
-    def _update_discriminator(self, real: Tensor, fake: Tensor,
-                              given: tuple[Tensor, ...]) -> tuple[dict[str, Tensor], Tensor]:
-        loss, real_logits, fake_logits = self.discriminator_loss(real, fake, given)
-        norm, skip = apply_gradients(loss, self.params_d, self.adam_d, torch.zeros_like(loss))
-        return {"loss_d": loss.detach(), "grad_norm_d": norm,
-                "d_real": self.loss.probability(real_logits.detach()).mean(),
-                "d_fake": self.loss.probability(fake_logits.detach()).mean()}, skip
+    def allocate(self, real: Tensor, labels: Tensor | None = None) -> None:
+        """Make the tensors in which steps on such batches are held, once; a step does it when nobody has."""
+        if len(real) not in self._held:
+            self._held[len(real)] = Held(self.noise.nz, real, labels, self.config.real_first)
 
-    def _update_generator(self, fake: Tensor, given: tuple[Tensor, ...], skip: Tensor) -> dict[str, Tensor]:
-        loss = self.generator_loss(fake, given)
-        norm, skip = apply_gradients(loss, self.params_g, self.adam_g, skip)
+    def _hold(self, real: Tensor, labels: Tensor | None) -> Held:
+        self.allocate(real, labels)
+        held = self._held[len(real)]
+        held.keep(held.z, self.draw(real), self.halted)
+        if self.config.fakes == "fresh-z":
+            held.keep(held.z_fresh, self.draw(real), self.halted)
+        held.keep(held.real, real, self.halted)
+        if labels is not None and held.labels is not None:
+            held.keep(held.labels, torch.cat([labels, labels]), self.halted)
+        return held
+
+    def _schedule(self) -> None:
+        if not schedule.is_constant(self.config):
+            factor = schedule.factor(self.config, self.t, self.total)
+            for adam, lr in ((self.adam_g, self.config.lr_g), (self.adam_d, self.config.lr_d)):
+                adam.rate.copy_(factor * (lr or self.config.lr))
+
+    def _update_discriminator(self, held: Held, phase: Phase) -> tuple[dict[str, Tensor], Tensor]:
+        loss, d_real, d_fake = self.discriminator_loss(held, phase.penalty)
+        norm, skip = self._descend(loss, self.params_d, self.adam_d, self.halted)
+        return {"loss_d": loss.detach(), "grad_norm_d": norm, "d_real": d_real, "d_fake": d_fake}, skip
+
+    def _update_generator(self, fake: Tensor, held: Held, skip: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        loss = self.generator_loss(fake, held.given())
+        unused = [] if self.savings.frozen else self.params_d
+        norm, skip = self._descend(loss, self.params_g, self.adam_g, skip, unused)
         if self.ema is not None:
-            self.ema.update(self.generator, skip)
-        return {"loss_g": loss.detach(), "grad_norm_g": norm}
+            self.ema.update(skip)
+        return {"loss_g": loss.detach(), "grad_norm_g": norm}, skip
+
+    def _descend(self, loss: Tensor, params: list[Tensor], adam: DeviceAdam, skip: Tensor,
+                 unused: list[Tensor] | tuple[()] = ()) -> tuple[Tensor, Tensor]:
+        """Differentiate, step, forget the gradients; no step where `skip` holds 1 or something is not finite.
+
+        Returns (norm of all gradients, 1.0 where the step was skipped), both scalars on the device. Gradients of
+        `unused` are computed and dropped.
+        """
+        grads = torch.autograd.grad(self.scale(loss), [*params, *unused])[: len(params)]
+        for parameter, grad in zip(params, grads, strict=True):
+            # fused Adam walks through memory: a gradient in another order of dimensions would be taken as it lies
+            same = grad.stride() == parameter.stride()
+            parameter.grad = grad if same else torch.empty_like(parameter).copy_(grad)
+        self.scale.undo(adam)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+        skip = torch.maximum(skip, (~torch.isfinite(norm + loss.detach())).to(skip.dtype))
+        adam.found_inf = skip
+        adam.step()
+        adam.zero_grad(set_to_none=True)
+        return norm, skip
+
+    @torch.no_grad()
+    def _finish(self, held: Held, record: dict[str, Tensor], skip: Tensor) -> dict[str, Tensor]:
+        """Complete the record, write it down, halt or go on to the next step."""
+        if self.scale.enabled:  # overflow of a scaled gradient is its business, only a loss that is not finite is ours
+            losses = torch.stack([value for key, value in record.items() if key.startswith("loss")])
+            wrong = (~torch.isfinite(losses)).any().to(skip.dtype)
+            self.halted.copy_(torch.maximum(self.halted, wrong))
+        else:
+            self.halted.copy_(skip)
+        fake, real = (half.float().std(0, correction=0).mean() for half in (held.fake, held.real))
+        record |= {"diversity": fake / real.clamp(min=1e-8), "finite": 1 - self.halted}
+        self.ring.write(self.t, record)
+        self.t += (1 - self.halted).to(self.t.dtype)
+        return record
 
     def parameter_counts(self) -> dict[str, int]:
         """How many parameters "generator" and "discriminator" have, those held constant included."""
         return {name: sum(p.numel() for p in network.parameters())
                 for name, network in (("generator", self.generator), ("discriminator", self.discriminator))}
+
+    def state(self) -> list[Tensor]:
+        """Every tensor that a step changes and a later one reads, but for the random state: always the same tensors."""
+        networks = [tensor for network in (self.generator, self.discriminator)
+                    for tensor in (*network.parameters(), *network.buffers())]
+        return [*networks, *self.adam_g.tensors(), *self.adam_d.tensors(), *self.scale.tensors(),
+                *([] if self.ema is None else self.ema.tensors()), self.t, self.halted,
+                *(tensor for held in self._held.values() for tensor in held.tensors()), self.ring.rows]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training changes, but for the random state."""
@@ -120,31 +274,16 @@ class GANStep:
         return {**state, "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """In place: a captured step goes on from there."""
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         if self.ema is not None:
             self.ema.updates.copy_(state["ema_updates"])
         self.steps = state["steps"]
+        self.t.fill_(self.steps)
+        self.halted.zero_()
 
-    def _parts(self) -> dict[str, nn.Module | Optimizer]:
-        parts: dict[str, nn.Module | Optimizer] = {"generator": self.generator, "discriminator": self.discriminator,
-                                                   "adam_g": self.adam_g, "adam_d": self.adam_d}
+    def _parts(self) -> dict[str, Any]:
+        parts = {"generator": self.generator, "discriminator": self.discriminator, "adam_g": self.adam_g,
+                 "adam_d": self.adam_d, "scale": self.scale}
         return parts if self.ema is None else {**parts, "ema": self.ema.module}
-
-
-def apply_gradients(loss: Tensor, params: list[Tensor], optimizer: Optimizer, skip: Tensor) -> tuple[Tensor, Tensor]:
-    """Differentiate, step, forget the gradients; no step where `skip` holds 1 or something is not finite.
-
-    Returns (norm of all gradients, 1.0 where the step was skipped), both scalars on the device.
-    """
-    grads = torch.autograd.grad(loss, params)
-    norm = torch.nn.utils.get_total_norm(grads)
-    skip = torch.maximum(skip, (~torch.isfinite(norm + loss.detach())).to(skip.dtype))
-    optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
-    for parameter, grad in zip(params, grads, strict=True):
-        # fused Adam walks through memory: a gradient in another order of dimensions would be taken as it lies
-        same = grad.stride() == parameter.stride()
-        parameter.grad = grad if same else torch.empty_like(parameter).copy_(grad)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm, skip

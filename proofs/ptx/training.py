@@ -32,11 +32,12 @@ Around = Callable[[], AbstractContextManager[Any]]
 
 
 class Player(NamedTuple):
-    """Both networks, the type of their tensors, and what their steps run in."""
+    """Both networks, the type of their tensors, the precision of their steps, and what those run in."""
 
     generator: nn.Module
     discriminator: nn.Module
     dtype: torch.dtype
+    precision: str
     around: Around
 
 
@@ -89,9 +90,10 @@ def players(ptxsim: Any, precision: str, arch: int) -> dict[str, Player]:
         return networks
 
     ours, exact = pair("triton"), pair("reference")
-    return {"ours": Player(*ours, torch.float32, simulated),
-            "eager": Player(fastgan.to_eager(generator), fastgan.to_eager(discriminator), torch.float32, eagerly),
-            "exact": Player(exact[0].double(), exact[1].double(), torch.float64, ExitStack)}
+    return {"ours": Player(*ours, torch.float32, precision, simulated),
+            "eager": Player(fastgan.to_eager(generator), fastgan.to_eager(discriminator), torch.float32, precision,
+                            eagerly),
+            "exact": Player(exact[0].double(), exact[1].double(), torch.float64, "fp32", ExitStack)}
 
 
 def train(player: Player, seen: Given) -> dict[str, Tensor]:
@@ -99,7 +101,7 @@ def train(player: Player, seen: Given) -> dict[str, Tensor]:
     networks = {"generator": player.generator, "discriminator": player.discriminator}
     config = presets.get("dcgan-64")
     before = {name: copy.deepcopy(network.state_dict()) for name, network in networks.items()}
-    step = GANStep(player.generator, player.discriminator, config.model, config.train)
+    step = GANStep(player.generator, player.discriminator, config.model, config.train, precision=player.precision)
     noise = iter(seen.noise)
     step.noise = lambda *_, **__: next(noise).to(player.dtype)  # type: ignore[assignment]
     for images in seen.images:

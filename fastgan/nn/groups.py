@@ -1,0 +1,69 @@
+"""Several batches in one call of a network, each with its own batch statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from fastgan.errors import FastganError
+from fastgan.nn.chain import Chain
+
+# outside of a chain: layers that treat each image by itself
+_EACH_BY_ITSELF = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.Flatten, nn.Unflatten, nn.Identity, nn.ReLU,
+                   nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.GELU, nn.SiLU, nn.LayerNorm, nn.GroupNorm,
+                   nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Upsample)
+
+
+@contextmanager
+def stat_groups(network: nn.Module, groups: int) -> Iterator[None]:
+    """Within the block, `network` treats each of `groups` equal parts of a batch as if it had come alone, in order.
+
+        with fastgan.nn.stat_groups(discriminator, 2):
+            logits_real, logits_fake = discriminator(torch.cat([real, fake])).chunk(2)
+
+    Outputs, gradients and running statistics are those of `groups` calls. `FastganError` when the network holds a
+    batch normalisation outside of a `Chain`, which would see the whole batch.
+    """
+    if not isinstance(groups, int) or isinstance(groups, bool):
+        raise TypeError(f"groups is {groups!r} ({type(groups).__name__}), expected an int")
+    if groups < 1:
+        raise FastganError(f"groups {groups}: expected a positive number")
+    chains = list(_outermost_chains(network, ""))
+    before = [chain.stat_groups for chain in chains]
+    try:
+        for chain in chains:
+            chain.stat_groups = groups
+        yield
+    finally:
+        for chain, value in zip(chains, before, strict=True):
+            chain.stat_groups = value
+
+
+def is_divisible(network: nn.Module) -> bool:
+    """Whether one call under `stat_groups` is known to equal a call for each part, in any network.
+
+    Of a chain it is, but for dropout, whose draws would come in another order. Other layers must be of a kind that
+    treats each image by itself, bare (spectral normalisation counts its calls), in an `nn.Sequential` or in a network
+    of fastgan's own: what the `forward` of another class does with a batch cannot be known.
+    """
+    if isinstance(network, Chain) and type(network).forward is Chain.forward:
+        return not any(isinstance(module, nn.modules.dropout._DropoutNd) for module in network.modules())
+    if network._forward_hooks or network._forward_pre_hooks or parametrize.is_parametrized(network):
+        return False
+    if type(network) is nn.Sequential or type(network).__module__.startswith("fastgan.models."):
+        return all(map(is_divisible, network.children()))
+    return type(network).__module__.startswith("torch.nn.") and isinstance(network, _EACH_BY_ITSELF)
+
+
+def _outermost_chains(module: nn.Module, name: str) -> Iterator[Chain]:
+    if isinstance(module, Chain):
+        yield module
+    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+        raise FastganError(f"statistic groups: {name or 'the network'} ({type(module).__name__}) is not in a "
+                           "fastgan.nn.Chain and would take its statistics from the whole batch")
+    else:
+        for key, child in module.named_children():
+            yield from _outermost_chains(child, f"{name}.{key}" if name else key)

@@ -1,0 +1,53 @@
+"""A feed and a step as one call without arguments: what the trainer repeats, and what a graph holds."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastgan.data.feed import Feed
+from fastgan.train.step import GANStep, Phase
+
+
+class FedStep:
+    """Fetch a batch, do a step on it. `prepare` comes before each call.
+
+    Args:
+        shape: (C, H, W) of an image, or (2,). sizes: of all batches that can come. conditional: do the networks take
+            labels?
+    """
+
+    def __init__(self, feed: Feed, step: GANStep, shape: tuple[int, ...], sizes: list[int], conditional: bool) -> None:
+        self.feed, self.step, self.conditional = feed, step, conditional
+        self.size = 0  # of the batch that was prepared
+        for size in sizes:
+            images = torch.empty(size, *shape, device=step.device)
+            step.allocate(images, torch.zeros(size, dtype=torch.long, device=step.device) if conditional else None)
+
+    def allocate(self) -> None:
+        """Everything is there."""
+
+    def prepare(self) -> int:
+        """See to it that the next batch is there; its size."""
+        self.size = self.feed.prepare()
+        return self.size
+
+    def phase(self) -> Phase:
+        return self.step.phase()
+
+    def run(self, phase: Phase) -> dict[str, Tensor]:
+        images, labels = self.feed.fetch()
+        return self.step.run(phase, images, labels if self.conditional else None)
+
+    def advance(self, phase: Phase) -> None:
+        self.feed.done()
+        self.step.count(self.size)
+
+    def state(self) -> list[Tensor]:
+        return [*self.step.state(), *self.feed.state()]
+
+    def __call__(self) -> dict[str, Tensor]:
+        phase = self.phase()
+        record = self.run(phase)
+        self.advance(phase)
+        return record

@@ -1,0 +1,54 @@
+"""In which arithmetic a step is computed. Parameters, statistics, losses and Adam are float32 in all of them.
+
+    fp32    float32 as IEEE defines it
+    tf32    float32, products rounded to 10 bits of mantissa on tensor cores (NVIDIA, sm_80 and newer)
+    bf16    convolutions in bfloat16
+    fp16    convolutions in float16; the loss is scaled so that small gradients survive
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+
+from fastgan.errors import FastganError
+
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose(name: str, device: torch.device) -> str:
+    """The precision that `name` means on a device: auto is bf16 on GPUs from sm_80 on, else fp32.
+
+    Raises `FastganError` where the device cannot.
+    """
+    tensor_cores = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    if name == "auto":
+        return "bf16" if tensor_cores else "fp32"
+    if name not in PRECISIONS:
+        raise FastganError(f"--precision {name}: expected auto, {', '.join(PRECISIONS)}")
+    if name == "tf32" and not tensor_cores:
+        raise FastganError(f"--precision tf32 on {device}: expected an NVIDIA GPU, sm_80 or newer; or fp32")
+    return name
+
+
+@contextmanager
+def products(precision: str) -> Iterator[None]:
+    """Within the block, products of float32 are rounded as `precision` says, forward and backward."""
+    flags = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    before = [flag.fp32_precision for flag in flags]
+    try:
+        for flag in flags:
+            flag.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        yield
+    finally:
+        for flag, value in zip(flags, before, strict=True):
+            flag.fp32_precision = value
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """A context for forward passes. It caches no casts: a captured step must hold its own."""
+    half = HALF.get(precision)
+    return nullcontext() if half is None else torch.autocast(device.type, half, cache_enabled=False)

@@ -1,0 +1,26 @@
+"""What a step tells of itself, kept on the device until the host has time: the last K steps, a row each."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FIELDS = ("loss_d", "loss_g", "d_real", "d_fake", "grad_norm_d", "grad_norm_g", "diversity", "finite")
+
+
+class Ring:
+    """Rows of `FIELDS`, float32 (K, F); step t (counted from 0) writes row t mod K. Not computed in a step: NaN."""
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self.rows = torch.full((rows, len(FIELDS)), torch.nan, device=device)
+        self._nan = torch.full((), torch.nan, device=device)
+
+    def write(self, t: Tensor, record: dict[str, Tensor]) -> None:
+        """Write the scalars of `record` as step t (), an int64 on the device."""
+        row = torch.stack([record.get(name, self._nan).float() for name in FIELDS])
+        self.rows.index_copy_(0, (t % len(self.rows)).view(1), row[None])
+
+    def read(self, start: int, stop: int) -> list[dict[str, float]]:
+        """The rows of steps [start, stop), at most the last K, oldest first, in one transfer. Waits for the device."""
+        rows, size = self.rows.tolist(), len(self.rows)
+        return [dict(zip(FIELDS, rows[t % size], strict=True)) for t in range(max(start, stop - size), stop)]

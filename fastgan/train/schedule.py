@@ -1,0 +1,34 @@
+"""The learning rate over time, as a function of the device's own step count.
+
+    factor(t) = min(1, (t + 1) / warmup) * decay(t / total)
+
+    constant    decay(s) = 1
+    linear      decay(s) = 1 - s
+    cosine      decay(s) = (1 + cos(pi s)) / 2
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fastgan.config import TrainConfig
+
+
+def factor(config: TrainConfig, t: Tensor, total: Tensor) -> Tensor:
+    """What the learning rates are multiplied by after t () steps of total (): a scalar in float64 on their device.
+
+    On devices without float64 (mps), in float32.
+    """
+    wide = torch.float32 if t.device.type == "mps" else torch.float64
+    t, total = t.to(wide), total.to(wide)
+    part = (t / total).clamp(max=1)
+    decay = {"constant": lambda: torch.ones_like(t), "linear": lambda: 1 - part,
+             "cosine": lambda: (1 + torch.cos(math.pi * part)) / 2}[config.lr_schedule]()
+    return decay * ((t + 1) / config.lr_warmup).clamp(max=1) if config.lr_warmup else decay
+
+
+def is_constant(config: TrainConfig) -> bool:
+    return config.lr_schedule == "constant" and not config.lr_warmup
