@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is decorated, so before anything imports one
+# read when a kernel is decorated, so before anything imports one; `make gpu` says 0
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
