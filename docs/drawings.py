@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/kernels.md: `python docs/drawings.py` writes docs/images/phases.png."""
+"""Draw the pictures of the documents: `python docs/drawings.py` writes docs/images/phases.png and step.png."""
 
 from __future__ import annotations
 
@@ -65,5 +65,57 @@ def rows(axes: Axes) -> None:
     axes.axis("off")
 
 
+CAPTURED = ("fetch\ngather, flip,\nscale", "draw z,\nlearning\nrates", "G(z)", "D[real; fake]\n2 statistic\ngroups",
+            "D: gradients,\nfused Adam", "D(fake)\nD's weights\nfrozen", "G: gradients,\nfused Adam", "average\nof G",
+            "row of\nthe ring,\nt + 1")
+FIRST = (("snapshot", 0), ("warm up\n3 runs, side stream", 1), ("restore", 0), ("capture\nsame stream", 2),
+         ("check\n3 eager, 3 replays,\n3 eager", 1), ("restore", 0), ("replay:\nstep 1", 3), ("replay:\nstep 2", 3),
+         ("...", 3))
+
+
+def box(axes: Axes, left: float, bottom: float, width: float, colour: str, text: str, height: float = 0.8) -> None:
+    axes.add_patch(Rectangle((left, bottom), width, height, facecolor=colour, edgecolor="white", linewidth=1.5))
+    axes.text(left + width / 2, bottom + height / 2, text, ha="center", va="center", color="white", fontsize=8.5)
+
+
+def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+    axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "#555555", "linewidth": 1.3})
+
+
+def step(path: Path) -> None:
+    figure, (above, below) = plt.subplots(2, 1, figsize=(13, 6.6), height_ratios=(2.9, 1), layout="tight")
+    blue, red, green, _ = COLOURS
+    for y, name in ((3.4, "host"), (2.2, "copy\nstream"), (0.6, "device")):
+        above.text(-0.15, y, name, ha="right", va="center", fontsize=10)
+    width = 1.15
+    left, right = 1.9, 1.9 + width * len(CAPTURED)
+    box(above, 0, 3, 1.7, blue, "prepare\nrefill the queue,\nor take what came")
+    box(above, left, 3, 1.3, blue, "replay\none launch")
+    box(above, left + 1.5, 3, 1.3, blue, "count")
+    box(above, left + 3, 3, 4.4, "#bbbbbb", "the same for the next steps, without waiting")
+    box(above, left + 7.6, 3, right - left - 7.6, blue, "every K steps:\nlook at the ring,\nlog, save")
+    box(above, left + 1.5, 1.85, 3.4, red, "the next batch travels (streamed data)", 0.7)
+    above.add_patch(Rectangle((left - 0.12, -0.12), right - left + 0.24, 1.44, facecolor="#eef6ee", edgecolor=green,
+                              linewidth=2))
+    above.text(left + 0.8, 1.42, "one CUDA graph", color=green, fontsize=10, va="bottom")
+    for i, text in enumerate(CAPTURED):
+        box(above, left + width * i, 0, width, green, text, 1.2)
+    arrow(above, (left + 0.65, 3), (left + 0.65, 1.36))
+    arrow(above, (left + 2.1, 3), (left + 2.1, 2.58))
+    arrow(above, (0.85, 0.4), (left - 0.14, 0.4))
+    arrow(above, (0.85, 3), (0.85, 0.4))
+    arrow(above, (right - 0.55, 1.36), (right - 0.55, 2.97))
+    above.set(xlim=(-1.1, right + 0.2), ylim=(-0.25, 4), title="a step")
+    for i, (text, kind) in enumerate(FIRST):
+        box(below, 1.34 * i, 0, 1.34, ("#777777", blue, green, green)[kind], text, 0.9)
+    below.set(xlim=(-1.1, 1.34 * len(FIRST) + 0.2), ylim=(-0.1, 1), title="the first call of a phase")
+    for axes in (above, below):
+        axes.axis("off")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
 if __name__ == "__main__":
-    picture(Path(__file__).parent / "images" / "phases.png")
+    images = Path(__file__).parent / "images"
+    picture(images / "phases.png")
+    step(images / "step.png")

@@ -1,15 +1,16 @@
 """Execute the compiled kernels without a GPU: Triton's PTX in a simulator on the CPU, against float64.
 
-    python -m proofs.ptx --ptxsim PATH [--quick] [--only operations training traffic]
+    python -m proofs.ptx --ptxsim PATH [--quick] [--only operations training replays traffic]
 
 operations  stages of every shape in every shipped tile, with 2, 4 and 8 warps and 1 to 4 pipeline stages, in bfloat16,
             float16, tf32 and float32, compiled for sm_80 and sm_90: no race, no access out of bounds, no value that
             was never written, the same bits in whatever order the hardware may choose, and every output, gradient and
             running statistic as near to float64 as eager PyTorch's; the loss on logits likewise
 training    three steps of dcgan-64 at full width, every launch simulated, against float64 and eager PyTorch
+replays     steps of dcgan-64 as a CUDA graph would repeat them, the same bits as eager ones
 traffic     what each launch of a step moves and computes, against what its layer must; written to a CSV file
 
---quick is what CI runs: every tile as it is shipped, and training at batch 8 in bfloat16 on sm_80.
+--quick is what CI runs: every tile as it is shipped, training and replays at batch 8 in bfloat16 on sm_80.
 The simulator (ptxsim) executes PTX: what the assembler and the hardware do with it afterwards it cannot see.
 """
 
@@ -21,7 +22,7 @@ import sys
 import time
 from pathlib import Path
 
-PARTS = ("operations", "training", "traffic")
+PARTS = ("operations", "training", "replays", "traffic")
 
 
 def main() -> int:
@@ -46,7 +47,7 @@ def prove(options: argparse.Namespace) -> int:
     except ImportError as error:
         print(f"Triton cannot be imported ({error}): nothing was executed")
         return 0
-    from proofs.ptx import logistic, operations, simulator, traffic, training
+    from proofs.ptx import logistic, operations, replays, simulator, traffic, training
 
     ptxsim = simulator.find(options.ptxsim)
     if ptxsim is None:
@@ -58,6 +59,8 @@ def prove(options: argparse.Namespace) -> int:
         failures += logistic.prove(ptxsim, options.quick, options.match)
     if "training" in options.only:
         failures += training.prove(ptxsim, options.quick, options.match)
+    if "replays" in options.only:
+        failures += replays.prove(ptxsim, options.quick, options.match)
     if "traffic" in options.only:
         failures += traffic.prove(ptxsim, options.out)
     minutes = (time.perf_counter() - start) / 60

@@ -1,4 +1,4 @@
-"""Part three: what each launch of one training step of dcgan-64 computes and moves, against what its layer must.
+"""Part four: what each launch of one training step of dcgan-64 computes and moves, against what its layer must.
 
     mma_flops     executed by tensor cores / 2 * N * Ho * Wo * Co * Ci * kh * kw of a convolution, its weight gradient
                   likewise, or 2 * N * Hi * Wi * Ci * Co * kh * kw of a transposed one: every tap, even those outside
