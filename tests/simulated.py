@@ -28,6 +28,7 @@ aten = torch.ops.aten
 WAITING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 MORE_WAITING = {"aten::is_nonzero", "aten::_pin_memory", "aten::set_", "aten::resize_"}
 HOST_READS = {"cpu", "numpy", "tolist", "__array__", "__dlpack__", "pin_memory"}
+PREVIOUS_ERROR = "CUDA error: operation failed due to a previous error during capture"
 EMPTY = {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided"}
 
 
@@ -368,7 +369,7 @@ class SimulatedCuda:
         self.broken = self.refusal = ""
         self.after_replay: Callable[[], None] = lambda: None
         self.default_generators: tuple[torch.Generator, ...] = (torch.default_generator,)
-        self._streams = [_Stream(self, "main")]
+        self._current = _Stream(self, "main")
         self._made = {"stream": 0, "graph": 0, "pool": 0}
         self._watch = ExitStack()
         self._capturing = False
@@ -380,15 +381,15 @@ class SimulatedCuda:
         return _Stream(self, self._next("stream"))
 
     def current_stream(self, device: Any = None) -> _Stream:
-        return self._streams[-1]
+        return self._current
 
     @contextmanager
     def stream(self, stream: _Stream) -> Iterator[None]:
-        self._streams.append(stream)
+        before, self._current = self._current, stream
         try:
             yield
         finally:
-            self._streams.pop()
+            self._current = before
 
     def CUDAGraph(self) -> _Graph:
         return _Graph(self, self._next("graph"))
@@ -402,14 +403,17 @@ class SimulatedCuda:
               capture_error_mode: str = "global") -> Iterator[None]:
         assert stream is not None and stream.name != "main", "a graph is captured on a side stream"
         self.events.append(f"capture {cuda_graph.name} in {pool} on {stream.name}, {capture_error_mode}")
-        self._capturing = True
+        before, self._current, self._capturing = self._current, stream, True
         try:
-            with self.stream(stream), recording() as tape:
+            with recording() as tape:
                 yield
+        except Exception:  # as torch.cuda.graph: the end of the capture fails too, and the stream stays
+            raise RuntimeError(PREVIOUS_ERROR) from None
         finally:
             self._capturing = False
         if self.refusal:
             raise RuntimeError(self.refusal)
+        self._current = before
         self.events.append(f"captured {cuda_graph.name}")
         cuda_graph.tape = tape
 

@@ -19,7 +19,7 @@ from fastgan.errors import FastganError
 from fastgan.train import graph
 from fastgan.train.graph import GraphedStep
 from fastgan.train.snapshot import Snapshot, distance
-from tests.simulated import SimulatedCuda, same_bits
+from tests.simulated import PREVIOUS_ERROR, SimulatedCuda, same_bits
 from tests.small_step import SmallStep, batches
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -226,7 +226,7 @@ def test_what_cannot_be_captured_is_trained_eagerly(cuda, capsys, make_step, rea
     assert graphed.failure.startswith(reason)
     assert graphed.description == f"eager: {graphed.failure}"
     assert said(capsys) == [f"fastgan: training goes on without CUDA graphs: {graphed.failure}"]
-    assert graphed._captured == {} and graphed.inputs == ()
+    assert graphed._captured == {} and graphed.inputs == () and cuda.current_stream().name == "main"
 
 
 def test_graph_of_replaced_state_is_never_replayed(cuda):
@@ -235,15 +235,16 @@ def test_graph_of_replaced_state_is_never_replayed(cuda):
     assert cuda.events[-4:] == ["captured graph 1", "synchronize", "reset graph 1", "set random state"]
 
 
-def test_end_of_capture_that_fails(cuda, capsys):
-    cuda.refusal = "CUDA error: operation failed due to a previous error during capture"
+def test_end_of_capture_that_fails(cuda, capsys, monkeypatch):
+    cuda.refusal = PREVIOUS_ERROR
+    monkeypatch.setattr(Snapshot, "renew_generator", lambda self: cuda.events.append("renew generator"))
     step = told(cuda)
     graphed = GraphedStep(step)
     before, state = [t.clone() for t in step.state()], torch.get_rng_state()
     assert not graphed._try_to_capture(step.phase(), batches(1)[0])
     assert all(map(same_bits, step.state(), before)) and same_bits(torch.get_rng_state(), state)
     assert cuda.current_stream().name == "main"
-    assert cuda.events == [*capture("D", 1)[:12], "reset graph 1", "set random state"]
+    assert cuda.events == [*capture("D", 1)[:12], "reset graph 1", "renew generator", "set random state"]
     assert graphed.failure.startswith(cuda.refusal) and len(said(capsys)) == 1
 
 
@@ -260,14 +261,14 @@ def test_second_phase_that_fails_ends_the_first(cuda):
 
 
 def test_replay_that_disagrees(cuda, capsys):
-    """A difference of a thousandth of what three steps move."""
+    """By a thousandth of what three steps change in one tensor."""
     steps: list[SmallStep] = []
 
     def make() -> SmallStep:
         steps.append(SmallStep())
         return steps[-1]
 
-    cuda.after_replay = lambda: steps[-1].discriminator[0].weight.data.add_(1e-6)
+    cuda.after_replay = lambda: steps[-1].ring.mul_(1.001)
     graphed = assert_same_training(make)
     assert graphed.failure.startswith("3 replays end ")
     assert graphed.failure.endswith("which end 0.0e+00 from each other")
@@ -282,7 +283,8 @@ def test_replay_that_miscounts(cuda):
     assert graphed.failure.startswith("3 replays end inf of the way") and step.count == 1
 
 
-def test_noise_of_the_kernels_is_no_disagreement(cuda):
+@pytest.mark.parametrize(("factor", "agrees"), [(1, True), (100, False)], ids=["as-eager", "a-hundred-times"])
+def test_noise_of_the_kernels_is_no_disagreement(cuda, factor, agrees):
     """Replays may be as far from runs as runs are from each other."""
     shaken = torch.Generator().manual_seed(0)
 
@@ -292,17 +294,30 @@ def test_noise_of_the_kernels_is_no_disagreement(cuda):
             self.shake()
             return outputs
 
-        def shake(self) -> None:
+        def shake(self, factor: int = 1) -> None:
             if not torch.utils._python_dispatch._get_current_dispatch_mode():
-                for t in self.state():
-                    if t.is_floating_point():
-                        t.mul_(1 + 1e-6 * torch.randn(t.shape, generator=shaken))
+                self.ring.add_(torch.randn(self.ring.shape, generator=shaken), alpha=1e-6 * factor)
 
     step = Shaken()
-    cuda.after_replay = step.shake
+    cuda.after_replay = lambda: step.shake(factor)
     graphed = GraphedStep(step)
     graphed(*batches(1)[0])
-    assert graphed.failure == ""
+    assert (graphed.failure == "") == agrees, graphed.failure
+
+
+def test_counters_that_differ_are_never_noise(cuda):
+    """Not even where those of eager runs differ from each other."""
+    drawn = iter(range(100))
+
+    class Unsettled(SmallStep):
+        def run(self, phase: str, *inputs: Tensor) -> dict[str, Tensor]:
+            outputs = super().run(phase, *inputs)
+            self.count += next(drawn)
+            return outputs
+
+    graphed = GraphedStep(Unsettled())
+    graphed(*batches(1)[0])
+    assert graphed.failure.startswith("3 replays end inf of the way from 3 eager steps, which end inf")
 
 
 @pytest.mark.parametrize(("given", "words"), [
@@ -516,10 +531,12 @@ def test_generator_left_in_a_capture_is_renewed(cuda, monkeypatch):
     assert renewed == ["clean"]
 
 
-def test_snapshot_puts_back_every_random_state(cuda):
+def test_snapshot_puts_back_every_random_state(cuda, monkeypatch):
     step = SmallStep()
     seed()
     snapshot = Snapshot(step.state, torch.device("cpu"), cuda)
+    snapshot.cuda = SimulatedCuda()
+    monkeypatch.setattr(snapshot.cuda, "set_rng_state", lambda state, device: None)  # else it is also the host's
     draws = [(random.random(), np.random.rand(), torch.rand(()).item(), snapshot.restore())[:3] for _ in range(2)]
     assert draws[0] == draws[1]
 
@@ -529,9 +546,11 @@ def test_snapshot_puts_back_every_random_state(cuda):
     ([1.0, 1.0], [1.5, 0.5], 0.5),
     ([torch.nan, 1.0], [torch.nan, 1.0], 0.0),
     ([torch.inf, 1.0], [torch.inf, 1.0], 0.0),
+    ([torch.nan, 1.0], [1.0, 1.0], 1.0),
     ([0.0, 0.0], [0.0, 0.0], 0.0),
     ([0.0, 0.0], [0.0, 1e-30], 1.0),
-], ids=["equal", "half", "nan-on-both-sides", "infinity-on-both-sides", "unmoved", "moved-by-one-side-only"])
+], ids=["equal", "half", "nan-on-both-sides", "infinity-on-both-sides", "nan-on-one-side", "unmoved",
+        "moved-on-one-side"])
 def test_distance_of_one_tensor(left, right, expected):
     found = distance(*([torch.tensor(values, dtype=torch.float64)] for values in ([0.0, 0.0], left, right)))
     assert found == pytest.approx(expected)

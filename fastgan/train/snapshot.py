@@ -64,7 +64,7 @@ def _relative(start: Tensor, left: Tensor, right: Tensor) -> Tensor:
         return torch.where((left != right).any(), torch.inf, 0.0)
     # NaN: what a row of the ring does not hold
     apart, moved = _rms(left, right), _rms(*(torch.where(t.isnan(), 0, t) for t in (left, start)))
-    return torch.where(moved > 0, apart / moved, (apart > 0).float()).float()
+    return torch.where(moved > 0, apart / moved, (apart != 0).float()).float()
 
 
 def _rms(left: Tensor, right: Tensor) -> Tensor:
