@@ -21,6 +21,7 @@ class EMA:
     def __init__(self, network: nn.Module, decay: float, *, foreach: bool = True) -> None:
         self._network, self.decay, self.foreach = network, decay, foreach
         self._module = copy.deepcopy(network).requires_grad_(False)
+        self._average: list[Tensor] = list(self._module.parameters())
         self.updates = torch.zeros((), device=next(network.parameters()).device)
 
     @property
@@ -34,19 +35,18 @@ class EMA:
     def update(self, skip: Tensor) -> None:
         """Take one step towards the network; none where `skip` () holds 1."""
         live: list[Tensor] = list(self._network.parameters())
-        average = self.tensors()[1:]
         weight = (1 - ((1 + self.updates) / (10 + self.updates)).clamp(max=self.decay)) * (1 - skip)
         weight = weight.to(live[0].dtype)
         if self.foreach:
             # not _foreach_lerp_: with a weight on the device it starts a kernel for each tensor
-            way = torch._foreach_sub(live, average)
+            way = torch._foreach_sub(live, self._average)
             torch._foreach_mul_(way, weight)
-            torch._foreach_add_(average, way)
+            torch._foreach_add_(self._average, way)
         else:
-            for mine, theirs in zip(average, live, strict=True):
+            for mine, theirs in zip(self._average, live, strict=True):
                 mine.add_((theirs - mine) * weight)
         self.updates += 1 - skip
 
     def tensors(self) -> list[Tensor]:
         """All that an update changes."""
-        return [self.updates, *self._module.parameters()]
+        return [self.updates, *self._average]

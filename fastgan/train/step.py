@@ -85,6 +85,10 @@ class GANStep:
         self.scale = LossScale(precision == "fp16", self.device)
         self.impl = next((module.impl for module in discriminator.modules() if isinstance(module, Chain)), "auto")
         self.together = savings.together and is_divisible(discriminator)
+        # asked for before every replay, so not by a walk through all modules
+        self._places: list[tuple[dict[str, Any], str]] = [
+            (places, key) for network in (generator, discriminator) for module in network.modules()
+            for places in (module._parameters, module._buffers) for key in places if places[key] is not None]
         self.steps = 0
         self.t = torch.zeros((), dtype=torch.int64, device=self.device)
         self.total = torch.full_like(self.t, train.steps or 1)
@@ -260,10 +264,8 @@ class GANStep:
 
     def state(self) -> list[Tensor]:
         """Every tensor that a step changes and a later one reads, but for the random state: always the same tensors."""
-        networks = [tensor for network in (self.generator, self.discriminator)
-                    for tensor in (*network.parameters(), *network.buffers())]
-        return [*networks, *self.adam_g.tensors(), *self.adam_d.tensors(), *self.scale.tensors(),
-                *([] if self.ema is None else self.ema.tensors()), self.t, self.halted,
+        return [*(places[key] for places, key in self._places), *self.adam_g.tensors(), *self.adam_d.tensors(),
+                *self.scale.tensors(), *([] if self.ema is None else self.ema.tensors()), self.t, self.halted,
                 *(tensor for held in self._held.values() for tensor in held.tensors()), self.ring.rows]
 
     def state_dict(self) -> dict[str, Any]:

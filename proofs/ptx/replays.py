@@ -7,6 +7,7 @@ launch in it, recorded or replayed, goes to the simulator.
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def images() -> list[tuple[Tensor, ...]]:
 def make(precision: str) -> GANStep:
     torch.manual_seed(0)
     config = presets.get("dcgan-64", ema=0.999)
-    generator, discriminator = (use(network, "triton").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    generator, discriminator = (use(network, "triton").to(memory_format=torch.channels_last)
                                 for network in models.build(config.model, (3, 64, 64)))
     step = GANStep(generator, discriminator, config.model, config.train, precision=precision)
     step.allocate(*images()[0])
@@ -48,7 +49,7 @@ def prove(ptxsim: Any, quick: bool, match: str = "") -> list[str]:
         begin = time.perf_counter()
         try:
             with executing(ptxsim, arch, PLAIN) as names:
-                assert_replays_equal_eager(lambda precision=precision: make(precision), images(), STEPS)  # type: ignore[misc]
+                assert_replays_equal_eager(partial(make, precision), images(), STEPS)
             words = f"the same bits, {len(names)} launches"
         except AssertionError as error:
             words = f"FAILED: {first_line(error)}"
