@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
+from pathlib import Path
 
 import torch
 
 import fastgan
-from fastgan.errors import FastganError
-from fastgan.ops.engines import check_device, why_no_kernels
+from fastgan.config import DataConfig
+from fastgan.errors import first_line
+from fastgan.verify import machine
 
 _PACKAGES = ("torch", "torchvision", "triton", "numpy", "pillow", "safetensors", "tensorboard", "matplotlib",
              "scikit-learn", "tyro", "tqdm")
@@ -18,46 +19,80 @@ _PACKAGES = ("torch", "torchvision", "triton", "numpy", "pillow", "safetensors",
 
 def report() -> list[tuple[str, str]]:
     """(subject, finding) pairs; the last one is the verdict."""
-    found = {name: _version(name) for name in _PACKAGES}
-    missing = [name for name, version in found.items() if version is None and name != "triton"]
-    verdict = f"install {', '.join(missing)}" if missing else "ready to train on " + (
-        "the GPU" if torch.cuda.is_available() or torch.backends.mps.is_available() else "the CPU")
+    found = {name: machine.version(name) for name in _PACKAGES}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    caches = {subject: (path, _why_not_writable(path)) for subject, path in _caches().items()}
+    graphs = _graphs(device)
     return [
         ("fastgan", fastgan.__version__),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         *((name, version or "not installed") for name, version in found.items()),
         ("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, "
                 f"{torch.backends.cpu.get_cpu_capability()}"),
-        ("gpu", _gpu()),
-        ("engines", f"reference (PyTorch's operators); triton: {_triton()}"),
-        ("verdict", verdict),
+        ("gpu", _gpu(device)),
+        ("driver", machine.driver() or "no answer from nvidia-smi"),
+        ("reference", "ready: PyTorch's operators"),
+        ("triton engine", _triton(device)),
+        ("CUDA graphs", graphs),
+        *((subject, f"{path} ({reason or 'writable'})") for subject, (path, reason) in caches.items()),
+        ("verdict", _verdict(found, {subject: reason for subject, (_, reason) in caches.items()}, graphs)),
     ]
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _verdict(found: dict[str, str | None], caches: dict[str, str], graphs: str) -> str:
+    missing = [name for name, version in found.items() if version is None and name != "triton"]
+    if missing:
+        return f"install {', '.join(missing)}"
+    troubles = [f"{subject} {reason}" for subject, reason in caches.items() if reason]
+    troubles += ["CUDA graphs fail"] if graphs.startswith("fail") else []
+    where = "the GPU" if torch.cuda.is_available() or torch.backends.mps.is_available() else "the CPU"
+    return f"ready to train on {where}" + (f", but {'; '.join(troubles)}" if troubles else "")
 
 
-def _triton() -> str:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    reason = why_no_kernels(device)
+def _triton(device: torch.device) -> str:
+    reason = machine.why_not("triton", device)
     if reason:
-        return reason
-    try:
-        interpreted = check_device("triton", device)
-    except FastganError:
-        return "needs a CUDA device"
-    return "in its interpreter, for tests" if interpreted else "ready (--impl triton)"
+        return f"not usable: {reason}"
+    if machine.interpreted("triton", device):
+        return "in Triton's interpreter, for tests"
+    return "ready (--impl triton); `fastgan verify` examines it"
 
 
-def _gpu() -> str:
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        return f"{properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory / 2**30:.1f} GB"
+def _gpu(device: torch.device) -> str:
+    if device.type == "cuda":
+        return machine.describe(device)
     if torch.backends.mps.is_available():
         return "Apple (mps)"
     built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
     return f"none ({built})"
+
+
+def _graphs(device: torch.device) -> str:
+    """Whether a graph can be captured and does, when replayed, what was captured."""
+    if device.type != "cuda":
+        return "no CUDA device"
+    try:
+        x = torch.zeros(1, device=device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            x += 1
+        graph.replay()
+        graph.replay()
+        value = float(x)
+    except Exception as error:  # of a driver or a runtime, whatever it is
+        return f"fail: {first_line(error)}"
+    return "work" if value == 2 else f"fail: two replays of + 1 made {value:g}"
+
+
+def _caches() -> dict[str, Path]:
+    """Where compiled kernels and data are kept, without asking those who keep them: they may not be installed."""
+    triton = os.environ.get("TRITON_CACHE_DIR") or Path(os.environ.get("TRITON_HOME") or "~") / ".triton" / "cache"
+    return {"kernel cache": Path(triton).expanduser(), "data": Path(DataConfig().data_root).expanduser()}
+
+
+def _why_not_writable(path: Path) -> str:
+    """Why nothing could be kept in a folder, which need not exist yet; "" when it could."""
+    there = next((place for place in (path, *path.parents) if place.exists()), Path("/"))
+    if not there.is_dir():
+        return f"{there} is no folder"
+    return "" if os.access(there, os.W_OK) else f"{there} cannot be written"
