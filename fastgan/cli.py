@@ -21,6 +21,8 @@ Train DCGAN-style networks, and draw from them.
   interpolate   walk between latents         fastgan interpolate runs/00000-digits --seeds 0,5,7 --out walk
   presets       list the presets             fastgan presets
                 or explain one               fastgan presets tf-dcgan-mnist
+  verify        prove that this device computes
+                what eager PyTorch computes  fastgan verify --preset dcgan-64
   doctor        what is installed, and whether it is ready
 
 `fastgan COMMAND --help` lists a command's options; `fastgan train --preset NAME --help` shows that preset's values.
@@ -29,7 +31,10 @@ Train DCGAN-style networks, and draw from them.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. The exit code is 0, 2 after an error, or 128 + signal after Ctrl-C or SIGTERM."""
+    """Run one command.
+
+    The exit code is 0, 1 for a certificate that says no, 2 after an error, or 128 + signal after Ctrl-C or SIGTERM.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP, end="")

@@ -39,6 +39,11 @@ for _name, _schema in _SCHEMAS.items():
 _failed: set[str] = set()  # operators whose kernels have failed
 
 
+def failed() -> list[str]:
+    """The operators that the reference computes since their kernels have failed."""
+    return sorted(_failed)
+
+
 def _or_reference(name: str, kernels: Callable[[], Any], definition: Callable[[], Any]) -> Any:
     """What `kernels` compute, or the definition where they cannot."""
     from fastgan.ops.triton.launch import KernelError

@@ -1,0 +1,82 @@
+"""The certificate: does fastgan compute on this device what eager PyTorch computes?
+
+Each stage of a preset's networks, in each precision, on each engine that runs here; then whole training steps. All of
+it is judged by distance from float64, by one rule (`rule.py`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fastgan import presets
+from fastgan.errors import FastganError
+from fastgan.ops.arguments import check_impl
+from fastgan.verify import machine, rule
+from fastgan.verify.found import Found
+
+if TYPE_CHECKING:
+    from fastgan.verify.checks import Check
+
+BATCH, BATCH_ON_A_GPU = 4, 32
+NAMES = {"ieee": "float32", "tf32": "tf32", "bf16": "bfloat16", "fp16": "float16"}  # of `rule.PRECISIONS`, for people
+
+
+def certificate(preset: str = "digits", *, device: str = "auto", impl: str = "auto", batch: int | None = None,
+                steps: int = 3, progress: bool = False) -> dict[str, Any]:
+    """Examine fastgan's operations and training steps on a device.
+
+    Args:
+        preset: whose networks and training steps. device: as in `fastgan train`.
+        impl: the engine to examine; "auto" for every one that runs there.
+        batch: images, an even number from 4 on; by default 32 on a GPU and 4 elsewhere. steps: how many whole steps.
+        progress: whether to show a bar on stderr.
+
+    Returns plain data, as JSON has it:
+        "passed"; "machine", "engines", "rule", in words; "plan": the engine that impl "auto" gives each stage;
+        "operations" and "steps": lists of {"what", "engine", "precision", "width" of narrowed networks or None,
+        "passed", "error" in words or "", "worst", "quantities"}, the quantities being {"measure", "ours", "eager",
+        "allowed", "used"} by name: distances from float64 relative to the exact result, and used = ours / allowed;
+        "not_checked": lines, which count neither way.
+
+    Raises `FastganError` for an engine or a device that is not there, and for numbers that cannot be.
+    """
+    # late, as `fastgan doctor` imports this package and must start where what they need is missing
+    from tqdm import tqdm
+
+    from fastgan.train.host import pick_device
+    from fastgan.verify import checks
+
+    check_impl(impl)
+    config, place = presets.get(preset), pick_device(device)
+    batch = (BATCH_ON_A_GPU if place.type == "cuda" else BATCH) if batch is None else batch
+    if batch < 4 or batch % 2:
+        raise FastganError(f"--batch {batch}: expected an even number, 4 or more, as real and fake are halves of it")
+    if steps < 1:
+        raise FastganError(f"--steps {steps}: expected 1 or more")
+    usable = checks.usable(impl, place)
+    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
+        planned, missing = checks.plan(config, usable, batch, steps, place)
+        bar = tqdm(planned, desc="verify", unit="check", disable=not progress, dynamic_ncols=True, leave=False)
+        rows = [(check.part, _row(check, check.find())) for check in bar]
+        auto = checks.under_auto(config, place)
+    return {
+        "preset": preset, "batch": batch, "passed": all(row["passed"] for _, row in rows),
+        "machine": {"device": machine.describe(place), "driver": machine.driver(), **machine.versions(),
+                    "commit": machine.commit()},
+        "engines": {name: next((one.note for one in usable if one.impl == name),
+                               machine.why_not(name, place) or "not asked for") for name in machine.ENGINES},
+        "plan": auto, "rule": rule.__doc__,
+        "operations": [row for part, row in rows if part == "operations"],
+        "steps": [row for part, row in rows if part == "steps"],
+        "not_checked": missing,
+    }
+
+
+def _row(check: Check, found: Found) -> dict[str, Any]:
+    return {
+        "what": check.what, "engine": check.engine, "precision": NAMES[check.precision], "width": check.width,
+        "passed": found.passed, "error": found.error, "worst": found.worst,
+        "quantities": {name: {**one._asdict(), "used": one.used} for name, one in found.quantities.items()},
+    }

@@ -1,0 +1,136 @@
+"""What a certificate examines: which engines, in which precisions, on which networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+from fastgan.config import Config, parse_size
+from fastgan.errors import FastganError
+from fastgan.models import build
+from fastgan.ops import engines
+from fastgan.verify import game, machine, operations, rule, stages, steps
+from fastgan.verify.found import Found
+from fastgan.verify.game import Game, Networks
+
+WIDTH = 8  # of networks in Triton's interpreter, which takes a second for what takes a GPU microseconds
+_GREY = ("digits", "mnist", "fashion-mnist")
+
+
+class Engine(NamedTuple):
+    """One that runs on the device. width: that networks are narrowed to where they can be, None for their own."""
+
+    impl: str
+    precisions: tuple[str, ...]
+    note: str
+    width: int | None = None
+
+
+class Check(NamedTuple):
+    """One line of the certificate, and what finds it. width: of the networks, None for their own."""
+
+    part: str
+    what: str
+    engine: str
+    precision: str
+    width: int | None
+    find: Callable[[], Found]
+
+
+def usable(impl: str, device: torch.device) -> list[Engine]:
+    """The engines that `impl` names ("auto": all) and that run on the device; `FastganError` for one that does not."""
+    names = machine.ENGINES if impl == "auto" else (impl,)
+    reasons = {name: machine.why_not(name, device) for name in names}
+    if impl != "auto" and reasons[impl]:
+        raise FastganError(f"--impl {impl} on {device}: {reasons[impl]}; expected auto or reference")
+    return [_engine(name, device) for name in names if not reasons[name]]
+
+
+def _engine(impl: str, device: torch.device) -> Engine:
+    if machine.interpreted(impl, device):  # which computes bfloat16 wrongly, and has no tensor cores
+        return Engine(impl, ("ieee", "fp16"), "in Triton's interpreter", WIDTH)
+    note = "PyTorch's operators" if impl == "reference" else "compiled kernels"
+    if device.type != "cuda":
+        return Engine(impl, ("ieee",), note)
+    modern = torch.cuda.get_device_capability(device) >= engines.OLDEST
+    return Engine(impl, ("ieee", "tf32", "bf16", "fp16") if modern else ("ieee", "fp16"), note)
+
+
+def plan(config: Config, usable: list[Engine], batch: int, count: int,
+         device: torch.device) -> tuple[list[Check], list[str]]:
+    """All checks in order, `count` being the steps; and lines that say what is not checked, and why."""
+    checks: list[Check] = []
+    missing: list[str] = []
+    for engine in usable:
+        narrow = narrowed(config, engine)
+        width = None if narrow is config else engine.width
+        found = stages_of(narrow)
+        if not found:
+            missing.append(f"operations on {engine.impl}: not checked: no convolution in these networks")
+            if engine.impl != "reference":
+                continue  # it has nothing to do in a step
+        for stage in found:
+            checks += [Check("operations", stage.name, engine.impl, precision, width,
+                             partial(operations.examine, stage, engine.impl, rule.PRECISIONS[precision], batch, device))
+                       for precision in engine.precisions]
+        checks += _steps(narrow, engine, width, batch, count, device)
+    reason = steps.why_no_graph(device)
+    if reason:
+        missing.append(f"{count} steps as a CUDA graph: not checked: {reason}")
+    return checks, missing
+
+
+def narrowed(config: Config, engine: Engine) -> Config:
+    """The configuration whose networks an engine is examined with: this very one, unless it is too wide."""
+    model = config.model
+    if engine.width is None or model.architecture != "dcgan" or max(model.ngf, model.ndf) <= engine.width:
+        return config
+    return config.replace(preset=config.preset, ngf=min(engine.width, model.ngf), ndf=min(engine.width, model.ndf))
+
+
+def stages_of(config: Config) -> list[stages.Stage]:
+    """The distinct stages of generator and discriminator."""
+    generator, discriminator = _networks(config)
+    return [*stages.of(generator, torch.zeros(2, config.model.nz), "G", 1),
+            *stages.of(discriminator, torch.zeros(2, *_shape(config)), "D", 2)]
+
+
+def under_auto(config: Config, device: torch.device) -> dict[str, str]:
+    """The engine that impl "auto" gives each stage."""
+    kernels = engines.resolve("auto", torch.zeros(1, device=device)) is engines.KERNELS
+    return {stage.name: "triton" if kernels else "reference" for stage in stages_of(config)}
+
+
+def _steps(config: Config, engine: Engine, width: int | None, batch: int, count: int,
+           device: torch.device) -> Iterator[Check]:
+    networks, seen = _networks(config), game.given(config, _shape(config), batch, count)
+    for precision in engine.precisions:
+        if precision not in steps.PRECISIONS:
+            continue
+        played = Game(networks, config, seen, rule.PRECISIONS[precision], device)
+        allowed: dict[str, rule.Nearness] = {}
+
+        def one_by_one(played: Game = played, allowed: dict[str, rule.Nearness] = allowed) -> Found:
+            found = steps.examine(played, engine.impl)
+            allowed.update(found.quantities)
+            return found
+
+        yield Check("steps", f"{count} steps", engine.impl, precision, width, one_by_one)
+        if precision in steps.GRAPHED and not steps.why_no_graph(device):
+            yield Check("steps", f"{count} steps as a CUDA graph", engine.impl, precision, width,
+                        partial(steps.examine_graph, played, engine.impl, allowed))
+
+
+def _networks(config: Config) -> Networks:
+    torch.manual_seed(0)
+    return build(config.model, _shape(config))
+
+
+def _shape(config: Config) -> tuple[int, ...]:
+    """Of the data, which need not be there."""
+    if config.model.architecture == "gaussian":
+        return (2,)
+    return config.data.channels or (1 if config.data.source in _GREY else 3), *parse_size(config.data.image_size)

@@ -1,0 +1,117 @@
+"""Part one of the certificate: each stage by itself, fused and eager, both against float64.
+
+A stage that owes something to the block before it, a normalisation and an activation, is run behind a 1x1 stage of its
+own that leaves exactly these. So what a kernel does on the way in is examined too, padding included, and the gradients
+that flow back through it. Weights are the network's, or the nearest thing to them: scales, shifts and running
+statistics differ from channel to channel, as after training, because a fault in them shows in nothing at 1, 0, 0 and 1.
+Stages of the discriminator see two groups, real and fake, with batch statistics of their own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastgan.nn import Chain
+from fastgan.verify import rule
+from fastgan.verify.found import Found, find
+from fastgan.verify.stages import Stage
+
+_WORDS = {"weight": "weight gradient", "bias": "bias gradient"}
+_WORDS_OF_NORM = {"weight": "gamma gradient", "bias": "beta gradient", "running_mean": "running mean",
+                  "running_var": "running variance"}
+
+
+def examine(stage: Stage, impl: str, precision: rule.Precision, batch: int, device: torch.device) -> Found:
+    """One stage on one engine, forward and backward, in training mode, on a batch that its groups divide."""
+    return find(lambda: _compare(stage, impl, precision, batch, device), impl)
+
+
+def _compare(stage: Stage, impl: str, precision: rule.Precision, batch: int,
+             device: torch.device) -> dict[str, rule.Nearness]:
+    layers, own = _layers(stage, precision)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(batch, *stage.shape, generator=generator).to(precision.dtype)
+    with torch.no_grad():
+        like = copy.deepcopy(layers)(x)
+    g = torch.randn(like.shape, generator=generator).to(precision.dtype)
+    exactly = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+
+    def results(network: nn.Sequential, function: Callable[[Tensor], Tensor], dtype: torch.dtype,
+                place: torch.device) -> dict[str, Tensor]:
+        return _results(network.to(place), function, x.to(place, dtype, copy=True), g.to(place), own)
+
+    def eager(network: nn.Sequential, dtype: torch.dtype, place: torch.device) -> dict[str, Tensor]:
+        return results(network, lambda x: torch.cat([network(part) for part in x.chunk(stage.groups)]), dtype, place)
+
+    wide = copy.deepcopy(layers).double()
+    exact = eager(copy.deepcopy(wide), torch.float64, exactly)
+    kinks = [eager(rule.kinked(wide, shift), torch.float64, exactly) for shift in (-precision.unit, precision.unit)]
+    fused = Chain(*copy.deepcopy(layers), impl=impl)
+    fused.stat_groups = stage.groups
+    with rule.products(precision):
+        theirs = eager(copy.deepcopy(layers), precision.dtype, device)
+        ours = results(fused, fused, precision.dtype, device)
+    return {name: rule.judge(ours[name], theirs[name], value, rule.FLOAT32 if "running" in name else precision.unit,
+                             _cancelled(stage, name, exact, precision.unit), [one[name] for one in kinks])
+            for name, value in exact.items()}
+
+
+def _cancelled(stage: Stage, name: str, exact: dict[str, Tensor], unit: float) -> float:
+    """A bias before a normalisation has no gradient: what cancels in it has the size of beta's."""
+    if name == "bias gradient" and stage.layers[1] is not None and "beta gradient" in exact:
+        return unit * float(exact["beta gradient"].abs().max())
+    return 0.0
+
+
+def _layers(stage: Stage, precision: rule.Precision) -> tuple[nn.Sequential, int]:
+    """Eager layers on the CPU as mixed precision has them, and where the stage's own begin."""
+    generator = torch.Generator().manual_seed(0)
+    before: list[nn.Module] = []
+    if any(stage.owed):
+        before = [nn.Conv2d(stage.shape[0], stage.shape[0], 1, bias=False), *(one for one in stage.owed if one)]
+        nn.init.normal_(before[0].weight, 0.0, stage.shape[0] ** -0.5, generator=generator)  # type: ignore[arg-type]
+        before[0].requires_grad_(False)  # another operation's
+    layers = copy.deepcopy(nn.Sequential(*before, *(one for one in stage.layers if one))).cpu().train()
+    layers = layers.to(precision.dtype)
+    for module in layers:
+        if isinstance(module, nn.BatchNorm2d):
+            _scatter(module.float(), generator)
+    return layers, len(before)
+
+
+@torch.no_grad()
+def _scatter(norm: nn.BatchNorm2d, generator: torch.Generator) -> None:
+    """Scales, shifts and running statistics that differ from channel to channel."""
+    if norm.weight is not None and norm.weight.requires_grad:
+        norm.weight.normal_(1.0, 0.5, generator=generator)
+    if norm.bias is not None:
+        norm.bias.normal_(0.5, 0.5, generator=generator)
+    if norm.running_mean is not None and norm.running_var is not None:
+        norm.running_mean.normal_(0.0, 0.5, generator=generator)
+        norm.running_var.uniform_(0.5, 2.0, generator=generator)
+
+
+def _results(network: nn.Sequential, function: Callable[[Tensor], Tensor], x: Tensor, g: Tensor,
+             own: int) -> dict[str, Tensor]:
+    """Output, every gradient and the running statistics, on the CPU; a gradient that does not come is zero."""
+    x.requires_grad_()
+    out = function(x)
+    inputs = {"input gradient": x, **{_name(network, key, own): parameter for key, parameter
+                                      in network.named_parameters() if parameter.requires_grad}}
+    grads = torch.autograd.grad(out, list(inputs.values()), g.to(out.dtype), allow_unused=True)
+    kept = {_name(network, key, own): buffer for key, buffer in network.named_buffers()
+            if "running" in key and int(key.split(".")[0]) >= own}
+    found: dict[str, Any] = {"output": out, **{name: torch.zeros_like(inputs[name]) if grad is None else grad
+                                               for name, grad in zip(inputs, grads, strict=True)}, **kept}
+    return {name: value.detach().cpu() for name, value in found.items()}
+
+
+def _name(network: nn.Sequential, key: str, own: int) -> str:
+    index, _, what = key.partition(".")
+    words = _WORDS_OF_NORM if isinstance(network[int(index)], nn.BatchNorm2d) else _WORDS
+    return ("owed " if int(index) < own else "") + words[what]

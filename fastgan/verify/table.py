@@ -1,0 +1,68 @@
+"""A certificate as text: tables and a verdict for the terminal, JSON for the file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from fastgan.verify.rule import MARGIN
+
+_NUMBERS = ("ours", "eager", "allowed")
+
+
+def lines(certificate: dict[str, Any]) -> Iterator[str]:
+    """A table for each engine, a line for each stage and precision with the quantity that is worst."""
+    facts, rows = certificate["machine"], [*certificate["operations"], *certificate["steps"]]
+    yield f"{certificate['preset']}, batch {certificate['batch']}, on {facts['device']}"
+    yield ", ".join(f"{name} {value}" for name, value in facts.items() if value and name not in ("device", "commit"))
+    column = max([len(row["what"]) for row in rows], default=0) + 2
+    for name, note in certificate["engines"].items():
+        own = [row for row in rows if row["engine"] == name]
+        widths = sorted({row["width"] for row in own if row["width"]})
+        yield "\n" + f"{name}: {note}" + "".join(f", networks at width {width}" for width in widths)
+        if own:
+            yield f"{'':{column + 9}}{'worst quantity':32}" + "".join(f"{word:>9}" for word in _NUMBERS)
+        for row in own:
+            yield from _lines(row, column)
+    yield "\n" + "\n".join([*certificate["not_checked"], verdict(certificate)])
+
+
+def _lines(row: dict[str, Any], column: int) -> Iterator[str]:
+    begin, end = f"{row['what']:{column}}{row['precision']:9}", "  pass" if row["passed"] else "  FAIL"
+    # of those that have failed all, the worst first
+    names = sorted(row["quantities"], key=lambda name: -row["quantities"][name]["used"])
+    wrong = [name for name in names if not row["quantities"][name]["used"] <= 1]
+    shown = [row["error"]] if row["error"] else [_numbers(name, row["quantities"][name]) for name in wrong or names[:1]]
+    for i, words in enumerate(shown):
+        yield (" " * len(begin) if i else begin) + words + end
+
+
+def _numbers(name: str, one: dict[str, Any]) -> str:
+    words = name + (", one element" if one["measure"] == "worst element" else "")
+    return f"{words:32}" + "".join(f"{one[key]:9.1e}" for key in _NUMBERS)
+
+
+def verdict(certificate: dict[str, Any]) -> str:
+    """One line."""
+    rows = [*certificate["operations"], *certificate["steps"]]
+    wrong = [row for row in rows if not row["passed"]]
+    if not wrong:
+        return f"pass: {len(rows)} checks, each within {MARGIN} x eager PyTorch's distance from float64 and a rounding"
+    one = wrong[0]
+    return (f"FAIL: {len(wrong)} of {len(rows)} checks, first {one['engine']} {one['precision']} {one['what']}: "
+            f"{one['error'] or one['worst']}")
+
+
+def as_json(certificate: dict[str, Any]) -> str:
+    """The certificate as JSON, which has no nan and no infinity: they are written as words."""
+    return json.dumps(_finite(certificate), indent=2, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
