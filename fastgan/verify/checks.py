@@ -72,11 +72,11 @@ def plan(config: Config, usable: list[Engine], batch: int, count: int,
             missing.append(f"operations on {engine.impl}: not checked: no convolution in these networks")
             if engine.impl != "reference":
                 continue  # it has nothing to do in a step
-        for stage in found:
-            checks += [Check("operations", stage.name, engine.impl, precision, width,
-                             partial(operations.examine, stage, engine.impl, rule.PRECISIONS[precision], batch, device))
-                       for precision in engine.precisions]
-        checks += _steps(narrow, engine, width, batch, count, device)
+        own = [Check("operations", stage.name, engine.impl, precision, width,
+                     partial(operations.examine, stage, engine.impl, rule.PRECISIONS[precision], batch, device))
+               for stage in found for precision in engine.precisions]
+        own += _steps(narrow, engine, width, batch, count, device)
+        checks += own if engine.width is None else [check._replace(find=partial(_alone, check.find)) for check in own]
     reason = steps.why_no_graph(device)
     if reason:
         missing.append(f"{count} steps as a CUDA graph: not checked: {reason}")
@@ -122,6 +122,16 @@ def _steps(config: Config, engine: Engine, width: int | None, batch: int, count:
         if precision in steps.GRAPHED and not steps.why_no_graph(device):
             yield Check("steps", f"{count} steps as a CUDA graph", engine.impl, precision, width,
                         partial(steps.examine_graph, played, engine.impl, allowed))
+
+
+def _alone(find: Callable[[], Found]) -> Found:
+    """On one thread: the interpreter's operations are so small that a second one is waited for longer than it helps."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        return find()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _networks(config: Config) -> Networks:

@@ -46,6 +46,14 @@ PRECISIONS = {
 }
 
 
+def one_by_one(terms: int) -> float:
+    """The rounding of a float32 sum that is taken term after term, as Triton's interpreter does, relative to its size.
+
+    A GPU adds up a tree, whose depth `PRECISIONS` allow for.
+    """
+    return 2**-24 * math.sqrt(terms / 3)
+
+
 class Nearness(NamedTuple):
     """Distances from float64 by one measure, "rms" or "worst element", relative to the exact result's size by it."""
 

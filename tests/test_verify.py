@@ -1,0 +1,347 @@
+"""`fastgan verify`: that a certificate says yes to what is right, no to each of many faults, and names the quantity."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastgan import cli, presets
+from fastgan.config import Config
+from fastgan.errors import FastganError
+from fastgan.ops import library, reference
+from fastgan.ops.layers import BatchNorm
+from fastgan.ops.triton import engine, launch
+from fastgan.ops.triton.launch import KernelError
+from fastgan.verify import certificate, checks, game, machine, operations, rule, steps, table
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def tiny(side: int = 16) -> Config:
+    """Of side 32, a padded stage of the discriminator is owed a normalisation."""
+    return Config().replace(source="digits", image_size=str(side), ngf=4, ndf=4, nz=8)
+
+
+@pytest.fixture(autouse=True)
+def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(presets.PRESETS, "tiny", tiny)
+    monkeypatch.setattr(library, "_failed", set())
+
+
+def examined(impl: str, name: str = "D2", precision: str = "ieee", side: int = 16) -> operations.Found:
+    """One stage of the tiny preset: by default conv, bn, leaky relu behind a leaky relu."""
+    stage = next(stage for stage in checks.stages_of(tiny(side)) if stage.name.startswith(name))
+    return operations.examine(stage, impl, rule.PRECISIONS[precision], 4, CPU)
+
+
+def small_game(side: int = 16, count: int = 2) -> game.Game:
+    config = tiny(side)
+    return game.Game(checks._networks(config), config, game.given(config, (1, side, side), 4, count),
+                     rule.PRECISIONS["ieee"], CPU)
+
+
+def failed(found: operations.Found) -> set[str]:
+    return {name for name, one in found.quantities.items() if one.used > 1}
+
+
+def test_stages_have_the_shapes_of_the_network():
+    stages = checks.stages_of(presets.get("dcgan-64"))
+    assert [stage.name for stage in stages] == [
+        "G1 100x1x1 -> 512x4x4, 4x4T/1 bn relu", "G2 512x4x4 -> 256x8x8, 4x4T/2 bn relu",
+        "G3 256x8x8 -> 128x16x16, 4x4T/2 bn relu", "G4 128x16x16 -> 64x32x32, 4x4T/2 bn relu",
+        "G5 64x32x32 -> 3x64x64, 4x4T/2 tanh", "D1 3x64x64 -> 64x32x32, 4x4/2 leaky",
+        "D2 64x32x32 -> 128x16x16, 4x4/2 bn leaky", "D3 128x16x16 -> 256x8x8, 4x4/2 bn leaky",
+        "D4 256x8x8 -> 512x4x4, 4x4/2 bn leaky", "D5 512x4x4 -> 1x1x1, 4x4/1"]
+    assert [stage.groups for stage in stages] == [1] * 5 + [2] * 5
+    assert [[part is not None for part in stage.owed] for stage in stages] == [
+        [False, False], *[[True, True]] * 4, [False, False], [False, True], *[[True, True]] * 3]
+
+
+@pytest.mark.parametrize(("name", "precision"), [("G2", "fp16"), ("G3", "ieee"), ("D1", "fp16"), ("D2", "ieee")])
+def test_kernels_pass(name, precision):
+    found = examined("triton", name, precision)
+    assert found.passed and not found.error
+    names = {"output", "input gradient", "weight gradient"}
+    names |= {"gamma gradient", "beta gradient", "running mean", "running variance"} if name in ("G2", "D2") else set()
+    names |= {"owed gamma gradient", "owed beta gradient"} if name in ("G2", "G3") else set()
+    assert set(found.quantities) == names
+
+
+def test_a_bias_before_batch_normalisation_is_judged_by_what_cancels():
+    stage = checks.stages_of(presets.get("tf-dcgan-mnist"))[0]
+    assert "bias bn" in stage.name
+    found = operations.examine(stage, "reference", rule.PRECISIONS["ieee"], 4, CPU)
+    assert found.passed and found.quantities["bias gradient"].ours < 1e-5
+
+
+def around_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padding that goes through the normalisation and the activation with the image: relu(beta) instead of 0."""
+    def convolve(x: Tensor, norm: BatchNorm | None, activation: Any, convolution: Any, *, groups: int = 1) -> Tensor:
+        a = reference.normalise_activate(x, norm, activation, groups)
+        if norm is None or convolution.transposed:
+            return reference.convolve(a, convolution)
+        edge = reference.activate(norm.beta, activation._replace(inplace=False)).view(1, -1, 1, 1)
+        pads = [pad for pad in reversed(convolution.padding) for _ in range(2)]
+        inside = F.pad(torch.ones_like(a), pads)
+        return reference.convolve(F.pad(a, pads) + edge * (1 - inside), convolution._replace(padding=(0, 0)))
+    monkeypatch.setattr(reference, "stage", convolve)
+
+
+def wrong_momentum(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = engine.finish_statistics
+    monkeypatch.setattr(engine, "finish_statistics", lambda *args: right(*args[:-1], 0.99 * args[-1]))
+
+
+def biased_variance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The running variance as the normalisation has it, without n / (n - 1)."""
+    right = reference.batch_norm
+
+    def batch_norm(x: Tensor, norm: BatchNorm, groups: int = 1) -> Tensor:
+        variance = norm.running_var.clone()
+        y = right(x, norm, groups)
+        count = x.numel() // x.shape[1] // groups
+        norm.running_var.data.copy_(variance + (norm.running_var - variance) * (count - 1) / count)
+        return y
+    monkeypatch.setattr(reference, "batch_norm", batch_norm)
+
+
+def backward(change: Callable[[list[Tensor]], None]) -> Patch:
+    """The kernels' gradients of x, weight, bias and of what is owed, changed."""
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        right = engine.stage_backward
+
+        def stage_backward(*args: Any) -> tuple[Tensor, ...]:
+            grads = list(right(*args))
+            change(grads)
+            return tuple(grads)
+        monkeypatch.setattr(engine, "stage_backward", stage_backward)
+    return patch
+
+
+def one_percent(grads: list[Tensor]) -> None:
+    grads[1] *= 1.01
+
+
+def dropped(grads: list[Tensor]) -> None:
+    grads[3][3:] = 0  # of beta
+
+
+def one_pixel(grads: list[Tensor]) -> None:
+    grads[0][0, 0, 0, 0] = 0
+
+
+def not_a_number(grads: list[Tensor]) -> None:
+    grads[1][0, 0, 0, 0] = math.nan
+
+
+FAULTS: dict[str, tuple[str, str, Patch, set[str]]] = {
+    "padding is relu of beta": ("reference", "D3", around_image, {"output"}),
+    "momentum off by 1 %": ("triton", "D2", wrong_momentum, {"running mean", "running variance"}),
+    "running variance is biased": ("reference", "D2", biased_variance, {"running variance"}),
+    "weight gradient off by 1 %": ("triton", "D2", backward(one_percent), {"weight gradient"}),
+    "beta gradient dropped": ("triton", "D3", backward(dropped), {"owed beta gradient"}),
+    "one pixel of a gradient is zero": ("triton", "D1", backward(one_pixel), {"input gradient"}),
+    "a weight gradient is nan": ("triton", "D1", backward(not_a_number), {"weight gradient"}),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found_and_named(monkeypatch, fault):
+    impl, name, patch, expected = FAULTS[fault]
+    side = 32 if patch is around_image else 16
+    assert impl != "reference" or examined(impl, name, side=side).passed
+    patch(monkeypatch)
+    found = examined(impl, name, side=side)
+    assert not found.passed and expected <= failed(found), found
+    if patch is not around_image:  # which spoils everything that comes after
+        assert failed(found) == expected
+
+
+def test_kernels_that_were_replaced_by_the_reference_do_not_pass(monkeypatch):
+    def broken(*args: Any) -> Any:
+        raise KernelError("convolve_kernel: out of resources")
+    monkeypatch.setattr(engine, "stage", broken)
+    found = examined("triton")
+    assert not failed(found) and not found.passed and "out of resources" in found.error
+    assert "stage failed before" in examined("triton").error
+
+
+def test_what_an_engine_raises_is_a_finding(monkeypatch):
+    def broken(*args: Any, **options: Any) -> Any:
+        raise RuntimeError("an illegal memory access\nand more")
+    monkeypatch.setattr(reference, "stage", broken)
+    found = examined("reference")
+    assert not found.passed and found.error == "RuntimeError: an illegal memory access"
+
+
+def test_steps_of_kernels_pass():
+    found = steps.examine(small_game(count=1), "triton")
+    assert found.passed, found
+    assert set(found.quantities) == {f"{network} {what}" for network in ("generator", "discriminator")
+                                     for what in ("parameters", "running means", "running variances")}
+
+
+@pytest.mark.parametrize(("patch", "expected"), [
+    (biased_variance, {"generator running variances", "discriminator running variances"}),
+    (around_image, {"discriminator parameters", "generator parameters"}),
+], ids=["running variance is biased", "padding is relu of beta"])
+def test_steps_with_a_fault_do_not_pass(monkeypatch, patch, expected):
+    played = small_game(32)
+    assert steps.examine(played, "reference").passed
+    patch(monkeypatch)
+    found = steps.examine(played, "reference")
+    assert not found.error and expected <= failed(found)
+
+
+class Replayed:
+    """Stands in for a step as one CUDA graph, which there is no device for here."""
+
+    def __init__(self, step: Any) -> None:
+        self.step = step
+
+    def __call__(self, real: Tensor) -> Any:
+        return self.step(real)
+
+
+class WithFrozenNoise(Replayed):
+    def __init__(self, step: Any) -> None:
+        super().__init__(step)
+        z = step.noise(4)
+        step.draw = lambda real: z
+
+
+class WithOneNumberMore(Replayed):
+    def __init__(self, step: Any) -> None:
+        super().__init__(step)
+        self.count = 0
+
+    def __call__(self, real: Tensor) -> Any:
+        self.count += 1
+        record = super().__call__(real)
+        if self.count == 2:
+            torch.rand(1)
+        return record
+
+
+@pytest.mark.parametrize(("kind", "expected"), [
+    (Replayed, set()), (WithFrozenNoise, {"generator parameters", "random state"}),
+    (WithOneNumberMore, {"random state"}),
+], ids=["right", "frozen noise", "one random number more"])
+def test_graphed_steps_are_compared_with_steps_one_by_one(monkeypatch, kind, expected):
+    stand_in = ModuleType("fastgan.train.graph")
+    stand_in.GraphedStep = kind  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "fastgan.train.graph", stand_in)
+    played = small_game()
+    found = steps.examine_graph(played, "reference", steps.examine(played, "reference").quantities)
+    assert not found.error and expected <= failed(found) and found.passed == (not expected)
+
+
+def test_precisions_of_each_device(monkeypatch):
+    assert [one.precisions for one in checks.usable("auto", CPU)] == [("ieee",), ("ieee", "fp16")]
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert [one.precisions for one in checks.usable("auto", torch.device("cuda"))] == [
+        ("ieee", "tf32", "bf16", "fp16")] * 2
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "T4")
+    assert [(one.impl, one.precisions) for one in checks.usable("auto", torch.device("cuda"))] == [
+        ("reference", ("ieee", "fp16"))]
+    assert "sm_75" in machine.why_not("triton", torch.device("cuda"))
+
+
+def test_wide_networks_are_narrowed_for_the_interpreter():
+    engines = {one.impl: one for one in checks.usable("auto", CPU)}
+    config = presets.get("dcgan-64")
+    assert checks.narrowed(config, engines["reference"]) is config
+    narrow = checks.narrowed(config, engines["triton"])
+    assert (narrow.model.ngf, narrow.model.ndf) == (8, 8)
+    assert checks.narrowed(tiny(), engines["triton"]) == tiny()
+    widths = {check.engine: check.width for check in checks.plan(config, [*engines.values()], 4, 1, CPU)[0]}
+    assert widths == {"reference": None, "triton": 8}
+
+
+def test_command_writes_a_certificate(capsys, tmp_path):
+    path = tmp_path / "certificate.json"
+    assert cli.main(["verify", "--preset", "tiny", "--impl", "reference", "--steps", "1", "--out", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "D2 4x8x8 -> 8x4x4, 4x4/2 bn leaky" in out and "FAIL" not in out and "\npass: 7 checks" in out
+    assert "1 steps as a CUDA graph: not checked: no CUDA device" in out
+    found = json.loads(path.read_text())
+    assert found["passed"] and len(found["operations"]) == 6 and len(found["steps"]) == 1
+    assert set(found["plan"].values()) == {"reference"} and found["engines"]["triton"] == "not asked for"
+    assert {"device", "driver", "fastgan", "python", "torch", "triton", "CUDA", "cuDNN", "commit"} == set(
+        found["machine"])
+    assert all(one["used"] <= 1 for row in found["operations"] for one in row["quantities"].values())
+
+
+def test_command_ends_with_1_and_names_the_quantity(monkeypatch, capsys, tmp_path):
+    biased_variance(monkeypatch)
+    path = tmp_path / "certificate.json"
+    assert cli.main(["verify", "--preset", "tiny", "--impl", "reference", "--steps", "1", "--out", str(path)]) == 1
+    out = capsys.readouterr().out
+    line = next(line for line in out.splitlines() if line.startswith("G1 "))
+    assert "running variance " in line and line.endswith("FAIL")
+    assert "\nFAIL: 4 of 7 checks, first reference float32 G1 8x1x1 -> 8x4x4, 4x4T/1 bn relu: running variance" in out
+    assert not json.loads(path.read_text())["passed"]
+
+
+def test_a_number_that_is_none_is_written_in_words():
+    one = rule.Nearness("rms", math.nan, 0.0, 0.0)
+    assert json.loads(table.as_json({"ours": one.ours, "used": [one.used]})) == {"ours": "nan", "used": ["inf"]}
+
+
+def test_networks_without_convolutions_say_so():
+    found = certificate("d2l-gan-gaussian", steps=1, device="cpu")
+    assert found["passed"] and not found["operations"] and [row["engine"] for row in found["steps"]] == ["reference"]
+    assert any("no convolution" in line for line in found["not_checked"])
+
+
+def test_certificates_leave_the_random_state_alone():
+    before = torch.get_rng_state()
+    certificate("d2l-gan-gaussian", steps=1, device="cpu", impl="reference")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("args", "message"), [
+    (["--batch", "3"], "--batch 3: expected an even number, 4 or more"),
+    (["--steps", "0"], "--steps 0: expected 1 or more"),
+    (["--preset", "dcgan64"], "unknown preset 'dcgan64'"),
+    (["--impl", "native"], "invalid choice 'native'"),
+    (["--device", "abacus"], "--device abacus: expected auto or one that is here"),
+    (["--out", "gone/certificate.json"], "no such folder: gone"),
+], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_errors_are_one_line(capsys, args, message):
+    assert cli.main(["verify", *args]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_an_engine_that_cannot_run_is_an_error_only_when_asked_for(monkeypatch):
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    with pytest.raises(FastganError, match="--impl triton on cpu: needs a CUDA device"):
+        certificate("tiny", impl="triton", device="cpu")
+    found = certificate("d2l-gan-gaussian", steps=1, device="cpu")
+    assert found["passed"] and found["engines"]["triton"] == "needs a CUDA device"
+
+
+def test_command_interprets_kernels_on_a_machine_without_a_gpu(tmp_path):
+    given = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    program = [sys.executable, "-m", "fastgan", "verify", "--preset", "d2l-gan-gaussian", "--steps", "1"]
+    done = subprocess.run([*program, "--device", "cpu"], capture_output=True, text=True, cwd=tmp_path, env=given | {
+        "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0 and "triton: in Triton's interpreter" in done.stdout
+    assert (tmp_path / "certificate.json").is_file()
