@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from fastgan import cli, presets
+from fastgan.ops.triton import launch
 from fastgan.train import Trainer
+from fastgan.verify import doctor
 
 SMALL = ["--image-size", "16", "--ngf", "4", "--ndf", "4", "--nz", "8", "--batch", "16", "--snap", "2", "--grid", "4",
          "--no-tensorboard", "--device", "cpu"]
@@ -42,7 +46,7 @@ def test_help_is_instant():
     assert "usage: fastgan COMMAND" in tries[0][0]
 
 
-@pytest.mark.parametrize("command", ["train", "resume", "sample", "interpolate", "presets", "doctor"])
+@pytest.mark.parametrize("command", ["train", "resume", "sample", "interpolate", "presets", "verify", "doctor"])
 def test_each_command_has_help(capsys, here, command):
     with pytest.raises(SystemExit) as end:
         cli.main([command, "--help"])
@@ -128,6 +132,48 @@ def test_doctor(capsys):
     assert cli.main(["doctor"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0].split() == ["fastgan", "0.1.0"] and "verdict       ready to train on the" in out[-1]
+    subjects = {line[:14].strip() for line in out}
+    assert {"driver", "reference", "triton engine", "CUDA graphs", "kernel cache", "data"} < subjects
+
+
+def test_doctor_says_why_an_engine_cannot_be_used(monkeypatch):
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = dict(doctor.report())
+    assert found["triton engine"] == "not usable: needs a CUDA device" and found["CUDA graphs"] == "no CUDA device"
+    monkeypatch.setattr(launch, "INTERPRETED", True)
+    assert dict(doctor.report())["triton engine"] == "in Triton's interpreter, for tests"
+
+
+def test_doctor_looks_where_caches_would_be(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    found = dict(doctor.report())
+    assert found["kernel cache"] == f"{tmp_path}/file/cache ({tmp_path}/file is no folder)"
+    assert found["verdict"].endswith(f", but kernel cache {tmp_path}/file is no folder")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "not" / "yet"))
+    assert dict(doctor.report())["kernel cache"] == f"{tmp_path}/not/yet (writable)"
+    assert not (tmp_path / "not").exists()
+
+
+@pytest.mark.parametrize(("answer", "finding"), [
+    ("echo 570.86.15", "570.86.15"), ("echo failed >&2; exit 9", "no answer from nvidia-smi"),
+    ("true", "no answer from nvidia-smi")], ids=["works", "fails", "says nothing"])
+@pytest.mark.skipif(sys.platform == "win32", reason="a POSIX script")
+def test_doctor_asks_the_driver(monkeypatch, tmp_path, answer, finding):
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{answer}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert dict(doctor.report())["driver"] == finding
+
+
+def test_doctor_starts_where_packages_are_missing():
+    """Those that it reports on; it does not import what trains."""
+    missing = ("tqdm", "torchvision", "matplotlib", "tensorboard", "sklearn", "safetensors", "triton")
+    program = (f"import sys; sys.modules.update(dict.fromkeys({missing!r}))\n"
+               "from fastgan.cli import main; sys.exit(main(['doctor']))")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0 and "triton engine not usable: Triton cannot be imported" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(("args", "message"), [

@@ -279,7 +279,7 @@ def test_command_writes_a_certificate(capsys, tmp_path):
     assert cli.main(["verify", "--preset", "tiny", "--impl", "reference", "--steps", "1", "--out", str(path)]) == 0
     out = capsys.readouterr().out
     assert "D2 4x8x8 -> 8x4x4, 4x4/2 bn leaky" in out and "FAIL" not in out and "\npass: 7 checks" in out
-    assert "1 steps as a CUDA graph: not checked: no CUDA device" in out
+    assert "1 step as a CUDA graph: not checked: no CUDA device" in out
     found = json.loads(path.read_text())
     assert found["passed"] and len(found["operations"]) == 6 and len(found["steps"]) == 1
     assert set(found["plan"].values()) == {"reference"} and found["engines"]["triton"] == "not asked for"

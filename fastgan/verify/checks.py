@@ -61,7 +61,7 @@ def _engine(impl: str, device: torch.device) -> Engine:
 
 def plan(config: Config, usable: list[Engine], batch: int, count: int,
          device: torch.device) -> tuple[list[Check], list[str]]:
-    """All checks in order, `count` being the steps; and lines that say what is not checked, and why."""
+    """All checks in order, with `count` training steps; and lines that say what is not checked, and why."""
     checks: list[Check] = []
     missing: list[str] = []
     for engine in usable:
@@ -79,7 +79,7 @@ def plan(config: Config, usable: list[Engine], batch: int, count: int,
         checks += own if engine.width is None else [check._replace(find=partial(_alone, check.find)) for check in own]
     reason = steps.why_no_graph(device)
     if reason:
-        missing.append(f"{count} steps as a CUDA graph: not checked: {reason}")
+        missing.append(f"{_steps_in_words(count)} as a CUDA graph: not checked: {reason}")
     return checks, missing
 
 
@@ -118,10 +118,14 @@ def _steps(config: Config, engine: Engine, width: int | None, batch: int, count:
             allowed.update(found.quantities)
             return found
 
-        yield Check("steps", f"{count} steps", engine.impl, precision, width, one_by_one)
+        yield Check("steps", _steps_in_words(count), engine.impl, precision, width, one_by_one)
         if precision in steps.GRAPHED and not steps.why_no_graph(device):
-            yield Check("steps", f"{count} steps as a CUDA graph", engine.impl, precision, width,
+            yield Check("steps", f"{_steps_in_words(count)} as a CUDA graph", engine.impl, precision, width,
                         partial(steps.examine_graph, played, engine.impl, allowed))
+
+
+def _steps_in_words(count: int) -> str:
+    return "1 step" if count == 1 else f"{count} steps"
 
 
 def _alone(find: Callable[[], Found]) -> Found:
