@@ -2,8 +2,8 @@
 
 A stage that owes something to the block before it, a normalisation and an activation, is run behind a 1x1 stage of its
 own that leaves exactly these. So what a kernel does on the way in is examined too, padding included, and the gradients
-that flow back through it. Weights are the network's, or the nearest thing to them: scales, shifts and running
-statistics differ from channel to channel, as after training, because a fault in them shows in nothing at 1, 0, 0 and 1.
+that flow back through it. Weights are the network's; scales, shifts and running statistics differ from channel to
+channel, as after training, for at 1, 0, 0 and 1 a fault in them would not show.
 Stages of the discriminator see two groups, real and fake, with batch statistics of their own.
 """
 
@@ -36,9 +36,7 @@ def _compare(stage: Stage, impl: str, precision: rule.Precision, batch: int,
     layers, own = _layers(stage, precision)
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(batch, *stage.shape, generator=generator).to(precision.dtype)
-    with torch.no_grad():
-        like = copy.deepcopy(layers)(x)
-    g = torch.randn(like.shape, generator=generator).to(precision.dtype)
+    g = torch.randn(batch, *stage.made, generator=generator).to(precision.dtype)
     exactly = torch.device("cpu") if device.type == "mps" else device  # which has no float64
 
     def results(network: nn.Sequential, function: Callable[[Tensor], Tensor], dtype: torch.dtype,

@@ -16,13 +16,15 @@ class Stage(NamedTuple):
     """A block as it stands in a network.
 
     layers: convolution, normalisation or None, activation or None. owed: normalisation and activation that the block
-    before leaves to it. shape: (Ci, H, W) of its input. groups: G, of its batch statistics.
+    before leaves to it. shape, made: (Ci, H, W) of its input and (Co, Ho, Wo) of its output. groups: G, of its batch
+    statistics.
     """
 
     name: str
     layers: Layers
     owed: tuple[nn.Module | None, nn.Module | None]
     shape: tuple[int, ...]
+    made: tuple[int, ...]
     groups: int
 
 
@@ -36,7 +38,7 @@ def of(network: nn.Module, given: Tensor, letter: str, groups: int) -> list[Stag
             shape, made = shapes[layers[0]]
             name = f"{letter}{len(found) + 1} {describe(layers, shape, made)}"
             # two with equal descriptions of their layers compute the same function of their parameters
-            found.setdefault(f"{layers} {owed} {shape}", Stage(name, layers, owed, shape, groups))
+            found.setdefault(f"{layers} {owed} {shape}", Stage(name, layers, owed, shape, made, groups))
             owed = layers[1:]
     return list(found.values())
 

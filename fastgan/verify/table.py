@@ -47,7 +47,8 @@ def verdict(certificate: dict[str, Any]) -> str:
     rows = [*certificate["operations"], *certificate["steps"]]
     wrong = [row for row in rows if not row["passed"]]
     if not wrong:
-        return f"pass: {len(rows)} checks, nothing further from float64 than rounding takes eager PyTorch"
+        count = "1 check" if len(rows) == 1 else f"{len(rows)} checks"
+        return f"pass: {count}, nothing further from float64 than rounding takes eager PyTorch"
     one = wrong[0]
     return (f"FAIL: {len(wrong)} of {len(rows)} checks, first {one['engine']} {one['precision']} {one['what']}: "
             f"{one['error'] or one['worst']}")
