@@ -263,6 +263,16 @@ def test_precisions_of_each_device(monkeypatch):
     assert "sm_75" in machine.why_not("triton", torch.device("cuda"))
 
 
+def test_steps_are_compared_in_every_precision_that_trains_and_as_a_graph_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(steps, "why_no_graph", lambda device: "")
+    engine = checks.Engine("reference", ("ieee", "tf32", "bf16", "fp16"), "")
+    planned, missing = checks.plan(tiny(), [engine], 4, 3, torch.device("cuda"))
+    assert not missing and len([check for check in planned if check.part == "operations"]) == 6 * 4
+    assert [(check.what, check.precision) for check in planned if check.part == "steps"] == [
+        ("3 steps", "ieee"), ("3 steps as a CUDA graph", "ieee"), ("3 steps", "tf32"),
+        ("3 steps as a CUDA graph", "tf32"), ("3 steps", "bf16")]
+
+
 def test_wide_networks_are_narrowed_for_the_interpreter():
     engines = {one.impl: one for one in checks.usable("auto", CPU)}
     config = presets.get("dcgan-64")
