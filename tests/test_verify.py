@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -24,7 +23,10 @@ from fastgan.ops import library, reference
 from fastgan.ops.layers import BatchNorm
 from fastgan.ops.triton import engine, launch
 from fastgan.ops.triton.launch import KernelError
+from fastgan.train import graph
+from fastgan.train.graph import GraphedStep
 from fastgan.verify import certificate, checks, game, machine, operations, rule, steps, table
+from tests.simulated import SimulatedCuda
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -207,47 +209,38 @@ def test_steps_with_a_fault_do_not_pass(monkeypatch, patch, expected):
     assert not found.error and expected <= failed(found)
 
 
-class Replayed:
-    """Stands in for a step as one CUDA graph, which there is no device for here."""
-
+class WithFrozenNoise(GraphedStep):
     def __init__(self, step: Any) -> None:
-        self.step = step
-
-    def __call__(self, real: Tensor) -> Any:
-        return self.step(real)
-
-
-class WithFrozenNoise(Replayed):
-    def __init__(self, step: Any) -> None:
-        super().__init__(step)
         z = step.noise(4)
-        step.draw = lambda real: z
-
-
-class WithOneNumberMore(Replayed):
-    def __init__(self, step: Any) -> None:
+        step.draw = lambda like: z
         super().__init__(step)
-        self.count = 0
 
-    def __call__(self, real: Tensor) -> Any:
-        self.count += 1
-        record = super().__call__(real)
-        if self.count == 2:
-            torch.rand(1)
-        return record
+
+class WithOneNumberMore(GraphedStep):
+    def __call__(self, *inputs: Tensor) -> Any:
+        torch.rand(1)
+        return super().__call__(*inputs)
 
 
 @pytest.mark.parametrize(("kind", "expected"), [
-    (Replayed, set()), (WithFrozenNoise, {"generator parameters", "random state"}),
+    (GraphedStep, set()), (WithFrozenNoise, {"generator parameters", "random state"}),
     (WithOneNumberMore, {"random state"}),
 ], ids=["right", "frozen noise", "one random number more"])
 def test_graphed_steps_are_compared_with_steps_one_by_one(monkeypatch, kind, expected):
-    stand_in = ModuleType("fastgan.train.graph")
-    stand_in.GraphedStep = kind  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "fastgan.train.graph", stand_in)
+    monkeypatch.setattr(graph, "cuda", SimulatedCuda())
+    monkeypatch.setattr(steps, "GraphedStep", kind)
     played = small_game()
     found = steps.examine_graph(played, "reference", steps.examine(played, "reference").quantities)
     assert not found.error and expected <= failed(found) and found.passed == (not expected)
+
+
+def test_steps_that_were_not_captured_are_not_said_to_be_right(monkeypatch):
+    cuda = SimulatedCuda()
+    cuda.refusal = "no memory for a graph"
+    monkeypatch.setattr(graph, "cuda", cuda)
+    played = small_game()
+    found = steps.examine_graph(played, "reference", steps.examine(played, "reference").quantities)
+    assert not found.passed and "not captured: no memory for a graph" in found.error
 
 
 def test_precisions_of_each_device(monkeypatch):
@@ -270,7 +263,7 @@ def test_steps_are_compared_in_every_precision_that_trains_and_as_a_graph_where_
     assert not missing and len([check for check in planned if check.part == "operations"]) == 6 * 4
     assert [(check.what, check.precision) for check in planned if check.part == "steps"] == [
         ("3 steps", "ieee"), ("3 steps as a CUDA graph", "ieee"), ("3 steps", "tf32"),
-        ("3 steps as a CUDA graph", "tf32"), ("3 steps", "bf16")]
+        ("3 steps as a CUDA graph", "tf32"), ("3 steps", "bf16"), ("3 steps as a CUDA graph", "bf16")]
 
 
 def test_wide_networks_are_narrowed_for_the_interpreter():

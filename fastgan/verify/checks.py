@@ -119,7 +119,7 @@ def _steps(config: Config, engine: Engine, width: int | None, batch: int, count:
             return found
 
         yield Check("steps", _steps_in_words(count), engine.impl, precision, width, one_by_one)
-        if precision in steps.GRAPHED and not steps.why_no_graph(device):
+        if not steps.why_no_graph(device):
             yield Check("steps", f"{_steps_in_words(count)} as a CUDA graph", engine.impl, precision, width,
                         partial(steps.examine_graph, played, engine.impl, allowed))
 

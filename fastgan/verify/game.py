@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from fastgan.train.step import GANStep
 from fastgan.verify import rule
 
 Networks = tuple[nn.Module, nn.Module]
+_OF_A_STEP = {rule.PRECISIONS[ours]: name for ours, name in (("ieee", "fp32"), ("tf32", "tf32"), ("bf16", "bf16"))}
 
 
 class Given(NamedTuple):
@@ -84,14 +84,14 @@ def moved(game: Game, networks: Networks, *, exact: bool = False, reordered: boo
     def as_seen(x: Tensor) -> Tensor:
         return (x.flip(0) if reordered else x).to(place, dtype)
 
-    step = GANStep(one, other, game.config.model, game.config.train)
+    precision = "fp32" if exact else _OF_A_STEP[game.precision]
+    step = GANStep(one, other, game.config.model, game.config.train, precision=precision)
     if wrap is None:
         noise = iter(game.given.noise)
-        step.draw = lambda real: as_seen(next(noise))  # type: ignore[method-assign]
+        step.draw = lambda like: as_seen(next(noise))  # type: ignore[method-assign]
     play = step if wrap is None else wrap(step)
-    with _computing(game.precision, place, mixed=not exact):
-        for real in game.given.real:
-            play(as_seen(real))
+    for real in game.given.real:
+        play(as_seen(real))
     after = {"generator": _state(one), "discriminator": _state(other)}
     return {f"{name} {what}": now - before[name][what] for name in after for what, now in after[name].items()}
 
@@ -105,10 +105,3 @@ def _state(network: nn.Module) -> dict[str, Tensor]:
     kinds.pop("", None)  # counters
     return {what: torch.cat([tensor.detach().cpu().double().flatten() for tensor in tensors])
             for what, tensors in kinds.items()}
-
-
-@contextmanager
-def _computing(precision: rule.Precision, place: torch.device, mixed: bool) -> Iterator[None]:
-    with (rule.products(precision),
-          torch.autocast(place.type, precision.dtype, enabled=mixed and precision.dtype != torch.float32)):
-        yield
