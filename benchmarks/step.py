@@ -1,10 +1,14 @@
 """One D+G step of dcgan-64, the textbook's against fastgan's, and what each saving earns.
 
-    python benchmarks/step.py [--batch 64] [--rounds 9] [--threads N] [--out docs/results/step-cpu.md]
+    python -m benchmarks.step [--batch 64] [--rounds 9] [--threads N] [--out docs/results/step-cpu.md]
+    python -m benchmarks.step --device cuda [--batch 32 64 128 256] [--seconds 140] [--csv step-gpu.csv]
 
-Contenders take turns, a step each a round, so that a machine that slows down slows all of them; the table has medians,
-and medians of the ratios within a round. Memory is the peak of a process that does two steps of one contender and
-nothing else. Everything is float32 on the CPU with PyTorch's operators.
+Contenders take turns, so that a machine that slows down slows all of them; the tables have medians, and medians of the
+ratios within a round.
+
+On the CPU everything is float32 with PyTorch's operators, a turn is one step, and memory is the peak of a process that
+does two steps of one contender and nothing else. On a GPU, a turn is a block of steps on several batches (`turns.py`),
+and memory is torch.cuda.max_memory_allocated while a step is made, warmed up and captured.
 """
 
 from __future__ import annotations
@@ -16,71 +20,17 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-import fastgan
-from fastgan import presets
-from fastgan.models import build
-from fastgan.train.step import GANStep, Savings
+from benchmarks import rows, turns
+from benchmarks.contenders import BASE, on_cpu, on_gpu
 
-Step = Callable[[Tensor], object]
-BASE = "textbook, channels_last"
-
-
-def textbook(layout: torch.memory_format) -> Step:
-    """The loop of PyTorch's DCGAN example, with eager layers."""
-    config = presets.get("dcgan-64")
-    generator, discriminator = (fastgan.to_eager(network).to(memory_format=layout)
-                                for network in build(config.model, (3, 64, 64)))
-    adam_d, adam_g = (torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999))
-                      for network in (discriminator, generator))
-    criterion = nn.BCEWithLogitsLoss()
-
-    def step(real: Tensor) -> object:
-        ones, zeros = torch.ones(len(real)), torch.zeros(len(real))
-        discriminator.zero_grad()
-        on_real = discriminator(real.to(memory_format=layout))
-        loss_real = criterion(on_real, ones)
-        loss_real.backward()
-        fake = generator(torch.randn(len(real), 100))
-        on_fake = discriminator(fake.detach())
-        loss_fake = criterion(on_fake, zeros)
-        loss_fake.backward()
-        adam_d.step()
-        generator.zero_grad()
-        loss_g = criterion(discriminator(fake), ones)
-        loss_g.backward()
-        adam_g.step()
-        return loss_real.item() + loss_fake.item(), loss_g.item()
-
-    return step
-
-
-def ours(savings: Savings) -> Step:
-    config = presets.get("dcgan-64")
-    generator, discriminator = (network.to(memory_format=torch.channels_last)
-                                for network in build(config.model, (3, 64, 64)))
-    return GANStep(generator, discriminator, config.model, config.train, precision="fp32", savings=savings, history=10)
-
-
-def contenders() -> dict[str, Callable[[], Step]]:
-    names = [field.name for field in fields(Savings)]
-    none = Savings(**dict.fromkeys(names, False))
-    return {
-        "textbook, NCHW": lambda: textbook(torch.contiguous_format),
-        BASE: lambda: textbook(torch.channels_last),
-        "fastgan, no saving": lambda: ours(none),
-        **{f"fastgan without {name}": partial(ours, replace(Savings(), **{name: False}))
-           for name in names if name != "foreach_ema"},  # dcgan-64 keeps no moving average
-        "fastgan": lambda: ours(Savings()),
-    }
+ROOT = Path(__file__).resolve().parent.parent
+BATCHES = [64, 32, 128, 256]  # on a GPU, the preset's own first: time may run out
 
 
 def images(batch: int) -> Tensor:
@@ -91,7 +41,7 @@ def images(batch: int) -> Tensor:
 def measure(batch: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of each round."""
     steps = {}
-    for name, make in contenders().items():
+    for name, make in on_cpu().items():
         torch.manual_seed(0)
         steps[name] = make()
     seconds: dict[str, list[float]] = {name: [] for name in steps}
@@ -107,8 +57,8 @@ def measure(batch: int, rounds: int) -> dict[str, list[float]]:
 
 def peak_mb(name: str, batch: int, threads: int) -> float:
     """Of a fresh process, in MB."""
-    done = subprocess.run([sys.executable, __file__, "--batch", str(batch), "--threads", str(threads), "--peak", name],
-                          capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "benchmarks.step", "--batch", str(batch), "--threads", str(threads),
+                           "--peak", name], capture_output=True, text=True, check=True, cwd=ROOT)
     return float(done.stdout.split()[-1])
 
 
@@ -124,26 +74,79 @@ def table(batch: int, rounds: int, threads: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=64)
+def on_the_gpu(options: argparse.Namespace) -> int:
+    """Print a table for each batch size as soon as it is there; 1 where a contender failed."""
+    device = torch.device("cuda")
+    print(f"dcgan-64 on {torch.cuda.get_device_name(device)}, torch {torch.__version__}, CUDA {torch.version.cuda}, "
+          f"Python {platform.python_version()}\n", flush=True)
+    without = dict(words.partition(": ")[::2] for words in options.without)
+    begin, sizes, found = time.monotonic(), options.batch or BATCHES, []
+    for number, size in enumerate(sizes, 1):
+        if time.monotonic() - begin > options.seconds:
+            break
+        try:
+            measured = turns.measure(on_gpu(device=device), size, device, rounds=options.rounds,
+                                     steps=options.steps, deadline=begin + options.seconds * number / len(sizes),
+                                     without={engine: why or "left out" for engine, why in without.items()})
+        except turns.DeviceLost as lost:
+            left = options.seconds - (time.monotonic() - begin)
+            return _go_on_without(lost, options, sizes[number - 1:], left)
+        found += measured
+        print(rows.table(measured), flush=True)
+        if options.csv:
+            rows.write(options.csv, measured)
+    wrong = {row.contender for row in found if row.reason}
+    late = [str(size) for size in sizes if size not in {row.batch for row in found}]
+    print(f"{sum(not row.reason for row in found)} measurements"
+          + (f"; {len(wrong)} contenders failed or were left out" if wrong else "")
+          + (f"; no time was left for batch {', '.join(late)}" if late else ""))
+    return 1 if wrong else 0
+
+
+def _go_on_without(lost: turns.DeviceLost, options: argparse.Namespace, sizes: list[int], seconds: float) -> int:
+    """The sizes that are left, in a process that has a device, without the engine that lost it."""
+    print(f"the device was lost; going on without {lost.engine}: {lost.reason}\n", flush=True)
+    without = [*options.without, f"{lost.engine}: {lost.reason}"]
+    command = [sys.executable, "-m", "benchmarks.step", "--device", "cuda", "--batch", *map(str, sizes),
+               "--rounds", str(options.rounds), "--steps", str(options.steps), "--seconds", str(seconds),
+               "--without", *without]
+    command += ["--csv", str(options.csv.resolve())] if options.csv else []
+    return max(1, subprocess.call(command, cwd=ROOT))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("python -m benchmarks.step", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--batch", type=int, nargs="+", help="one on the CPU")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, help="write the table there too")
+    parser.add_argument("--steps", type=int, default=20, help="of a turn, on a GPU")
+    parser.add_argument("--seconds", type=float, default=140.0, help="after which rounds end early and no batch size is begun, on a GPU")
+    parser.add_argument("--without", nargs="+", default=[], metavar="ENGINE", help="leave out, on a GPU")
+    parser.add_argument("--csv", type=Path, help="append what was measured on a GPU to this file")
+    parser.add_argument("--out", type=Path, help="write the table there too, on the CPU")
     parser.add_argument("--peak", help=argparse.SUPPRESS)  # the name of a contender: print its peak memory
     options = parser.parse_args()
+    if options.device == "cuda":
+        if not torch.cuda.is_available():
+            print("no CUDA device: nothing was measured")
+            return 0
+        return on_the_gpu(options)
     torch.set_num_threads(options.threads)
+    batch = (options.batch or [64])[0]
     if options.peak:
-        step, real = contenders()[options.peak](), images(options.batch)
+        step, real = on_cpu()[options.peak](), images(batch)
         for _ in range(2):
             step(real)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-        return
-    text = table(options.batch, options.rounds, options.threads)
+        return 0
+    text = table(batch, options.rounds, options.threads)
     print(text)
     if options.out:
         options.out.write_text(text)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
