@@ -1,9 +1,11 @@
-# The whole habit in seven words: demo, test, check, aot, ptx, bench, clean. Everything happens in .venv, beside this file.
+# The whole habit in eight words: demo, test, check, aot, ptx, gpu, bench, clean. Everything but gpu happens in .venv,
+# beside this file; gpu runs in the PyTorch that is there, and installs nothing.
 PYTHON ?= python3
 PY := .venv/bin/python
+GPU_PYTHON ?= python3
 PTXSIM ?= ../shared/tools/ptxsim
 
-.PHONY: help demo test check aot ptx bench clean
+.PHONY: help demo test check aot ptx gpu bench clean
 
 help:
 	@echo "make demo    train a DCGAN on handwritten digits (a few minutes on two CPU cores)"
@@ -12,6 +14,7 @@ help:
 	@echo "make aot     compile all kernels for six GPU architectures and gate the result (AOT=--quick: what CI runs)"
 	@echo "make bench   score the demo's digits with a classifier (after make demo)"
 	@echo "make ptx     execute the compiled GPU kernels on the CPU, in a PTX simulator at PTXSIM (PTX=--quick: minutes)"
+	@echo "make gpu     all that a GPU can prove and measure, in ten minutes, with GPU_PYTHON (GPU=--quick: three minutes)"
 	@echo "make clean   remove .venv and caches (runs/ stays)"
 
 demo: .venv/installed
@@ -33,6 +36,9 @@ bench: .venv/installed
 
 ptx: .venv/installed-dev
 	env -u TRITON_INTERPRET $(PY) -m proofs.ptx --ptxsim "$(PTXSIM)" $(PTX)
+
+gpu:
+	TRITON_INTERPRET=0 PYTHONPATH=. $(GPU_PYTHON) -m proofs.gpu $(GPU)
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
