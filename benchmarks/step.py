@@ -122,7 +122,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--steps", type=int, default=20, help="of a turn, on a GPU")
-    parser.add_argument("--seconds", type=float, default=140.0, help="after which rounds end early and no batch size is begun, on a GPU")
+    parser.add_argument("--seconds", type=float, default=140.0, help="that rounds may take in all, on a GPU")
     parser.add_argument("--without", nargs="+", default=[], metavar="ENGINE", help="leave out, on a GPU")
     parser.add_argument("--csv", type=Path, help="append what was measured on a GPU to this file")
     parser.add_argument("--out", type=Path, help="write the table there too, on the CPU")

@@ -19,7 +19,7 @@ NOT_RUN = 77  # the exit code of a part that had nothing to run
 
 @dataclass(frozen=True)
 class Part:
-    """In the command {folder} stands for that of the results, and {seconds} for the time that the part may plan with."""
+    """In the command {folder} stands for that of the results, {seconds} for the time that the part may plan with."""
 
     name: str
     command: list[str]
