@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan import presets
 from fastgan.models import build
+from fastgan.nn import use
 from fastgan.train.held import Held
 from fastgan.train.losses import LOSSES
 from fastgan.train.ring import FIELDS
@@ -22,7 +23,7 @@ from fastgan.train.step import GANStep, Savings
 SHAPES = {"tf": (1, 28, 28), "oreilly": (1, 28, 28), "gaussian": (2,), "dcgan": (3, 16, 16)}
 
 
-def new_step(num_classes: int = 0, savings: Savings = Savings(), double: bool = False,  # noqa: B008
+def new_step(num_classes: int = 0, savings: Savings = Savings(together=True), double: bool = False,  # noqa: B008
              precision: str = "auto", history: int = 4, **fields: Any) -> GANStep:
     """A step of a small network, seeded."""
     torch.manual_seed(0)
@@ -308,7 +309,7 @@ def test_nan_in_the_fakes_does_not_reach_the_average():
 def test_saved_work_changes_nothing(saving, fields):
     """With and without each saving: the same parameters, statistics and records after three steps in float64."""
     outcomes = []
-    for savings in (Savings(), dataclasses.replace(Savings(), **{saving: False})):
+    for savings in (Savings(together=True), dataclasses.replace(Savings(together=True), **{saving: False})):
         step = new_step(ema=0.9, double=True, savings=savings, **fields)
         reals = [batch(step, seed) for seed in range(3)]
         torch.manual_seed(5)
@@ -329,7 +330,16 @@ def test_networks_that_need_a_call_for_each_half():
         torch.manual_seed(0)
         config = presets.get("dcgan-64", ngf=4, ndf=4, nz=8)
         generator, discriminator = build(config.model, (3, 16, 16))
-        assert not GANStep(generator, wrap(discriminator), config.model, config.train).together
+        assert not GANStep(generator, wrap(discriminator), config.model, config.train,
+                           savings=Savings(together=True)).together
+
+
+def test_one_call_for_both_halves_only_where_it_pays():
+    """By itself: with kernels, not with PyTorch's operators on a CPU."""
+    config = presets.get("dcgan-64", ngf=4, ndf=4, nz=8)
+    for impl, together in (("reference", False), ("triton", True)):
+        networks = (use(network, impl) for network in build(config.model, (3, 16, 16)))
+        assert GANStep(*networks, config.model, config.train).together == together
 
 
 class Wrapped(nn.Module):

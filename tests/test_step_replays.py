@@ -17,7 +17,7 @@ from fastgan.data.dataset import MemoryDataset
 from fastgan.models import build
 from fastgan.train.fed import FedStep
 from fastgan.train.losses import LOSSES
-from fastgan.train.step import GANStep
+from fastgan.train.step import GANStep, Savings
 from tests.simulated import CaptureRefused, assert_replays_equal_eager
 
 SHAPES = {"digits": (1, 16, 16), "mxnet-dcgan-mnist": (3, 16, 16), "oreilly-gan-mnist": (1, 28, 28),
@@ -34,7 +34,8 @@ def make(preset: str, resumed: bool = False, precision: str = "fp32", num_classe
         torch.manual_seed(0)
         config = presets.get(preset, **{**SMALL, "steps": 16, **fields})
         networks = build(config.model, SHAPES[preset], num_classes)
-        made = GANStep(*networks, config.model, config.train, precision=precision, history=3)
+        made = GANStep(*networks, config.model, config.train, precision=precision, history=3,
+                       savings=Savings(together=True))
         first = inputs(preset, num_classes)[0]
         made.allocate(*first)
         for _ in range(2 if resumed else 0):

@@ -21,50 +21,55 @@ from torch.nn import functional as F
 
 from fastgan import ops
 
+Told = tuple[Tensor, Tensor]  # a loss, and how real the images looked on average: scalars
+
 
 class Loss(NamedTuple):
-    """The two objectives, on logits; a discriminator's also tells how real each half looked to it, D(x) and D(G(z))."""
+    """The objectives, each on the logits of one half of what a discriminator sees; its loss is `real` + `fake`."""
 
-    discriminator: Callable[..., tuple[Tensor, Tensor, Tensor]]  # (real, fake, smoothing=0, impl="auto") -> 3 scalars
-    generator: Callable[..., Tensor]  # (fake, impl="auto") -> ()
+    real: Callable[..., Told]  # (logits, smoothing=0, impl="auto")
+    fake: Callable[..., Told]  # (logits, impl="auto")
+    generator: Callable[..., Tensor]  # (logits of fakes, impl="auto") -> ()
     score: Callable[[Tensor], Tensor] = lambda logits: logits  # logits -> (N,), what R1 holds flat
 
 
-def _logistic(real: Tensor, fake: Tensor, smoothing: float = 0.0, impl: str = "auto") -> tuple[Tensor, Tensor, Tensor]:
-    on_real, d_real = ops.logistic_loss(real, (1 - smoothing,), impl=impl)
-    on_fake, d_fake = ops.logistic_loss(fake, (0.0,), impl=impl)
-    return (on_real + on_fake)[0], d_real[0], d_fake[0]
+def _logistic(logits: Tensor, target: float, impl: str) -> Told:
+    loss, probability = ops.logistic_loss(logits, (target,), impl=impl)
+    return loss[0], probability[0]
 
 
-def _told(loss: Callable[[Tensor, Tensor], Tensor], probability: Callable[[Tensor], Tensor]) -> Callable[..., tuple[
-        Tensor, Tensor, Tensor]]:
-    """A discriminator's loss with the mean of what `probability` makes of its logits."""
-    def discriminator(real: Tensor, fake: Tensor, smoothing: float = 0.0, impl: str = "auto") -> tuple[
-            Tensor, Tensor, Tensor]:
-        return loss(real, fake), *(probability(logits.detach()).mean() for logits in (real, fake))  # type: ignore[return-value]
-
-    return discriminator
+def _real(logits: Tensor, smoothing: float = 0.0, impl: str = "auto") -> Told:
+    return _logistic(logits, 1 - smoothing, impl)
 
 
-def _same(logits: Tensor) -> Tensor:
-    return logits
+def _fake(logits: Tensor, impl: str = "auto") -> Told:
+    return _logistic(logits, 0.0, impl)
 
 
-def _class(logits: Tensor, label: int) -> Tensor:
-    return F.cross_entropy(logits, torch.full_like(logits[:, 0], label, dtype=torch.long))
+def _class(logits: Tensor, label: int) -> Told:
+    target = torch.full_like(logits[:, 0], label, dtype=torch.long)
+    return F.cross_entropy(logits, target), logits.detach().softmax(1)[:, 1].mean()
 
 
+def _score(loss: Tensor, logits: Tensor) -> Told:
+    return loss, logits.detach().mean()
+
+
+def _sigmoid(loss: Tensor, logits: Tensor) -> Told:
+    return loss, torch.sigmoid(logits.detach()).mean()
+
+
+# what smoothing and kernels there are is the logistic loss's
 LOSSES = {
-    "bce": Loss(_logistic, lambda fake, impl="auto": ops.logistic_loss(fake, (1.0,), impl=impl)[0][0]),
-    "minimax": Loss(_logistic, lambda fake, impl="auto": -ops.logistic_loss(fake, (0.0,), impl=impl)[0][0]),
-    "softmax": Loss(_told(lambda real, fake: _class(real, 1) + _class(fake, 0), lambda logits: logits.softmax(1)[:, 1]),
-                    lambda fake, impl="auto": _class(fake, 1), lambda logits: logits[:, 1] - logits[:, 0]),
-    "least-squares": Loss(_told(lambda real, fake: ((real - 1).square().mean() + fake.square().mean()) / 2, _same),
-                          lambda fake, impl="auto": (fake - 1).square().mean() / 2),
-    "hinge": Loss(_told(lambda real, fake: F.relu(1 - real).mean() + F.relu(1 + fake).mean(), torch.sigmoid),
-                  lambda fake, impl="auto": -fake.mean()),
-    "wgan-gp": Loss(_told(lambda real, fake: fake.mean() - real.mean(), _same),
-                    lambda fake, impl="auto": -fake.mean()),
+    "bce": Loss(_real, _fake, lambda x, impl="auto": _logistic(x, 1.0, impl)[0]),
+    "minimax": Loss(_real, _fake, lambda x, impl="auto": -_logistic(x, 0.0, impl)[0]),
+    "softmax": Loss(lambda x, *_: _class(x, 1), lambda x, *_: _class(x, 0), lambda x, *_: _class(x, 1)[0],
+                    lambda x: x[:, 1] - x[:, 0]),
+    "least-squares": Loss(lambda x, *_: _score((x - 1).square().mean() / 2, x),
+                          lambda x, *_: _score(x.square().mean() / 2, x), lambda x, *_: (x - 1).square().mean() / 2),
+    "hinge": Loss(lambda x, *_: _sigmoid(F.relu(1 - x).mean(), x), lambda x, *_: _sigmoid(F.relu(1 + x).mean(), x),
+                  lambda x, *_: -x.mean()),
+    "wgan-gp": Loss(lambda x, *_: _score(-x.mean(), x), lambda x, *_: _score(x.mean(), x), lambda x, *_: -x.mean()),
 }
 
 

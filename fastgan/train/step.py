@@ -38,8 +38,9 @@ from fastgan.train.scaling import LossScale
 class Savings:
     """Work that the textbook step does and this one does not. With each, the result is the same."""
 
-    together: bool = True
-    """D sees real and fake images in one call, with two statistic groups, where its layers can"""
+    together: bool | None = None
+    """D sees real and fake images in one call, with two statistic groups, where its layers can; None: and where it
+    pays, which is everywhere but with PyTorch's operators on a CPU"""
     frozen: bool = True
     """no gradients of D's weights in G's update"""
     fused_adam: bool = True
@@ -84,7 +85,9 @@ class GANStep:
         self.precision = choose(precision, self.device) if precision == "auto" else precision
         self.scale = LossScale(precision == "fp16", self.device)
         self.impl = next((module.impl for module in discriminator.modules() if isinstance(module, Chain)), "auto")
-        self.together = savings.together and is_divisible(discriminator)
+        # PyTorch's batch normalisation has no groups: on a CPU the copies between its calls cost more than a call saves
+        pays = self.impl == "triton" or self.device.type != "cpu"
+        self.together = (pays if savings.together is None else savings.together) and is_divisible(discriminator)
         # asked for before every replay, so not by a walk through all modules
         self._places: list[tuple[dict[str, Any], str]] = [
             (places, key) for network in (generator, discriminator) for module in network.modules()
@@ -100,9 +103,9 @@ class GANStep:
     def __call__(self, real: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Train on real images (N, C, H, W), or points (N, 2), and labels (N,) of a conditional model.
 
-        Returns scalars on the device: loss_d, d_real = E[D(x)], d_fake = E[D(G(z))], grad_norm_d, diversity (of the
-        fakes, 1 when their pixels vary as much as the reals'), finite and, when the generator was updated too, loss_g
-        and grad_norm_g.
+        Returns scalars on the device: loss_d, d_real = E[D(x)], d_fake = E[D(G(z))], grad_norm_d, diversity (how far
+        the fakes are from each other, 1 when as far as the reals), finite and, when the generator was updated too,
+        loss_g and grad_norm_g.
         """
         given = (real,) if labels is None else (real, labels)
         phase = self.phase()
@@ -172,8 +175,8 @@ class GANStep:
                 real_logits, fake_logits = self.judge(real, *given), self.judge(held.fake, *given)
             else:
                 fake_logits, real_logits = self.judge(held.fake, *given), self.judge(real, *given)
-        loss, d_real, d_fake = self.loss.discriminator(real_logits, fake_logits, config.label_smoothing, self.impl)
-        loss = config.d_loss_weight * loss
+        (on_real, d_real), (on_fake, d_fake) = self._on_real(real_logits), self._on_fake(fake_logits)
+        loss = on_real + on_fake
         if penalty and config.loss == "wgan-gp":
             slope = gradient_penalty(self.judge, held.real, held.fake, given)
             loss = loss + config.penalty_every * config.gp * slope
@@ -181,6 +184,14 @@ class GANStep:
             slope = r1_penalty(self.loss.score(real_logits), real)
             loss = loss + config.penalty_every * config.r1 * slope
         return loss, d_real, d_fake
+
+    def _on_real(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        loss, d_real = self.loss.real(logits, self.config.label_smoothing, self.impl)
+        return self.config.d_loss_weight * loss, d_real
+
+    def _on_fake(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        loss, d_fake = self.loss.fake(logits, self.impl)
+        return self.config.d_loss_weight * loss, d_fake
 
     def generator_loss(self, fake: Tensor, given: tuple[Tensor, ...]) -> Tensor:
         """The generator's loss through the discriminator as it is now."""
@@ -210,26 +221,41 @@ class GANStep:
                 adam.rate.copy_(factor * (lr or self.config.lr))
 
     def _update_discriminator(self, held: Held, phase: Phase) -> tuple[dict[str, Tensor], Tensor]:
-        loss, d_real, d_fake = self.discriminator_loss(held, phase.penalty)
-        norm, skip = self._descend(loss, self.params_d, self.adam_d, self.halted)
+        if self.together or phase.penalty:
+            loss, d_real, d_fake = self.discriminator_loss(held, phase.penalty)
+            grads = list(torch.autograd.grad(self.scale(loss), self.params_d))
+        else:
+            loss, d_real, d_fake, grads = self._one_half_after_the_other(held)
+        norm, skip = self._descend(loss, grads, self.params_d, self.adam_d, self.halted)
         return {"loss_d": loss.detach(), "grad_norm_d": norm, "d_real": d_real, "d_fake": d_fake}, skip
+
+    def _one_half_after_the_other(self, held: Held) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        """`discriminator_loss` and its gradients, with the activations of one half at a time in memory."""
+        halves = [(held.real, self._on_real), (held.fake, self._on_fake)]
+        told, grads = [], []
+        for images, on in halves if self.config.real_first else halves[::-1]:
+            loss, probability = on(self.judge(images, *held.given()))
+            grads.append(list(torch.autograd.grad(self.scale(loss), self.params_d)))
+            told.append((loss.detach(), probability))
+        torch._foreach_add_(*grads)
+        (on_real, d_real), (on_fake, d_fake) = told if self.config.real_first else told[::-1]
+        return on_real + on_fake, d_real, d_fake, grads[0]
 
     def _update_generator(self, fake: Tensor, held: Held, skip: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         loss = self.generator_loss(fake, held.given())
         unused = [] if self.savings.frozen else self.params_d
-        norm, skip = self._descend(loss, self.params_g, self.adam_g, skip, unused)
+        grads = list(torch.autograd.grad(self.scale(loss), [*self.params_g, *unused]))[: len(self.params_g)]
+        norm, skip = self._descend(loss, grads, self.params_g, self.adam_g, skip)
         if self.ema is not None:
             self.ema.update(skip)
         return {"loss_g": loss.detach(), "grad_norm_g": norm}, skip
 
-    def _descend(self, loss: Tensor, params: list[Tensor], adam: DeviceAdam, skip: Tensor,
-                 unused: list[Tensor] | tuple[()] = ()) -> tuple[Tensor, Tensor]:
-        """Differentiate, step, forget the gradients; no step where `skip` holds 1 or something is not finite.
+    def _descend(self, loss: Tensor, grads: list[Tensor], params: list[Tensor], adam: DeviceAdam,
+                 skip: Tensor) -> tuple[Tensor, Tensor]:
+        """Step, and forget the gradients; no step where `skip` holds 1 or something is not finite.
 
-        Returns (norm of all gradients, 1.0 where the step was skipped), both scalars on the device. Gradients of
-        `unused` are computed and dropped.
+        Returns (norm of all gradients, 1.0 where the step was skipped), both scalars on the device.
         """
-        grads = torch.autograd.grad(self.scale(loss), [*params, *unused])[: len(params)]
         for parameter, grad in zip(params, grads, strict=True):
             # fused Adam walks through memory: a gradient in another order of dimensions would be taken as it lies
             same = grad.stride() == parameter.stride()
@@ -251,8 +277,7 @@ class GANStep:
             self.halted.copy_(torch.maximum(self.halted, wrong))
         else:
             self.halted.copy_(skip)
-        fake, real = (half.float().std(0, correction=0).mean() for half in (held.fake, held.real))
-        record |= {"diversity": fake / real.clamp(min=1e-8), "finite": 1 - self.halted}
+        record |= {"diversity": _spread(held.fake) / _spread(held.real).clamp(min=1e-8), "finite": 1 - self.halted}
         self.ring.write(self.t, record)
         self.t += (1 - self.halted).to(self.t.dtype)
         return record
@@ -289,3 +314,9 @@ class GANStep:
         parts = {"generator": self.generator, "discriminator": self.discriminator, "adam_g": self.adam_g,
                  "adam_d": self.adam_d, "scale": self.scale}
         return parts if self.ema is None else {**parts, "ema": self.ema.module}
+
+
+def _spread(images: Tensor) -> Tensor:
+    """How far neighbours in a batch (N, ...) are apart, on average: a scalar; 0 for one image."""
+    apart = (images[1:] - images[:-1]).float().abs()
+    return apart.sum() / max(1, apart.numel())

@@ -6,17 +6,13 @@ Writes FOLDER/certificates.json anew after each: {preset: certificate}.
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import json
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
-from proofs.gpu.parts import NOT_RUN
-
-MODULE = "fastgan.verify.certificate"
+from fastgan.verify import certificate, table
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,23 +21,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("presets", nargs="+")
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args(arguments)
-    if importlib.util.find_spec(MODULE) is None:
-        print(f"{MODULE} is not there: nothing was certified")
-        return NOT_RUN
-    certify, table = importlib.import_module(MODULE).certificate, importlib.import_module("fastgan.verify.table")
     found: dict[str, Any] = {}
     verdicts = []
     for preset in options.presets:
         try:
-            certificate = certify(preset, device=options.device)
+            one = certificate(preset, device=options.device)
         except Exception as error:
             traceback.print_exc()
             verdicts.append((preset, False, f"{type(error).__name__}: {error}"))
             continue
-        print("\n".join(table.lines(certificate)) + "\n", flush=True)
-        found[preset] = json.loads(table.as_json(certificate))  # which has words for nan and infinity
+        print("\n".join(table.lines(one)) + "\n", flush=True)
+        found[preset] = json.loads(table.as_json(one))  # which has words for nan and infinity
         (options.folder / "certificates.json").write_text(json.dumps(found, indent=1) + "\n")
-        verdicts.append((preset, certificate["passed"], table.verdict(certificate)))
+        verdicts.append((preset, one["passed"], table.verdict(one)))
     print("; ".join(f"{preset} {words}" for preset, _, words in verdicts).replace("\n", " "))
     return 0 if all(passed for _, passed, _ in verdicts) else 1
 
