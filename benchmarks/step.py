@@ -6,16 +6,15 @@
 Contenders take turns, so that a machine that slows down slows all of them; the tables have medians, and medians of the
 ratios within a round.
 
-On the CPU everything is float32 with PyTorch's operators, a turn is one step, and memory is the peak of a process that
-does two steps of one contender and nothing else. On a GPU, a turn is a block of steps on several batches (`turns.py`),
-and memory is torch.cuda.max_memory_allocated while a step is made, warmed up and captured.
+On the CPU everything is float32 with PyTorch's operators, a turn is one step, and each contender has a process of its
+own (`processes.py`); memory is the peak of its live tensors. On a GPU, a turn is a block of steps on several batches
+(`turns.py`), and memory is torch.cuda.max_memory_allocated while a step is made, warmed up and captured.
 """
 
 from __future__ import annotations
 
 import argparse
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,62 +22,23 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from benchmarks import rows, turns
-from benchmarks.contenders import BASE, on_cpu, on_gpu
+from benchmarks.contenders import BASE, on_gpu
+from benchmarks.processes import ROOT, measure
 
-ROOT = Path(__file__).resolve().parent.parent
 BATCHES = [64, 32, 128, 256]  # on a GPU, the preset's own first: time may run out
 
 
-def images(batch: int) -> Tensor:
-    torch.manual_seed(1)
-    return (torch.rand(batch, 3, 64, 64) * 2 - 1).to(memory_format=torch.channels_last)
-
-
-def measure(batch: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each round."""
-    steps = {}
-    for name, make in on_cpu().items():
-        torch.manual_seed(0)
-        steps[name] = make()
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    real = images(batch)
-    for turn in tqdm(range(rounds + 1), desc="rounds", unit="round"):
-        for name, step in steps.items():
-            begin = time.perf_counter()
-            step(real)
-            if turn:  # the first one warms up
-                seconds[name].append(time.perf_counter() - begin)
-    return seconds
-
-
-def peak_mb(name: str, batch: int, threads: int) -> float:
-    """Of a fresh process, in MB."""
-    done = subprocess.run([sys.executable, "-m", "benchmarks.step", "--batch", str(batch), "--threads", str(threads),
-                           "--peak", name], capture_output=True, text=True, check=True, cwd=ROOT)
-    return float(done.stdout.split()[-1])
-
-
-def own_peak_mb() -> float:
-    """Of this process: Linux counts into ru_maxrss what its parent held when it was started, but not into VmHWM."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return next(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-
-
 def table(batch: int, rounds: int, threads: int) -> str:
-    seconds = measure(batch, rounds)
+    seconds, peaks = measure(batch, rounds, threads)
     lines = [f"dcgan-64, batch {batch}, float32, {threads} threads, {torch.backends.cpu.get_cpu_capability()}, torch "
              f"{torch.__version__}, Python {platform.python_version()}; {rounds} interleaved rounds.", "",
              f"| step | median ms | against *{BASE}* | peak MB |", "|---|---|---|---|"]
     for name, times in seconds.items():
         ratio = statistics.median(base / mine for base, mine in zip(seconds[BASE], times, strict=True))
         lines.append(f"| {name} | {statistics.median(times) * 1e3:.0f} | {ratio:.3f} x as fast | "
-                     f"{peak_mb(name, batch, threads):.0f} |")
+                     f"{peaks[name]:.0f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -134,22 +94,13 @@ def main() -> int:
     parser.add_argument("--without", nargs="+", default=[], metavar="ENGINE", help="leave out, on a GPU")
     parser.add_argument("--csv", type=Path, help="append what was measured on a GPU to this file")
     parser.add_argument("--out", type=Path, help="write the table there too, on the CPU")
-    parser.add_argument("--peak", help=argparse.SUPPRESS)  # the name of a contender: print its peak memory
     options = parser.parse_args()
     if options.device == "cuda":
         if not torch.cuda.is_available():
             print("no CUDA device: nothing was measured")
             return 0
         return on_the_gpu(options)
-    torch.set_num_threads(options.threads)
-    batch = (options.batch or [64])[0]
-    if options.peak:
-        step, real = on_cpu()[options.peak](), images(batch)
-        for _ in range(2):
-            step(real)
-        print(own_peak_mb())
-        return 0
-    text = table(batch, options.rounds, options.threads)
+    text = table((options.batch or [64])[0], options.rounds, options.threads)
     print(text)
     if options.out:
         options.out.write_text(text)
