@@ -36,16 +36,23 @@ def choose(name: str, device: torch.device) -> str:
 
 @contextmanager
 def products(precision: str) -> Iterator[None]:
-    """Within the block, products of float32 are rounded as `precision` says, forward and backward."""
-    flags = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
-    before = [flag.fp32_precision for flag in flags]
+    """Within the block, products of float32 are rounded as `precision` says, forward and backward.
+
+    PyTorch keeps the older flag of cuDNN beside the newer ones of each kind of operation, and refuses to read it (as
+    torch.compile does) where they differ: so all of them are set.
+    """
+    cudnn, tf32 = torch.backends.cudnn, precision == "tf32"
+    kinds = cudnn.conv, cudnn.rnn  # type: ignore[attr-defined]
+    before, matmul = [kind.fp32_precision for kind in kinds], torch.get_float32_matmul_precision()
     try:
-        for flag in flags:
-            flag.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        cudnn.allow_tf32 = tf32
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
         yield
     finally:
-        for flag, value in zip(flags, before, strict=True):
-            flag.fp32_precision = value
+        torch.set_float32_matmul_precision(matmul)
+        cudnn.allow_tf32 = before[0] == "tf32"
+        for kind, value in zip(kinds, before, strict=True):
+            kind.fp32_precision = value
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
