@@ -44,7 +44,7 @@ def refuse(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
     """Raise `CaptureRefused` where capture on CUDA would: the host waits for the device, or its data is copied."""
     name = func._schema.name
     if name == "aten::lift_fresh":
-        raise CaptureRefused(f"{func}: data of the host is copied to the device (torch.tensor, from_numpy, x[i] = 1.0)")
+        raise CaptureRefused(f"{func}: data of the host is copied to the device (torch.tensor, from_numpy)")
     if any(isinstance(a, torch.Generator) for a in (*args, *kwargs.values())):
         raise CaptureRefused(f"{func}: a generator that is not the default one")
     if name in ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"):

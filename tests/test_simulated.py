@@ -217,7 +217,6 @@ HOST_WAITS: dict[str, Callable[[Tensor], object]] = {
     "new-tensor": lambda x: x.new_tensor([1.0]),
     "as-tensor": lambda x: torch.as_tensor([1.0]),
     "list-index": lambda x: x[[0, 1]],
-    "number-put": lambda x: x.__setitem__((0, 0), 1.0),
     "resize": lambda x: x.clone().resize_(1),
 }
 
