@@ -14,7 +14,6 @@ ROOT = Path(__file__).resolve().parents[2]
 LEAST = 20.0  # seconds; with less left a part is not begun
 GRACE = 10.0  # seconds between Ctrl-C and the end
 SETTLING = 35.0  # seconds that a part which watches the time itself may need beyond it
-NOT_RUN = 77  # the exit code of a part that had nothing to run
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def run(part: Part, folder: Path, left: float) -> Outcome:
 def _meaning(code: int) -> str:
     if code < 0:
         return f"crashed ({signal.Signals(-code).name})"
-    return {0: "passed", NOT_RUN: "not run"}.get(code, "failed")
+    return "failed" if code else "passed"
 
 
 def _last_line(path: Path) -> str:
