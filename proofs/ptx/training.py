@@ -103,7 +103,7 @@ def train(player: Player, seen: Given) -> dict[str, Tensor]:
     before = {name: copy.deepcopy(network.state_dict()) for name, network in networks.items()}
     step = GANStep(player.generator, player.discriminator, config.model, config.train, precision=player.precision)
     noise = iter(seen.noise)
-    step.noise = lambda *_, **__: next(noise).to(player.dtype)  # type: ignore[assignment]
+    step.draw = lambda like: next(noise).to(player.dtype)  # type: ignore[method-assign]
     for images in seen.images:
         with player.around():
             step(images.to(player.dtype))
