@@ -17,11 +17,12 @@ from torch import Tensor, nn
 import fastgan.ops.triton.tiles as tiles
 from fastgan.nn import Chain, stat_groups
 from proofs.ptx import rule
-from proofs.ptx.simulator import executing, schedules
+from proofs.ptx.simulator import Schedule, executing, schedules
 from tests.test_ops import CASES, results
 from tests.test_ops import name as name_of
 
 ARCHITECTURES, WARPS, STAGES = (80, 90), (2, 4, 8), (1, 2, 3, 4)
+FEW = 8  # elements of a tensor whose error is a matter of chance
 
 
 class Layer(NamedTuple):
@@ -121,43 +122,102 @@ class Outcome(NamedTuple):
     failures: list[str]
 
 
+class Played(NamedTuple):
+    """What one draw of numbers came to: ours, eager, exact, and exact with the kinks moved to either side."""
+
+    kernels: list[str]
+    ours: dict[str, Tensor]
+    eager: dict[str, Tensor]
+    exact: dict[str, Tensor]
+    moved: tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
+class Fault(Exception):
+    """A kernel that did not come to a result, or not to the same one under every schedule."""
+
+
 def execute(ptxsim: Any, case: Case, precision: rule.Precision, arch: int, rules: list[dict[str, Any]]) -> Outcome:
-    """One case, forward and backward, under every schedule, against float64."""
+    """One case, forward and backward, under every schedule, against float64.
+
+    Where chance may have decided, in tensors of few elements of which eager has some right by luck, three more draws of
+    numbers are judged with the first, as one tensor.
+    """
+    start, played = build_seeded(case, precision), []
+    for seed in (1, 2, 3, 4):
+        try:
+            played.append(play(ptxsim, case, precision, arch, rules, start, seed))
+        except Fault as fault:
+            return Outcome([], float("inf"), [str(fault)])
+        parts = judge(played, precision, start)
+        wrong = {key: part for key, part in parts.items() if not part <= 1}
+        if seed == 1 and (not wrong or any(played[0].exact[key].numel() > FEW for key in wrong)):
+            break
+    words = [f"{key}: {part:.2f} of what is allowed" for key, part in wrong.items()]
+    return Outcome(played[0].kernels, max(parts.values()), words)
+
+
+def build_seeded(case: Case, precision: rule.Precision) -> nn.Sequential:
     torch.manual_seed(1)
+    torch.randn(case.shape)  # where x once came from: the same weights as ever
+    return cast(build(case), precision.dtype)
+
+
+def play(ptxsim: Any, case: Case, precision: rule.Precision, arch: int, rules: list[dict[str, Any]],
+         start: nn.Sequential, seed: int) -> Played:
+    """Raises `Fault`."""
+    torch.manual_seed(seed)
     x = torch.randn(case.shape).to(precision.dtype)
-    start = cast(build(case), precision.dtype)
     exact_network, eager_network = copy.deepcopy(start).double(), copy.deepcopy(start)
 
     def in_groups(network: nn.Module) -> Any:
         return lambda x: torch.cat([network(part) for part in x.chunk(case.groups)])
 
-    moved = [results(in_groups(network), x.double(), network) for network in (
-        rule.kinked(exact_network, shift) for shift in (-precision.unit, precision.unit))]
+    below, above = (results(in_groups(network), x.double(), network) for network in (
+        rule.kinked(exact_network, shift) for shift in (-precision.unit, precision.unit)))
     exact = results(in_groups(exact_network), x.double(), exact_network)
     with rule.eagerly(precision):
         eager = results(in_groups(eager_network), x, eager_network)
     first: dict[str, Tensor] = {}
     kernels: list[str] = []
-    for schedule in schedules(arch):
+
+    def simulated(schedule: Schedule, unwritten: bool) -> dict[str, Tensor]:
+        nonlocal kernels
         network = Chain(*copy.deepcopy(start), impl="triton")
         network.train(case.training)
+        with (rule.products(precision), taking(rules), stat_groups(network, case.groups),
+              executing(ptxsim, arch, schedule, unwritten=unwritten) as kernels):
+            return results(network, x, network)
+
+    for schedule in schedules(arch):
         try:
-            with (rule.products(precision), taking(rules), stat_groups(network, case.groups),
-                  executing(ptxsim, arch, schedule) as names):
-                found = results(network, x, network)
+            try:
+                found = simulated(schedule, True)
+            except Exception as error:
+                if precision.dtype != torch.float16 or "never-written" not in str(error):
+                    raise
+                # a float16 that was written as -15.305 has the bits by which the simulator knows memory that was not;
+                # what was not written still is -15.305, and would be far from float64
+                found = simulated(schedule, False)
         except Exception as error:  # the simulator's words say where
-            return Outcome(kernels, float("inf"), [f"{schedule.name}: {type(error).__name__}: {error}"])
-        kernels = names
+            raise Fault(f"{schedule.name}: {type(error).__name__}: {error}") from error
         if not kernels:
-            return Outcome(kernels, float("inf"), ["no kernel was launched"])
-        if not first:
-            first = found
+            raise Fault("no kernel was launched")
+        first = first or found
         different = [key for key in first if not torch.equal(first[key], found[key])]
         if different:
-            return Outcome(kernels, float("inf"), [f"{schedule.name}: other bits in {', '.join(different)}"])
-    parts = compare(first, eager, exact, moved, precision.unit, start)
-    wrong = [f"{key}: {part:.2f} of what is allowed" for key, part in parts.items() if not part <= 1]
-    return Outcome(kernels, max(parts.values()), wrong)
+            raise Fault(f"{schedule.name}: other bits in {', '.join(different)}")
+    return Played(kernels, first, eager, exact, (below, above))
+
+
+def judge(played: list[Played], precision: rule.Precision, network: nn.Sequential) -> dict[str, float]:
+    """`compare`, with all draws as one."""
+    def together(tensors: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
+        parts = list(tensors)
+        return {key: torch.cat([part[key].flatten() for part in parts]) for key in parts[0]}
+
+    return compare(together(p.ours for p in played), together(p.eager for p in played),
+                   together(p.exact for p in played), [together(p.moved[i] for p in played) for i in (0, 1)],
+                   precision.unit, network)
 
 
 def compare(ours: dict[str, Tensor], eager: dict[str, Tensor], exact: dict[str, Tensor],

@@ -86,10 +86,11 @@ def lowered(ptx: str) -> str:
 
 @contextmanager
 def executing(ptxsim: Any, arch: int, schedule: Schedule = PLAIN, *, sectors: bool = False,
-              each: Callable[[Launch], None] | None = None) -> Iterator[list[str]]:
+              unwritten: bool = True, each: Callable[[Launch], None] | None = None) -> Iterator[list[str]]:
     """Within the block every Triton kernel of fastgan runs in the simulator; yields the names of those that did.
 
-    Memory from torch.empty is poisoned, and a pointer reaches its own tensor only. `each` sees every launch.
+    Memory from torch.empty is poisoned, and a pointer reaches its own tensor only. `unwritten`: whether reading what is
+    still poisoned is an error. `each` sees every launch.
     """
     names: list[str] = []
 
@@ -101,7 +102,7 @@ def executing(ptxsim: Any, arch: int, schedule: Schedule = PLAIN, *, sectors: bo
         session.launches.clear()
 
     execute = ptxsim._launch
-    ptxsim._launch = lambda ptx, *rest, **options: execute(lowered(ptx), *rest, **options)
+    ptxsim._launch = lambda ptx, *rest, **options: execute(lowered(ptx), *rest, **{**options, "poison": unwritten})
     try:
         with (ptxsim.patch_triton(arch=arch, poison_empty=True, bounds="view", sectors=sectors,
                                   **schedule.options) as session, launch.through(start, arch)):
