@@ -89,3 +89,14 @@ def batches(count: int = 10) -> list[tuple[Tensor]]:
     """Inputs for as many calls: images (5, 1, 8, 8)."""
     generator = torch.Generator().manual_seed(1)
     return [(torch.rand(5, 1, 8, 8, generator=generator) * 2 - 1,) for _ in range(count)]
+
+
+class Asking(nn.Module):
+    """Asks the device for a value in its forward."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) if x.mean().item() < 1e9 else x

@@ -36,6 +36,7 @@ class Held:
     def tensors(self) -> list[Tensor]:
         return [self.z, self.z_fresh, self.images, *([] if self.labels is None else [self.labels])]
 
-    def keep(self, mine: Tensor, new: Tensor, halted: Tensor) -> None:
-        """Put `new` in the place of `mine`, but not where `halted` () holds 1."""
-        mine.copy_(torch.where(halted > 0, mine, new))
+
+def keep(mine: Tensor, new: Tensor, halted: Tensor) -> None:
+    """Put `new` in the place of `mine`, but not where `halted` () holds 1."""
+    mine.copy_(torch.where(halted > 0, mine, new))

@@ -61,14 +61,14 @@ class Trainer:
             use(network, config.run.impl).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             for network in build(config.model, self.dataset.shape, len(self.classes)))
         self.feed = make_feed(self.dataset, config.data, config.run.seed, self.device)
-        if config.data.last_batch == "keep" and len(self.dataset) % config.data.batch == 1:
+        rest = len(self.dataset) % config.data.batch if config.data.last_batch == "keep" else 0
+        if rest == 1:
             raise FastganError(f"--last-batch keep --batch {config.data.batch}: the last batch of {len(self.dataset)} "
                                "would be 1 image, too few for statistics; expected drop, pad or rollover")
         self.step = GANStep(generator, discriminator, config.model, config.train, precision=precision,
                             history=config.run.log_every)
         self.total = length(config, self.feed.steps_per_epoch)
         self.step.total.fill_(self.total)
-        rest = len(self.dataset) % config.data.batch if config.data.last_batch == "keep" else 0
         self.eager = FedStep(self.feed, self.step, self.dataset.shape, [config.data.batch, *([rest] if rest else [])],
                              bool(self.classes))
         wanted = config.run.graph == "on" or (config.run.graph == "auto" and self.device.type == "cuda")

@@ -26,7 +26,7 @@ from fastgan.nn import Chain, frozen, stat_groups
 from fastgan.nn.groups import is_divisible
 from fastgan.train import schedule
 from fastgan.train.ema import EMA
-from fastgan.train.held import Held
+from fastgan.train.held import Held, keep
 from fastgan.train.losses import LOSSES, gradient_penalty, r1_penalty
 from fastgan.train.optim import DeviceAdam, make_adam
 from fastgan.train.precision import autocast, choose, products
@@ -206,19 +206,19 @@ class GANStep:
     def _hold(self, real: Tensor, labels: Tensor | None) -> Held:
         self.allocate(real, labels)
         held = self._held[len(real)]
-        held.keep(held.z, self.draw(real), self.halted)
+        keep(held.z, self.draw(real), self.halted)
         if self.config.fakes == "fresh-z":
-            held.keep(held.z_fresh, self.draw(real), self.halted)
-        held.keep(held.real, real, self.halted)
+            keep(held.z_fresh, self.draw(real), self.halted)
+        keep(held.real, real, self.halted)
         if labels is not None and held.labels is not None:
-            held.keep(held.labels, torch.cat([labels, labels]), self.halted)
+            keep(held.labels, torch.cat([labels, labels]), self.halted)
         return held
 
     def _schedule(self) -> None:
         if not schedule.is_constant(self.config):
             factor = schedule.factor(self.config, self.t, self.total)
-            for adam, lr in ((self.adam_g, self.config.lr_g), (self.adam_d, self.config.lr_d)):
-                adam.rate.copy_(factor * (lr or self.config.lr))
+            for adam in (self.adam_g, self.adam_d):
+                adam.rate.copy_(factor * adam.defaults["lr"])
 
     def _update_discriminator(self, held: Held, phase: Phase) -> tuple[dict[str, Tensor], Tensor]:
         if self.together or phase.penalty:
