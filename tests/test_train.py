@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fastgan.errors import FastganError
 from fastgan.models.pretrained import Pretrained
 from fastgan.train import Trainer, checkpoint
-from fastgan.train.log import TAGS
+from fastgan.train.log import TAGS, RunLog
 from fastgan.train.memory import estimate
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -141,6 +141,31 @@ def test_signal_saves_and_resume_loses_nothing(tiny, received):
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step000004.pt"]
     Trainer.resume(folder).fit()
     assert same(final_state(folder), final_state(whole))
+
+
+def test_signal_while_a_record_is_written(tiny, monkeypatch):
+    write = RunLog.write
+
+    def interrupted(log: RunLog, record: dict[str, Any]) -> None:
+        if record["step"] == 2:
+            signal.raise_signal(signal.SIGTERM)
+        write(log, record)
+
+    monkeypatch.setattr(RunLog, "write", interrupted)
+    folder = Trainer(tiny(snap=100)).fit()
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step000002.pt"]
+    assert json.loads((folder / "stats.jsonl").read_text().splitlines()[-1])["step"] == 2
+
+
+def test_signal_before_the_first_step(tiny, monkeypatch):
+    monkeypatch.setattr(Trainer, "_train", lambda *arguments, train=Trainer._train: (
+        signal.raise_signal(signal.SIGTERM), train(*arguments)))
+    config = tiny(snap=100)
+    folder = Trainer(config).fit()
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step000000.pt"]
+    monkeypatch.undo()
+    Trainer.resume(folder).fit()
+    assert same(final_state(folder), final_state(Trainer(config).fit()))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGTERM to a process")

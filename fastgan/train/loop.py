@@ -118,12 +118,12 @@ class Trainer:
 
     def _train(self, log: RunLog, bar: tqdm) -> None:
         run, clock, looked = self.config.run, _Clock(self.step.steps), self.step.steps
+        saved = self.step.steps or None
         while self.step.steps < self.total and self.stopped_by is None:
             self._play()
             bar.update()
             done = self.step.steps
-            last = done == self.total or self.stopped_by is not None
-            if done % run.log_every and done % run.snap and not last:
+            if done % run.log_every and done % run.snap and done != self.total:
                 continue
             # the one place where the host waits for the device
             values, looked = self._look(looked), done
@@ -131,8 +131,14 @@ class Trainer:
                 log.write({"step": done, **values, **self._facts(clock.lap(done))})
                 bar.set_postfix_str(" ".join(f"{key} {values[key]:.3f}" for key in ("loss_d", "loss_g")
                                              if key in values), refresh=False)
-            if done % run.snap == 0 or last:
+            if done % run.snap == 0:
                 self._snapshot(log)
+                saved = done
+        # not in the loop: a signal may come at any line of it
+        if saved != self.step.steps:
+            if looked != self.step.steps:
+                self._look(looked)
+            self._snapshot(log)
 
     def _play(self) -> None:
         """One step: the graph, or where it cannot (a short last batch), the same by hand."""
