@@ -185,7 +185,7 @@ class Verify:
     """whose networks and training steps; `fastgan presets` lists them"""
     device: str = "auto"
     """auto | cpu | cuda | cuda:N | mps"""
-    impl: Literal["auto", "reference", "triton"] = "auto"
+    impl: Literal["auto", "reference", "native", "triton"] = "auto"
     """the engine to examine: auto is every one that runs here"""
     batch: int | None = None
     """images, an even number; 32 on a GPU and 4 elsewhere when not given"""

@@ -150,7 +150,7 @@ class RunConfig:
     """seed of everything random"""
     device: str = "auto"
     """auto | cpu | cuda | cuda:N | mps"""
-    impl: Literal["auto", "reference", "triton"] = "auto"
+    impl: Literal["auto", "reference", "native", "triton"] = "auto"
     """the engine of the convolutions: auto is the reference, PyTorch's operators | Triton kernels, from sm_80 on"""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     """arithmetic of the convolutions: auto is bf16 on NVIDIA GPUs from sm_80 on, else fp32"""

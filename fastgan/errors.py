@@ -1,8 +1,12 @@
-"""The one exception for what a user gave or met and can mend, and the words of other people's exceptions."""
+"""The exception for what a user gave or met and can mend, that of a kernel, and the words of other people's."""
 
 
 class FastganError(ValueError):
     """One line that names what was given and what is accepted; the command line prints it and exits with 2."""
+
+
+class KernelError(RuntimeError):
+    """A kernel could not be compiled, loaded or started; names it and says why."""
 
 
 def first_line(error: Exception) -> str:

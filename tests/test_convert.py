@@ -294,7 +294,7 @@ def test_models_of_the_presets(make, shape, fused):
 
 @pytest.mark.parametrize(("model", "options", "error", "message"), [
     ("a string", {}, TypeError, r"model is 'a string' \(str\), expected an nn.Module"),
-    (nn.Sequential(), {"impl": "native"}, FastganError, "impl 'native': not built in this version"),
+    (nn.Sequential(), {"impl": "cuda"}, FastganError, "impl 'cuda': expected 'auto', 'reference'"),
     (nn.DataParallel(nn.Sequential()), {}, FastganError, "DataParallel: convert the network inside"),
 ])
 def test_refusals(model: Any, options, error, message):

@@ -17,7 +17,7 @@ from fastgan.data import make_feed
 from fastgan.data.dataset import MemoryDataset
 from fastgan.models import build
 from fastgan.nn import use
-from fastgan.ops.engines import why_no_kernels
+from fastgan.ops.engines import why_not as why_no_kernels
 from fastgan.train import Trainer
 from fastgan.train.fed import FedStep
 from fastgan.train.graph import GraphedStep
@@ -49,7 +49,7 @@ def repeatable() -> Iterator[None]:
 
 
 def engines() -> list[str]:
-    return ["reference"] if why_not() or why_no_kernels(DEVICE) else ["reference", "triton"]
+    return ["reference"] if why_not() or why_no_kernels('triton', DEVICE) else ["reference", "triton"]
 
 
 ENGINES = ["reference", "triton"]
@@ -59,7 +59,7 @@ PRECISIONS = ["fp32", "tf32", "bf16", "fp16"]
 def make(impl: str, precision: str, preset: str = "dcgan-64", history: int = 4, **fields: Any) -> GANStep:
     """A step at a quarter of the width, seeded."""
     if impl not in engines():
-        pytest.skip(f"{impl}: {why_no_kernels(DEVICE)}")
+        pytest.skip(f"{impl}: {why_no_kernels('triton', DEVICE)}")
     torch.manual_seed(0)
     config = presets.get(preset, **{"ngf": 16, "ndf": 16, "ema": 0.9, **fields})
     networks = (use(network, impl).to(DEVICE, memory_format=torch.channels_last)
@@ -87,7 +87,7 @@ UNIT = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 def test_operation(dtype, transposed, n, ci, co, size, k, stride, padding):
     """Output, all gradients and running statistics, as near to float64 as the library's own layers."""
     if "triton" not in engines():
-        pytest.skip(why_no_kernels(DEVICE))
+        pytest.skip(why_no_kernels('triton', DEVICE))
     torch.manual_seed(0)
     given = {"x": torch.randn(n, ci, size, size), "gamma": 1 + torch.randn(co) / 4, "beta": torch.randn(co),
              "weight": torch.randn((ci, co, k, k) if transposed else (co, ci, k, k)) * (ci * k * k) ** -0.5}
@@ -239,7 +239,7 @@ def test_load_state_dict_in_the_middle():
 def test_trainer(tiny, impl, gpu_data_gb):
     """A run in graphs and a run without them leave the same checkpoint, to the last bit; so does a resumed one."""
     if impl not in engines():
-        pytest.skip(why_no_kernels(DEVICE))
+        pytest.skip(why_no_kernels('triton', DEVICE))
     config = tiny(device="cuda", impl=impl, gpu_data_gb=gpu_data_gb, flip=True, steps=130, snap=65, log_every=20)
     graphed, eager = Trainer(config), Trainer(config.replace(graph="off"))
     folders: list[Path] = [graphed.fit(), eager.fit()]

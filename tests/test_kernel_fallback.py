@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 import fastgan.nn as fnn
 from fastgan import ops
-from fastgan.errors import FastganError
+from fastgan.errors import FastganError, KernelError
 from fastgan.ops import engines, library
 from fastgan.ops.triton import apply, convolve, launch, reduce, wgrad
-from fastgan.ops.triton.launch import KernelError
 
 pytestmark = pytest.mark.usefixtures("one_thread", "forgetful")
 
@@ -67,9 +66,9 @@ def test_missing_triton(monkeypatch):
 def test_old_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Tesla T4")
-    assert engines.why_no_kernels(torch.device("cuda")) == "Tesla T4 is sm_75, Triton's kernels need sm_80"
-    assert not engines.why_no_kernels(torch.device("cpu"))
-    monkeypatch.setattr(engines, "why_no_kernels", lambda device: "Tesla T4 is sm_75")
+    assert engines.why_not("triton", torch.device("cuda")) == "Tesla T4 is sm_75, Triton's kernels need sm_80"
+    assert not engines.why_not("triton", torch.device("cpu"))
+    monkeypatch.setattr(engines, "why_not", lambda impl, device: "Tesla T4 is sm_75")
     result = assert_warns_once(lambda: train("triton"), "Tesla T4 is sm_75|goes on with the reference engine")
     torch.testing.assert_close(result, train("reference"), rtol=0, atol=0)
 

@@ -43,15 +43,15 @@ def operands(transposed: bool, norm: bool, dtype: torch.dtype, channels_last: bo
 def test_operators(norm, dtype, channels_last, tracked, transposed):
     x, convolution = operands(transposed, norm, dtype, channels_last)
     buffers = (torch.zeros(7), torch.ones(7), torch.tensor(0)) if tracked else (None,) * 3
-    forward = (*x, *convolution, 2, True, 1e-5, *buffers, 0.1)
+    forward = ("triton", *x, *convolution, 2, True, 1e-5, *buffers, 0.1)
     torch.library.opcheck(library.stage, forward, test_utils=UTILS)
-    torch.library.opcheck(library.normalise_activate, x, test_utils=UTILS)
+    torch.library.opcheck(library.normalise_activate, ("triton", *x), test_utils=UTILS)
     y, statistics = library.stage(*forward)
     gy, gstatistics = torch.randn_like(y), torch.randn_like(statistics)
     for needs in ([True] * 4, [False, True, False, False], [True, False, False, norm]):
-        torch.library.opcheck(library.stage_backward, (gy, gstatistics, y, statistics, *x, *convolution, "rstd", needs),
-                              test_utils=UTILS)
-    torch.library.opcheck(library.normalise_activate_backward, (torch.randn_like(x[0]), *x), test_utils=UTILS)
+        back = ("triton", gy, gstatistics, y, statistics, *x, *convolution, "rstd", needs)
+        torch.library.opcheck(library.stage_backward, back, test_utils=UTILS)
+    torch.library.opcheck(library.normalise_activate_backward, ("triton", torch.randn_like(x[0]), *x), test_utils=UTILS)
 
 
 @each_kind
@@ -60,16 +60,17 @@ def test_fakes_have_the_strides_of_the_results(norm, transposed):
     from torch._subclasses import FakeTensorMode
 
     x, convolution = operands(transposed, norm, torch.float16, False)
-    arguments = (*x, *convolution, 2, True, None, None, None, None, None)
+    arguments = ("triton", *x, *convolution, 2, True, None, None, None, None, None)
     real = library.stage(*arguments)
-    back = (torch.randn_like(real[0]), torch.randn_like(real[1]), *real, *x, *convolution, "var", [True] * 4)
+    back = ("triton", torch.randn_like(real[0]), torch.randn_like(real[1]), *real, *x, *convolution, "var", [True] * 4)
     with FakeTensorMode() as mode:
         def fake(values: tuple[Any, ...]) -> list[Any]:
             return [mode.from_tensor(value) if isinstance(value, Tensor) else value for value in values]
 
         faked = [*library.stage(*fake(arguments)), *library.stage_backward(*fake(back)),
-                 library.normalise_activate(*fake(x))]
-    for one, other in zip([*real, *library.stage_backward(*back), library.normalise_activate(*x)], faked, strict=True):
+                 library.normalise_activate("triton", *fake(x))]
+    real = [*real, *library.stage_backward(*back), library.normalise_activate("triton", *x)]
+    for one, other in zip(real, faked, strict=True):
         assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
 
 

@@ -18,11 +18,10 @@ from torch.nn import functional as F
 
 from fastgan import cli, presets
 from fastgan.config import Config
-from fastgan.errors import FastganError
+from fastgan.errors import FastganError, KernelError
 from fastgan.ops import library, reference
 from fastgan.ops.layers import BatchNorm
 from fastgan.ops.triton import engine, launch
-from fastgan.ops.triton.launch import KernelError
 from fastgan.train import graph
 from fastgan.train.graph import GraphedStep
 from fastgan.verify import certificate, checks, game, machine, operations, rule, steps, table

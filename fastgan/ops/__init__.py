@@ -96,8 +96,9 @@ def stage(x: Tensor, norm: tuple[Tensor, Tensor, Tensor, Tensor] | None, activat
     convolution, _ = check_convolution(x, weight, bias, stride, padding, output_padding, transposed)
     check_groups(x, stat_groups)
     known = check_norm(x, norm)
-    if engines.resolve(impl, x) is engines.KERNELS:
-        y, statistics = autograd.stage(engines.as_operand(x), _owed(known, owed), convolution, stat_groups,
+    engine = engines.resolve(impl, x)
+    if isinstance(engine, engines.Kernels):
+        y, statistics = autograd.stage(engine.name, engines.as_operand(x), _owed(known, owed), convolution, stat_groups,
                                        Measurement(), fuse)
         return y, statistics[0], statistics[1]
     y = _channels_last(reference.stage(x, known, owed, convolution))
@@ -109,8 +110,9 @@ def normalise_activate(x: Tensor, norm: tuple[Tensor, Tensor, Tensor, Tensor] | 
     """act(gamma * (x - mean) * rstd + beta) for a raw output x (N, C, H, W); arguments as in `stage`."""
     check_impl(impl)
     owed, known = check_activation(activation, negative_slope), check_norm(x, norm)
-    if engines.resolve(impl, x) is engines.KERNELS:
-        return _channels_last(autograd.normalise_activate(x, _owed(known, owed)))
+    engine = engines.resolve(impl, x)
+    if isinstance(engine, engines.Kernels):
+        return _channels_last(autograd.normalise_activate(engine.name, x, _owed(known, owed)))
     return _channels_last(reference.normalise_activate(x, known, owed))
 
 
@@ -129,8 +131,9 @@ def logistic_loss(logits: Tensor, targets: Sequence[float], *, impl: str = "auto
     """
     check_impl(impl)
     numbers = check_logits(logits, targets)
-    if engines.resolve_for(impl, "logits", logits, logits.dtype) is engines.KERNELS:
-        return autograd.logistic_loss(logits, numbers)
+    engine = engines.resolve_for(impl, "logits", logits, logits.dtype)
+    if isinstance(engine, engines.Kernels):
+        return autograd.logistic_loss(engine.name, logits, numbers)
     return reference.logistic_loss(logits, numbers)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError
-from fastgan.ops.layers import ACTIVATIONS, Activation, BatchNorm, Convolution, Norm
+from fastgan.ops.layers import ACTIVATIONS, ENGINES, Activation, BatchNorm, Convolution, Norm
 from fastgan.ops.reference import statistics_dtype
 
 LARGEST_KERNEL, LARGEST_STRIDE = 7, 4
@@ -23,9 +23,8 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 def check_impl(impl: str) -> None:
     """`FastganError` unless the engine of that name is there."""
-    if impl not in ("auto", "reference", "triton"):
-        raise FastganError(f"impl {impl!r}: {'not built in this version' if impl == 'native' else 'no such engine'}, "
-                           "expected 'auto', 'reference' or 'triton'")
+    if impl not in ("auto", *ENGINES):
+        raise FastganError(f"impl {impl!r}: expected 'auto', {', '.join(map(repr, ENGINES))}")
 
 
 def check_activation(activation: str, negative_slope: float) -> Activation:

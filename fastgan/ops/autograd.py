@@ -20,13 +20,13 @@ class _Stage(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
-                weight: Tensor, bias: Tensor | None, activation: Activation, geometry: tuple[Any, ...], fuse: bool,
-                groups: int, measurement: Measurement | None) -> tuple[Tensor, Tensor]:
+                weight: Tensor, bias: Tensor | None, engine: str, activation: Activation, geometry: tuple[Any, ...],
+                fuse: bool, groups: int, measurement: Measurement | None) -> tuple[Tensor, Tensor]:
         measured = measurement is not None
-        y, out = library.stage(x, statistics, gamma, beta, activation.name, activation.negative_slope, weight, bias,
-                               *geometry, fuse, groups, measured, *(measurement or Measurement()))
+        y, out = library.stage(engine, x, statistics, gamma, beta, activation.name, activation.negative_slope, weight,
+                               bias, *geometry, fuse, groups, measured, *(measurement or Measurement()))
         ctx.save_for_backward(x, statistics, gamma, beta, weight, bias, y, out)
-        ctx.static = activation, geometry, fuse, None if measurement is None else measurement.spread
+        ctx.static = engine, activation, geometry, fuse, None if measurement is None else measurement.spread
         ctx.set_materialize_grads(False)
         if not measured:
             ctx.mark_non_differentiable(out)
@@ -35,11 +35,11 @@ class _Stage(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gy: Tensor | None, gout: Tensor | None) -> tuple[Tensor | None, ...]:
         x, statistics, gamma, beta, weight, bias, y, out = ctx.saved_tensors
-        activation, geometry, fuse, spread = ctx.static
+        engine, activation, geometry, fuse, spread = ctx.static
         if spread is None:
             gout, spread = None, "var"  # nothing measured; a compiler may still send zeros
         if gy is None and gout is None:
-            return (None,) * 11
+            return (None,) * 12
         gy = torch.zeros_like(y) if gy is None else gy
         wants = ctx.needs_input_grad
         needs = (wants[0], wants[4], wants[5], any(wants[1:4]))
@@ -49,13 +49,13 @@ class _Stage(torch.autograd.Function):
                 spread, needs)
         else:
             gx, gweight, gbias, gnorm = library.stage_backward(
-                gy, gout, y, out, x, statistics, gamma, beta, activation.name, activation.negative_slope, weight, bias,
-                *geometry, fuse, spread, needs)
+                engine, gy, gout, y, out, x, statistics, gamma, beta, activation.name, activation.negative_slope,
+                weight, bias, *geometry, fuse, spread, needs)
             if wants[4] and gweight.stride() != weight.stride():
                 # an optimizer that goes through memory (Adam, fused) takes strides for granted, on a CPU in silence
                 gweight = torch.empty_like(weight).copy_(gweight)
         return (gx if wants[0] else None, *_of_norm(gnorm, statistics, gamma, beta, wants[1:4]),
-                gweight if wants[4] else None, gbias if wants[5] else None, *(None,) * 5)
+                gweight if wants[4] else None, gbias if wants[5] else None, *(None,) * 6)
 
 
 class _NormaliseActivate(torch.autograd.Function):
@@ -63,29 +63,30 @@ class _NormaliseActivate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
-                activation: Activation) -> Tensor:
+                engine: str, activation: Activation) -> Tensor:
         ctx.save_for_backward(x, statistics, gamma, beta)
-        ctx.activation = activation
-        return library.normalise_activate(x, statistics, gamma, beta, activation.name, activation.negative_slope)
+        ctx.static = engine, activation
+        return library.normalise_activate(engine, x, statistics, gamma, beta, activation.name,
+                                          activation.negative_slope)
 
     @staticmethod
     def backward(ctx: Any, gout: Tensor) -> tuple[Tensor | None, ...]:
         x, statistics, gamma, beta = ctx.saved_tensors
-        activation, wants = ctx.activation, ctx.needs_input_grad
+        (engine, activation), wants = ctx.static, ctx.needs_input_grad
         if torch.is_grad_enabled():
             gx, gnorm = reference.normalise_activate_backward(gout, x, Owed(statistics, gamma, beta, activation))
         else:
-            gx, gnorm = library.normalise_activate_backward(gout, x, statistics, gamma, beta, activation.name,
-                                                            activation.negative_slope)
-        return gx if wants[0] else None, *_of_norm(gnorm, statistics, gamma, beta, wants[1:4]), None
+            gx, gnorm = library.normalise_activate_backward(engine, gout, x, statistics, gamma, beta,
+                                                            activation.name, activation.negative_slope)
+        return gx if wants[0] else None, *_of_norm(gnorm, statistics, gamma, beta, wants[1:4]), None, None
 
 
 class _LogisticLoss(torch.autograd.Function):
     """logits -> loss, probability."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-        loss, probability, gradient = library.logistic_loss(logits, targets)
+    def forward(ctx: Any, logits: Tensor, engine: str, targets: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+        loss, probability, gradient = library.logistic_loss(engine, logits, targets)
         ctx.save_for_backward(logits, gradient)
         ctx.targets = targets
         ctx.set_materialize_grads(False)
@@ -93,33 +94,33 @@ class _LogisticLoss(torch.autograd.Function):
         return loss, probability
 
     @staticmethod
-    def backward(ctx: Any, gloss: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, None]:
+    def backward(ctx: Any, gloss: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, None, None]:
         if gloss is None:
-            return None, None
+            return None, None, None
         logits, gradient = ctx.saved_tensors
         if torch.is_grad_enabled():
             glogits = reference.logistic_loss_backward(gloss, logits, ctx.targets)
         else:
             glogits = (gradient.view(len(gloss), -1) * gloss[:, None]).flatten()  # [G, N / G]
-        return glogits.to(logits.dtype), None
+        return glogits.to(logits.dtype), None, None
 
 
-def stage(x: Tensor, owed: Owed, convolution: Convolution, groups: int, measurement: Measurement | None,
+def stage(engine: str, x: Tensor, owed: Owed, convolution: Convolution, groups: int, measurement: Measurement | None,
           fuse: bool) -> tuple[Tensor, Tensor]:
     """y (N, Co, Ho, Wo), channels_last, and its statistics [2, G, Co], (0,) without a measurement."""
     weight, bias, *geometry = convolution
-    return _Stage.apply(x, *owed[:3], weight, bias, owed.activation, tuple(geometry), fuse, groups, measurement)
+    return _Stage.apply(x, *owed[:3], weight, bias, engine, owed.activation, tuple(geometry), fuse, groups, measurement)
 
 
-def normalise_activate(x: Tensor, owed: Owed) -> Tensor:
+def normalise_activate(engine: str, x: Tensor, owed: Owed) -> Tensor:
     if owed.statistics is None and owed.activation.name == "none":
         return x
-    return _NormaliseActivate.apply(x, *owed)
+    return _NormaliseActivate.apply(x, *owed[:3], engine, owed.activation)
 
 
-def logistic_loss(logits: Tensor, targets: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+def logistic_loss(engine: str, logits: Tensor, targets: tuple[float, ...]) -> tuple[Tensor, Tensor]:
     """Loss and probability (G,)."""
-    loss, probability = _LogisticLoss.apply(logits, targets)
+    loss, probability = _LogisticLoss.apply(logits, engine, targets)
     return loss, probability
 
 

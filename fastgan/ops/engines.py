@@ -47,9 +47,12 @@ class Reference:
 
 
 class Kernels:
-    """`fastgan.ops.triton`, for float32, float16 and bfloat16."""
+    """`fastgan.ops.native` or `fastgan.ops.triton`, for float32, float16 and bfloat16."""
 
     nothing = Owed()
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     def stage(self, x: Tensor, owes: Owed, block: Block, groups: int) -> tuple[Tensor, Owed]:
         convolution, norm = block.convolution, block.norm
@@ -57,7 +60,8 @@ class Kernels:
         check_convolution(x, *convolution._replace(output_padding=(0, 0)))  # layers may have any
         size = convolution.size(x)
         if norm is None:
-            return autograd.stage(x, owes, convolution, 1, None, block.fuse)[0], Owed(activation=block.activation)
+            y, _ = autograd.stage(self.name, x, owes, convolution, 1, None, block.fuse)
+            return y, Owed(activation=block.activation)
         channels = convolution.channels()[1]
         for part in norm[:4]:
             if part is not None and part.shape != (channels,):
@@ -68,51 +72,53 @@ class Kernels:
         if not norm.batch_statistics:
             assert norm.running_mean is not None and norm.running_var is not None
             statistics = torch.stack([norm.running_mean.float(), torch.rsqrt(norm.running_var.float() + norm.eps)])
-            y, _ = autograd.stage(x, owes, convolution, 1, None, block.fuse)
+            y, _ = autograd.stage(self.name, x, owes, convolution, 1, None, block.fuse)
             return y, Owed(statistics[:, None], gamma, beta, block.activation)
         if len(x) // groups * size[0] * size[1] == 1:
             raise FastganError("Expected more than 1 value per channel when training, got an output of "
                                f"{len(x)}x{channels}x{size[0]}x{size[1]} in {groups} group(s)")
         measurement = Measurement(norm.eps, norm.running_mean, norm.running_var, norm.num_batches_tracked,
                                   norm.momentum)
-        y, statistics = autograd.stage(x, owes, convolution, groups, measurement, block.fuse)
+        y, statistics = autograd.stage(self.name, x, owes, convolution, groups, measurement, block.fuse)
         return y, Owed(statistics, gamma, beta, block.activation)
 
     def finish(self, x: Tensor, owes: Owed, groups: int) -> Tensor:
-        return autograd.normalise_activate(x, owes)
+        return autograd.normalise_activate(self.name, x, owes)
 
 
-REFERENCE, KERNELS = Reference(), Kernels()
+REFERENCE, NATIVE, TRITON = Reference(), Kernels("native"), Kernels("triton")
+_KERNELS = {"native": NATIVE, "triton": TRITON}
 
 
 def resolve(impl: str, x: Tensor) -> Engine:
     """The engine that `impl` means for x, the input of a convolution; `FastganError` where it cannot be.
 
-    A GPU that is too old and a missing Triton are told once, in a warning, and the reference takes over.
+    An engine that cannot run on a device (a GPU that is too old, nothing compiled, no Triton) is told once, in a
+    warning, and the reference takes over.
     """
     return resolve_for(impl, "x", x, as_operand(x[:0]).dtype)
 
 
 def resolve_for(impl: str, name: str, x: Tensor, dtype: torch.dtype) -> Engine:
     """As `resolve`, for a tensor of that name whose elements are computed with as `dtype`."""
-    if impl != "triton" or x.numel() == 0:
+    if impl not in _KERNELS or x.numel() == 0:
         return REFERENCE
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise FastganError(f"{name} of dtype {dtype}: impl 'triton' computes in torch.float32, torch.float16 and "
+        raise FastganError(f"{name} of dtype {dtype}: impl {impl!r} computes in torch.float32, torch.float16 and "
                            "torch.bfloat16")
-    reason = why_no_kernels(x.device)
+    reason = why_not(impl, x.device)
     if reason:
-        _warn(reason)
+        _warn(f"{reason}; impl {impl!r} goes on with the reference engine")
         return REFERENCE
     if check_device(impl, x.device) and dtype == torch.bfloat16:
         raise FastganError(f"{name} of dtype torch.bfloat16: Triton's interpreter computes it wrongly, expected "
                            "torch.float32 or torch.float16")
-    return KERNELS
+    return _KERNELS[impl]
 
 
 def check_device(impl: str, device: torch.device) -> bool:
     """Whether kernels would be interpreted there; `FastganError` for an engine that has nothing to run on."""
-    if impl != "triton" or why_no_kernels(device):
+    if impl != "triton" or why_not(impl, device):
         return False
     from fastgan.ops.triton import launch
 
@@ -124,8 +130,14 @@ def check_device(impl: str, device: torch.device) -> bool:
     return True
 
 
-def why_no_kernels(device: torch.device) -> str:
-    """Why Triton kernels cannot run on a device at all, in words; "" when they can."""
+def why_not(impl: str, device: torch.device) -> str:
+    """Why an engine cannot run on a device at all, in words; "" when it can."""
+    if impl == "native":
+        from fastgan.ops.native import extension
+
+        return extension.why_not(device)
+    if impl != "triton":
+        return ""
     try:
         import triton  # noqa: F401
     except Exception as error:  # a broken installation raises anything
@@ -137,8 +149,8 @@ def why_no_kernels(device: torch.device) -> str:
 
 
 @cache
-def _warn(reason: str) -> None:
-    warnings.warn(f"fastgan: {reason}; impl 'triton' goes on with the reference engine", stacklevel=2)
+def _warn(told: str) -> None:
+    warnings.warn(f"fastgan: {told}", stacklevel=2)
 
 
 def as_operand(x: Tensor) -> Tensor:

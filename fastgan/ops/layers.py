@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+ENGINES = ("reference", "native", "triton")
 ACTIVATIONS = ("none", "relu", "leaky_relu", "tanh")
 
 

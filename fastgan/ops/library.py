@@ -1,5 +1,7 @@
 """The stage and the loss as operators of `torch.library`, and what happens when a kernel cannot run.
 
+Each takes the name of the engine that computes it, "native" or "triton", before everything else.
+
     fastgan::stage                 y (N, Co, Ho, Wo), channels_last, and statistics [2, G, Co] or (0,)
     fastgan::stage_backward        gradients of x, weight, bias and of what is owed [4, G, Ci]; (0,) where not needed
     fastgan::normalise_activate, fastgan::normalise_activate_backward
@@ -13,11 +15,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastgan.errors import KernelError
 from fastgan.ops import reference
 from fastgan.ops.layers import Activation, Convolution, Measurement, Owed
 
@@ -25,34 +29,33 @@ _OWED = "Tensor? owed, Tensor? gamma, Tensor? beta, str activation, float negati
 _CONVOLUTION = ("Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] output_padding, bool transposed, "
                 "bool fuse")
 _SCHEMAS = {
-    "stage": f"(Tensor x, {_OWED}, {_CONVOLUTION}, int groups, bool measures, float? eps, Tensor(a!)? running_mean, "
-             "Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, float? momentum) -> (Tensor, Tensor)",
-    "stage_backward": f"(Tensor gy, Tensor? gstatistics, Tensor y, Tensor statistics, Tensor x, {_OWED}, "
+    "stage": f"(str engine, Tensor x, {_OWED}, {_CONVOLUTION}, int groups, bool measures, float? eps, "
+             "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, float? momentum) "
+             "-> (Tensor, Tensor)",
+    "stage_backward": f"(str engine, Tensor gy, Tensor? gstatistics, Tensor y, Tensor statistics, Tensor x, {_OWED}, "
                       f"{_CONVOLUTION}, str spread, bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor)",
-    "normalise_activate": f"(Tensor x, {_OWED}) -> Tensor",
-    "normalise_activate_backward": f"(Tensor gout, Tensor x, {_OWED}) -> (Tensor, Tensor)",
-    "logistic_loss": "(Tensor logits, float[] targets) -> (Tensor, Tensor, Tensor)",
+    "normalise_activate": f"(str engine, Tensor x, {_OWED}) -> Tensor",
+    "normalise_activate_backward": f"(str engine, Tensor gout, Tensor x, {_OWED}) -> (Tensor, Tensor)",
+    "logistic_loss": "(str engine, Tensor logits, float[] targets) -> (Tensor, Tensor, Tensor)",
 }
 _library = torch.library.Library("fastgan", "DEF")
 for _name, _schema in _SCHEMAS.items():
     _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-_failed: set[str] = set()  # operators whose kernels have failed
+_failed: set[tuple[str, str]] = set()  # (engine, operator)
 
 
-def failed() -> list[str]:
-    """The operators that the reference computes since their kernels have failed."""
-    return sorted(_failed)
+def failed(engine: str) -> list[str]:
+    """The operators that the reference computes since an engine's kernels for them have failed."""
+    return sorted(name for one, name in _failed if one == engine)
 
 
-def _or_reference(name: str, kernels: Callable[[], Any], definition: Callable[[], Any]) -> Any:
-    """What `kernels` compute, or the definition where they cannot."""
-    from fastgan.ops.triton.launch import KernelError
-
-    if name not in _failed:
+def _or_reference(engine: str, name: str, kernels: Callable[[Any], Any], definition: Callable[[], Any]) -> Any:
+    """What the kernels of an engine compute, or the definition where they cannot."""
+    if (engine, name) not in _failed:
         try:
-            return kernels()
+            return kernels(import_module(f"fastgan.ops.{engine}.engine"))
         except KernelError as error:
-            _failed.add(name)
+            _failed.add((engine, name))
             warnings.warn(f"fastgan: {error}; fastgan::{name} goes on with the reference engine", stacklevel=2)
     return definition()
 
@@ -68,15 +71,13 @@ def _convolution(weight: Tensor, bias: Tensor | None, stride: list[int], padding
                        (output_padding[0], output_padding[1]), transposed)
 
 
-def _stage(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _stage(engine: str, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     owed, convolution = _owed(*arguments[:5]), _convolution(*arguments[5:11])
     fuse, groups, measures, *rest = arguments[11:]
     measurement = Measurement(*rest) if measures else None
 
-    def kernels() -> tuple[Tensor, Tensor]:
-        from fastgan.ops.triton import engine
-
-        return engine.stage(x, owed, convolution, groups, measurement, fuse)
+    def kernels(module: Any) -> Any:
+        return module.stage(x, owed, convolution, groups, measurement, fuse)
 
     def definition() -> tuple[Tensor, Tensor]:
         weight, bias = convolution.weight.to(x.dtype), convolution.bias
@@ -85,36 +86,34 @@ def _stage(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
         statistics = _nothing(x) if measurement is None else reference.measured(y, groups, measurement)
         return _like_channels_last(y), statistics
 
-    return _or_reference("stage", kernels, definition)
+    return _or_reference(engine, "stage", kernels, definition)
 
 
-def _stage_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _stage_fake(engine: str, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     convolution, (_, groups, measures) = _convolution(*arguments[5:11]), arguments[11:14]
     channels = convolution.channels()[1]
     y = _empty(x, len(x), channels, *convolution.size(x))
     return y, x.new_empty((2, groups, channels), dtype=torch.float32) if measures else _nothing(x)
 
 
-def _stage_backward(gy: Tensor, gstatistics: Tensor | None, y: Tensor, statistics: Tensor, x: Tensor,
+def _stage_backward(engine: str, gy: Tensor, gstatistics: Tensor | None, y: Tensor, statistics: Tensor, x: Tensor,
                     *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     owed, convolution = _owed(*arguments[:5]), _convolution(*arguments[5:11])
     fuse, spread, needs = arguments[11:]
 
-    def kernels() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        from fastgan.ops.triton import engine
-
-        return engine.stage_backward(gy, gstatistics, y, statistics, x, owed, convolution, spread, fuse, needs)
+    def kernels(module: Any) -> Any:
+        return module.stage_backward(gy, gstatistics, y, statistics, x, owed, convolution, spread, fuse, needs)
 
     def definition() -> tuple[Tensor, Tensor, Tensor, Tensor]:
         gx, gweight, gbias, gnorm = reference.stage_backward(gy, gstatistics, y, statistics, x, owed, convolution,
                                                              spread, needs)
         return _like_channels_last(gx), _like_channels_last(gweight), gbias, gnorm
 
-    return _or_reference("stage_backward", kernels, definition)
+    return _or_reference(engine, "stage_backward", kernels, definition)
 
 
-def _stage_backward_fake(gy: Tensor, gstatistics: Tensor | None, y: Tensor, statistics: Tensor, x: Tensor,
-                         *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _stage_backward_fake(engine: str, gy: Tensor, gstatistics: Tensor | None, y: Tensor, statistics: Tensor,
+                         x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     owed, (weight, bias), (needs_x, needs_weight, needs_bias, needs_norm) = (
         _owed(*arguments[:5]), arguments[5:7], arguments[13])
     return (_empty(x, *x.shape) if needs_x or needs_norm else _nothing(x, x.dtype),
@@ -123,53 +122,47 @@ def _stage_backward_fake(gy: Tensor, gstatistics: Tensor | None, y: Tensor, stat
             _norm_gradient_like(x, owed) if needs_x or needs_norm else _nothing(x, x.dtype))
 
 
-def _normalise_activate(x: Tensor, *arguments: Any) -> Tensor:
+def _normalise_activate(engine: str, x: Tensor, *arguments: Any) -> Tensor:
     owed = _owed(*arguments)
 
-    def kernels() -> Tensor:
-        from fastgan.ops.triton import engine
-
-        return engine.normalise_activate(x, owed)
+    def kernels(module: Any) -> Any:
+        return module.normalise_activate(x, owed)
 
     def definition() -> Tensor:
         return _like_channels_last(reference.normalise_activate(x, reference.known(owed), owed.activation))
 
-    return _or_reference("normalise_activate", kernels, definition)
+    return _or_reference(engine, "normalise_activate", kernels, definition)
 
 
-def _normalise_activate_backward(gout: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _normalise_activate_backward(engine: str, gout: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     owed = _owed(*arguments)
 
-    def kernels() -> tuple[Tensor, Tensor]:
-        from fastgan.ops.triton import engine
-
-        return engine.normalise_activate_backward(gout, x, owed)
+    def kernels(module: Any) -> Any:
+        return module.normalise_activate_backward(gout, x, owed)
 
     def definition() -> tuple[Tensor, Tensor]:
         gx, gnorm = reference.normalise_activate_backward(gout, x, owed)
         return _like_channels_last(gx), gnorm
 
-    return _or_reference("normalise_activate_backward", kernels, definition)
+    return _or_reference(engine, "normalise_activate_backward", kernels, definition)
 
 
-def _normalise_activate_backward_fake(gout: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _normalise_activate_backward_fake(engine: str, gout: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     return _empty(x, *x.shape), _norm_gradient_like(x, _owed(*arguments))
 
 
-def _logistic_loss(logits: Tensor, targets: list[float]) -> tuple[Tensor, Tensor, Tensor]:
-    def kernels() -> tuple[Tensor, Tensor, Tensor]:
-        from fastgan.ops.triton import logistic
-
-        return logistic.logistic_loss(logits, targets)
+def _logistic_loss(engine: str, logits: Tensor, targets: list[float]) -> tuple[Tensor, Tensor, Tensor]:
+    def kernels(module: Any) -> Any:
+        return module.logistic_loss(logits, targets)
 
     def definition() -> tuple[Tensor, Tensor, Tensor]:
         loss, probability = reference.logistic_loss(logits, targets)
         return loss, probability, reference.logistic_loss_backward(torch.ones_like(loss), logits, targets)
 
-    return _or_reference("logistic_loss", kernels, definition)
+    return _or_reference(engine, "logistic_loss", kernels, definition)
 
 
-def _logistic_loss_fake(logits: Tensor, targets: list[float]) -> tuple[Tensor, Tensor, Tensor]:
+def _logistic_loss_fake(engine: str, logits: Tensor, targets: list[float]) -> tuple[Tensor, Tensor, Tensor]:
     loss, probability, gradient = (
         logits.new_empty(shape, dtype=torch.float32) for shape in ((len(targets),), (len(targets),), logits.shape))
     return loss, probability, gradient
@@ -196,7 +189,7 @@ def _nothing(like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 for _name, _implementation, _fake in (
         ("stage", _stage, _stage_fake), ("stage_backward", _stage_backward, _stage_backward_fake),
-        ("normalise_activate", _normalise_activate, lambda x, *_: _empty(x, *x.shape)),
+        ("normalise_activate", _normalise_activate, lambda engine, x, *_: _empty(x, *x.shape)),
         ("normalise_activate_backward", _normalise_activate_backward, _normalise_activate_backward_fake),
         ("logistic_loss", _logistic_loss, _logistic_loss_fake)):
     _library.impl(_name, _implementation, "CompositeExplicitAutograd")

@@ -174,7 +174,7 @@ class Trainer:
             "device": str(self.device), "steps": self.total, "shape": list(self.dataset.shape),
             "data": self.dataset.summary(), "fingerprint": self.dataset.fingerprint, "classes": self.classes,
             "skipped": self.dataset.skipped, "parameters": self.step.parameter_counts(),
-            "engine": "triton" if self.config.run.impl == "triton" else "reference (eager PyTorch)",
+            "engine": "reference (eager PyTorch)" if self.config.run.impl == "auto" else self.config.run.impl,
             "precision": self.step.precision, "graph": graph,
             "discriminator": "real and fake together" if self.step.together else "real and fake one after the other",
             "versions": {"fastgan": __version__, "torch": torch.__version__, "python": platform.python_version()}})

@@ -86,7 +86,7 @@ class GANStep:
         self.scale = LossScale(precision == "fp16", self.device)
         self.impl = next((module.impl for module in discriminator.modules() if isinstance(module, Chain)), "auto")
         # PyTorch's batch normalisation has no groups: on a CPU the copies between its calls cost more than a call saves
-        pays = self.impl == "triton" or self.device.type != "cpu"
+        pays = self.impl in ("native", "triton") or self.device.type != "cpu"
         self.together = (pays if savings.together is None else savings.together) and is_divisible(discriminator)
         # asked for before every replay, so not by a walk through all modules
         self._places: list[tuple[dict[str, Any], str]] = [

@@ -13,6 +13,7 @@ import torch
 from fastgan import presets
 from fastgan.errors import FastganError
 from fastgan.ops.arguments import check_impl
+from fastgan.ops.layers import ENGINES
 from fastgan.verify import machine, rule
 from fastgan.verify.found import Found
 
@@ -66,7 +67,7 @@ def certificate(preset: str = "digits", *, device: str = "auto", impl: str = "au
         "machine": {"device": machine.describe(place), "driver": machine.driver(), **machine.versions(),
                     "commit": machine.commit()},
         "engines": {name: next((one.note for one in usable if one.impl == name),
-                               machine.why_not(name, place) or "not asked for") for name in machine.ENGINES},
+                               machine.why_not(name, place) or "not asked for") for name in ENGINES},
         "plan": auto, "rule": rule.__doc__,
         "operations": [row for part, row in rows if part == "operations"],
         "steps": [row for part, row in rows if part == "steps"],

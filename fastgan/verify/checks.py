@@ -12,6 +12,7 @@ from fastgan.config import Config, parse_size
 from fastgan.errors import FastganError
 from fastgan.models import build
 from fastgan.ops import engines
+from fastgan.ops.layers import ENGINES
 from fastgan.verify import game, machine, operations, rule, stages, steps
 from fastgan.verify.found import Found
 from fastgan.verify.game import Game, Networks
@@ -42,7 +43,7 @@ class Check(NamedTuple):
 
 def usable(impl: str, device: torch.device) -> list[Engine]:
     """The engines that `impl` names ("auto": all) and that run on the device; `FastganError` for one that does not."""
-    names = machine.ENGINES if impl == "auto" else (impl,)
+    names = ENGINES if impl == "auto" else (impl,)
     reasons = {name: machine.why_not(name, device) for name in names}
     if impl != "auto" and reasons[impl]:
         raise FastganError(f"--impl {impl} on {device}: {reasons[impl]}; expected auto or reference")
@@ -100,7 +101,7 @@ def stages_of(config: Config) -> list[stages.Stage]:
 
 def under_auto(config: Config, device: torch.device) -> dict[str, str]:
     """The engine that impl "auto" gives each stage."""
-    kernels = engines.resolve("auto", torch.zeros(1, device=device)) is engines.KERNELS
+    kernels = engines.resolve("auto", torch.zeros(1, device=device)) is engines.TRITON
     return {stage.name: "triton" if kernels else "reference" for stage in stages_of(config)}
 
 

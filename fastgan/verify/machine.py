@@ -12,9 +12,7 @@ import torch
 
 import fastgan
 from fastgan.errors import FastganError
-from fastgan.ops.engines import check_device, why_no_kernels
-
-ENGINES = ("reference", "triton")
+from fastgan.ops import engines
 
 
 def version(package: str) -> str | None:
@@ -70,13 +68,11 @@ def commit() -> str | None:
 
 def why_not(impl: str, device: torch.device) -> str:
     """Why an engine cannot run on a device, in words; "" when it can."""
-    if impl != "triton":
-        return ""
-    reason = why_no_kernels(device)
+    reason = engines.why_not(impl, device)
     if reason:
         return reason
     try:
-        check_device(impl, device)
+        engines.check_device(impl, device)
     except FastganError:
         return "needs a CUDA device"
     return ""

@@ -13,13 +13,8 @@ from typing import Any
 import torch
 import triton
 
-from fastgan.errors import first_line
+from fastgan.errors import KernelError, first_line
 from fastgan.ops.triton.tiles import Tile
-
-
-class KernelError(RuntimeError):
-    """A kernel could not be compiled or started; names it and says why."""
-
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)  # decides when a kernel is decorated, which is at import
 
