@@ -41,13 +41,13 @@ gpu:
 	TRITON_INTERPRET=0 PYTHONPATH=. $(GPU_PYTHON) -m proofs.gpu $(GPU)
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build *.egg-info fastgan/_c*.so .pytest_cache .mypy_cache .ruff_cache
 
 # without ensurepip (Debian splits it off into python3-venv) virtualenv makes the same folder
 .venv/bin/python:
 	$(PYTHON) -m venv .venv || { rm -rf .venv; $(PYTHON) -m virtualenv .venv; }
 
-.venv/installed: .venv/bin/python pyproject.toml setup.py
+.venv/installed: .venv/bin/python pyproject.toml setup.py $(shell find csrc -type f)
 	$(PY) -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 

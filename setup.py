@@ -1,5 +1,75 @@
-"""The build: metadata stands in pyproject.toml; the native engine in csrc/ will be compiled from here."""
+"""The build: metadata stands in pyproject.toml; the native engine's C++ in csrc/ is compiled from here.
 
-from setuptools import setup
+`fastgan._cpu` is compiled once for each instruction set and chooses among them when it is loaded. Without a compiler
+fastgan is installed all the same, without the engine.
+"""
 
-setup()
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pybind11
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+CPU, INCLUDE = Path("csrc/cpu"), Path("csrc/include")
+BINDINGS = CPU / "bindings.cpp"  # compiled once, for every processor
+KERNELS = sorted(path for path in CPU.glob("*.cpp") if path != BINDINGS)
+IS_X86 = platform.machine().lower() in ("x86_64", "amd64") and sys.platform != "win32"
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+ISAS = {"portable": []} | ({
+    "avx2": AVX2,
+    "avx512": [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],
+} if IS_X86 else {})
+# arithmetic has no side effects that would forbid vectors; a multiplication and an addition may be one instruction
+GNU = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math",
+       "-ffp-contract=fast"]
+MSVC = ["/O2", "/std:c++17", "/openmp", "/EHsc"]
+
+
+class Build(build_ext):
+    """Kernels once for each instruction set, on all cores; threads where the compiler has OpenMP."""
+
+    def build_extension(self, ext: Extension) -> None:
+        self.build_cpu(ext)
+
+    def build_cpu(self, ext: Extension) -> None:
+        is_msvc = self.compiler.compiler_type == "msvc"
+        openmp = [] if is_msvc or not self.has_openmp() else ["-fopenmp"]
+        flags = [*(MSVC if is_msvc else GNU), *openmp, *(["-DFASTGAN_X86"] if IS_X86 else [])]
+        jobs = [(str(BINDINGS), "bindings", flags)]
+        jobs += [(str(source), isa, [*flags, *more, f"-DFASTGAN_ISA={isa}"])
+                 for isa, more in ISAS.items() for source in KERNELS]
+        Path(self.get_ext_fullpath(ext.name)).parent.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = [name for names in pool.map(lambda job: self.compiled(ext, *job), jobs) for name in names]
+        self.compiler.link_shared_object(objects, self.get_ext_fullpath(ext.name), extra_postargs=openmp,
+                                         export_symbols=None if not is_msvc else self.get_export_symbols(ext),
+                                         build_temp=self.build_temp, target_lang="c++")
+
+    def compiled(self, ext: Extension, source: str, folder: str, flags: list[str]) -> list[str]:
+        return self.compiler.compile([source], output_dir=str(Path(self.build_temp) / folder),
+                                     include_dirs=ext.include_dirs, extra_postargs=flags, depends=ext.depends)
+
+    def has_openmp(self) -> bool:
+        Path(self.build_temp).mkdir(parents=True, exist_ok=True)
+        source = Path(self.build_temp) / "openmp.cpp"
+        source.write_text("#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n")
+        try:
+            objects = self.compiler.compile([str(source)], output_dir=self.build_temp, extra_postargs=["-fopenmp"])
+            self.compiler.link_executable(objects, str(source.with_suffix("")), extra_postargs=["-fopenmp"])
+        except Exception:  # of whatever compiler it is
+            return False
+        return True
+
+
+headers = sorted(str(path) for folder in (CPU, INCLUDE) for path in folder.rglob("*.h"))
+setup(
+    ext_modules=[Extension("fastgan._cpu", [str(path) for path in (BINDINGS, *KERNELS)], language="c++",
+                           include_dirs=[str(INCLUDE), pybind11.get_include()], depends=headers, optional=True)],
+    cmdclass={"build_ext": Build},
+)

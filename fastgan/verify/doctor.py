@@ -11,6 +11,7 @@ import torch
 import fastgan
 from fastgan.config import DataConfig
 from fastgan.errors import first_line
+from fastgan.ops.native import extension
 from fastgan.verify import machine
 
 _PACKAGES = ("torch", "torchvision", "triton", "numpy", "pillow", "safetensors", "tensorboard", "matplotlib",
@@ -32,6 +33,7 @@ def report() -> list[tuple[str, str]]:
         ("gpu", _gpu(device)),
         ("driver", machine.driver() or "no answer from nvidia-smi"),
         ("reference", "ready: PyTorch's operators"),
+        ("native engine", _native(device)),
         ("triton engine", _triton(device)),
         ("CUDA graphs", graphs),
         *((subject, f"{path} ({reason or 'writable'})") for subject, (path, reason) in caches.items()),
@@ -47,6 +49,14 @@ def _verdict(found: dict[str, str | None], caches: dict[str, str], graphs: str) 
     troubles += ["CUDA graphs fail"] if graphs.startswith("fail") else []
     where = "the GPU" if torch.cuda.is_available() or torch.backends.mps.is_available() else "the CPU"
     return f"ready to train on {where}" + (f", but {'; '.join(troubles)}" if troubles else "")
+
+
+def _native(device: torch.device) -> str:
+    reason = machine.why_not("native", device)
+    if reason:
+        return f"not usable: {reason}"
+    compiled = extension.of(device)
+    return f"ready (--impl native), compiled for {compiled.isa() if device.type == 'cpu' else 'CUDA'}"
 
 
 def _triton(device: torch.device) -> str:

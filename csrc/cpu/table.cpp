@@ -1,0 +1,24 @@
+// The table of the kernels that are compiled for one instruction set.
+#include "kernels.h"
+
+#define FASTGAN_TEXT(name) #name
+#define FASTGAN_NAME(name) FASTGAN_TEXT(name)
+
+namespace fastgan::FASTGAN_ISA {
+
+Parts parts;
+Measure measure;
+FinishStatistics finish_statistics;
+NormaliseActivate normalise_activate;
+NormaliseActivateBackward normalise_activate_backward;
+FinishNormGradient finish_norm_gradient;
+ThroughStatisticsOf through_statistics_of;
+LogisticLoss logistic_loss;
+
+const Kernels kernels{
+    FASTGAN_NAME(FASTGAN_ISA),
+    {parts, measure, finish_statistics, normalise_activate, normalise_activate_backward, finish_norm_gradient,
+     through_statistics_of, logistic_loss},
+};
+
+}  // namespace fastgan::FASTGAN_ISA
