@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastgan import presets
 from fastgan.config import Config
+from fastgan.ops.native import convolve
 
 torch.set_num_threads(2)
 
@@ -28,6 +29,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["triton", "native-library", "native-gemm"])
+def impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each engine of kernels, the native one with each variant of its convolutions."""
+    name, _, variant = request.param.partition("-")
+    if variant:
+        monkeypatch.setattr(convolve, "default", lambda *_: variant)
+    elif request.node.callspec.params.get("dtype") == torch.bfloat16:
+        pytest.skip("Triton's interpreter computes bfloat16 wrongly")
+    return name
 
 
 @pytest.fixture

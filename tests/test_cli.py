@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fastgan import cli, presets
+from fastgan import _cpu, cli, presets
+from fastgan.ops.native import extension
 from fastgan.ops.triton import launch
 from fastgan.train import Trainer
 from fastgan.verify import doctor
@@ -133,7 +134,7 @@ def test_doctor(capsys):
     out = capsys.readouterr().out.splitlines()
     assert out[0].split() == ["fastgan", "0.1.0"] and "verdict       ready to train on the" in out[-1]
     subjects = {line[:14].strip() for line in out}
-    assert {"driver", "reference", "triton engine", "CUDA graphs", "kernel cache", "data"} < subjects
+    assert {"driver", "reference", "native engine", "triton engine", "CUDA graphs", "kernel cache", "data"} < subjects
 
 
 def test_doctor_says_why_an_engine_cannot_be_used(monkeypatch):
@@ -143,6 +144,13 @@ def test_doctor_says_why_an_engine_cannot_be_used(monkeypatch):
     assert found["triton engine"] == "not usable: needs a CUDA device" and found["CUDA graphs"] == "no CUDA device"
     monkeypatch.setattr(launch, "INTERPRETED", True)
     assert dict(doctor.report())["triton engine"] == "in Triton's interpreter, for tests"
+
+
+def test_doctor_says_what_is_compiled(monkeypatch):
+    assert dict(doctor.report())["native engine"] == f"ready (--impl native), compiled for {_cpu.isa()}"
+    monkeypatch.setitem(extension._found, "cpu", (None, "the native engine was not built (why): install a compiler"))
+    found = dict(doctor.report())["native engine"]
+    assert found == "not usable: the native engine was not built (why): install a compiler"
 
 
 def test_doctor_looks_where_caches_would_be(monkeypatch, tmp_path):

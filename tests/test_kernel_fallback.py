@@ -15,6 +15,8 @@ import fastgan.nn as fnn
 from fastgan import ops
 from fastgan.errors import FastganError, KernelError
 from fastgan.ops import engines, library
+from fastgan.ops.native import convolve as native_convolve
+from fastgan.ops.native import extension
 from fastgan.ops.triton import apply, convolve, launch, reduce, wgrad
 
 pytestmark = pytest.mark.usefixtures("one_thread", "forgetful")
@@ -61,6 +63,31 @@ def test_missing_triton(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     result = assert_warns_once(lambda: train("triton"), "Triton cannot be imported|goes on with the reference engine")
     torch.testing.assert_close(result, train("reference"), rtol=0, atol=0)
+
+
+def test_native_engine_that_was_not_built(monkeypatch):
+    reason = extension._load("fastgan._not_there", "a C++17 compiler")
+    monkeypatch.setitem(extension._found, "cpu", reason)
+    result = assert_warns_once(lambda: train("native"), "was not built (No module named 'fastgan._not_there'): install "
+                               "a C++17 compiler, then fastgan again|goes on with the reference engine")
+    torch.testing.assert_close(result, train("reference"), rtol=0, atol=0)
+    with pytest.raises(KernelError, match="was not built"):
+        extension.of(torch.device("cpu"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names of compiled modules are others")
+def test_native_engine_of_another_interpreter(monkeypatch, tmp_path):
+    """Or of another processor, or half copied: what the dynamic linker refuses."""
+    (tmp_path / "foreign.so").write_bytes(b"not compiled for anything")
+    monkeypatch.syspath_prepend(tmp_path)
+    module, reason = extension._load("foreign", "a C++17 compiler")
+    assert module is None and reason.startswith("the native engine cannot be loaded: ") and "foreign.so" in reason
+
+
+def test_native_engine_has_nothing_for_other_devices():
+    assert extension.why_not(torch.device("meta")) == "the native engine has nothing for meta"
+    with pytest.raises(KernelError, match="nothing for meta"):
+        extension.of(torch.device("meta"))
 
 
 def test_old_gpu(monkeypatch):
@@ -150,6 +177,11 @@ def test_refused_dtypes(dtype, message):
         fnn.Chain(nn.Conv2d(3, 2, 3), impl="triton").to(dtype)(given["x"])
 
 
+def test_refused_dtype_of_the_native_engine():
+    with pytest.raises(FastganError, match=r"x of dtype torch.float64: impl 'native' computes in torch.float32"):
+        ops.conv_bn_act(**tensors(torch.float64), impl="native")
+
+
 @pytest.mark.parametrize(("layers", "size", "message"), [
     ([nn.Conv2d(4, 5, 3)], 8, "Ci = 3 as in x"),
     ([nn.ConvTranspose2d(3, 5, 3), nn.BatchNorm2d(4)], 8, "batch normalisation of 4 channels after .* makes 5"),
@@ -158,19 +190,22 @@ def test_refused_dtypes(dtype, message):
     ([nn.Conv2d(3, 5, 8, bias=False), nn.BatchNorm2d(5)], 8, None),
     ([nn.Conv2d(3, 5, 3).half()], 8, "weight of dtype torch.float16: expected x's"),
 ], ids=["channels", "norm-channels", "size", "size-of-a-layer-as-it-is", "one-value-of-a-layer-as-it-is", "dtype"])
-def test_layers_that_do_not_fit(layers, size, message, monkeypatch):
+@pytest.mark.parametrize("impl", ["triton", "native"])
+def test_layers_that_do_not_fit(impl, layers, size, message, monkeypatch):
     """Refused before a kernel runs on them."""
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a kernel was launched")
 
     for module in (apply, convolve, reduce, wgrad):
         monkeypatch.setattr(module, "launch", refuse)
+    monkeypatch.setattr(native_convolve, "forward", refuse)
     with pytest.raises((FastganError, RuntimeError, ValueError), match=message):
-        fnn.Chain(*layers, impl="triton")(torch.zeros(1, 3, size, size))
+        fnn.Chain(*layers, impl=impl)(torch.zeros(1, 3, size, size))
 
 
-def test_one_value_per_channel_is_refused():
-    network = fnn.Chain(nn.Conv2d(3, 5, 4, bias=False), nn.BatchNorm2d(5), impl="triton")
+@pytest.mark.parametrize("impl", ["triton", "native"])
+def test_one_value_per_channel_is_refused(impl):
+    network = fnn.Chain(nn.Conv2d(3, 5, 4, bias=False), nn.BatchNorm2d(5), impl=impl)
     with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
         network(torch.zeros(1, 3, 4, 4))
     with fnn.stat_groups(network, 2), pytest.raises(ValueError, match="Expected more than 1 value per channel"):

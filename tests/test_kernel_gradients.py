@@ -118,7 +118,7 @@ def discriminate(x: Tensor, tensors: dict[str, Tensor], impl: str, groups: int =
 
 
 @pytest.mark.parametrize("penalty", ["r1", "wgan-gp"])
-def test_gradient_penalty(penalty):
+def test_gradient_penalty(impl, penalty):
     """The gradient of a gradient's norm, in all parameters and the input."""
     torch.manual_seed(0)
     shapes = {"x": (4, 3, 12, 12), "w1": (6, 3, 4, 4), "b1": (6,), "w2": (5, 6, 4, 4), "gamma": (5,), "beta": (5,),
@@ -126,10 +126,10 @@ def test_gradient_penalty(penalty):
     values = {name: torch.randn(shape) * (0.3 if len(shape) == 4 and name != "x" else 1)
               for name, shape in shapes.items()}
     results = []
-    for impl, dtype in (("triton", torch.float32), ("reference", torch.float64)):
+    for engine, dtype in ((impl, torch.float32), ("reference", torch.float64)):
         given = {name: value.to(dtype, copy=True).requires_grad_() for name, value in values.items()}
         x = given["x"]
-        logits = discriminate(x, given, impl)
+        logits = discriminate(x, given, engine)
         slope, = torch.autograd.grad(logits.sum(), x, create_graph=True)
         norms = slope.flatten(1).square().sum(1)
         loss = norms.mean() if penalty == "r1" else (norms.sqrt() - 1).square().mean()
@@ -139,21 +139,21 @@ def test_gradient_penalty(penalty):
         torch.testing.assert_close(one.double(), other, rtol=1e-3, atol=1e-5 * other.abs().max().item())
 
 
-def stage(tensors: dict[str, Tensor], transposed: bool) -> tuple[Tensor, ...]:
+def stage(tensors: dict[str, Tensor], transposed: bool, impl: str) -> tuple[Tensor, ...]:
     x, statistics, gamma, beta, weight, bias = tensors.values()
     return ops.stage(x, (statistics[0], statistics[1], gamma, beta), "leaky_relu", weight, bias,
-                     transposed=transposed, stat_groups=2, impl="triton")
+                     transposed=transposed, stat_groups=2, impl=impl)
 
 
 @each_kind
-def test_any_subset_of_gradients_is_that_of_all(transposed):
+def test_any_subset_of_gradients_is_that_of_all(impl, transposed):
     """Not one missing, not one bit different."""
     values = {name: t.detach() for name, t in draw(transposed, dtype=torch.float32).items()}
     everything: dict[str, Tensor] = {}
     for count in (6, 5, 1):
         for subset in itertools.combinations(NAMES, count):
             given = {name: t.clone().requires_grad_(name in subset) for name, t in values.items()}
-            y, mean, var = stage(given, transposed)
+            y, mean, var = stage(given, transposed, impl)
             loss = y.square().sum() + mean.sin().sum() + var.cos().sum()
             grads = dict(zip(subset, torch.autograd.grad(loss, [given[name] for name in subset]), strict=True))
             everything = everything or grads
@@ -187,7 +187,7 @@ def test_only_the_kernels_that_are_needed(needs, expected, transposed, monkeypat
     given = {name: t.detach().requires_grad_(name in needs)
              for name, t in draw(transposed, dtype=torch.float32).items()}
     counting = Counting(monkeypatch)
-    y = stage(given, transposed)[0]
+    y = stage(given, transposed, "triton")[0]
     assert counting.names == {"convolve_kernel": 1, "statistics_kernel": 1}
     counting.names.clear()
     y.sum().backward()
@@ -196,16 +196,16 @@ def test_only_the_kernels_that_are_needed(needs, expected, transposed, monkeypat
     assert all((given[name].grad is not None) == (name in needs) for name in NAMES)
 
 
-def test_no_gradient_no_backward(monkeypatch):
+def test_no_gradient_no_backward(impl):
     given = {name: t.detach() for name, t in draw(False, dtype=torch.float32).items()}
-    assert not any(out.requires_grad for out in stage(given, False))
+    assert not any(out.requires_grad for out in stage(given, False, impl))
 
 
 @each_kind
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "last"])
-def test_gradient_has_the_strides_of_the_weight(memory_format, transposed):
+def test_gradient_has_the_strides_of_the_weight(impl, memory_format, transposed):
     """`torch.optim.Adam(fused=True)` on a CPU takes them for granted."""
     given = draw(transposed, dtype=torch.float32)
     given["weight"] = given["weight"].detach().contiguous(memory_format=memory_format).requires_grad_()
-    gradient, = torch.autograd.grad(stage(given, transposed)[0].sum(), given["weight"])
+    gradient, = torch.autograd.grad(stage(given, transposed, impl)[0].sum(), given["weight"])
     assert gradient.stride() == given["weight"].stride()

@@ -40,36 +40,36 @@ def operands(transposed: bool, norm: bool, dtype: torch.dtype, channels_last: bo
 @pytest.mark.parametrize(("norm", "dtype", "channels_last", "tracked"), [
     (True, torch.float32, True, True), (False, torch.float16, False, False), (True, torch.float16, True, False),
     (False, torch.float32, False, True)], ids=["norm-fp32", "fp16-nchw", "norm-fp16", "fp32-nchw"])
-def test_operators(norm, dtype, channels_last, tracked, transposed):
+def test_operators(impl, norm, dtype, channels_last, tracked, transposed):
     x, convolution = operands(transposed, norm, dtype, channels_last)
     buffers = (torch.zeros(7), torch.ones(7), torch.tensor(0)) if tracked else (None,) * 3
-    forward = ("triton", *x, *convolution, 2, True, 1e-5, *buffers, 0.1)
+    forward = (impl, *x, *convolution, 2, True, 1e-5, *buffers, 0.1)
     torch.library.opcheck(library.stage, forward, test_utils=UTILS)
-    torch.library.opcheck(library.normalise_activate, ("triton", *x), test_utils=UTILS)
+    torch.library.opcheck(library.normalise_activate, (impl, *x), test_utils=UTILS)
     y, statistics = library.stage(*forward)
     gy, gstatistics = torch.randn_like(y), torch.randn_like(statistics)
     for needs in ([True] * 4, [False, True, False, False], [True, False, False, norm]):
-        back = ("triton", gy, gstatistics, y, statistics, *x, *convolution, "rstd", needs)
+        back = (impl, gy, gstatistics, y, statistics, *x, *convolution, "rstd", needs)
         torch.library.opcheck(library.stage_backward, back, test_utils=UTILS)
-    torch.library.opcheck(library.normalise_activate_backward, ("triton", torch.randn_like(x[0]), *x), test_utils=UTILS)
+    torch.library.opcheck(library.normalise_activate_backward, (impl, torch.randn_like(x[0]), *x), test_utils=UTILS)
 
 
 @each_kind
 @pytest.mark.parametrize("norm", [True, False], ids=["norm", "no-norm"])
-def test_fakes_have_the_strides_of_the_results(norm, transposed):
+def test_fakes_have_the_strides_of_the_results(impl, norm, transposed):
     from torch._subclasses import FakeTensorMode
 
     x, convolution = operands(transposed, norm, torch.float16, False)
-    arguments = ("triton", *x, *convolution, 2, True, None, None, None, None, None)
+    arguments = (impl, *x, *convolution, 2, True, None, None, None, None, None)
     real = library.stage(*arguments)
-    back = ("triton", torch.randn_like(real[0]), torch.randn_like(real[1]), *real, *x, *convolution, "var", [True] * 4)
+    back = (impl, torch.randn_like(real[0]), torch.randn_like(real[1]), *real, *x, *convolution, "var", [True] * 4)
     with FakeTensorMode() as mode:
         def fake(values: tuple[Any, ...]) -> list[Any]:
             return [mode.from_tensor(value) if isinstance(value, Tensor) else value for value in values]
 
         faked = [*library.stage(*fake(arguments)), *library.stage_backward(*fake(back)),
-                 library.normalise_activate("triton", *fake(x))]
-    real = [*real, *library.stage_backward(*back), library.normalise_activate("triton", *x)]
+                 library.normalise_activate(impl, *fake(x))]
+    real = [*real, *library.stage_backward(*back), library.normalise_activate(impl, *x)]
     for one, other in zip(real, faked, strict=True):
         assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
 
@@ -86,10 +86,10 @@ def differentiated(function: Any, network: nn.Module, x: Tensor) -> list[Tensor]
 class Block(nn.Module):
     """A function of `fastgan.ops` with its tensors as parameters."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, impl: str) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.kind = kind
+        self.kind, self.impl = kind, impl
         self.weight = nn.Parameter(torch.randn(5, 3, 3, 3))
         channels = 3 if kind == "stage" else 5
         self.gamma, self.beta = nn.Parameter(torch.randn(channels)), nn.Parameter(torch.randn(channels))
@@ -99,14 +99,14 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Any:
         if self.kind == "stage":
             norm = (self.running_mean, self.running_var, self.gamma, self.beta)
-            return ops.stage(x, norm, "relu", self.weight, stat_groups=2, impl="triton")
+            return ops.stage(x, norm, "relu", self.weight, stat_groups=2, impl=self.impl)
         return ops.conv_bn_act(x, self.weight, None, self.gamma, self.beta, self.running_mean, self.running_var,
-                               stat_groups=2, impl="triton")
+                               stat_groups=2, impl=self.impl)
 
 
 @pytest.mark.parametrize("kind", ["block", "stage", "chain"])
-def test_compiles_as_a_full_graph(kind):
-    network = fnn.Chain(*chain_layers(0.2), impl="triton") if kind == "chain" else Block(kind)
+def test_compiles_as_a_full_graph(impl, kind):
+    network = fnn.Chain(*chain_layers(0.2), impl=impl) if kind == "chain" else Block(kind, impl)
     other = copy.deepcopy(network)
     compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
     for seed in range(2):
@@ -156,9 +156,9 @@ UPDATE = 2e-4
 
 @pytest.mark.parametrize(("size", "steps", "fields"), [(16, 3, {}), (32, 2, {}), (64, 1, {}), (16, 2, {"r1": 2.0})],
                          ids=["16-3-steps", "32-2-steps", "64-1-step", "16-2-steps-r1"])
-def test_training_is_that_of_the_reference(size, steps, fields):
+def test_training_is_that_of_the_reference(impl, size, steps, fields):
     ours, eager, exact = (trained(impl, size, dtype, steps, **fields) for impl, dtype in (
-        ("triton", torch.float32), ("reference", torch.float32), ("reference", torch.float64)))
+        (impl, torch.float32), ("reference", torch.float32), ("reference", torch.float64)))
     assert ours.keys() == exact.keys() and len(exact) > 40
     for key, value in exact.items():
         error, theirs = rms(ours[key] - value), rms(eager[key] - value)
@@ -168,16 +168,16 @@ def test_training_is_that_of_the_reference(size, steps, fields):
             assert error <= 2 * MARGIN * theirs + UPDATE / 50 + 1e-5 * rms(value), f"{key}: {error}, eager {theirs}"
 
 
-def test_discriminator_of_real_and_fake_in_one_batch():
+def test_discriminator_of_real_and_fake_in_one_batch(impl):
     """G = 2: outputs, gradients and running statistics of two calls."""
     torch.manual_seed(0)
     network = DCGANDiscriminator(8, 3, 32)
     real, fake = torch.randn(4, 3, 32, 32), torch.randn(4, 3, 32, 32)
     results = []
-    for impl, dtype in (("triton", torch.float32), ("reference", torch.float32), ("reference", torch.float64)):
-        d = set_impl(copy.deepcopy(network).to(dtype), impl)
+    for engine, dtype in ((impl, torch.float32), ("reference", torch.float32), ("reference", torch.float64)):
+        d = set_impl(copy.deepcopy(network).to(dtype), engine)
         x = torch.cat([real, fake]).to(dtype).requires_grad_()
-        if impl == "triton":
+        if engine != "reference":
             with fnn.stat_groups(d, 2):
                 logits = d(x)
         else:

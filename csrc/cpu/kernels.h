@@ -10,9 +10,32 @@
 
 namespace fastgan {
 
+// [count, height, width, channels], contiguous, in `groups` equal parts
+struct Images {
+    std::int64_t count, height, width, channels, groups;
+    DType dtype;
+};
+
+// The patch of coarse pixel (i, j) begins at fine pixel (i * stride_h - pad_h, j * stride_w - pad_w).
+struct Window {
+    std::int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;
+    std::int64_t height, width;  // of the coarse image
+};
+
+// out [images * height * width, kernel_h * kernel_w * C]: the patches of `images` images, beginning with `first`, after
+// what is owed to them; zero outside the image
+using Gather = void(const Images& fine, const void* x, const Owed&, const Window&, std::int64_t first,
+                    std::int64_t images, void* out, std::int64_t queue);
+
+// out: fine images, the transpose of that: bias [C] (or null) and the sum of what all patches have for a pixel
+using Scatter = void(const Images& fine, const void* patches, const float* bias, const Window&, void* out,
+                     std::int64_t queue);
+
 struct Kernels {
     const char* isa;
     RowKernels rows;
+    Gather* gather;
+    Scatter* scatter;
 };
 
 namespace portable {

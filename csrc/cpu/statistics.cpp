@@ -21,9 +21,10 @@ static void measure_panel(const T* x, const Panel& panel, float* count, float* m
         for (std::int64_t i = 0; i < length; ++i) line[i] += values[i];
     }
     for (std::int64_t i = 0; i < panel.columns; ++i) {
-        mean[i] = static_cast<float>(folded(line, panel, i) / static_cast<double>(most(panel.rows, 1)));
+        const double exact = folded(line, panel, i) / static_cast<double>(most(panel.rows, 1));
+        mean[i] = static_cast<float>(exact);
         count[i] = static_cast<float>(panel.rows);
-        for (std::int64_t row = 0; row < panel.repeat; ++row) means[row * panel.columns + i] = mean[i];
+        for (std::int64_t row = 0; row < panel.repeat; ++row) means[row * panel.columns + i] = exact;
     }
     for (double& sum : line) sum = 0.0;
     for (std::int64_t l = 0; l < panel.lines(); ++l) {

@@ -14,11 +14,15 @@ NormaliseActivateBackward normalise_activate_backward;
 FinishNormGradient finish_norm_gradient;
 ThroughStatisticsOf through_statistics_of;
 LogisticLoss logistic_loss;
+Gather gather;
+Scatter scatter;
 
 const Kernels kernels{
     FASTGAN_NAME(FASTGAN_ISA),
     {parts, measure, finish_statistics, normalise_activate, normalise_activate_backward, finish_norm_gradient,
      through_statistics_of, logistic_loss},
+    gather,
+    scatter,
 };
 
 }  // namespace fastgan::FASTGAN_ISA

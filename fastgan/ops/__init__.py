@@ -8,9 +8,10 @@
     update_running_statistics             what `nn.BatchNorm2d` keeps between batches
     logistic_loss                         binary cross-entropy of parts of a batch of logits, with its gradient
 
-`impl` names the engine: "reference" is the definition in PyTorch operators; "triton" one kernel for each stage, on
-NVIDIA GPUs from sm_80 on (and in Triton's interpreter); "auto" is the reference until something measures which is
-faster on the device at hand.
+`impl` names the engine: "reference" is the definition in PyTorch operators; "native" fused kernels in C++ around a
+library's convolution or a matrix product, where they were compiled; "triton" one kernel for each stage, on NVIDIA GPUs
+from sm_80 on (and in Triton's interpreter); "auto" is the reference until something measures which is faster on the
+device at hand.
 """
 
 from __future__ import annotations

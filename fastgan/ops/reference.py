@@ -98,6 +98,22 @@ def _lengthened(x: Tensor, convolution: Convolution) -> Tensor:
     return F.pad(x, (0, more[1], 0, more[0]))
 
 
+def convolve_backward(g: Tensor, a: Tensor, convolution: Convolution,
+                      needs: tuple[bool, bool, bool]) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of a, weight and bias from that of `convolve`'s result; None where not needed."""
+    weight, bias, stride, padding, output_padding, transposed = convolution
+    height, width = a.shape[2:]
+    if transposed:
+        natural = _natural(output_padding)
+        if natural != output_padding:
+            g = F.pad(g, (0, natural[1] - output_padding[1], 0, natural[0] - output_padding[0]))
+    else:
+        a, natural = _lengthened(a, convolution), (0, 0)
+    ga, gweight, gbias = torch.ops.aten.convolution_backward(
+        g, a, weight, None if bias is None else [len(bias)], stride, padding, (1, 1), transposed, natural, 1, needs)
+    return ga[..., :height, :width] if needs[0] else ga, gweight, gbias
+
+
 def measure(y: Tensor, groups: int = 1) -> tuple[Tensor, Tensor]:
     """Mean and biased variance (G, C) of `groups` equal parts of the batch y (N, C, H, W)."""
     parts = y.to(statistics_dtype(y.dtype)).unflatten(0, (groups, len(y) // groups))  # [G, N / G, C, H, W]
@@ -183,18 +199,10 @@ def stage_backward(gy: Tensor, gstatistics: Tensor | None, y: Tensor, statistics
         gmean, steep, mean = (part[:, None, :, None, None] for part in (gmean, steep, mean))
         through = (gmean + steep * (parts - mean)) * (mean.numel() / y.numel())
         g = (gy.to(wide) + through.flatten(0, 1)).to(gy.dtype)
-    weight, bias, stride, padding, output_padding, transposed = convolution
+    weight, bias = convolution.weight, convolution.bias
     a = normalise_activate(x, known(owed), owed.activation._replace(inplace=False))  # x is another's
-    if transposed:
-        output_padding = _natural(output_padding)
-        g = F.pad(g, (0, output_padding[1] - convolution.output_padding[1],
-                      0, output_padding[0] - convolution.output_padding[0]))
-    else:
-        a, output_padding = _lengthened(a, convolution), (0, 0)
-    ga, gweight, gbias = torch.ops.aten.convolution_backward(
-        g, a, weight.to(x.dtype), None if bias is None else [len(bias)], stride, padding, (1, 1), transposed,
-        output_padding, 1, (needs_x or needs_norm, needs_weight, needs_bias and bias is not None))
-    ga = ga[..., : x.shape[2], : x.shape[3]] if needs_x or needs_norm else ga
+    ga, gweight, gbias = convolve_backward(g, a, convolution._replace(weight=weight.to(x.dtype)),
+                                           (needs_x or needs_norm, needs_weight, needs_bias and bias is not None))
     gx, gnorm = (normalise_activate_backward(ga, x, owed) if needs_x or needs_norm
                  else (x.new_empty((0,)), x.new_empty((0,))))
     return (gx, gweight.to(weight.dtype) if needs_weight else x.new_empty((0,)),

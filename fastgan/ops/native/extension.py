@@ -6,7 +6,6 @@ handle of the current stream on CUDA.
 
 from __future__ import annotations
 
-from functools import cache
 from importlib import import_module
 from types import ModuleType
 
@@ -14,33 +13,32 @@ import torch
 
 from fastgan.errors import KernelError, first_line
 
-_MODULES = {"cpu": "fastgan._cpu", "cuda": "fastgan._cuda"}
 
-
-@cache
-def _load(kind: str) -> tuple[ModuleType | None, str]:
-    """The module for a kind of device; or why there is none."""
-    if kind not in _MODULES:
-        return None, f"the native engine has nothing for {kind}"
+def _load(module: str, compiler: str) -> tuple[ModuleType | None, str]:
+    """A compiled module; or why there is none."""
     try:
-        return import_module(_MODULES[kind]), ""
+        return import_module(module), ""
     except ModuleNotFoundError as error:
-        return None, (f"the native engine was not built ({first_line(error)}): install a C++17 compiler"
-                      f"{' and nvcc' if kind == 'cuda' else ''}, then fastgan again")
+        return None, (f"the native engine was not built ({first_line(error)}): install {compiler}, then fastgan again, "
+                      "and look for its warnings (pip install -v)")
     except Exception as error:  # built for another interpreter, another processor, a library that is not there
         return None, f"the native engine cannot be loaded: {first_line(error)}"
 
 
+# once, when this is imported: torch.compile traces what asks for them
+_found = {"cpu": _load("fastgan._cpu", "a C++17 compiler"), "cuda": _load("fastgan._cuda", "nvcc")}
+
+
 def why_not(device: torch.device) -> str:
     """Why there is nothing compiled for a device, in words; "" when there is."""
-    return _load(device.type)[1]
+    return _found[device.type][1] if device.type in _found else f"the native engine has nothing for {device.type}"
 
 
 def of(device: torch.device) -> ModuleType:
     """The compiled module for a device; `KernelError` where there is none."""
-    module, reason = _load(device.type)
+    module = _found[device.type][0] if device.type in _found else None
     if module is None:
-        raise KernelError(reason)
+        raise KernelError(why_not(device))
     return module
 
 

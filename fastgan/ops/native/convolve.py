@@ -1,0 +1,167 @@
+"""The convolution of a stage and its gradients, in variants that compute the same.
+
+    library    PyTorch's convolution: oneDNN's, cuDNN's
+    gemm       a matrix product of gathered patches, or one whose result is scattered as patches; on a CPU
+
+Both kinds of convolution, seen from their coarse and their fine image, are the same three products. With A the coarse
+image [N * Hc * Wc, Cc], F the fine one, P(F) its patches [N * Hc * Wc, kh * kw * Cf] and W [Cc, kh * kw * Cf]:
+
+    to coarse    A = P(F) W^T          a convolution; dgrad of a transposed one
+    to fine      F = P^T(A W)          a transposed convolution; dgrad of a convolution
+    wgrad        W = A^T P(F)          of both
+
+Images come in blocks, so that there are never more than `BLOCK` bytes of patches. All images here are [N, H, W, C].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fastgan.errors import FastganError
+from fastgan.ops import reference
+from fastgan.ops.layers import Convolution, Owed
+from fastgan.ops.native import rows
+from fastgan.ops.native.rows import Window
+
+VARIANTS = ("library", "gemm")
+BLOCK = 64 * 2**20
+
+
+def variants(device: torch.device) -> tuple[str, ...]:
+    """Those that there are for a device, of each pass."""
+    return VARIANTS if device.type == "cpu" else ("library",)
+
+
+def default(pass_: str, x: Tensor, convolution: Convolution) -> str:
+    """The variant of pass "forward", "dgrad" or "wgrad" that is taken without measuring, for x (N, C, H, W).
+
+    On a CPU oneDNN is slow where the coarse image is a pixel, where the product makes an image of a few channels, and
+    in weight gradients of small images.
+    """
+    height, width = x.shape[2:] if convolution.transposed else convolution.size(x)
+    few = convolution.channels()[1 if convolution.transposed else 0] <= 4
+    to_fine = pass_ == ("forward" if convolution.transposed else "dgrad")
+    gemm = height * width == 1 or (to_fine and few) or (pass_ == "wgrad" and height * width <= 64)
+    return "gemm" if gemm and "gemm" in variants(x.device) else "library"
+
+
+def forward(x: Tensor, owed: Owed, convolution: Convolution, variant: str) -> Tensor:
+    """conv(a, weight) + bias for a = what is owed to x."""
+    if _is_gemm(variant, x):
+        weight, size = _matrix(convolution, x.dtype), convolution.size(nchw(x))
+        window = _window(convolution, *(x.shape[1:3] if convolution.transposed else size))
+        if convolution.transposed:
+            return _to_fine(x, owed, weight, convolution.bias, window, size)
+        return _to_coarse(x, owed, weight, convolution.bias, window)
+    weight, bias = convolution.weight.to(x.dtype), convolution.bias
+    cast = convolution._replace(weight=weight, bias=None if bias is None else bias.to(x.dtype))
+    return nhwc(reference.convolve(nchw(activated(x, owed)), cast))
+
+
+def dgrad(g: Tensor, x: Tensor, convolution: Convolution, variant: str) -> Tensor:
+    """The gradient of a from that of conv(a, weight); a has x's shape."""
+    if _is_gemm(variant, x):
+        weight = _matrix(convolution, x.dtype)
+        if convolution.transposed:
+            return _to_coarse(g, Owed(), weight, None, _window(convolution, *x.shape[1:3]))
+        return _to_fine(g, Owed(), weight, None, _window(convolution, *g.shape[1:3]), (x.shape[1], x.shape[2]))
+    cast = convolution._replace(weight=convolution.weight.to(x.dtype), bias=None)
+    # of a, only shape and strides are asked
+    return nhwc(reference.convolve_backward(nchw(g), nchw(x), cast, (True, False, False))[0])
+
+
+def wgrad(g: Tensor, x: Tensor, owed: Owed, convolution: Convolution, variant: str) -> Tensor:
+    """The gradient of the weight, in its dtype and with the memory order [., kh, kw, .]."""
+    weight = convolution.weight
+    if _is_gemm(variant, x):
+        coarse, fine = ((x, owed), (g, Owed())) if convolution.transposed else ((g, Owed()), (x, owed))
+        window = _window(convolution, *coarse[0].shape[1:3])
+        one, two, height, width = weight.shape
+        return nchw(_wgrad(coarse, fine, window).view(one, height, width, two)).to(weight.dtype)
+    cast = convolution._replace(weight=weight.to(x.dtype), bias=None)
+    gweight = reference.convolve_backward(nchw(g), nchw(activated(x, owed)), cast, (False, True, False))[1]
+    return nchw(nhwc(gweight).to(weight.dtype))
+
+
+def activated(x: Tensor, owed: Owed) -> Tensor:
+    """What is owed to x, done; x itself where nothing is."""
+    if owed.statistics is None and owed.activation.name == "none":
+        return x
+    return rows.normalise_activate(x, owed)
+
+
+def nhwc(x: Tensor) -> Tensor:
+    """(N, C, H, W) as [N, H, W, C], contiguous, also where a side is 1 and strides are anything."""
+    n, c, h, w = x.shape
+    return x.permute(0, 2, 3, 1).contiguous().view(n, h, w, c)
+
+
+def nchw(x: Tensor) -> Tensor:
+    return x.permute(0, 3, 1, 2)
+
+
+def _window(convolution: Convolution, height: int, width: int) -> Window:
+    kernel = convolution.weight.shape[2:]
+    return Window((kernel[0], kernel[1]), convolution.stride, convolution.padding, (height, width))
+
+
+def _is_gemm(variant: str, x: Tensor) -> bool:
+    known = variants(x.device)
+    if variant not in known:
+        raise FastganError(f"variant {variant!r}: expected one of {', '.join(known)} on {x.device.type}")
+    return variant == "gemm"
+
+
+def _matrix(convolution: Convolution, dtype: torch.dtype) -> Tensor:
+    """The weight as [Cc, kh * kw * Cf]."""
+    return nhwc(convolution.weight.to(dtype)).flatten(1)
+
+
+def _blocks(x: Tensor, elements: int) -> Iterator[tuple[int, int]]:
+    """(first, count) of images whose patches of so many elements each fit into a block."""
+    count = max(1, BLOCK // (elements * x.element_size()))
+    return ((first, min(count, len(x) - first)) for first in range(0, len(x), count))
+
+
+def _pixels(x: Tensor, owed: Owed, first: int, count: int) -> Tensor:
+    """[count * H * W, C]: what is owed to some images, done."""
+    if owed.statistics is None and owed.activation.name == "none":
+        return x[first:first + count].flatten(0, 2)
+    return rows.gather(x, owed, Window((1, 1), (1, 1), (0, 0), (x.shape[1], x.shape[2])), first, count)
+
+
+def _to_coarse(x: Tensor, owed: Owed, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
+    out = x.new_empty((len(x), *window.size, len(weight)))
+    bias = None if bias is None else bias.to(x.dtype)
+    for first, count in _blocks(x, window.elements(x.shape[3])):
+        patches, block = rows.gather(x, owed, window, first, count), out[first:first + count].flatten(0, 2)
+        if bias is None:
+            torch.mm(patches, weight.t(), out=block)
+        else:
+            torch.addmm(bias, patches, weight.t(), out=block)
+    return out
+
+
+def _to_fine(x: Tensor, owed: Owed, weight: Tensor, bias: Tensor | None, window: Window,
+             size: tuple[int, int]) -> Tensor:
+    channels = weight.shape[1] // (window.kernel[0] * window.kernel[1])
+    out = x.new_empty((len(x), *size, channels))
+    for first, count in _blocks(x, window.elements(channels)):
+        rows.scatter(torch.mm(_pixels(x, owed, first, count), weight), bias, window, out[first:first + count])
+    return out
+
+
+def _wgrad(coarse: tuple[Tensor, Owed], fine: tuple[Tensor, Owed], window: Window) -> Tensor:
+    """[Cc, kh * kw * Cf], summed over blocks in float32."""
+    x, owed = fine
+    products = (torch.mm(_pixels(*coarse, first, count).t(), rows.gather(x, owed, window, first, count))
+                for first, count in _blocks(x, window.elements(x.shape[3])))
+    total = next(products, None)
+    if total is None:
+        return x.new_zeros((coarse[0].shape[3], window.kernel[0] * window.kernel[1] * x.shape[3]))
+    for product in products:
+        total = total.float() + product
+    return total

@@ -1,0 +1,93 @@
+// The CPU kernels on edge sizes, under sanitizers: exact allocations, so that a read or write beyond one is seen.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "kernels.h"
+
+using namespace fastgan;
+
+static std::size_t width_of(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
+
+// `count` elements, each 0x3c3c...: a number near 0.0115 or 1.06 in every type
+static std::vector<unsigned char> elements(std::int64_t count, DType dtype) {
+    return std::vector<unsigned char>(static_cast<std::size_t>(count) * width_of(dtype), 0x3c);
+}
+
+static void finite(const std::vector<float>& values, const char* what) {
+    for (float value : values) {
+        if (std::isfinite(value)) continue;
+        std::fprintf(stderr, "%s is not finite\n", what);
+        std::exit(1);
+    }
+}
+
+static void rows(const RowKernels& kernels, const Shape& shape, Activation activation, std::int64_t threads) {
+    const std::int64_t groups = shape.groups, channels = shape.channels;
+    const std::int64_t parts = kernels.parts(shape.group_rows(), channels), size = groups * channels;
+    const auto x = elements(shape.size(), shape.dtype), g = x;
+    auto out = x;
+    std::vector<float> partials(3 * size * parts), statistics(2 * size), gradient(4 * size), vector(size, 0.5f);
+    std::vector<float> mean(channels, 1.0f), var(channels, 1.0f);
+    std::int64_t tracked = 0;
+    kernels.measure(shape, x.data(), parts, partials.data(), threads);
+    kernels.finish_statistics(partials.data(), channels, groups, parts,
+                              {1e-5f, mean.data(), var.data(), &tracked, -1.0f}, statistics.data(), threads);
+    finite(statistics, "statistics");
+    finite(var, "running_var");
+    for (std::int64_t vectors : {std::int64_t(1), groups}) {
+        const Owed owed{statistics.data(), groups, vector.data(), vector.data(), vectors, activation, 0.2f};
+        kernels.normalise_activate(shape, x.data(), owed, out.data(), threads);
+        std::vector<float> sums(2 * size * parts);
+        kernels.normalise_activate_backward(shape, g.data(), x.data(), owed, parts, out.data(), sums.data(), threads);
+        kernels.finish_norm_gradient(sums.data(), channels, groups, parts, owed, gradient.data(), threads);
+        finite(gradient, "gradient");
+    }
+    const Owed none{nullptr, 1, nullptr, nullptr, 1, activation, 0.2f};
+    kernels.normalise_activate(shape, x.data(), none, out.data(), threads);
+    kernels.normalise_activate_backward(shape, g.data(), x.data(), none, parts, out.data(), nullptr, threads);
+    kernels.through_statistics(shape, g.data(), x.data(), statistics.data(), statistics.data(), true, out.data(),
+                               threads);
+}
+
+static void loss(const RowKernels& kernels, std::int64_t count, std::int64_t groups, DType dtype) {
+    const auto logits = elements(count, dtype);
+    std::vector<float> targets(groups, 0.9f), losses(groups), probabilities(groups), gradient(count);
+    kernels.logistic({count, 1, groups, dtype}, logits.data(), targets.data(), losses.data(), probabilities.data(),
+                     gradient.data(), 1);
+    finite(losses, "loss");
+    finite(gradient, "gradient of the loss");
+}
+
+static void patches(const Kernels& kernels, const Images& fine, const Window& window, std::int64_t threads) {
+    const std::int64_t pixels = fine.count * fine.height * fine.width;
+    const std::int64_t coarse = fine.count * window.height * window.width;
+    const auto x = elements(pixels * fine.channels, fine.dtype);
+    auto gathered = elements(coarse * window.kernel_h * window.kernel_w * fine.channels, fine.dtype), out = x;
+    std::vector<float> statistics(2 * fine.channels, 1.0f);
+    const Owed owed{statistics.data(), 1, statistics.data(), statistics.data(), 1, Activation::relu, 0.0f};
+    kernels.gather(fine, x.data(), owed, window, 0, fine.count, gathered.data(), threads);
+    kernels.scatter(fine, gathered.data(), statistics.data(), window, out.data(), threads);
+}
+
+int main() {
+    const Kernels& kernels = FASTGAN_ISA::kernels;
+    for (DType dtype : {DType::float32, DType::bfloat16, DType::float16}) {
+        for (std::int64_t channels : {1, 3, 25, 64, 100, 255, 256, 257, 513})
+            for (std::int64_t rows_of_all : {0, 2, 6, 34, 258, 1026})
+                for (std::int64_t groups : {1, 2})
+                    rows(kernels.rows, {rows_of_all, channels, groups, dtype}, Activation(channels % 4), 1 + groups % 2);
+        for (std::int64_t count : {2, 14, 256, 514}) loss(kernels.rows, count, 2, dtype);
+        for (std::int64_t channels : {1, 3, 64, 300}) {
+            for (std::int64_t count : {0, 1, 3}) {
+                const Images fine{count, 7, 5, channels, 1, dtype};
+                patches(kernels, fine, {4, 4, 2, 2, 1, 1, 3, 2}, 2);
+                patches(kernels, fine, {2, 3, 4, 1, 0, 0, 2, 3}, 1);
+                patches(kernels, fine, {7, 7, 1, 1, 6, 6, 13, 11}, 2);
+                patches(kernels, fine, {1, 1, 3, 3, 2, 9, 3, 4}, 1);
+            }
+        }
+    }
+    std::puts(kernels.isa);
+}
