@@ -2,7 +2,9 @@
 // the environment names another.
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdlib>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -89,6 +91,52 @@ void scatter(Address patches, int dtype, std::int64_t count, std::int64_t height
                     pointer<void>("out", out, size_of(fine.dtype), count == 0), queue);
 }
 
+using Whole = std::array<std::int64_t, 3>;  // height, width, channels
+
+Polyphase polyphase_of(int tile, std::int64_t images, Whole fine, Whole coarse, Pair padding) {
+    check(tile == 2 || tile == 4, "tile", tile, "2 or 4");
+    check(images > 0, "images", images, "1 or more");
+    for (const Whole& whole : {fine, coarse})
+        for (std::int64_t side : whole) check(side > 0, "fine, coarse", side, "1 or more");
+    for (std::int64_t pad : {padding.first, padding.second}) check(pad >= 0, "padding", pad, "0 or more");
+    return {images, fine[0], fine[1], fine[2], coarse[0], coarse[1], coarse[2], padding.first, padding.second};
+}
+
+using OwedArguments = std::tuple<Address, std::int64_t, Address, Address, std::int64_t, int, float>;
+
+Owed winograd_owed(std::int64_t images, const OwedArguments& given) {
+    const auto& [statistics, statistic_groups, gamma, beta, gamma_groups, activation, slope] = given;
+    const std::int64_t groups = statistic_groups > gamma_groups ? statistic_groups : gamma_groups;
+    check(groups > 0 && images % groups == 0, "groups", groups, "a divisor of the " + std::to_string(images) + " images");
+    check(activation != static_cast<int>(Activation::tanh), "activation", activation, "0, 1 or 2, not tanh");
+    return owed_of(groups, statistics, statistic_groups, gamma, beta, gamma_groups, activation, slope);
+}
+
+void winograd_gather(int tile, std::int64_t images, Whole fine, Whole coarse, Pair padding, Address x,
+                     const OwedArguments& owed, Address weight, Address bias, Address out, std::int64_t queue) {
+    const Polyphase p = polyphase_of(tile, images, fine, coarse, padding);
+    chosen->winograd_gather(p, tile, pointer<const float>("x", x), winograd_owed(images, owed),
+                            pointer<const float>("weight", weight), pointer<const float>("bias", bias, true),
+                            pointer<float>("out", out), queue);
+}
+
+void winograd_scatter(int tile, std::int64_t images, Whole fine, Whole coarse, Pair padding, Address x,
+                      const OwedArguments& owed, Address weight, Address bias, Address out, std::int64_t queue) {
+    const Polyphase p = polyphase_of(tile, images, fine, coarse, padding);
+    chosen->winograd_scatter(p, tile, pointer<const float>("x", x), winograd_owed(images, owed),
+                             pointer<const float>("weight", weight), pointer<const float>("bias", bias, true),
+                             pointer<float>("out", out), queue);
+}
+
+void winograd_wgrad(int tile, std::int64_t images, Whole fine, Whole coarse, Pair padding, Address fine_image,
+                    const OwedArguments& fine_owed, Address coarse_image, const OwedArguments& coarse_owed, Address out,
+                    std::int64_t queue) {
+    const Polyphase p = polyphase_of(tile, images, fine, coarse, padding);
+    chosen->winograd_wgrad(p, tile, pointer<const float>("fine", fine_image),
+                           winograd_owed(images, fine_owed), pointer<const float>("coarse", coarse_image),
+                           winograd_owed(images, coarse_owed), pointer<float>("out", out), queue);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
@@ -112,6 +160,9 @@ PYBIND11_MODULE(_cpu, module) {
     bind_rows(module, &rows);
     module.def("gather", &gather, py::call_guard<py::gil_scoped_release>());
     module.def("scatter", &scatter, py::call_guard<py::gil_scoped_release>());
+    module.def("winograd_gather", &winograd_gather, py::call_guard<py::gil_scoped_release>());
+    module.def("winograd_scatter", &winograd_scatter, py::call_guard<py::gil_scoped_release>());
+    module.def("winograd_wgrad", &winograd_wgrad, py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace fastgan

@@ -31,11 +31,31 @@ using Gather = void(const Images& fine, const void* x, const Owed&, const Window
 using Scatter = void(const Images& fine, const void* patches, const float* bias, const Window&, void* out,
                      std::int64_t queue);
 
+// A 4x4 convolution of stride 2 between a fine image [H, W, C] and a coarse one: its weight is [coarse, 4, 4, fine].
+struct Polyphase {
+    std::int64_t images, fine_h, fine_w, fine, coarse_h, coarse_w, coarse, pad_h, pad_w;
+};
+
+// By Winograd's F(tile, 2), tile 2 or 4, in float32; what is owed must not be tanh. coarse = conv(a(fine)) + bias [coarse]
+using WinogradGather = void(const Polyphase&, int tile, const float* fine, const Owed&, const float* weight,
+                            const float* bias, float* coarse, std::int64_t queue);
+
+// fine = conv_transpose(a(coarse)) + bias [fine]
+using WinogradScatter = void(const Polyphase&, int tile, const float* coarse, const Owed&, const float* weight,
+                             const float* bias, float* fine, std::int64_t queue);
+
+// The weight's gradient from both images
+using WinogradWgrad = void(const Polyphase&, int tile, const float* fine, const Owed& fine_owed, const float* coarse,
+                           const Owed& coarse_owed, float* gradient, std::int64_t queue);
+
 struct Kernels {
     const char* isa;
     RowKernels rows;
     Gather* gather;
     Scatter* scatter;
+    WinogradGather* winograd_gather;
+    WinogradScatter* winograd_scatter;
+    WinogradWgrad* winograd_wgrad;
 };
 
 namespace portable {

@@ -16,6 +16,9 @@ ThroughStatisticsOf through_statistics_of;
 LogisticLoss logistic_loss;
 Gather gather;
 Scatter scatter;
+WinogradGather winograd_gather;
+WinogradScatter winograd_scatter;
+WinogradWgrad winograd_wgrad;
 
 const Kernels kernels{
     FASTGAN_NAME(FASTGAN_ISA),
@@ -23,6 +26,9 @@ const Kernels kernels{
      through_statistics_of, logistic_loss},
     gather,
     scatter,
+    winograd_gather,
+    winograd_scatter,
+    winograd_wgrad,
 };
 
 }  // namespace fastgan::FASTGAN_ISA

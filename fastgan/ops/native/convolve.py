@@ -2,6 +2,7 @@
 
     library    PyTorch's convolution: oneDNN's, cuDNN's
     gemm       a matrix product of gathered patches, or one whose result is scattered as patches; on a CPU
+    winograd-2x2, winograd-4x4    in float32 on a CPU, for kernels of 4x4 with a stride of 2 (`winograd.py`)
 
 Both kinds of convolution, seen from their coarse and their fine image, are the same three products. With A the coarse
 image [N * Hc * Wc, Cc], F the fine one, P(F) its patches [N * Hc * Wc, kh * kw * Cf] and W [Cc, kh * kw * Cf]:
@@ -23,16 +24,19 @@ from torch import Tensor
 from fastgan.errors import FastganError
 from fastgan.ops import reference
 from fastgan.ops.layers import Convolution, Owed
-from fastgan.ops.native import rows
+from fastgan.ops.native import rows, winograd
 from fastgan.ops.native.rows import Window
+from fastgan.ops.native.winograd import TILES
 
-VARIANTS = ("library", "gemm")
 BLOCK = 64 * 2**20
+WIDE = 32  # channels from which on transforms cost little beside their products
 
 
-def variants(device: torch.device) -> tuple[str, ...]:
-    """Those that there are for a device, of each pass."""
-    return VARIANTS if device.type == "cpu" else ("library",)
+def variants(x: Tensor, convolution: Convolution) -> tuple[str, ...]:
+    """Those that can compute any pass of a convolution of x (N, C, H, W)."""
+    if x.device.type != "cpu":
+        return ("library",)
+    return ("library", "gemm", *(TILES if winograd.applies(x, convolution) else ()))
 
 
 def default(pass_: str, x: Tensor, convolution: Convolution) -> str:
@@ -41,16 +45,22 @@ def default(pass_: str, x: Tensor, convolution: Convolution) -> str:
     On a CPU oneDNN is slow where the coarse image is a pixel, where the product makes an image of a few channels, and
     in weight gradients of small images.
     """
+    if winograd.applies(x, convolution) and min(convolution.channels()) >= WIDE:
+        return "winograd-2x2"
     height, width = x.shape[2:] if convolution.transposed else convolution.size(x)
     few = convolution.channels()[1 if convolution.transposed else 0] <= 4
     to_fine = pass_ == ("forward" if convolution.transposed else "dgrad")
     gemm = height * width == 1 or (to_fine and few) or (pass_ == "wgrad" and height * width <= 64)
-    return "gemm" if gemm and "gemm" in variants(x.device) else "library"
+    return "gemm" if gemm and x.device.type == "cpu" else "library"
 
 
 def forward(x: Tensor, owed: Owed, convolution: Convolution, variant: str) -> Tensor:
     """conv(a, weight) + bias for a = what is owed to x."""
-    if _is_gemm(variant, x):
+    if _is(variant, "winograd", x, convolution):
+        to, bias = winograd.to_fine if convolution.transposed else winograd.to_coarse, convolution.bias
+        return to(TILES[variant], x, owed, convolution, None if bias is None else bias.to(x.dtype),
+                  convolution.size(nchw(x)))
+    if _is(variant, "gemm", x, convolution):
         weight, size = _matrix(convolution, x.dtype), convolution.size(nchw(x))
         window = _window(convolution, *(x.shape[1:3] if convolution.transposed else size))
         if convolution.transposed:
@@ -63,7 +73,10 @@ def forward(x: Tensor, owed: Owed, convolution: Convolution, variant: str) -> Te
 
 def dgrad(g: Tensor, x: Tensor, convolution: Convolution, variant: str) -> Tensor:
     """The gradient of a from that of conv(a, weight); a has x's shape."""
-    if _is_gemm(variant, x):
+    if _is(variant, "winograd", x, convolution):
+        to = winograd.to_coarse if convolution.transposed else winograd.to_fine
+        return to(TILES[variant], g, Owed(), convolution, None, (x.shape[1], x.shape[2]))
+    if _is(variant, "gemm", x, convolution):
         weight = _matrix(convolution, x.dtype)
         if convolution.transposed:
             return _to_coarse(g, Owed(), weight, None, _window(convolution, *x.shape[1:3]))
@@ -76,8 +89,10 @@ def dgrad(g: Tensor, x: Tensor, convolution: Convolution, variant: str) -> Tenso
 def wgrad(g: Tensor, x: Tensor, owed: Owed, convolution: Convolution, variant: str) -> Tensor:
     """The gradient of the weight, in its dtype and with the memory order [., kh, kw, .]."""
     weight = convolution.weight
-    if _is_gemm(variant, x):
-        coarse, fine = ((x, owed), (g, Owed())) if convolution.transposed else ((g, Owed()), (x, owed))
+    coarse, fine = ((x, owed), (g, Owed())) if convolution.transposed else ((g, Owed()), (x, owed))
+    if _is(variant, "winograd", x, convolution):
+        return nchw(winograd.wgrad(TILES[variant], coarse, fine, convolution.padding)).to(weight.dtype)
+    if _is(variant, "gemm", x, convolution):
         window = _window(convolution, *coarse[0].shape[1:3])
         one, two, height, width = weight.shape
         return nchw(_wgrad(coarse, fine, window).view(one, height, width, two)).to(weight.dtype)
@@ -108,11 +123,11 @@ def _window(convolution: Convolution, height: int, width: int) -> Window:
     return Window((kernel[0], kernel[1]), convolution.stride, convolution.padding, (height, width))
 
 
-def _is_gemm(variant: str, x: Tensor) -> bool:
-    known = variants(x.device)
+def _is(variant: str, kind: str, x: Tensor, convolution: Convolution) -> bool:
+    known = variants(x, convolution)
     if variant not in known:
-        raise FastganError(f"variant {variant!r}: expected one of {', '.join(known)} on {x.device.type}")
-    return variant == "gemm"
+        raise FastganError(f"variant {variant!r}: expected one of {', '.join(known)} here")
+    return variant.startswith(kind)
 
 
 def _matrix(convolution: Convolution, dtype: torch.dtype) -> Tensor:

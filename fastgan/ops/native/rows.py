@@ -68,9 +68,9 @@ def finish_statistics(partials: Tensor, measurement: Measurement) -> Tensor:
 def normalise_activate(x: Tensor, owed: Owed) -> Tensor:
     """act(gamma * (x - mean) * rstd + beta), in x's dtype."""
     _check("x", x)
-    groups, out, vectors = owed.groups(), torch.empty_like(x), _Vectors(x, owed)
+    groups, out, vectors = owed.groups(), torch.empty_like(x), Vectors(x, owed)
     extension.of(x.device).normalise_activate(
-        x.data_ptr(), DTYPES[x.dtype], *_size(x, groups), groups, *vectors.arguments(), *_activation(owed),
+        x.data_ptr(), DTYPES[x.dtype], *_size(x, groups), groups, *vectors.arguments(), *vectors.activation,
         out.data_ptr(), extension.queue(x.device))
     return out
 
@@ -80,13 +80,13 @@ def normalise_activate_backward(gout: Tensor, x: Tensor, owed: Owed) -> tuple[Te
     _check("x", x)
     _check_as("gout", gout, x, tuple(x.shape), x.dtype)
     module, queue = extension.of(x.device), extension.queue(x.device)
-    groups, gx, vectors = owed.groups(), torch.empty_like(x), _Vectors(x, owed)
+    groups, gx, vectors = owed.groups(), torch.empty_like(x), Vectors(x, owed)
     rows, channels = _size(x, groups)
     parts = module.parts(rows // groups, channels)
     partials = None if owed.statistics is None else x.new_empty((2, groups, parts, channels), dtype=torch.float32)
     module.normalise_activate_backward(
         gout.data_ptr(), x.data_ptr(), DTYPES[x.dtype], rows, channels, groups, *vectors.arguments(),
-        *_activation(owed), parts, gx.data_ptr(), _address(partials), queue)
+        *vectors.activation, parts, gx.data_ptr(), _address(partials), queue)
     if partials is None:
         return gx, x.new_empty((0,))
     gnorm = partials.new_empty((4, groups, channels))
@@ -126,10 +126,10 @@ def logistic_loss(logits: Tensor, targets: Sequence[float]) -> tuple[Tensor, Ten
 def gather(x: Tensor, owed: Owed, window: Window, first: int, count: int) -> Tensor:
     """[count * Hc * Wc, kh * kw * C]: patches of `count` images of x [N, H, W, C], after what is owed to them."""
     _check("x", x)
-    vectors, (height, width) = _Vectors(x, owed), window.size
+    vectors, (height, width) = Vectors(x, owed), window.size
     out = x.new_empty((count * height * width, window.kernel[0] * window.kernel[1] * x.shape[3]))
     extension.of(x.device).gather(
-        x.data_ptr(), DTYPES[x.dtype], *x.shape, owed.groups(), *vectors.arguments(), *_activation(owed), *window,
+        x.data_ptr(), DTYPES[x.dtype], *x.shape, owed.groups(), *vectors.arguments(), *vectors.activation, *window,
         first, count, out.data_ptr(), extension.queue(x.device))
     return out
 
@@ -149,11 +149,12 @@ def scatter(patches: Tensor, bias: Tensor | None, window: Window, out: Tensor) -
         extension.queue(out.device))
 
 
-class _Vectors:
+class Vectors:
     """What is owed, as kernels read it: contiguous, with as many groups for beta as for gamma; keeps it alive."""
 
     def __init__(self, x: Tensor, owed: Owed) -> None:
         self.statistics, self.gamma, self.beta = owed[:3]
+        self.activation = ACTIVATIONS.index(owed.activation.name), owed.activation.negative_slope
         if self.statistics is None:
             return
         if self.gamma is None or self.beta is None:
@@ -172,9 +173,8 @@ class _Vectors:
         return (self.statistics.data_ptr(), self.statistics.shape[1], self.gamma.data_ptr(), self.beta.data_ptr(),
                 len(self.gamma))
 
-
-def _activation(owed: Owed) -> tuple[int, float]:
-    return ACTIVATIONS.index(owed.activation.name), owed.activation.negative_slope
+    def with_activation(self) -> tuple[int, int, int, int, int, int, float]:
+        return *self.arguments(), *self.activation
 
 
 def _size(x: Tensor, groups: int) -> tuple[int, int]:

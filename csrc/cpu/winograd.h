@@ -1,0 +1,112 @@
+// The transforms of a 4x4 convolution of stride 2, and of its transpose, by Winograd's minimal filtering.
+//
+// The convolution is the sum over the four phases of its input, the fine image (even and odd rows and columns), of a 2x2
+// convolution of stride 1. Of each phase a tile of M x M outputs, coarse pixels, needs (M + 1) x (M + 1) pixels, and in
+// one dimension F(M, 2) makes them with M + 1 multiplications where the definition takes 2 M:
+//
+//     y = A^T [(G g) * (B^T d)]          d: M + 1 inputs, g: 2 taps, y: M outputs
+//
+// Two of these, one inside the other, are a convolution; summed over channels and phases, each of the (M + 1)^2
+// products is a GEMM. Its adjoints are the other passes, in the same matrices:
+//
+//     coarse = A^T (U V) A               V = B^T fine B,   U = G weight G^T
+//     fine   = B (U^T D) B^T             D = A coarse A^T; neighbouring tiles share a row and a column, and are added
+//     weight = G^T (V^T D) G
+//
+// Lavin and Gray (2016), "Fast algorithms for convolutional neural networks". F(2, 2) has the points 0, 1 and infinity
+// and only adds; F(4, 2) has 0, 1/2, -1, 2 and infinity, the best of what rational numbers with small terms give: twice
+// the rounding error of F(2, 2), about that of the definition summed term by term.
+#pragma once
+
+#include "fastgan/activation.h"
+#include "vector.h"
+
+namespace fastgan::FASTGAN_ISA {
+
+template <int M>
+struct Points;
+
+template <>
+struct Points<2> {
+    static constexpr float A[3][2] = {{1, 0}, {1, 1}, {0, 1}};
+    static constexpr float G[3][2] = {{1, 0}, {1, 1}, {0, 1}};
+    static constexpr float B[3][3] = {{1, -1, 0}, {0, 1, 0}, {0, -1, 1}};  // B^T
+};
+
+template <>
+struct Points<4> {
+    static constexpr float A[5][4] = {{1, 0, 0, 0}, {1, -1, 1, -1}, {1, .5f, .25f, .125f}, {1, 2, 4, 8}, {0, 0, 0, 1}};
+    static constexpr float G[5][2] = {{1, 0}, {2.f / 9, -2.f / 9}, {8.f / 9, 4.f / 9}, {1.f / 18, 1.f / 9}, {0, 1}};
+    static constexpr float B[5][5] = {
+        {1, -1.5f, -1.5f, 1, 0}, {0, -1, 2.5f, -1, 0}, {0, 2, 1, -1, 0}, {0, -1, 1, 2, 0}, {0, 1, -1.5f, -1.5f, 1}};
+};
+
+// sum_k matrix(k) * from[k * step], without the terms that are zero
+template <int TERMS, typename V, typename Coefficient>
+static inline V combined(Coefficient coefficient, const V* from, int step) {
+    V sum{};
+    bool begun = false;
+#pragma GCC unroll 8
+    for (int k = 0; k < TERMS; ++k) {
+        const float factor = coefficient(k);
+        if (factor == 0.0f) continue;
+        const V term = factor == 1.0f ? from[k * step] : factor * from[k * step];
+        sum = begun ? sum + term : term;
+        begun = true;
+    }
+    return sum;
+}
+
+// to [ROWS, ROWS] = matrix from matrix^T, with `matrix` [ROWS, TERMS] as a function of row and column
+template <int ROWS, int TERMS, typename V, typename Matrix>
+static inline void both_ways(Matrix matrix, const V* from, V* to) {
+    V half[ROWS * TERMS];
+#pragma GCC unroll 8
+    for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 8
+        for (int j = 0; j < TERMS; ++j)
+            half[i * TERMS + j] = combined<TERMS>([&](int k) { return matrix(i, k); }, from + j, TERMS);
+#pragma GCC unroll 8
+    for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 8
+        for (int j = 0; j < ROWS; ++j)
+            to[i * ROWS + j] = combined<TERMS>([&](int k) { return matrix(j, k); }, half + i * TERMS, 1);
+}
+
+// V = B^T d B of [M + 1, M + 1]
+template <int M, typename V>
+static inline void fine_transform(const V* d, V* v) {
+    both_ways<M + 1, M + 1>([](int i, int k) { return Points<M>::B[i][k]; }, d, v);
+}
+
+// B p B^T, its adjoint
+template <int M, typename V>
+static inline void fine_adjoint(const V* p, V* d) {
+    both_ways<M + 1, M + 1>([](int i, int k) { return Points<M>::B[k][i]; }, p, d);
+}
+
+// D = A y A^T: [M, M] to [M + 1, M + 1]
+template <int M, typename V>
+static inline void coarse_transform(const V* y, V* d) {
+    both_ways<M + 1, M>([](int i, int k) { return Points<M>::A[i][k]; }, y, d);
+}
+
+// A^T m A, its adjoint
+template <int M, typename V>
+static inline void coarse_adjoint(const V* m, V* y) {
+    both_ways<M, M + 1>([](int i, int k) { return Points<M>::A[k][i]; }, m, y);
+}
+
+// U = G g G^T: [2, 2] to [M + 1, M + 1]
+template <int M, typename V>
+static inline void weight_transform(const V* g, V* u) {
+    both_ways<M + 1, 2>([](int i, int k) { return Points<M>::G[i][k]; }, g, u);
+}
+
+// G^T u G, its adjoint
+template <int M, typename V>
+static inline void weight_adjoint(const V* u, V* g) {
+    both_ways<2, M + 1>([](int i, int k) { return Points<M>::G[k][i]; }, u, g);
+}
+
+}  // namespace fastgan::FASTGAN_ISA

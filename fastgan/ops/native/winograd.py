@@ -1,0 +1,71 @@
+"""4x4 convolutions of stride 2 by Winograd's minimal filtering: F(2, 2) and F(4, 2), in float32 on a CPU.
+
+They take 1.8 and 2.6 times fewer multiplications than the definition; csrc/cpu/winograd.h has the mathematics. Both
+kinds of convolution, and their gradients, are three passes between a fine and a coarse image, all [N, H, W, C]; their
+weight is (Cc, Cf, 4, 4).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastgan.ops.layers import Convolution, Owed
+from fastgan.ops.native import extension, rows
+
+TILES = {"winograd-2x2": 2, "winograd-4x4": 4}  # coarse pixels that are made at a time
+
+
+def applies(x: Tensor, convolution: Convolution) -> bool:
+    """Whether a convolution of x is one of these."""
+    return (x.device.type == "cpu" and x.dtype == torch.float32 and convolution.stride == (2, 2)
+            and convolution.weight.shape[2:] == (4, 4))
+
+
+def to_coarse(tile: int, x: Tensor, owed: Owed, convolution: Convolution, bias: Tensor | None,
+              size: tuple[int, int]) -> Tensor:
+    """A convolution of what is owed to x, [N, *size, Cc]."""
+    x, owed = _fetched(x, owed)
+    weight = _weight(convolution)
+    out = x.new_empty((len(x), *size, len(weight)))
+    vectors = rows.Vectors(x, owed)
+    extension.of(x.device).winograd_gather(
+        tile, len(x), x.shape[1:], out.shape[1:], convolution.padding, x.data_ptr(), vectors.with_activation(),
+        weight.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr(), extension.queue(x.device))
+    return out
+
+
+def to_fine(tile: int, x: Tensor, owed: Owed, convolution: Convolution, bias: Tensor | None,
+            size: tuple[int, int]) -> Tensor:
+    """A transposed convolution of what is owed to x, [N, *size, Cf]."""
+    x, owed = _fetched(x, owed)
+    weight = _weight(convolution)
+    out = x.new_empty((len(x), *size, weight.shape[3]))
+    vectors = rows.Vectors(x, owed)
+    extension.of(x.device).winograd_scatter(
+        tile, len(x), out.shape[1:], x.shape[1:], convolution.padding, x.data_ptr(), vectors.with_activation(),
+        weight.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr(), extension.queue(x.device))
+    return out
+
+
+def wgrad(tile: int, coarse: tuple[Tensor, Owed], fine: tuple[Tensor, Owed], padding: tuple[int, int]) -> Tensor:
+    """The weight's gradient, [Cc, 4, 4, Cf]."""
+    (a, owed_a), (b, owed_b) = _fetched(*coarse), _fetched(*fine)
+    out = a.new_empty((a.shape[3], 4, 4, b.shape[3]))
+    of_a, of_b = rows.Vectors(a, owed_a), rows.Vectors(b, owed_b)
+    extension.of(a.device).winograd_wgrad(
+        tile, len(a), b.shape[1:], a.shape[1:], padding, b.data_ptr(), of_b.with_activation(), a.data_ptr(),
+        of_a.with_activation(), out.data_ptr(), extension.queue(a.device))
+    return out
+
+
+def _fetched(x: Tensor, owed: Owed) -> tuple[Tensor, Owed]:
+    """What the kernels load, and do to it: anything but tanh, which is done before."""
+    if owed.activation.name != "tanh":
+        return x, owed
+    return rows.normalise_activate(x, owed), Owed()
+
+
+def _weight(convolution: Convolution) -> Tensor:
+    """[Cc, 4, 4, Cf]"""
+    return convolution.weight.to(torch.float32).permute(0, 2, 3, 1).contiguous()
