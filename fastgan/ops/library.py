@@ -1,6 +1,7 @@
 """The stage and the loss as operators of `torch.library`, and what happens when a kernel cannot run.
 
-Each takes the name of the engine that computes it, "native" or "triton", before everything else.
+Each takes the name of the engine that computes it, "native" or "triton", before everything else; or "plan", which asks
+the plan in use (`fastgan.ops.plan`).
 
     fastgan::stage                 y (N, Co, Ho, Wo), channels_last, and statistics [2, G, Co] or (0,)
     fastgan::stage_backward        gradients of x, weight, bias and of what is owed [4, G, Ci]; (0,) where not needed
@@ -14,7 +15,6 @@ in a warning; from then on its operator is computed by the reference.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import KernelError
-from fastgan.ops import reference
+from fastgan.ops import definition
+from fastgan.ops.definition import empty, nothing
 from fastgan.ops.layers import Activation, Convolution, Measurement, Owed
 
 _OWED = "Tensor? owed, Tensor? gamma, Tensor? beta, str activation, float negative_slope"
@@ -49,15 +50,15 @@ def failed(engine: str) -> list[str]:
     return sorted(name for one, name in _failed if one == engine)
 
 
-def _or_reference(engine: str, name: str, kernels: Callable[[Any], Any], definition: Callable[[], Any]) -> Any:
-    """What the kernels of an engine compute, or the definition where they cannot."""
-    if (engine, name) not in _failed:
+def run(engine: str, name: str, *arguments: Any, **choice: Any) -> Any:
+    """What the engine's function of that name computes, or the definition where its kernels cannot."""
+    if engine != "reference" and (engine, name) not in _failed:
         try:
-            return kernels(import_module(f"fastgan.ops.{engine}.engine"))
+            return getattr(import_module(f"fastgan.ops.{engine}.engine"), name)(*arguments, **choice)
         except KernelError as error:
             _failed.add((engine, name))
             warnings.warn(f"fastgan: {error}; fastgan::{name} goes on with the reference engine", stacklevel=2)
-    return definition()
+    return getattr(definition, name)(*arguments)
 
 
 def _owed(statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None, activation: str,
@@ -71,95 +72,50 @@ def _convolution(weight: Tensor, bias: Tensor | None, stride: list[int], padding
                        (output_padding[0], output_padding[1]), transposed)
 
 
-def _stage(engine: str, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _stage(engine: str, x: Tensor, *arguments: Any) -> Any:
     owed, convolution = _owed(*arguments[:5]), _convolution(*arguments[5:11])
     fuse, groups, measures, *rest = arguments[11:]
-    measurement = Measurement(*rest) if measures else None
-
-    def kernels(module: Any) -> Any:
-        return module.stage(x, owed, convolution, groups, measurement, fuse)
-
-    def definition() -> tuple[Tensor, Tensor]:
-        weight, bias = convolution.weight.to(x.dtype), convolution.bias
-        cast = convolution._replace(weight=weight, bias=None if bias is None else bias.to(x.dtype))
-        y = reference.stage(x, reference.known(owed), owed.activation, cast)
-        statistics = _nothing(x) if measurement is None else reference.measured(y, groups, measurement)
-        return _like_channels_last(y), statistics
-
-    return _or_reference(engine, "stage", kernels, definition)
+    return run(engine, "stage", x, owed, convolution, groups, Measurement(*rest) if measures else None, fuse)
 
 
 def _stage_fake(engine: str, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     convolution, (_, groups, measures) = _convolution(*arguments[5:11]), arguments[11:14]
     channels = convolution.channels()[1]
-    y = _empty(x, len(x), channels, *convolution.size(x))
-    return y, x.new_empty((2, groups, channels), dtype=torch.float32) if measures else _nothing(x)
+    y = empty(x, len(x), channels, *convolution.size(x))
+    return y, x.new_empty((2, groups, channels), dtype=torch.float32) if measures else nothing(x)
 
 
 def _stage_backward(engine: str, gy: Tensor, gstatistics: Tensor | None, y: Tensor, statistics: Tensor, x: Tensor,
-                    *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+                    *arguments: Any) -> Any:
     owed, convolution = _owed(*arguments[:5]), _convolution(*arguments[5:11])
     fuse, spread, needs = arguments[11:]
-
-    def kernels(module: Any) -> Any:
-        return module.stage_backward(gy, gstatistics, y, statistics, x, owed, convolution, spread, fuse, needs)
-
-    def definition() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        gx, gweight, gbias, gnorm = reference.stage_backward(gy, gstatistics, y, statistics, x, owed, convolution,
-                                                             spread, needs)
-        return _like_channels_last(gx), _like_channels_last(gweight), gbias, gnorm
-
-    return _or_reference(engine, "stage_backward", kernels, definition)
+    return run(engine, "stage_backward", gy, gstatistics, y, statistics, x, owed, convolution, spread, fuse, needs)
 
 
 def _stage_backward_fake(engine: str, gy: Tensor, gstatistics: Tensor | None, y: Tensor, statistics: Tensor,
                          x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     owed, (weight, bias), (needs_x, needs_weight, needs_bias, needs_norm) = (
         _owed(*arguments[:5]), arguments[5:7], arguments[13])
-    return (_empty(x, *x.shape) if needs_x or needs_norm else _nothing(x, x.dtype),
-            _empty(weight, *weight.shape) if needs_weight else _nothing(x, x.dtype),
-            torch.empty_like(bias) if needs_bias and bias is not None else _nothing(x, x.dtype),
-            _norm_gradient_like(x, owed) if needs_x or needs_norm else _nothing(x, x.dtype))
+    return (empty(x, *x.shape) if needs_x or needs_norm else nothing(x, x.dtype),
+            empty(weight, *weight.shape) if needs_weight else nothing(x, x.dtype),
+            torch.empty_like(bias) if needs_bias and bias is not None else nothing(x, x.dtype),
+            _norm_gradient_like(x, owed) if needs_x or needs_norm else nothing(x, x.dtype))
 
 
-def _normalise_activate(engine: str, x: Tensor, *arguments: Any) -> Tensor:
-    owed = _owed(*arguments)
-
-    def kernels(module: Any) -> Any:
-        return module.normalise_activate(x, owed)
-
-    def definition() -> Tensor:
-        return _like_channels_last(reference.normalise_activate(x, reference.known(owed), owed.activation))
-
-    return _or_reference(engine, "normalise_activate", kernels, definition)
+def _normalise_activate(engine: str, x: Tensor, *arguments: Any) -> Any:
+    return run(engine, "normalise_activate", x, _owed(*arguments))
 
 
-def _normalise_activate_backward(engine: str, gout: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    owed = _owed(*arguments)
-
-    def kernels(module: Any) -> Any:
-        return module.normalise_activate_backward(gout, x, owed)
-
-    def definition() -> tuple[Tensor, Tensor]:
-        gx, gnorm = reference.normalise_activate_backward(gout, x, owed)
-        return _like_channels_last(gx), gnorm
-
-    return _or_reference(engine, "normalise_activate_backward", kernels, definition)
+def _normalise_activate_backward(engine: str, gout: Tensor, x: Tensor, *arguments: Any) -> Any:
+    return run(engine, "normalise_activate_backward", gout, x, _owed(*arguments))
 
 
 def _normalise_activate_backward_fake(engine: str, gout: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    return _empty(x, *x.shape), _norm_gradient_like(x, _owed(*arguments))
+    return empty(x, *x.shape), _norm_gradient_like(x, _owed(*arguments))
 
 
-def _logistic_loss(engine: str, logits: Tensor, targets: list[float]) -> tuple[Tensor, Tensor, Tensor]:
-    def kernels(module: Any) -> Any:
-        return module.logistic_loss(logits, targets)
-
-    def definition() -> tuple[Tensor, Tensor, Tensor]:
-        loss, probability = reference.logistic_loss(logits, targets)
-        return loss, probability, reference.logistic_loss_backward(torch.ones_like(loss), logits, targets)
-
-    return _or_reference(engine, "logistic_loss", kernels, definition)
+def _logistic_loss(engine: str, logits: Tensor, targets: list[float]) -> Any:
+    return run(engine, "logistic_loss", logits, targets)
 
 
 def _logistic_loss_fake(engine: str, logits: Tensor, targets: list[float]) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,28 +124,15 @@ def _logistic_loss_fake(engine: str, logits: Tensor, targets: list[float]) -> tu
     return loss, probability, gradient
 
 
-def _empty(like: Tensor, n: int, c: int, h: int, w: int) -> Tensor:
-    """(N, C, H, W) with the strides that kernels write: those of [N, H, W, C]."""
-    return like.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
-
-
-def _like_channels_last(x: Tensor) -> Tensor:
-    return x if x.dim() != 4 else _empty(x, *x.shape).copy_(x)
-
-
 def _norm_gradient_like(x: Tensor, owed: Owed) -> Tensor:
     if owed.statistics is None:
-        return _nothing(x, x.dtype)
+        return nothing(x, x.dtype)
     return x.new_empty((4, owed.groups(), x.shape[1]), dtype=torch.float32)
-
-
-def _nothing(like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    return like.new_empty((0,), dtype=dtype)
 
 
 for _name, _implementation, _fake in (
         ("stage", _stage, _stage_fake), ("stage_backward", _stage_backward, _stage_backward_fake),
-        ("normalise_activate", _normalise_activate, lambda engine, x, *_: _empty(x, *x.shape)),
+        ("normalise_activate", _normalise_activate, lambda engine, x, *_: empty(x, *x.shape)),
         ("normalise_activate_backward", _normalise_activate_backward, _normalise_activate_backward_fake),
         ("logistic_loss", _logistic_loss, _logistic_loss_fake)):
     _library.impl(_name, _implementation, "CompositeExplicitAutograd")
