@@ -23,6 +23,8 @@ Train DCGAN-style networks, and draw from them.
                 or explain one               fastgan presets tf-dcgan-mnist
   verify        prove that this device computes
                 what eager PyTorch computes  fastgan verify --preset dcgan-64
+  plan          measure which engine is
+                fastest here, pass by pass   fastgan plan --preset dcgan-64 --batch 64
   doctor        what is installed, and whether it is ready
 
 `fastgan COMMAND --help` lists a command's options; `fastgan train --preset NAME --help` shows that preset's values.

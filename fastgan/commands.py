@@ -215,6 +215,61 @@ def verify(args: list[str]) -> int:
 
 
 @dataclass
+class PlanOptions:
+    """Measure which engine is fastest for each pass of each stage here, and remember it: what `--plan auto` does.
+
+    Every candidate is checked against float64 first; a line for each, * for what is taken. The whole training step is
+    then timed with the plan and by eager PyTorch, and the faster of the two is what --impl auto will mean.
+    """
+
+    preset: str = "digits"
+    """whose networks and training step; `fastgan presets` lists them"""
+    batch: int | None = None
+    """images per step; the preset's own when not given"""
+    device: str = "auto"
+    """auto | cpu | cuda | cuda:N | mps"""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    """arithmetic of the convolutions, as in `fastgan train`"""
+    rounds: int = 5
+    """how often each candidate is timed; the median counts"""
+    tune: bool = False
+    """on a GPU, try Triton's convolutions with several tiles, each of which is compiled first: minutes"""
+    export: Path | None = None
+    """file for the plan: `fastgan train --plan FILE` computes by it, and measures nothing"""
+
+
+def plan(args: list[str]) -> int:
+    options = _parse(PlanOptions, args, "plan")
+    if options.rounds < 1:
+        raise FastganError(f"--rounds {options.rounds}: expected 1 or more")
+    if options.export is not None:
+        _writable(options.export, "--export")
+    config = presets.get(options.preset)
+    config = config.replace(batch=options.batch or config.data.batch).validate()
+    import torch
+
+    from fastgan.models import build
+    from fastgan.ops.plan import stored, table
+    from fastgan.train import planned
+    from fastgan.train.host import pick_device
+    from fastgan.train.precision import choose
+    from fastgan.train.step import GANStep
+    from fastgan.verify.checks import shape_of
+
+    device, shape = pick_device(options.device), shape_of(config)
+    generator, discriminator = (network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+                                for network in build(config.model, shape))
+    step = GANStep(generator, discriminator, config.model, config.train, precision=choose(options.precision, device))
+    facts, batch = stored.machine(device), planned.like_a_batch(config.data.batch, shape, False, device)
+    made = planned.make(step, batch, facts, anew=True, rounds=options.rounds, tune=options.tune, progress=True)
+    print(*(f"{name:14}{fact}" for name, fact in facts.items()), *table.lines(made), sep="\n")
+    if options.export is not None:
+        stored.export(options.export, made, facts)
+        print(f"plan: {options.export}")
+    return 0
+
+
+@dataclass
 class Doctor:
     """Say what is installed, what can be used, and whether fastgan is ready."""
 
@@ -230,7 +285,7 @@ def doctor(args: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train, "resume": resume, "sample": sample, "interpolate": interpolate, "presets": list_presets,
-    "verify": verify, "doctor": doctor}
+    "verify": verify, "plan": plan, "doctor": doctor}
 
 
 def _fit(trainer: Trainer) -> int:
@@ -339,6 +394,6 @@ def _labels(source: Pretrained, label: str | None, count: int) -> Tensor | None:
     raise FastganError(f"--label {label}: expected a class, {', '.join(classes)}, or its number")
 
 
-def _writable(path: Path) -> None:
+def _writable(path: Path, option: str = "--out") -> None:
     if not path.parent.is_dir():
-        raise FastganError(f"--out {path}: no such folder: {path.parent}")
+        raise FastganError(f"{option} {path}: no such folder: {path.parent}")

@@ -151,7 +151,11 @@ class RunConfig:
     device: str = "auto"
     """auto | cpu | cuda | cuda:N | mps"""
     impl: Literal["auto", "reference", "native", "triton"] = "auto"
-    """the engine of the convolutions: auto is the reference, PyTorch's operators | Triton kernels, from sm_80 on"""
+    """the engine of the convolutions: auto follows the plan | PyTorch's operators | C++ kernels around a library's
+    convolutions | Triton kernels, from sm_80 on"""
+    plan: str = "auto"
+    """what --impl auto follows: auto measures at the start, once on each machine, which engine is fastest for each pass
+    of each stage | default measures nothing | a file of `fastgan plan --export` pins its choices"""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     """arithmetic of the convolutions: auto is bf16 on NVIDIA GPUs from sm_80 on, else fp32"""
     graph: Literal["auto", "on", "off"] = "auto"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
+# measurements that a test makes are nobody's
+os.environ["FASTGAN_CACHE"] = tempfile.mkdtemp(prefix="fastgan-tests-")
 # read when a kernel is decorated, so before anything imports one; `make gpu` says 0
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -62,7 +65,8 @@ def tiny(tmp_path: Path) -> Callable[..., Config]:
 
     def make(preset: str = "digits", **values: Any) -> Config:
         small: dict[str, Any] = {"source": "digits", "batch": 16, "steps": 6, "epochs": 1, "snap": 3, "log_every": 1,
-                                 "grid": 4, "tensorboard": False, "outdir": str(tmp_path / "runs"), "device": "cpu"}
+                                 "grid": 4, "tensorboard": False, "outdir": str(tmp_path / "runs"), "device": "cpu",
+                                 "plan": "default"}
         if preset == "digits":
             small |= {"image_size": "16", "ngf": 4, "ndf": 4, "nz": 8}
         return presets.get(preset, **{**small, **values})

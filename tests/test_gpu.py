@@ -21,7 +21,7 @@ from fastgan.ops.engines import why_not as why_no_kernels
 from fastgan.train import Trainer
 from fastgan.train.fed import FedStep
 from fastgan.train.graph import GraphedStep
-from fastgan.train.step import GANStep
+from fastgan.train.step import GANStep, Savings
 from tests.near import rms
 from tests.small_step import Asking
 
@@ -204,7 +204,7 @@ def test_capture_that_fails_changes_nothing(capsys):
     outcomes = []
     for graphed in (False, True):
         step = make("reference", "fp32")
-        step.discriminator, step.together = Asking(step.discriminator), False
+        step.discriminator, step.savings = Asking(step.discriminator), Savings(together=False)
         call = GraphedStep(step) if graphed else step
         torch.manual_seed(7)
         for real in reals:

@@ -113,7 +113,7 @@ def test_module_that_asks_for_a_value_is_refused():
     def asking() -> GANStep:
         step = make("dcgan-64")()
         step.discriminator = Asking(step.discriminator)
-        step.together = False
+        step.savings = Savings(together=False)
         return step
 
     with pytest.raises(CaptureRefused, match="local_scalar_dense"):

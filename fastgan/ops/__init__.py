@@ -10,8 +10,8 @@
 
 `impl` names the engine: "reference" is the definition in PyTorch operators; "native" fused kernels in C++ around a
 library's convolution or a matrix product, where they were compiled; "triton" one kernel for each stage, on NVIDIA GPUs
-from sm_80 on (and in Triton's interpreter); "auto" is the reference until something measures which is faster on the
-device at hand.
+from sm_80 on (and in Triton's interpreter); "auto" is what the plan in use says, for each pass of each stage
+(`fastgan.ops.plan`), and the reference where there is none.
 """
 
 from __future__ import annotations

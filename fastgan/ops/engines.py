@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError, first_line
-from fastgan.ops import autograd, reference
+from fastgan.ops import autograd, plan, reference
 from fastgan.ops.arguments import check_convolution
 from fastgan.ops.layers import Activation, BatchNorm, Block, Measurement, Owed
 
@@ -47,7 +47,7 @@ class Reference:
 
 
 class Kernels:
-    """`fastgan.ops.native` or `fastgan.ops.triton`, for float32, float16 and bfloat16."""
+    """`fastgan.ops.native`, `fastgan.ops.triton` or what a plan makes of both, for float32, float16 and bfloat16."""
 
     nothing = Owed()
 
@@ -86,12 +86,14 @@ class Kernels:
         return autograd.normalise_activate(self.name, x, owes)
 
 
-REFERENCE, NATIVE, TRITON = Reference(), Kernels("native"), Kernels("triton")
+REFERENCE, NATIVE, TRITON, PLAN = Reference(), Kernels("native"), Kernels("triton"), Kernels("plan")
 _KERNELS = {"native": NATIVE, "triton": TRITON}
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def resolve(impl: str, x: Tensor) -> Engine:
-    """The engine that `impl` means for x, the input of a convolution; `FastganError` where it cannot be.
+    """The engine that `impl` means for x, the input of a convolution; `FastganError` where it cannot be. "auto" is what
+    the plan in use says (`fastgan.ops.plan`), the reference where there is none.
 
     An engine that cannot run on a device (a GPU that is too old, nothing compiled, no Triton) is told once, in a
     warning, and the reference takes over.
@@ -101,9 +103,11 @@ def resolve(impl: str, x: Tensor) -> Engine:
 
 def resolve_for(impl: str, name: str, x: Tensor, dtype: torch.dtype) -> Engine:
     """As `resolve`, for a tensor of that name whose elements are computed with as `dtype`."""
+    if impl == "auto" and plan.decides() and dtype in _DTYPES and x.numel():
+        return PLAN
     if impl not in _KERNELS or x.numel() == 0:
         return REFERENCE
-    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+    if dtype not in _DTYPES:
         raise FastganError(f"{name} of dtype {dtype}: impl {impl!r} computes in torch.float32, torch.float16 and "
                            "torch.bfloat16")
     reason = why_not(impl, x.device)
@@ -114,6 +118,11 @@ def resolve_for(impl: str, name: str, x: Tensor, dtype: torch.dtype) -> Engine:
         raise FastganError(f"{name} of dtype torch.bfloat16: Triton's interpreter computes it wrongly, expected "
                            "torch.float32 or torch.float16")
     return _KERNELS[impl]
+
+
+def means_kernels(impl: str) -> bool:
+    """Whether `impl` names kernels, or "auto" and a plan that does."""
+    return impl in _KERNELS or (impl == "auto" and plan.decides())
 
 
 def check_device(impl: str, device: torch.device) -> bool:

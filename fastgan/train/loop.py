@@ -28,7 +28,9 @@ from fastgan.models import build
 from fastgan.models.pretrained import Pretrained
 from fastgan.nn import use
 from fastgan.ops.engines import check_device
-from fastgan.train import checkpoint, runs
+from fastgan.ops.plan import Plan, table
+from fastgan.ops.plan import use as use_plan
+from fastgan.train import checkpoint, planned, runs
 from fastgan.train.diagnose import first_non_finite
 from fastgan.train.fed import FedStep
 from fastgan.train.graph import GraphedStep
@@ -48,6 +50,7 @@ class Trainer:
         self.config = config.validate()
         self.device = pick_device(config.run.device)
         check_device(config.run.impl, self.device)
+        self.plan: Plan | None = planned.pinned(config.run, self.device)
         precision = choose(config.run.precision, self.device)
         if config.run.graph == "on" and self.device.type != "cuda":
             raise FastganError(f"--graph on: CUDA graphs need a CUDA device, this run is on {self.device}; expected "
@@ -98,6 +101,11 @@ class Trainer:
 
     def fit(self) -> Path:
         """Train to the end, or to Ctrl-C or SIGTERM, which save first; returns the run folder."""
+        self.plan = planned.decide(self.config.run, self.plan, self.step, self.folder, self._like_a_batch())
+        with use_plan(self.plan):
+            return self._fit()
+
+    def _fit(self) -> Path:
         self._write_options()
         if self.step.steps == 0:
             self._first_pictures()
@@ -140,6 +148,11 @@ class Trainer:
                 self._look(looked)
             self._snapshot(log)
 
+    def _like_a_batch(self) -> tuple[Tensor, ...]:
+        """Noise in the shape of a batch, and labels where the networks take them."""
+        size, shape = self.config.data.batch, self.dataset.shape
+        return planned.like_a_batch(size, shape, bool(self.classes), self.device)
+
     def _play(self) -> None:
         """One step: the graph, or where it cannot (a short last batch), the same by hand."""
         size = self.eager.prepare()
@@ -174,7 +187,8 @@ class Trainer:
             "device": str(self.device), "steps": self.total, "shape": list(self.dataset.shape),
             "data": self.dataset.summary(), "fingerprint": self.dataset.fingerprint, "classes": self.classes,
             "skipped": self.dataset.skipped, "parameters": self.step.parameter_counts(),
-            "engine": "reference (eager PyTorch)" if self.config.run.impl == "auto" else self.config.run.impl,
+            "engine": table.engines(self.plan) if self.config.run.impl == "auto" else self.config.run.impl,
+            "plan": table.choices(self.plan),
             "precision": self.step.precision, "graph": graph,
             "discriminator": "real and fake together" if self.step.together else "real and fake one after the other",
             "versions": {"fastgan": __version__, "torch": torch.__version__, "python": platform.python_version()}})

@@ -24,6 +24,7 @@ from fastgan.config import ModelConfig, TrainConfig
 from fastgan.models.sampling import Noise
 from fastgan.nn import Chain, frozen, stat_groups
 from fastgan.nn.groups import is_divisible
+from fastgan.ops.engines import means_kernels
 from fastgan.train import schedule
 from fastgan.train.ema import EMA
 from fastgan.train.held import Held, keep
@@ -85,9 +86,7 @@ class GANStep:
         self.precision = choose(precision, self.device) if precision == "auto" else precision
         self.scale = LossScale(precision == "fp16", self.device)
         self.impl = next((module.impl for module in discriminator.modules() if isinstance(module, Chain)), "auto")
-        # PyTorch's batch normalisation has no groups: on a CPU the copies between its calls cost more than a call saves
-        pays = self.impl in ("native", "triton") or self.device.type != "cpu"
-        self.together = (pays if savings.together is None else savings.together) and is_divisible(discriminator)
+        self._divisible = is_divisible(discriminator)
         # asked for before every replay, so not by a walk through all modules
         self._places: list[tuple[dict[str, Any], str]] = [
             (places, key) for network in (generator, discriminator) for module in network.modules()
@@ -112,6 +111,14 @@ class GANStep:
         record = self.run(phase, *given)
         self.advance(phase, *given)
         return record
+
+    @property
+    def together(self) -> bool:
+        """Whether D sees real and fake images in one call: under impl "auto" that changes with the plan in use."""
+        if self.savings.together is not None:
+            return self.savings.together and self._divisible
+        # PyTorch's batch normalisation has no groups: on a CPU the copies between its calls cost more than a call saves
+        return self._divisible and (self.device.type != "cpu" or means_kernels(self.impl))
 
     def phase(self) -> Phase:
         """Of the next step."""

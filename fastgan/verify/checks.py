@@ -13,6 +13,7 @@ from fastgan.errors import FastganError
 from fastgan.models import build
 from fastgan.ops import engines
 from fastgan.ops.layers import ENGINES
+from fastgan.ops.plan import active, candidates
 from fastgan.verify import game, machine, operations, rule, stages, steps
 from fastgan.verify.found import Found
 from fastgan.verify.game import Game, Networks
@@ -96,18 +97,27 @@ def stages_of(config: Config) -> list[stages.Stage]:
     """The distinct stages of generator and discriminator."""
     generator, discriminator = _networks(config)
     return [*stages.of(generator, torch.zeros(2, config.model.nz), "G", 1),
-            *stages.of(discriminator, torch.zeros(2, *_shape(config)), "D", 2)]
+            *stages.of(discriminator, torch.zeros(2, *shape_of(config)), "D", 2)]
 
 
 def under_auto(config: Config, device: torch.device) -> dict[str, str]:
-    """The engine that impl "auto" gives each stage."""
-    kernels = engines.resolve("auto", torch.zeros(1, device=device)) is engines.TRITON
-    return {stage.name: "triton" if kernels else "reference" for stage in stages_of(config)}
+    """The engine that impl "auto" gives each stage: by the plan in use, else the reference."""
+    usual = "reference" if len(candidates.engines(device)) == 1 else "reference; in training, the fastest measured"
+    return {stage.name: _planned(stage) if active() else usual for stage in stages_of(config)}
+
+
+def _planned(stage: stages.Stage) -> str:
+    """The engines that compute a stage's passes by the plan in use."""
+    plan, weight = active(), stage.layers[0].weight
+    assert plan is not None and isinstance(weight, torch.Tensor)
+    found = {choice.candidate.partition("/")[0] for problem, choice in plan.choices.items()
+             if plan.kernels and (problem.weight, problem.x[1:]) == (tuple(weight.shape), stage.shape)}
+    return " and ".join(sorted(found)) or "reference"
 
 
 def _steps(config: Config, engine: Engine, width: int | None, batch: int, count: int,
            device: torch.device) -> Iterator[Check]:
-    networks, seen = _networks(config), game.given(config, _shape(config), batch, count)
+    networks, seen = _networks(config), game.given(config, shape_of(config), batch, count)
     for precision in engine.precisions:
         if precision not in steps.PRECISIONS:
             continue
@@ -141,10 +151,10 @@ def _alone(find: Callable[[], Found]) -> Found:
 
 def _networks(config: Config) -> Networks:
     torch.manual_seed(0)
-    return build(config.model, _shape(config))
+    return build(config.model, shape_of(config))
 
 
-def _shape(config: Config) -> tuple[int, ...]:
+def shape_of(config: Config) -> tuple[int, ...]:
     """Of the data, which need not be there."""
     if config.model.architecture == "gaussian":
         return (2,)

@@ -12,6 +12,7 @@ import fastgan
 from fastgan.config import DataConfig
 from fastgan.errors import first_line
 from fastgan.ops.native import extension
+from fastgan.ops.plan import stored
 from fastgan.verify import machine
 
 _PACKAGES = ("torch", "torchvision", "triton", "numpy", "pillow", "safetensors", "tensorboard", "matplotlib",
@@ -97,7 +98,8 @@ def _graphs(device: torch.device) -> str:
 def _caches() -> dict[str, Path]:
     """Where compiled kernels and data are kept, without asking those who keep them: they may not be installed."""
     triton = os.environ.get("TRITON_CACHE_DIR") or Path(os.environ.get("TRITON_HOME") or "~") / ".triton" / "cache"
-    return {"kernel cache": Path(triton).expanduser(), "data": Path(DataConfig().data_root).expanduser()}
+    return {"kernel cache": Path(triton).expanduser(), "plans": stored.folder(),
+            "data": Path(DataConfig().data_root).expanduser()}
 
 
 def _why_not_writable(path: Path) -> str:

@@ -1,0 +1,185 @@
+"""Makes a plan: what does a workload ask for, who computes it rightly, and who is the fastest of these?"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fastgan.errors import first_line
+from fastgan.ops import definition
+from fastgan.ops.plan import Choice, Plan, Step, Trial, candidates, check, stored, use
+from fastgan.ops.plan.example import Example, caller, draw
+from fastgan.ops.plan.problem import Problem
+from fastgan.ops.plan.stored import Known
+
+ROUNDS = 5
+HOPELESS = 2.0  # x the fastest of the first round: not timed again
+SAMPLE, REPEATS = 2e-3, 20  # seconds that a sample of fast calls should last, of at most how many calls
+LONG = 0.05  # seconds
+FEW, ENOUGH = 3, 0.5  # rounds after which it is over for calls that have taken so many seconds together
+
+
+def make(workload: Callable[[], object], known: Known | None = None, *, rounds: int = ROUNDS,
+         tune: bool = False, progress: bool = False) -> Plan:
+    """A plan for what `workload()` asks for, such as a training step; it is called a few times, and undone by nobody.
+
+    Args:
+        known: what was measured before, and is not measured again. rounds: in which candidates take turns.
+        tune: whether Triton's tiles are candidates, too.
+
+    The plan's `kernels` says whether the workload as a whole is faster than with PyTorch's operators alone.
+    """
+    if torch.cuda.is_available():
+        assert not torch.cuda.is_current_stream_capturing(), "a plan is made before a graph is captured"
+    choices, steps = known or ({}, {})
+    problems = record(workload)
+    bar = tqdm(problems, desc="plan", unit="pass", disable=not progress, dynamic_ncols=True, leave=False)
+    plan = Plan({problem: choices.get(problem) or examine(problem, rounds, tune) for problem in bar})
+    if all(choice.candidate == "reference" for choice in plan.choices.values()):
+        plan.kernels = False
+        return plan
+    plan.step = steps.get(stored.workload(problems)) or _whole(workload, plan, rounds)
+    plan.kernels = plan.step.plan < plan.step.eager
+    return plan
+
+
+def record(workload: Callable[[], object]) -> list[Problem]:
+    """The distinct problems of a workload, in order; the reference computes them."""
+    recorder = _Recorder()
+    with use(recorder):
+        workload()
+    return list(recorder.seen)
+
+
+class _Recorder(Plan):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[Problem, None] = {}
+
+    def choose(self, problem: Problem) -> str:
+        self.seen[problem] = None
+        return "reference"
+
+
+def examine(problem: Problem, rounds: int = ROUNDS, tune: bool = False) -> Choice:
+    """Check and time all candidates for a problem. The reference is taken where nobody else is right and faster."""
+    names = candidates.of(problem, tune)
+    if len(names) == 1:
+        return Choice(names[0], {})
+    device = torch.device(problem.device)
+    with _products(problem.tf32), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        try:
+            example = draw(problem, device)
+            reference = _called(names[0], example)
+            exact = _called(names[0], example.double())
+        except torch.OutOfMemoryError as error:
+            return Choice(names[0], {names[0]: Trial(failure=f"nothing to compare with: {first_line(error)}")})
+        trials = {names[0]: Trial(used=check.used(problem, reference, reference, exact)[0]),
+                  **{name: _judged(name, example, reference, exact) for name in names[1:]}}
+        del reference, exact
+        right = {name: caller(_run, name, example) for name, trial in trials.items() if not trial.failure}
+        seconds = race(right, device, rounds)
+    trials.update({name: trials[name]._replace(seconds=took) for name, took in seconds.items()})
+    return Choice(min(seconds, key=lambda name: seconds[name]), trials)
+
+
+def _judged(name: str, example: Example, reference: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> Trial:
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="fastgan")
+            used, worst = check.used(example.problem, _called(name, example), reference, exact)
+    except Exception as error:  # a compiler, a driver or a shape: whatever it is, this candidate is not taken
+        return Trial(failure=f"{type(error).__name__}: {first_line(error)}")
+    return Trial(used=used, failure="" if used <= 1 else f"wrong: {worst} has {used:.3g} x the allowed error")
+
+
+def _called(name: str, example: Example) -> tuple[Tensor, ...]:
+    return caller(_run, name, example)()
+
+
+def _run(engine: str, name: str, *arguments: Any, **choice: Any) -> Any:
+    """As `library.run`, but a kernel that fails is an error."""
+    if engine == "reference":
+        return getattr(definition, name)(*arguments)
+    return getattr(import_module(f"fastgan.ops.{engine}.engine"), name)(*arguments, **choice)
+
+
+def race(calls: Mapping[str, Callable[[], object]], device: torch.device, rounds: int,
+         sleep: int = 5_000_000) -> dict[str, float]:
+    """Median seconds of each call, taken in turns. The first round warms up, and who is hopeless in it is out.
+
+    rounds: fewer where calls are long. sleep: cycles (some 3 ms) for which a GPU waits before each sample, so that the
+    host is ahead of it.
+    """
+    def lap(name: str, repeats: int) -> float:
+        return (_lap_on_cuda(calls[name], repeats, sleep) if device.type == "cuda" else _lap(calls[name], repeats))
+
+    first = {name: lap(name, 1) for name in calls}
+    # an interruption weighs little in a long call, and decides about a short one
+    first = {name: min(took, lap(name, 1)) if took < LONG else took for name, took in first.items()}
+    left = [name for name in calls if first[name] <= HOPELESS * min(first.values())]
+    repeats = {name: max(1, min(REPEATS, math.ceil(SAMPLE / max(first[name], 1e-9)))) for name in left}
+    samples: dict[str, list[float]] = {name: [] for name in left}
+    start = time.perf_counter()
+    for done in range(rounds):
+        if done >= FEW and time.perf_counter() - start > ENOUGH:
+            break
+        for name in left:
+            samples[name].append(lap(name, repeats[name]))
+    return {**first, **{name: median(taken) for name, taken in samples.items()}}
+
+
+def _lap(call: Callable[[], object], repeats: int) -> float:
+    """Wall seconds of a call."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+def _lap_on_cuda(call: Callable[[], object], repeats: int, sleep: int) -> float:
+    """The device's seconds of a call: those of the host do not count, as in a graph it has nothing to do."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(sleep)
+    start.record()
+    for _ in range(repeats):
+        call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000 / repeats
+
+
+def _whole(workload: Callable[[], object], plan: Plan, rounds: int) -> Step:
+    def under(plan: Plan | None) -> Callable[[], None]:
+        def call() -> None:
+            with use(plan):
+                workload()
+        return call
+
+    device, calls = torch.device(next(iter(plan.choices)).device), {"eager": under(None), "plan": under(plan)}
+    for call in calls.values():
+        call()  # what is there for the first time takes longer
+    taken = race(calls, device, rounds, sleep=200_000_000)
+    return Step(taken["eager"], taken["plan"])
+
+
+@contextmanager
+def _products(tf32: bool) -> Iterator[None]:
+    """Within the block, float32 products of convolutions are those of a problem."""
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = conv.fp32_precision
+    conv.fp32_precision = "tf32" if tf32 else "ieee"
+    try:
+        yield
+    finally:
+        conv.fp32_precision = before

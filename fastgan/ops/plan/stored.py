@@ -1,0 +1,171 @@
+"""Plans as JSON: one that a user pins, and the cache of what was measured on a machine.
+
+    a plan     {"format", "machine", "kernels", "step", "problems": [{"problem", "choice", "trials"}]}
+    the cache  {"format", "machine", "steps": {workload: [eager, plan]}, "problems": [...]}, a file for each machine
+
+The machine is everything but the problem that decides which engine is fastest. What cannot be read is measured again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import fastgan
+from fastgan.errors import FastganError, first_line
+from fastgan.files import replacing
+from fastgan.ops.layers import ENGINES
+from fastgan.ops.plan import Choice, Plan, Problem, Step, Trial, candidates
+
+FORMAT = 1
+
+
+class Known(NamedTuple):
+    """What was measured on a machine, and seconds of the workloads that were timed as a whole."""
+
+    choices: dict[Problem, Choice]
+    steps: dict[str, Step]
+
+
+def folder() -> Path:
+    """Where measurements are kept: FASTGAN_CACHE, or the user's cache directory as the system has it."""
+    named = os.environ.get("FASTGAN_CACHE")
+    if named:
+        return Path(named).expanduser() / "plans"
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+    elif sys.platform == "darwin":
+        base = "~/Library/Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "fastgan" / "plans"
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """The device, what drives it, and what is installed."""
+    facts = {"device": _cpu(), "threads": str(torch.get_num_threads()),
+             "instructions": torch.backends.cpu.get_cpu_capability()}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        driver = getattr(torch._C, "_cuda_getDriverVersion", lambda: "unknown")()
+        facts = {"device": f"{properties.name}, sm_{properties.major}{properties.minor}", "driver": str(driver),
+                 "cuDNN": str(torch.backends.cudnn.version())}
+    return {**facts, "fastgan": fastgan.__version__, "torch": torch.__version__, "triton": _version("triton"),
+            "engines": ", ".join(candidates.engines(device))}
+
+
+def place(facts: dict[str, str]) -> Path:
+    """The cache file of a machine."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return folder() / f"{digest[:16]}.json"
+
+
+def workload(problems: Iterable[Problem]) -> str:
+    """A name for a set of problems."""
+    words = "\n".join(sorted(repr(tuple(problem)) for problem in problems))
+    return hashlib.sha256(words.encode()).hexdigest()[:16]
+
+
+def recall(facts: dict[str, str]) -> tuple[Known, str]:
+    """What is known of a machine; and why its file cannot be used, in words, "" where it can or there is none."""
+    path = place(facts)
+    try:
+        found = json.loads(path.read_text())
+        if found["format"] != FORMAT or found["machine"] != facts:
+            raise ValueError("made by another version, or on another machine")
+        steps = {name: Step(float(eager), float(plan)) for name, (eager, plan) in found["steps"].items()}
+        return Known(_choices(found["problems"]), steps), ""
+    except FileNotFoundError:
+        return Known({}, {}), ""
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return Known({}, {}), f"{path} cannot be used: {_reason(error)}"
+
+
+def remember(facts: dict[str, str], plan: Plan) -> str:
+    """Add a plan's measurements to the machine's file; why that cannot be done, in words, "" where it could."""
+    before, _ = recall(facts)  # as it is now: others may have added to it
+    took = {} if plan.step is None else {workload(plan.choices): plan.step}
+    known = Known({**before.choices, **plan.choices}, {**before.steps, **took})
+    if known == before:
+        return ""
+    path = place(facts)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, {"format": FORMAT, "machine": facts, "steps": known.steps, "problems": _rows(known.choices)})
+    except (OSError, FastganError) as error:
+        return f"measurements are not kept: {first_line(error)}"
+    return ""
+
+
+def export(path: Path, plan: Plan, facts: dict[str, str]) -> None:
+    """A plan as a file to pin. Raises `FastganError` where it cannot be written."""
+    _write(path, {"format": FORMAT, "machine": facts, "kernels": plan.kernels, "step": plan.step,
+                  "problems": _rows(plan.choices)})
+
+
+def read(path: Path, device: torch.device) -> tuple[Plan, dict[str, str]]:
+    """A plan and the machine on which it was made. Raises `FastganError` for a file that is none, and for a plan that
+    names an engine which cannot run on the device."""
+    try:
+        found = json.loads(path.read_text())
+        if found["format"] != FORMAT or not isinstance(found["kernels"], bool):
+            raise ValueError("its format is not that of this version")
+        step = None if found["step"] is None else Step(*map(float, found["step"]))
+        plan, facts = Plan(_choices(found["problems"]), kernels=found["kernels"], step=step), dict(found["machine"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FastganError(f"{path} is no plan ({_reason(error)}); expected auto, default, or a file that "
+                           "`fastgan plan --export FILE` has written") from error
+    for problem, choice in plan.choices.items():
+        engine = choice.candidate.partition("/")[0]
+        reason = candidates.why_not(engine, device) if engine in ENGINES else f"expected {', '.join(ENGINES)}"
+        if reason and problem.device == device.type:
+            raise FastganError(f"{path} names the engine {engine!r}: {reason}")
+    return plan, facts
+
+
+def _rows(choices: dict[Problem, Choice]) -> list[dict[str, Any]]:
+    return [{"problem": problem._asdict(), "choice": choice.candidate,
+             "trials": {name: trial._asdict() for name, trial in choice.trials.items()}}
+            for problem, choice in choices.items()]
+
+
+def _choices(rows: list[dict[str, Any]]) -> dict[Problem, Choice]:
+    return {Problem.from_json(row["problem"]): Choice(str(row["choice"]), {
+        name: Trial(**trial) for name, trial in row["trials"].items()}) for row in rows}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    with replacing(path) as stream:
+        stream.write((json.dumps(content, indent=1) + "\n").encode())
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or first_line(error)
+    return f"no {error}" if isinstance(error, KeyError) else first_line(error)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def _cpu() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()

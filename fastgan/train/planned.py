@@ -1,0 +1,114 @@
+"""The plan of a training run: pinned by the user or by the run itself, remembered, or measured before the first step.
+
+Measuring makes steps on noise, and undoes them: nothing of training is different for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastgan.config import RunConfig
+from fastgan.errors import FastganError
+from fastgan.ops.plan import Plan, candidates, measure, stored, table
+from fastgan.train.host import say
+from fastgan.train.step import GANStep, Phase
+
+FILE = "plan.json"  # in a run folder: a resumed run computes as the run did
+
+
+def pinned(run: RunConfig, device: torch.device) -> Plan | None:
+    """The plan in the file that --plan names, None for its other values. Raises `FastganError`."""
+    if run.plan in ("auto", "default"):
+        return None
+    if run.impl != "auto":
+        raise FastganError(f"--plan {run.plan} with --impl {run.impl}: expected --impl auto, which follows a plan")
+    return stored.read(Path(run.plan), device)[0]
+
+
+def decide(run: RunConfig, pinned: Plan | None, step: GANStep, folder: Path, batch: tuple[Tensor, ...]) -> Plan | None:
+    """What impl "auto" means in this run, None for eager PyTorch; said in one line, and kept in its folder."""
+    if run.impl != "auto" or len(candidates.engines(step.device)) == 1:
+        return None
+    if run.plan == "default":
+        return Plan() if candidates.default(step.device) != "reference" else None
+    facts = stored.machine(step.device)
+    plan = pinned or _of_folder(folder, facts, step.device)
+    if plan is None:
+        plan = make(step, batch, facts, progress=True)
+    elif pinned is not None:
+        _tell_unknown(plan, run.plan, step, batch)
+    stored.export(folder / FILE, plan, facts)
+    say(f"plan: {table.verdict(plan)}")
+    return plan
+
+
+def make(step: GANStep, batch: tuple[Tensor, ...], facts: dict[str, str], *, anew: bool = False,
+         rounds: int = measure.ROUNDS, tune: bool = False, progress: bool = False) -> Plan:
+    """A plan for steps on such batches, remembered; arguments as in `measure.make`. anew: measure what is known too."""
+    known, trouble = stored.recall(facts)
+    if trouble:
+        say(trouble)
+    with undone(step, batch):
+        plan = measure.make(lambda: _steps(step, batch), None if anew else known, rounds=rounds, tune=tune,
+                            progress=progress)
+    trouble = stored.remember(facts, plan)
+    if trouble:
+        say(trouble)
+    return plan
+
+
+@contextmanager
+def undone(step: GANStep, batch: tuple[Tensor, ...]) -> Iterator[None]:
+    """Whatever steps on such batches are made within the block, state and random state are afterwards as before."""
+    step.allocate(*batch)
+    with torch.random.fork_rng([step.device] if step.device.type == "cuda" else []):
+        before = [tensor.detach().clone() for tensor in step.state()]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, saved in zip(step.state(), before, strict=True):
+                    tensor.copy_(saved)
+
+
+def like_a_batch(size: int, shape: tuple[int, ...], conditional: bool, device: torch.device) -> tuple[Tensor, ...]:
+    """Noise in the shape of images (size, C, H, W), channels_last, or points, and labels (size,) for networks that take
+    them."""
+    generator = torch.Generator(device).manual_seed(0)
+    real = torch.rand(size, *shape, generator=generator, device=device) * 2 - 1
+    real = real.contiguous(memory_format=torch.channels_last) if real.dim() == 4 else real
+    return (real, torch.zeros(size, dtype=torch.long, device=device)) if conditional else (real,)
+
+
+def _steps(step: GANStep, batch: tuple[Tensor, ...]) -> None:
+    """A step of each phase that asks for passes of its own."""
+    config = step.config
+    penalised = config.r1 > 0 or config.loss == "wgan-gp"
+    for penalty in (True, False) if penalised and config.penalty_every > 1 else (penalised,):
+        step.run(Phase(both=True, penalty=penalty), *batch)
+
+
+def _of_folder(folder: Path, facts: dict[str, str], device: torch.device) -> Plan | None:
+    """The plan with which the run began, on this machine."""
+    if not (folder / FILE).exists():
+        return None
+    try:
+        plan, made_on = stored.read(folder / FILE, device)
+    except FastganError as error:
+        say(str(error))
+        return None
+    return plan if made_on == facts else None
+
+
+def _tell_unknown(plan: Plan, name: str, step: GANStep, batch: tuple[Tensor, ...]) -> None:
+    with undone(step, batch):
+        asked = measure.record(lambda: _steps(step, batch))
+    unknown = [problem for problem in asked if problem not in plan.choices]
+    if unknown and plan.kernels:
+        say(f"{name} has no word on {len(unknown)} of {len(asked)} passes, first {unknown[0].words()}: "
+            f"{candidates.default(step.device)} computes them")

@@ -1,0 +1,507 @@
+"""The plan: who is taken and who is not, what is kept, and that training is none the wiser."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastgan.nn as fnn
+from fastgan import cli, ops
+from fastgan.errors import FastganError, KernelError
+from fastgan.ops import definition, engines, reference
+from fastgan.ops.plan import Choice, Plan, Problem, Step, Trial, candidates, example, measure, stored, table, use
+from fastgan.ops.triton import tiles
+from fastgan.train import Trainer, planned
+from fastgan.verify import checks
+from tests.test_train import final_state, same
+
+CPU = torch.device("cpu")
+OPERATORS = ("stage", "stage_backward", "normalise_activate", "normalise_activate_backward", "logistic_loss")
+SECONDS = {"reference": 3.0, "triton": 1.0, "triton/apart": 2.0, "eager": 3.0, "plan": 1.0}
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """An engine that computes what the definition does stands in for Triton's, and is the faster, by `SECONDS`."""
+    engine = SimpleNamespace(**{name: getattr(definition, name) for name in OPERATORS})
+    monkeypatch.setitem(sys.modules, "fastgan.ops.triton.engine", engine)
+    monkeypatch.setattr(candidates, "engines", lambda device: ["reference", "triton"])
+    monkeypatch.setattr(measure, "race", lambda calls, *_, **__: {name: SECONDS[name] for name in calls})
+    yield engine
+
+
+def stage(kind: str = "forward", dtype: str = "float32", transposed: bool = False, **more: Any) -> Problem:
+    """An odd stage with batch normalisation, or what is left of it."""
+    weight = (3, 5, 4, 4) if transposed else (5, 3, 4, 4)
+    known = {"weight": weight, "weight_dtype": dtype, "bias": True, "stride": (2, 2), "padding": (1, 1),
+             "output_padding": (0, 0), "transposed": transposed, "spread": "rstd", "groups": 2}
+    if kind == "loss":
+        return Problem(kind, "cpu", 1, dtype, False, (6,), groups=2)
+    stages = {} if kind.startswith("apply") else known
+    values = {**stages, "activation": "leaky_relu", "negative_slope": 0.2, "normalised": 2, **more}
+    return Problem(kind, "cpu", 1, dtype, False, (4, 3, 7, 6), **values)
+
+
+KINDS = ("forward", "dgrad", "wgrad", "apply", "apply_backward", "loss")
+PROBLEMS = {kind: stage(kind) for kind in KINDS} | {
+    "transposed forward": stage(transposed=True), "transposed dgrad": stage("dgrad", transposed=True),
+    "transposed wgrad": stage("wgrad", transposed=True, bias=False),
+    "var": stage(spread="var"), "bare": stage(spread="", groups=1, normalised=0, activation="none", bias=False),
+    "bare dgrad": stage("dgrad", spread="", groups=1, normalised=0), "tanh": stage(activation="tanh", normalised=1),
+    "any strides": stage(x_last=False, weight_last=False)}
+
+
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=list(PROBLEMS))
+def test_fastest_of_those_that_are_right(problem, fake):
+    choice = measure.examine(problem)
+    assert choice.candidate == "triton"
+    assert all(trial.seconds == SECONDS[name] and trial.used <= 1 for name, trial in choice.trials.items())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_reference_is_right_in_16_bits(kind, dtype, fake):
+    assert not any(trial.failure for trial in measure.examine(stage(kind, dtype)).trials.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("transposed", [False, True], ids=["conv", "transpose"])
+def test_triton_is_right(kind, transposed, monkeypatch):
+    """In its interpreter: the rule leaves room for another order of summation."""
+    monkeypatch.setattr(candidates, "engines", lambda device: ["reference", "triton"])
+    monkeypatch.setattr(measure, "race", lambda calls, *_, **__: {name: SECONDS[name] for name in calls})
+    trials = measure.examine(stage(kind, transposed=transposed)).trials
+    assert not any(trial.failure for trial in trials.values()), trials
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("kind", "operator", "place", "words"), [
+    ("forward", "stage", 0, "y"), ("forward", "stage", 1, "statistics"),
+    ("dgrad", "stage_backward", 0, "gradient of x"), ("dgrad", "stage_backward", 3, "gradient of the normalisation"),
+    ("wgrad", "stage_backward", 1, "gradient of the weight"), ("wgrad", "stage_backward", 2, "gradient of the bias"),
+    ("apply_backward", "normalise_activate_backward", 1, "gradient of the normalisation"),
+    ("loss", "logistic_loss", 0, "loss"), ("loss", "logistic_loss", 1, "probability"),
+    ("loss", "logistic_loss", 2, "gradient")])
+def test_who_is_wrong_is_not_taken(kind, operator, place, words, dtype, fake):
+    right = getattr(definition, operator)
+
+    def wrong(*arguments: Any) -> tuple[Tensor, ...]:
+        out = list(right(*arguments))
+        out[place] = out[place] * 1.04
+        return tuple(out)
+
+    setattr(fake, operator, wrong)
+    choice = measure.examine(stage(kind, dtype))
+    trial = choice.trials["triton"]
+    assert choice.candidate == "reference" and trial.seconds is None
+    assert trial.failure.startswith(f"wrong: {words} has ")
+
+
+def test_who_forgets_the_running_statistics_is_not_taken(fake):
+    def forgets(x: Tensor, owed: Any, convolution: Any, groups: int, measurement: Any, fuse: bool) -> Any:
+        return definition.stage(x, owed, convolution, groups, measurement._replace(running_mean=None), fuse)
+
+    fake.stage = forgets
+    assert "running" in measure.examine(stage()).trials["triton"].failure
+
+
+def raises(*_: Any) -> None:
+    raise KernelError("convolve_kernel: out of resource: shared memory\nand more")
+
+
+def warns(*arguments: Any) -> Any:
+    warnings.warn("fastgan: goes on with the reference engine", stacklevel=1)
+    return definition.stage(*arguments)
+
+
+@pytest.mark.parametrize(("function", "failure"), [
+    (raises, "KernelError: convolve_kernel: out of resource: shared memory"),
+    (warns, "UserWarning: fastgan: goes on with the reference engine"),
+    (lambda *_: (torch.zeros(1), torch.zeros(1)), "wrong: the shape of y has inf x the allowed error"),
+    (lambda *arguments: [one * torch.nan for one in definition.stage(*arguments)], "wrong: y has inf")],
+    ids=["raises", "warns", "shape", "nan"])
+def test_who_fails_is_named(function, failure, fake):
+    fake.stage = function
+    choice = measure.examine(stage())
+    assert choice.candidate == "reference" and choice.trials["triton"].failure.startswith(failure)
+    assert any(failure in line for line in table.lines(Plan({stage(): choice})))
+
+
+def test_race(monkeypatch):
+    """In turns; a short call's first interruption is forgiven, who is hopeless is not called again."""
+    turns: list[str] = []
+
+    def taking(name: str, *seconds: float) -> Callable[[], float]:
+        left = list(seconds)
+
+        def call() -> float:
+            turns.append(name)
+            return left.pop(0) if len(left) > 1 else left[0]
+        return call
+
+    monkeypatch.setattr(measure, "_lap", lambda call, repeats: call())
+    took = measure.race({"slow": taking("slow", 0.015, 0.015, 0.014, 0.016, 0.9), "fast": taking("fast", 0.04, 0.01),
+                         "hopeless": taking("hopeless", 0.2)}, CPU, 3)
+    assert took == {"slow": 0.016, "fast": 0.01, "hopeless": 0.2}
+    assert turns == ["slow", "fast", "hopeless", "slow", "fast", *["slow", "fast"] * 3]
+
+
+def test_a_lap_is_wall_time():
+    assert 0.01 <= measure._lap(lambda: time.sleep(0.01), 3) < 0.5
+
+
+def test_examples_stay_away_from_kinks_and_from_the_global_generator():
+    before = torch.get_rng_state()
+    for slope in ("relu", "leaky_relu"):
+        drawn = example.draw(stage(activation=slope, dtype="bfloat16"), CPU)
+        norm = reference.known(drawn.owed)
+        assert norm is not None
+        assert reference.normalise(drawn.x.float(), norm).abs().min() > example.KINK / 4
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def network(**more: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return fnn.Chain(nn.Conv2d(3, 5, 4, 2, 1), nn.BatchNorm2d(5), nn.LeakyReLU(0.2), nn.ConvTranspose2d(5, 2, 4, 2, 1),
+                     nn.Tanh(), **more)
+
+
+def outcome(plan: Plan | None, net: nn.Module | None = None) -> list[Tensor]:
+    """Output, gradients and buffers of a network under impl "auto", and of the loss."""
+    net = network() if net is None else net
+    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    with use(plan):
+        y = net(x)
+        loss, _ = ops.logistic_loss(y.mean((1, 2, 3)), (1.0, 0.0))
+        return [y.detach(), *torch.autograd.grad(loss.sum(), [x, *net.parameters()]), *net.buffers()]
+
+
+def test_record_finds_each_problem_once():
+    found = measure.record(lambda: (outcome(ops.plan.active()), outcome(ops.plan.active())))
+    assert [problem.kind for problem in found] == ["forward", "forward", "apply", "loss", "apply_backward", "dgrad",
+                                                   "wgrad", "dgrad", "wgrad"]
+    first, second = found[:2]
+    assert (first.x, first.weight, first.spread, first.normalised) == ((4, 3, 8, 8), (5, 3, 4, 4), "rstd", 0)
+    assert (second.transposed, second.activation, second.normalised, second.spread) == (True, "leaky_relu", 1, "")
+
+
+@pytest.mark.parametrize("dgrad", ["reference", "triton", "triton/apart"])
+@pytest.mark.parametrize("wgrad", ["reference", "triton", "triton/apart"])
+def test_each_pass_by_its_own_engine(dgrad, wgrad, fake):
+    """Called once where one engine computes both gradients in one way, else twice, each for what the other is not."""
+    asked: list[tuple[bool, ...]] = []
+
+    def counting(*arguments: Any) -> Any:
+        asked.append((arguments[8], *arguments[9]))
+        return definition.stage_backward(*arguments)
+
+    fake.stage_backward = counting
+    problems = measure.record(lambda: outcome(ops.plan.active()))
+    chosen = {"dgrad": dgrad, "wgrad": wgrad}
+    plan = Plan({problem: Choice(chosen.get(problem.kind, "triton"), {}) for problem in problems})
+    torch.testing.assert_close(outcome(plan), outcome(None), rtol=1e-4, atol=1e-6)
+    second = (True, True, True, True)
+    expected = {candidate: (candidate == "triton",) for candidate in ("triton", "triton/apart")}
+    if dgrad == wgrad:
+        assert asked[:1] == ([] if dgrad == "reference" else [expected[dgrad] + second])
+    else:
+        both = [*([(*expected[dgrad], True, False, False, True)] if dgrad in expected else []),
+                *([(*expected[wgrad], False, True, True, False)] if wgrad in expected else [])]
+        assert asked[: len(both)] == both
+
+
+def test_native_ways():
+    calls: list[Any] = []
+
+    def run(engine: str, name: str, *arguments: Any, **choice: Any) -> Any:
+        calls.append((engine, choice))
+        return (None,) * 4
+
+    given: Any = [None] * 8
+    candidates.stage(run, "native/gemm", None, None, None, 1, None, True)
+    candidates.stage(run, "native", None, None, None, 1, None, True)
+    candidates.stage_backward(run, "native/gemm", "native/library", *given, True, (True,) * 4)
+    candidates.stage_backward(run, "native/gemm", "triton", *given, True, (True,) * 4)
+    candidates.stage_backward(run, "", "native/gemm", *given, True, (False, True, True, False))
+    assert calls == [("native", {"variant": "gemm"}), ("native", {}), ("native", {"variants": ("gemm", "library")}),
+                     ("native", {"variants": ("gemm", "")}), ("triton", {}), ("native", {"variants": ("", "gemm")})]
+
+
+@pytest.mark.parametrize("kind", ["forward", "dgrad", "wgrad"])
+def test_tiles_are_candidates_when_tuning(kind, fake, monkeypatch):
+    taken: set[tiles.Tile] = set()
+
+    def tiled(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            taken.update(tiles.choose(name, 0, rows=8, columns=8, depth=8, size=4) for name in ("convolve", "wgrad"))
+            return function(*arguments)
+        return call
+
+    fake.stage, fake.stage_backward = tiled(fake.stage), tiled(fake.stage_backward)
+    best = "triton/128x64x32w4s3"
+    for name in candidates.TILES:
+        monkeypatch.setitem(SECONDS, f"triton/{name}", 0.5 if f"triton/{name}" == best else 5.0)
+    assert set(measure.examine(stage(kind)).trials) == {"reference", "triton", "triton/apart"}
+    usual = set(taken)
+    choice = measure.examine(stage(kind), tune=True)
+    assert choice.candidate == best and len(taken - usual) == len(candidates.TILES)
+    assert tiles.Tile(128, 64, 32, 4, 3) in taken
+
+
+def test_what_nobody_measured_is_computed_by_the_default(fake, monkeypatch):
+    torch.testing.assert_close(outcome(Plan()), outcome(None), rtol=1e-4, atol=1e-6)
+    monkeypatch.setattr(candidates, "why_not", lambda engine, device: "" if engine == "native" else "no")
+    assert [candidates.default(torch.device(kind)) for kind in ("cpu", "cuda", "mps")] == ["native", "reference",
+                                                                                           "reference"]
+
+
+def test_a_kernel_that_fails_later_is_replaced(fake, monkeypatch):
+    monkeypatch.setattr(ops.library, "_failed", set())
+    plan = Plan({problem: Choice("triton", {}) for problem in measure.record(lambda: outcome(ops.plan.active()))})
+    fake.stage = raises
+    with pytest.warns(UserWarning, match="(?s)out of resource.*goes on with the reference"):
+        found = outcome(plan)
+    torch.testing.assert_close(found, outcome(None), rtol=1e-4, atol=1e-6)
+
+
+def test_auto_is_what_the_plan_in_use_says():
+    x, logits = torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.float64)
+    assert engines.resolve("auto", x) is engines.REFERENCE
+    with use(Plan()):
+        assert engines.resolve("auto", x) is engines.PLAN
+        assert engines.resolve("auto", x.double()) is engines.REFERENCE is engines.resolve("auto", x[:0])
+        assert engines.resolve_for("auto", "logits", logits, logits.dtype) is engines.REFERENCE
+        assert engines.resolve("reference", x) is engines.REFERENCE and not engines.means_kernels("reference")
+        with use(Plan(kernels=False)):
+            assert engines.resolve("auto", x) is engines.REFERENCE and not engines.means_kernels("auto")
+        assert engines.means_kernels("auto")
+    assert ops.plan.active() is None
+
+
+def test_backward_after_the_plan_is_out_of_use():
+    net, x = network(), torch.randn(4, 3, 8, 8)
+    with use(Plan()):
+        y = net(x)
+    torch.autograd.grad(y.sum(), list(net.parameters()))
+
+
+def test_the_whole_must_be_faster(fake, monkeypatch):
+    assert measure.make(lambda: outcome(ops.plan.active())).kernels
+    monkeypatch.setitem(SECONDS, "plan", 3.5)
+    plan = measure.make(lambda: outcome(ops.plan.active()))
+    assert not plan.kernels and plan.step == Step(3.0, 3.5)
+    assert table.verdict(plan).startswith("reference (eager PyTorch); a step takes 3500.0 ms by the plan, 3000.0 ms")
+
+
+def test_nothing_is_measured_while_a_graph_is_captured(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(AssertionError, match="before a graph is captured"):
+        measure.make(lambda: None)
+
+
+def kept(candidate: str = "reference") -> Plan:
+    trials = {"reference": Trial(3.0, 0.5), "triton": Trial(1.0, 0.25), "triton/apart": Trial(failure="wrong: y")}
+    return Plan({stage(kind): Choice(candidate, trials) for kind in KINDS}, step=Step(3.0, 1.0))
+
+
+def test_measurements_are_kept():
+    facts = stored.machine(CPU)
+    assert {"device", "threads", "instructions", "fastgan", "torch", "triton", "engines"} == set(facts)
+    assert stored.recall(facts) == (({}, {}), "") and stored.remember(facts, kept()) == ""
+    known, trouble = stored.recall(facts)
+    assert not trouble and known.choices == kept().choices
+    assert known.steps == {stored.workload(kept().choices): Step(3.0, 1.0)}
+    assert stored.recall({**facts, "torch": "another"}) == (({}, {}), "")
+    one = stage("forward", "bfloat16")
+    assert stored.remember(facts, Plan({one: Choice("reference", {})})) == ""
+    assert set(stored.recall(facts)[0].choices) == {one, *kept().choices}
+
+
+def test_what_is_known_is_not_measured_again(fake, monkeypatch):
+    workload = lambda: outcome(ops.plan.active())  # noqa: E731
+    plan, facts = measure.make(workload), stored.machine(CPU)
+    stored.remember(facts, plan)
+    monkeypatch.setattr(measure, "examine", None)
+    monkeypatch.setattr(measure, "race", None)
+    again = measure.make(workload, stored.recall(facts)[0])
+    assert (again.choices, again.step, again.kernels) == (plan.choices, plan.step, True)
+
+
+@pytest.mark.parametrize("content", [
+    "", "{", "[]", "null", "3", "{}", '{"format": 1}', '{"format": 2, "machine": FACTS, "steps": {}, "problems": []}',
+    '{"format": 1, "machine": {}, "steps": {}, "problems": []}',
+    '{"format": 1, "machine": FACTS, "steps": {"a": [1]}, "problems": []}',
+    '{"format": 1, "machine": FACTS, "steps": {}, "problems": [{"problem": {"size": 3}, "choice": "", "trials": {}}]}',
+    '{"format": 1, "machine": FACTS, "steps": {}, "problems": [{"problem": {"kind": {}, "device": "", "threads": 1, '
+    '"dtype": "", "tf32": false, "x": []}, "choice": "", "trials": {}}]}'], ids=range(12))
+def test_a_broken_cache_is_no_obstacle(content):
+    facts = stored.machine(CPU)
+    path = stored.place(facts)
+    path.parent.mkdir(parents=True)
+    path.write_text(content.replace("FACTS", json.dumps(facts)))
+    known, trouble = stored.recall(facts)
+    assert known == ({}, {}) and trouble.startswith(f"{path} cannot be used: ") and "\n" not in trouble
+    assert stored.remember(facts, kept()) == "" and stored.recall(facts)[0].choices == kept().choices
+
+
+def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "file"))
+    assert stored.remember(stored.machine(CPU), kept()).startswith("measurements are not kept: ")
+
+
+@pytest.mark.parametrize(("system", "names", "place"), [
+    ("linux", {"XDG_CACHE_HOME": "/x"}, "/x/fastgan/plans"), ("linux", {}, "~/.cache/fastgan/plans"),
+    ("darwin", {}, "~/Library/Caches/fastgan/plans"), ("win32", {"LOCALAPPDATA": "/l"}, "/l/fastgan/plans"),
+    ("linux", {"FASTGAN_CACHE": "/f"}, "/f/plans")])
+def test_where_measurements_are_kept(system, names, place, monkeypatch):
+    for name in ("FASTGAN_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "platform", system)
+    assert stored.folder() == Path(place).expanduser()
+
+
+def test_export_and_read(tmp_path):
+    facts = stored.machine(CPU)
+    stored.export(tmp_path / "plan.json", kept(), facts)
+    plan, made_on = stored.read(tmp_path / "plan.json", CPU)
+    assert (plan.choices, plan.step, plan.kernels, made_on) == (kept().choices, Step(3.0, 1.0), True, facts)
+
+
+@pytest.mark.parametrize(("edit", "message"), [
+    (lambda text: text[:100], "is no plan ("), (lambda text: "[]", "is no plan ("),
+    (lambda text: text.replace('"format": 1', '"format": 0'), "its format is not that of this version"),
+    (lambda text: text.replace('"kernels": true', '"kernels": 3'), "its format is not that of this version"),
+    (lambda text: text.replace('"choice": "reference"', '"choice": "cutlass/4"'),
+     "names the engine 'cutlass': expected reference, native, triton"),
+    (lambda text: text.replace('"choice": "reference"', '"choice": "native/gemm"'),
+     "names the engine 'native': not built"),
+], ids=["half", "list", "format", "kernels", "engine", "not-here"])
+def test_plans_that_are_refused(edit, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(candidates, "why_not", lambda engine, device: "not built" if engine == "native" else "")
+    path = tmp_path / "plan.json"
+    stored.export(path, kept(), stored.machine(CPU))
+    path.write_text(edit(path.read_text()))
+    with pytest.raises(FastganError, match=r"plan.json") as error:
+        stored.read(path, CPU)
+    assert message in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(FastganError, match=r"gone.json is no plan \(No such file or directory\); expected auto"):
+        stored.read(tmp_path / "gone.json", CPU)
+
+
+def resolved(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "training_options.json").read_text())["resolved"]
+
+
+@pytest.mark.parametrize("loss", [{}, {"loss": "wgan-gp", "norm_d": "none", "penalty_every": 2}, {"fakes": "fresh-z"}],
+                         ids=["bce", "wgan-gp", "fresh-z"])
+def test_training_does_not_notice_the_measuring(loss, tiny, fake, monkeypatch, capsys):
+    """Here eager PyTorch wins, so that what is compared is the same arithmetic."""
+    monkeypatch.setitem(SECONDS, "plan", 3.5)
+    measured = Trainer(tiny(plan="auto", **loss)).fit()
+    assert "plan: reference (eager PyTorch); a step takes 3500.0 ms" in capsys.readouterr().err
+    assert (measured / planned.FILE).is_file() and resolved(measured)["engine"] == "reference (eager PyTorch)"
+    plain = Trainer(tiny(impl="reference", **loss)).fit()
+    assert same(final_state(measured), final_state(plain)) and not (plain / planned.FILE).exists()
+
+
+def test_training_would_notice(tiny, fake, monkeypatch):
+    """The test above can fail."""
+    monkeypatch.setitem(SECONDS, "plan", 3.5)
+    monkeypatch.setattr(planned, "undone", lambda *_: warnings.catch_warnings())
+    assert not same(final_state(Trainer(tiny(plan="auto")).fit()), final_state(Trainer(tiny(impl="reference")).fit()))
+
+
+def test_a_run_follows_its_plan(tiny, fake, monkeypatch, capsys):
+    """The discriminator then sees both halves together; a resumed run asks nobody else, and is the same bit for bit."""
+    config = tiny(plan="auto")
+    whole = Trainer(config).fit()
+    found = resolved(whole)
+    assert found["engine"].startswith("triton ") and set(found["plan"].values()) == {"triton"}
+    assert found["discriminator"] == "real and fake together"
+    part = Trainer(config.replace(steps=3)).fit()
+    monkeypatch.setattr(measure, "make", None)
+    assert Trainer.resume(part, config).fit() == part
+    assert same(final_state(part), final_state(whole))
+    path = part / planned.FILE
+    assert same(final_state(Trainer(tiny(plan=str(path))).fit()), final_state(whole))
+    capsys.readouterr()
+    Trainer(tiny(plan=str(path), batch=8, steps=1)).fit()
+    told = re.findall(r"plan\.json has no word on (\d+) of (\d+) passes, first forward", capsys.readouterr().err)
+    assert len(told) == 1 and 0 < int(told[0][0]) < int(told[0][1])  # G's fakes are as many as both halves were
+
+
+def test_plan_default_measures_nothing(tiny, fake, monkeypatch):
+    monkeypatch.setattr(measure, "examine", None)
+    folder = Trainer(tiny(plan="default")).fit()
+    assert resolved(folder)["engine"] == "reference (eager PyTorch)" and not (folder / planned.FILE).exists()
+    monkeypatch.setattr(planned.candidates, "default", lambda device: "triton")
+    monkeypatch.setattr(ops.plan, "default", lambda device: "triton")
+    folder = Trainer(tiny(plan="default")).fit()
+    assert resolved(folder)["engine"] == "the device's default, nothing measured"
+    assert resolved(folder)["discriminator"] == "real and fake together"
+
+
+def test_where_nothing_but_the_reference_is_nothing_is_measured(tiny, monkeypatch):
+    monkeypatch.setattr(candidates, "engines", lambda device: ["reference"])
+    monkeypatch.setattr(measure, "record", None)
+    folder = Trainer(tiny(plan="auto")).fit()
+    assert resolved(folder)["engine"] == "reference (eager PyTorch)" and resolved(folder)["plan"] == {}
+
+
+def test_a_plan_needs_impl_auto(tiny, tmp_path):
+    with pytest.raises(FastganError, match=r"--plan .*plan.json with --impl reference: expected --impl auto"):
+        Trainer(tiny(plan=str(tmp_path / "plan.json"), impl="reference"))
+
+
+def test_certificates_tell_what_auto_is(tiny, fake):
+    config = tiny()
+    assert set(checks.under_auto(config, CPU).values()) == {"reference; in training, the fastest measured"}
+    run = Trainer(tiny(plan="auto", steps=1))
+    run.fit()
+    with use(run.plan):
+        assert set(checks.under_auto(config, CPU).values()) == {"triton"}
+    with use(Plan(kernels=False)):
+        assert set(checks.under_auto(config, CPU).values()) == {"reference"}
+
+
+def test_command(tmp_path, fake, capsys):
+    path = tmp_path / "plan.json"
+    arguments = ["plan", "--preset", "digits", "--batch", "4", "--device", "cpu", "--rounds", "1"]
+    assert cli.main([*arguments, "--export", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "forward         conv_transpose 4x4/2 relu(bn(4x128x4x4)) -> 64 bn, float32\n  * triton" in out
+    assert "1000.000 ms" in out and " of the allowed error" in out and "engines       reference, triton" in out
+    assert "triton 33 of 33 passes; a step takes 1000.0 ms by the plan, 3000.0 ms eagerly" in out
+    assert set(json.loads(path.read_text())) == {"format", "machine", "kernels", "step", "problems"}
+    assert stored.recall(stored.machine(CPU))[0].choices == stored.read(path, CPU)[0].choices
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--rounds", "0"], "--rounds 0: expected 1 or more"),
+    (["--export", "gone/plan.json"], "--export gone/plan.json: no such folder: gone"),
+    (["--batch", "1"], "--batch 1 with batch normalisation"), (["--preset", "dcgan"], "unknown preset 'dcgan'")])
+def test_command_refuses(arguments, message, capsys):
+    assert cli.main(["plan", *arguments]) == 2
+    assert message in capsys.readouterr().err
