@@ -16,7 +16,7 @@ Images come in blocks, so that there are never more than `BLOCK` bytes of patche
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -32,11 +32,11 @@ BLOCK = 64 * 2**20
 WIDE = 32  # channels from which on transforms cost little beside their products
 
 
-def variants(x: Tensor, convolution: Convolution) -> tuple[str, ...]:
-    """Those that can compute any pass of a convolution of x (N, C, H, W)."""
-    if x.device.type != "cpu":
+def variants(device: str, dtype: torch.dtype, kernel: Sequence[int], stride: Sequence[int]) -> tuple[str, ...]:
+    """Those that can compute any pass of such a convolution on that type of device."""
+    if device != "cpu":
         return ("library",)
-    return ("library", "gemm", *(TILES if winograd.applies(x, convolution) else ()))
+    return ("library", "gemm", *(TILES if winograd.applies(dtype, kernel, stride) else ()))
 
 
 def default(pass_: str, x: Tensor, convolution: Convolution) -> str:
@@ -45,13 +45,14 @@ def default(pass_: str, x: Tensor, convolution: Convolution) -> str:
     On a CPU oneDNN is slow where the coarse image is a pixel, where the product makes an image of a few channels, and
     in weight gradients of small images.
     """
-    if winograd.applies(x, convolution) and min(convolution.channels()) >= WIDE:
+    known = _variants(x, convolution)
+    if "winograd-2x2" in known and min(convolution.channels()) >= WIDE:
         return "winograd-2x2"
     height, width = x.shape[2:] if convolution.transposed else convolution.size(x)
     few = convolution.channels()[1 if convolution.transposed else 0] <= 4
     to_fine = pass_ == ("forward" if convolution.transposed else "dgrad")
     gemm = height * width == 1 or (to_fine and few) or (pass_ == "wgrad" and height * width <= 64)
-    return "gemm" if gemm and x.device.type == "cpu" else "library"
+    return "gemm" if gemm and "gemm" in known else "library"
 
 
 def forward(x: Tensor, owed: Owed, convolution: Convolution, variant: str) -> Tensor:
@@ -123,8 +124,12 @@ def _window(convolution: Convolution, height: int, width: int) -> Window:
     return Window((kernel[0], kernel[1]), convolution.stride, convolution.padding, (height, width))
 
 
+def _variants(x: Tensor, convolution: Convolution) -> tuple[str, ...]:
+    return variants(x.device.type, x.dtype, convolution.weight.shape[2:], convolution.stride)
+
+
 def _is(variant: str, kind: str, x: Tensor, convolution: Convolution) -> bool:
-    known = variants(x, convolution)
+    known = _variants(x, convolution)
     if variant not in known:
         raise FastganError(f"variant {variant!r}: expected one of {', '.join(known)} here")
     return variant.startswith(kind)

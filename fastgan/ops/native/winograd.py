@@ -7,6 +7,8 @@ weight is (Cc, Cf, 4, 4).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,10 +18,9 @@ from fastgan.ops.native import extension, rows
 TILES = {"winograd-2x2": 2, "winograd-4x4": 4}  # coarse pixels that are made at a time
 
 
-def applies(x: Tensor, convolution: Convolution) -> bool:
-    """Whether a convolution of x is one of these."""
-    return (x.device.type == "cpu" and x.dtype == torch.float32 and convolution.stride == (2, 2)
-            and convolution.weight.shape[2:] == (4, 4))
+def applies(dtype: torch.dtype, kernel: Sequence[int], stride: Sequence[int]) -> bool:
+    """Whether a convolution is one of these."""
+    return dtype == torch.float32 and tuple(kernel) == (4, 4) and tuple(stride) == (2, 2)
 
 
 def to_coarse(tile: int, x: Tensor, owed: Owed, convolution: Convolution, bias: Tensor | None,

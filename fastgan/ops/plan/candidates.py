@@ -46,7 +46,8 @@ def engines(device: torch.device) -> list[str]:
 
 def native_ways(problem: Problem) -> list[str]:
     """How the native engine can convolve there."""
-    return list(import_module("fastgan.ops.native.convolve").variants(torch.device(problem.device)))
+    return list(import_module("fastgan.ops.native.convolve").variants(
+        problem.device, getattr(torch, problem.dtype), problem.weight[2:], problem.stride))
 
 
 @cache
