@@ -15,7 +15,10 @@ from fastgan import presets
 from fastgan.config import Config
 from fastgan.models import build
 from fastgan.nn import use
+from fastgan.ops import plan
+from fastgan.ops.plan import stored
 from fastgan.train.graph import GraphedStep
+from fastgan.train.planned import like_a_batch, make
 from fastgan.train.step import GANStep, Savings
 
 Step = Callable[[Tensor], object]
@@ -23,6 +26,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 DCGAN = presets.get("dcgan-64")
 SHAPE = (3, 64, 64)
 BASE = "textbook, channels_last"  # on the CPU
+SAVED = "channels_last, no gradients of D in G's update"
 NONE = Savings(**{field.name: False for field in fields(Savings)})
 SINGLE = {f"without {field.name}": replace(Savings(), **{field.name: False})
           for field in fields(Savings) if field.name != "foreach_ema"}  # dcgan-64 keeps no moving average
@@ -44,8 +48,13 @@ class Contender(NamedTuple):
     tuned: bool = True
 
 
-def on_cpu() -> dict[str, Callable[[], Step]]:
-    """Float32 and PyTorch's operators."""
+def on_cpu(table: str, batch: int) -> dict[str, Callable[[], Step]]:
+    """Those of a table: "savings", or the engines in "fp32" or "bf16"."""
+    return savings() if table == "savings" else engines(table, batch)
+
+
+def savings() -> dict[str, Callable[[], Step]]:
+    """Float32 and PyTorch's operators: what each saving earns."""
     return {
         "textbook, NCHW": lambda: textbook(torch.contiguous_format),
         BASE: lambda: textbook(torch.channels_last),
@@ -53,6 +62,22 @@ def on_cpu() -> dict[str, Callable[[], Step]]:
         **{f"fastgan {name}": partial(ours, savings) for name, savings in SINGLE.items() if name != "without together"},
         "fastgan with together": lambda: ours(replace(Savings(), together=True)),  # which it is not on a CPU
         "fastgan": lambda: ours(Savings()),
+    }
+
+
+def engines(precision: str, batch: int) -> dict[str, Callable[[], Step]]:
+    """PyTorch, also with the work saved that a textbook wastes, and ours on each engine."""
+    saved = partial(careful_textbook, DCGAN, CPU, precision, saved=True)
+    return {
+        "textbook, NCHW": partial(careful_textbook, DCGAN, CPU, precision, layout=torch.contiguous_format),
+        BASE: partial(careful_textbook, DCGAN, CPU, precision),
+        SAVED: saved,
+        f"torch.compile of {SAVED}": partial(saved, compiled=True),
+        "fastgan, reference": partial(ours, Savings(), precision=precision),
+        "fastgan, native": partial(ours, Savings(together=False), impl="native", precision=precision),
+        "fastgan, native, D on both halves at once": partial(ours, Savings(together=True), impl="native",
+                                                             precision=precision),
+        "fastgan, plan": partial(planned, precision, batch),
     }
 
 
@@ -102,23 +127,36 @@ def textbook(layout: torch.memory_format, config: Config = DCGAN, device: torch.
     return step
 
 
-def careful_textbook(config: Config, device: torch.device) -> Step:
-    """The same loop in channels_last and autocast bfloat16, with one backward pass for D, which waits for nothing."""
-    generator, discriminator, adam_g, adam_d = _eager(torch.channels_last, config, device)
+def careful_textbook(config: Config, device: torch.device, precision: str = "bf16", *, saved: bool = False,
+                     compiled: bool = False, layout: torch.memory_format = torch.channels_last) -> Step:
+    """The same loop, in channels_last, with one backward pass for D, which waits for nothing; bf16 by autocast.
+
+    saved: no gradients of D's weights in G's update.
+    """
+    generator, discriminator, adam_g, adam_d = _eager(layout, config, device)
+    weights = list(discriminator.parameters())
     criterion = nn.BCEWithLogitsLoss()
+    if compiled:
+        generator, discriminator = torch.compile(generator), torch.compile(discriminator)  # type: ignore[assignment]
 
     def step(real: Tensor) -> object:
         ones, zeros = torch.ones(len(real), device=device), torch.zeros(len(real), device=device)
         discriminator.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             fake = generator(torch.randn(len(real), config.model.nz, device=device))
-            loss_d = criterion(discriminator(real), ones) + criterion(discriminator(fake.detach()), zeros)
+            on_real, on_fake = discriminator(real.to(memory_format=layout)), discriminator(fake.detach())
+            loss_d = criterion(on_real, ones) + criterion(on_fake, zeros)
         loss_d.backward()
         adam_d.step()
         generator.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16):  # anew, as it remembers D's weights as they were
+        for weight in weights:
+            weight.requires_grad_(not saved)
+        # anew, as it remembers D's weights as they were
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             loss_g = criterion(discriminator(fake), ones)
         loss_g.backward()
+        for weight in weights:
+            weight.requires_grad_(True)
         adam_g.step()
         return loss_d.detach(), loss_g.detach()
 
@@ -140,6 +178,14 @@ def ours(savings: Savings, config: Config = DCGAN, device: torch.device = CPU, i
                                 for network in build(config.model, SHAPE))
     return GANStep(generator, discriminator, config.model, config.train, precision=precision, savings=savings,
                    history=10)
+
+
+def planned(precision: str, batch: int) -> GANStep:
+    """Ours by the plan of this machine, which is measured where it is not known."""
+    step = ours(Savings(together=False), impl="auto", precision=precision)
+    images = like_a_batch(batch, SHAPE, False, CPU)
+    plan.use(make(step, images, stored.machine(CPU)))
+    return step
 
 
 def _graphed(savings: Savings, config: Config, device: torch.device, impl: str, precision: str) -> GraphedStep:

@@ -2,7 +2,7 @@
 grown, or torn to pieces.
 
 A worker makes its step and does two to warm up. For each line that it reads it does one more and prints the seconds;
-when there are no more it prints how much memory a step needs.
+when there are no more it prints how much memory a step needs, and how much the process has had.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import itertools
 import random
+import resource
 import subprocess
 import sys
 import time
@@ -29,10 +30,10 @@ ROOT = Path(__file__).resolve().parent.parent
 class Worker:
     """One contender."""
 
-    def __init__(self, name: str, batch: int, threads: int) -> None:
+    def __init__(self, table: str, name: str, batch: int, threads: int) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.processes", name, str(batch), str(threads)], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT)
+            [sys.executable, "-m", "benchmarks.processes", table, name, str(batch), str(threads)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT)
         self._read()  # it is warm
 
     def seconds(self) -> float:
@@ -42,22 +43,24 @@ class Worker:
         self._process.stdin.flush()
         return self._read()
 
-    def peak_mb(self) -> float:
-        """Of a last step, which ends it."""
+    def peak_mb(self) -> tuple[float, float]:
+        """Of the tensors of a last step, which ends it, and of the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        peak = self._read()
+        peaks = self._read(), self._read()
         self._process.wait()
-        return peak
+        return peaks
 
     def _read(self) -> float:
         assert self._process.stdout is not None
         return float(self._process.stdout.readline())
 
 
-def measure(batch: int, rounds: int, threads: int) -> tuple[dict[str, list[float]], dict[str, float]]:
+def measure(table: str, batch: int, rounds: int,
+            threads: int) -> tuple[dict[str, list[float]], dict[str, tuple[float, float]]]:
     """Seconds of each round and the peak memory, in MB, of each contender. The order of a round is drawn."""
-    workers, order = {name: Worker(name, batch, threads) for name in on_cpu()}, random.Random(0)
+    workers = {name: Worker(table, name, batch, threads) for name in on_cpu(table, batch)}
+    order = random.Random(0)
     seconds: dict[str, list[float]] = {name: [] for name in workers}
     for _ in tqdm(range(rounds), desc="rounds", unit="round"):
         for name in order.sample(list(workers), len(workers)):
@@ -81,9 +84,9 @@ def peak_mb(step: Callable[[Tensor], object], real: Tensor) -> float:
     return (sum(sizes.values()) + max(itertools.accumulate(changes))) / 2**20
 
 
-def work(name: str, batch: int) -> None:
+def work(table: str, name: str, batch: int) -> None:
     torch.manual_seed(0)
-    step, real = on_cpu()[name](), images(batch)
+    step, real = on_cpu(table, batch)[name](), images(batch)
     for _ in range(2):
         step(real)
     print(0, flush=True)
@@ -91,9 +94,10 @@ def work(name: str, batch: int) -> None:
         begin = time.perf_counter()
         step(real)
         print(time.perf_counter() - begin, flush=True)
-    print(peak_mb(step, real))
+    print(peak_mb(step, real), flush=True)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(int(sys.argv[3]))
-    work(sys.argv[1], int(sys.argv[2]))
+    torch.set_num_threads(int(sys.argv[4]))
+    work(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -1,13 +1,15 @@
 """One D+G step of dcgan-64, the textbook's against fastgan's, and what each saving earns.
 
     python -m benchmarks.step [--batch 64] [--rounds 9] [--threads N] [--out docs/results/step-cpu.md]
+    python -m benchmarks.step --table fp32 [--out docs/results/engines-cpu-fp32.md]     (or bf16)
     python -m benchmarks.step --device cuda [--batch 32 64 128 256] [--seconds 140] [--csv step-gpu.csv]
 
 Contenders take turns, so that a machine that slows down slows all of them; the tables have medians, and medians of the
 ratios within a round.
 
-On the CPU everything is float32 with PyTorch's operators, a turn is one step, and each contender has a process of its
-own (`processes.py`); memory is the peak of its live tensors. On a GPU, a turn is a block of steps on several batches
+On the CPU there are three tables: what each saving earns, in float32 with PyTorch's operators; and all engines, in
+float32 and in bfloat16. A turn is one step, and each contender has a process of its own (`processes.py`); memory is the
+peak of its live tensors, and the most that the process has had. On a GPU, a turn is a block of steps on several batches
 (`turns.py`), and memory is torch.cuda.max_memory_allocated while a step is made, warmed up and captured.
 """
 
@@ -30,15 +32,18 @@ from benchmarks.processes import ROOT, measure
 BATCHES = [64, 32, 128, 256]  # on a GPU, the preset's own first: time may run out
 
 
-def table(batch: int, rounds: int, threads: int) -> str:
-    seconds, peaks = measure(batch, rounds, threads)
-    lines = [f"dcgan-64, batch {batch}, float32, {threads} threads, {torch.backends.cpu.get_cpu_capability()}, torch "
-             f"{torch.__version__}, Python {platform.python_version()}; {rounds} interleaved rounds.", "",
-             f"| step | median ms | against *{BASE}* | peak MB |", "|---|---|---|---|"]
+def table(name: str, batch: int, rounds: int, threads: int) -> str:
+    seconds, peaks = measure(name, batch, rounds, threads)
+    precision = "bfloat16 by autocast" if name == "bf16" else "float32"
+    machine = f"{threads} threads, {torch.backends.cpu.get_cpu_capability()}"
+    lines = [f"dcgan-64, batch {batch}, {precision}, {machine}, torch {torch.__version__}, Python "
+             f"{platform.python_version()}; {rounds} interleaved rounds.", "",
+             f"| step | median ms | against *{BASE}* | tensors, peak MB | process, peak MB |",
+             "|---|---|---|---|---|"]
     for name, times in seconds.items():
         ratio = statistics.median(base / mine for base, mine in zip(seconds[BASE], times, strict=True))
         lines.append(f"| {name} | {statistics.median(times) * 1e3:.0f} | {ratio:.3f} x as fast | "
-                     f"{peaks[name]:.0f} |")
+                     f"{peaks[name][0]:.0f} | {peaks[name][1]:.0f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -86,6 +91,7 @@ def main() -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.step", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--table", choices=["savings", "fp32", "bf16"], default="savings", help="on the CPU")
     parser.add_argument("--batch", type=int, nargs="+", help="one on the CPU")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -100,7 +106,7 @@ def main() -> int:
             print("no CUDA device: nothing was measured")
             return 0
         return on_the_gpu(options)
-    text = table((options.batch or [64])[0], options.rounds, options.threads)
+    text = table(options.table, (options.batch or [64])[0], options.rounds, options.threads)
     print(text)
     if options.out:
         options.out.write_text(text)
