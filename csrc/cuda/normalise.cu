@@ -1,0 +1,182 @@
+// Normalisation and activation written out, and their derivative with the sums for gamma and beta.
+#include "elements.h"
+#include "fastgan/activation.h"
+#include "fastgan/norm.h"
+#include "kernels.h"
+#include "tile.h"
+
+namespace fastgan::cuda {
+namespace {
+
+constexpr int LANES = 8;  // channels of a block that adds up parts: 32 bytes, which memory reads anyway
+constexpr int DEEP = 8;   // rows of each thread that only writes
+
+// Where the vectors of a normalisation stand; mean null: there is none.
+struct Vectors {
+    const float *mean, *rstd, *gamma, *beta;
+    int64_t statistic_stride, gamma_stride;  // from group to group, 0 where all share one
+};
+
+Vectors vectors(const Owed& owed, int64_t channels) {
+    if (owed.statistics == nullptr) return {};
+    return {owed.statistics, owed.statistics + owed.statistic_groups * channels, owed.gamma, owed.beta,
+            owed.statistic_groups > 1 ? channels : 0, owed.gamma_groups > 1 ? channels : 0};
+}
+
+// A thread's share of them; without a normalisation the one that changes nothing.
+template <int V>
+struct Norm {
+    float mean[V], rstd[V], gamma[V], beta[V];
+
+    __device__ Norm(const Vectors& of, int64_t group, const Place& place) {
+        const int64_t first = group * of.statistic_stride + place.channel;
+        const int64_t last = group * of.gamma_stride + place.channel;
+        const bool known = of.mean != nullptr && place.inside;
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+            mean[v] = known ? of.mean[first + v] : 0.0f;
+            rstd[v] = known ? of.rstd[first + v] : 1.0f;
+            gamma[v] = known ? of.gamma[last + v] : 1.0f;
+            beta[v] = known ? of.beta[last + v] : 0.0f;
+        }
+    }
+};
+
+// grid (parts of the rows, groups, tiles of channels)
+template <typename T, int V, Activation kind>
+__global__ void __launch_bounds__(THREADS) normalise_activate_kernel(
+    const T* __restrict__ x, int64_t rows, int64_t channels, int lanes, Vectors of, float slope, T* __restrict__ out) {
+    const Place place(blockIdx.z, lanes, V, channels);
+    const Norm<V> norm(of, blockIdx.y, place);
+    const int64_t group = blockIdx.y * rows * channels + place.channel;
+    if (!place.inside) return;
+    const int64_t step = static_cast<int64_t>(gridDim.x) * place.step;
+#pragma unroll 4
+    for (int64_t row = static_cast<int64_t>(blockIdx.x) * place.step + place.row; row < rows; row += step) {
+        float value[V];
+        load<V>(x + group + row * channels, value);
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+            const float z = normalise(value[v], norm.mean[v], norm.rstd[v], norm.gamma[v], norm.beta[v]);
+            value[v] = activate<kind>(z, slope);
+        }
+        store<V>(out + group + row * channels, value);
+    }
+}
+
+// grid (parts, groups, tiles of channels)
+template <typename T, int V, Activation kind>
+__global__ void __launch_bounds__(THREADS) normalise_activate_backward_kernel(
+    const T* __restrict__ gout, const T* __restrict__ x, int64_t rows, int64_t channels, int lanes, Vectors of,
+    float slope, T* __restrict__ gx, float* __restrict__ partials) {
+    const Place place(blockIdx.z, lanes, V, channels);
+    const Norm<V> norm(of, blockIdx.y, place);
+    const int64_t group = blockIdx.y * rows * channels + place.channel;
+    const int64_t begin = rows * blockIdx.x / gridDim.x, end = rows * (blockIdx.x + 1) / gridDim.x;
+    Sums sums[V];
+    if (place.inside) {
+#pragma unroll 2
+        for (int64_t row = begin + place.row; row < end; row += place.step) {
+            float value[V], g[V];
+            load<V>(x + group + row * channels, value);
+            load<V>(gout + group + row * channels, g);
+#pragma unroll
+            for (int v = 0; v < V; ++v) {
+                const float z = normalise(value[v], norm.mean[v], norm.rstd[v], norm.gamma[v], norm.beta[v]);
+                const float gz = through_activation<kind>(g[v], z, slope);
+                sums[v] = merge(sums[v], {gz, gz * standardise(value[v], norm.mean[v], norm.rstd[v])});
+                g[v] = gz * (norm.gamma[v] * norm.rstd[v]);
+            }
+            store<V>(gx + group + row * channels, g);
+        }
+    }
+    if (partials == nullptr) return;
+    const Sums total = merge_rows(sums, lanes);
+    const int64_t channel = merged_channel(blockIdx.z, lanes, V, channels);
+    if (channel < channels) {
+        float* at = partials + (static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x) * channels + channel;
+        at[0] = total.first;
+        at[static_cast<int64_t>(gridDim.y) * gridDim.x * channels] = total.second;
+    }
+}
+
+// grid (tiles of channels, groups)
+__global__ void __launch_bounds__(THREADS) finish_norm_gradient_kernel(
+    const float* __restrict__ partials,  // [2, groups, parts, channels]
+    int64_t channels, int64_t parts, Vectors of,
+    float* __restrict__ out) {  // [4, groups, channels]
+    const Place place(blockIdx.x, LANES, 1, channels);
+    const int64_t group = blockIdx.y, groups = gridDim.y;
+    Sums sums[1];
+    if (place.inside) {
+        const float* at = partials + group * parts * channels + place.channel;
+        for (int64_t part = place.row; part < parts; part += place.step) {
+            sums[0] = merge(sums[0], {at[part * channels], at[(groups * parts + part) * channels]});
+        }
+    }
+    const Sums total = merge_rows(sums, LANES);
+    if (place.row == 0 && place.inside) {
+        const float rstd = of.rstd[group * of.statistic_stride + place.channel];
+        const float gamma = of.gamma[group * of.gamma_stride + place.channel];
+        const NormGradient gradient = norm_gradient(total.first, total.second, rstd, gamma);
+        float* at = out + group * channels + place.channel;
+        at[0] = gradient.mean;
+        at[groups * channels] = gradient.rstd;
+        at[2 * groups * channels] = gradient.gamma;
+        at[3 * groups * channels] = gradient.beta;
+    }
+}
+
+template <Activation kind>
+using Kind = std::integral_constant<Activation, kind>;
+
+template <typename F>
+void with_activation(Activation activation, F f) {
+    switch (activation) {
+        case Activation::none: return f(Kind<Activation::none>());
+        case Activation::relu: return f(Kind<Activation::relu>());
+        case Activation::leaky_relu: return f(Kind<Activation::leaky_relu>());
+        case Activation::tanh: return f(Kind<Activation::tanh>());
+    }
+}
+
+}  // namespace
+
+void normalise_activate(const Shape& shape, const void* x, const Owed& owed, void* out, int64_t queue) {
+    if (shape.rows == 0) return;
+    with_elements(shape, {x, out}, [&](auto type, auto v) {
+        with_activation(owed.activation, [&](auto kind) {
+            using T = typename decltype(type)::type;
+            constexpr int V = v;
+            const int lanes = lanes_for(shape.channels, V);
+            launch("normalise_activate", normalise_activate_kernel<T, V, kind()>,
+                   {ceiling(shape.group_rows(), THREADS / lanes * DEEP), shape.groups,
+                    ceiling(shape.channels, lanes * V)},
+                   queue, static_cast<const T*>(x), shape.group_rows(), shape.channels, lanes,
+                   vectors(owed, shape.channels), owed.slope, static_cast<T*>(out));
+        });
+    });
+}
+
+void normalise_activate_backward(const Shape& shape, const void* gout, const void* x, const Owed& owed, int64_t parts,
+                                 void* gx, float* partials, int64_t queue) {
+    with_elements(shape, {gout, x, gx}, [&](auto type, auto v) {
+        with_activation(owed.activation, [&](auto kind) {
+            using T = typename decltype(type)::type;
+            constexpr int V = v;
+            const int lanes = lanes_for(shape.channels, V);
+            launch("normalise_activate_backward", normalise_activate_backward_kernel<T, V, kind()>,
+                   {parts, shape.groups, ceiling(shape.channels, lanes * V)}, queue, static_cast<const T*>(gout),
+                   static_cast<const T*>(x), shape.group_rows(), shape.channels, lanes, vectors(owed, shape.channels),
+                   owed.slope, static_cast<T*>(gx), partials);
+        });
+    });
+}
+
+void finish_norm_gradient(const float* partials, int64_t channels, int64_t groups, int64_t parts, const Owed& owed,
+                          float* out, int64_t queue) {
+    launch("finish_norm_gradient", finish_norm_gradient_kernel, {ceiling(channels, LANES), groups}, queue, partials,
+           channels, parts, vectors(owed, channels), out);
+}
+
+}  // namespace fastgan::cuda

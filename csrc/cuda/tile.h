@@ -1,0 +1,103 @@
+// How a block lies on a matrix of rows and channels, and how its threads add up what they have of a channel.
+//
+// A block covers `lanes` * V channels and THREADS / lanes rows at a time: neighbouring threads read neighbouring
+// channels, V of them each. lanes is a power of two, at most a warp.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "launch.h"
+
+namespace fastgan::cuda {
+
+constexpr unsigned ALL = 0xffffffffu;  // lanes of a warp
+
+// Lanes that `channels` take, V each.
+inline int lanes_for(std::int64_t channels, int V) {
+    int lanes = 1;
+    while (lanes < WARP && lanes * V < channels) lanes *= 2;
+    return lanes;
+}
+
+inline std::int64_t ceiling(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// Of a thread: its first channel and the row of the tile that it reads; `inside`: whether the channel exists.
+struct Place {
+    std::int64_t channel;
+    int row, step;
+    bool inside;
+
+    __device__ Place(unsigned tile, int lanes, int V, std::int64_t channels)
+        : channel((static_cast<std::int64_t>(tile) * lanes + threadIdx.x % lanes) * V),
+          row(threadIdx.x / lanes), step(THREADS / lanes), inside(channel < channels) {}
+};
+
+// A value of several float32, as what shared memory and shuffles take.
+template <typename Value>
+struct Fields {
+    float field[sizeof(Value) / sizeof(float)];
+};
+
+template <typename Value>
+__device__ inline Fields<Value> apart(const Value& value) {
+    Fields<Value> fields;
+    memcpy(&fields, &value, sizeof(Value));
+    return fields;
+}
+
+template <typename Value>
+__device__ inline Value together(const Fields<Value>& fields) {
+    Value value;
+    memcpy(static_cast<void*>(&value), &fields, sizeof(Value));
+    return value;
+}
+
+template <typename Value>
+__device__ inline Value of_lane_above(const Value& value, int distance) {
+    Fields<Value> fields = apart(value);
+#pragma unroll
+    for (float& field : fields.field) field = __shfl_down_sync(ALL, field, distance);
+    return together(fields);
+}
+
+// The merged values of all rows of the tile, in a fixed order: thread t < lanes * V gets those of `merged_channel`. All
+// threads of a block must come here.
+template <int V, typename Value>
+__device__ inline Value merge_rows(Value (&value)[V], int lanes) {
+    __shared__ Fields<Value> kept[WARPS][V][WARP];
+    for (int distance = WARP / 2; distance >= lanes; distance /= 2) {
+#pragma unroll
+        for (int v = 0; v < V; ++v) value[v] = merge(value[v], of_lane_above(value[v], distance));
+    }
+    const int thread = threadIdx.x, warp = thread / WARP, lane = thread % WARP;
+    if (lane < lanes) {
+#pragma unroll
+        for (int v = 0; v < V; ++v) kept[warp][v][lane] = apart(value[v]);
+    }
+    __syncthreads();
+    Value total;
+    if (thread < lanes * V) {
+        for (int other = 0; other < WARPS; ++other) {
+            total = merge(total, together(kept[other][thread / lanes][thread % lanes]));
+        }
+    }
+    __syncthreads();  // the next call writes where this one has read
+    return total;
+}
+
+// After `merge_rows`: the channel that this thread has, or `channels` where it has none.
+__device__ inline std::int64_t merged_channel(unsigned tile, int lanes, int V, std::int64_t channels) {
+    const int thread = threadIdx.x;
+    const std::int64_t channel = (static_cast<std::int64_t>(tile) * lanes + thread % lanes) * V + thread / lanes;
+    return thread < lanes * V && channel < channels ? channel : channels;
+}
+
+// Two sums that are taken together.
+struct Sums {
+    float first = 0.0f, second = 0.0f;
+};
+
+__device__ inline Sums merge(Sums a, Sums b) { return {a.first + b.first, a.second + b.second}; }
+
+}  // namespace fastgan::cuda

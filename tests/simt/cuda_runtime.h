@@ -1,0 +1,44 @@
+// As much of CUDA as csrc/cuda uses, by simt.h.
+#pragma once
+
+#include <cmath>
+
+#include "simt.h"
+
+#define __global__
+#define __device__
+#define __shared__ static thread_local
+#define __grid_constant__
+#define __launch_bounds__(threads)
+
+using cudaStream_t = struct Stream*;
+
+enum cudaError_t { cudaSuccess, cudaErrorInvalidConfiguration };
+
+struct cudaLaunchConfig_t {
+    dim3 gridDim, blockDim;
+    cudaStream_t stream;
+};
+
+inline const char* cudaGetErrorString(cudaError_t error) { return error ? "invalid configuration argument" : ""; }
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+
+template <typename... Parameters>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Parameters... arguments) {
+    if (!config->gridDim.x || !config->gridDim.y || !config->gridDim.z) return cudaErrorInvalidConfiguration;
+    simt::device.run(config->gridDim, config->blockDim, [&] { kernel(arguments...); });
+    return cudaSuccess;
+}
+
+inline void __syncthreads() { simt::device.barrier(); }
+
+inline float __shfl_down_sync(unsigned mask, float value, unsigned distance) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    bits = simt::device.exchange(mask, bits, threadIdx.x % simt::WARP + distance);
+    std::memcpy(&value, &bits, sizeof(bits));
+    return value;
+}
+
+inline float __fdividef(float a, float b) { return a / b; }

@@ -1,0 +1,112 @@
+// One call of a row kernel: its name and arguments from the standard input, and what its pointers point to, after the
+// call, to the standard output. tests/simulated_cuda.py is the other side.
+//
+//     seed, length of the name, the name, then each argument:
+//     'i' int64   'd' double   'p' bytes beyond a multiple of 16, length, that many bytes   'n' a null pointer
+//
+// Each pointer has memory of its own, of just that length, so that AddressSanitizer sees every step beyond it.
+#include <cstdio>
+#include <map>
+#include <string>
+#include <tuple>
+
+#include "../../csrc/cuda/kernels.h"
+#include "simt.h"
+
+namespace {
+
+using namespace fastgan;
+
+template <typename T>
+T take() {
+    T value;
+    if (std::fread(&value, sizeof(T), 1, stdin) != 1) simt::fail("the input ends early");
+    return value;
+}
+
+struct Buffer {
+    std::unique_ptr<char, void (*)(void*)> memory;
+    std::size_t offset, size;
+};
+
+std::vector<Buffer> buffers;
+
+void* take_pointer() {
+    const char tag = take<char>();
+    if (tag == 'n') return nullptr;
+    if (tag != 'p') simt::fail("expected a pointer");
+    const auto offset = take<std::int64_t>(), size = take<std::int64_t>();
+    char* memory = static_cast<char*>(std::malloc(offset + size));  // aligned to 16
+    buffers.push_back({{memory, std::free}, static_cast<std::size_t>(offset), static_cast<std::size_t>(size)});
+    if (size > 0 && std::fread(memory + offset, size, 1, stdin) != 1) simt::fail("the input ends early");
+    return memory + offset;
+}
+
+template <typename T>
+struct Argument {
+    static T get() {
+        if constexpr (std::is_pointer_v<T>) {
+            return static_cast<T>(take_pointer());
+        } else {
+            const char tag = take<char>();
+            if (tag != (std::is_floating_point_v<T> ? 'd' : 'i')) simt::fail("expected a number of another kind");
+            return std::is_floating_point_v<T> ? static_cast<T>(take<double>()) : static_cast<T>(take<std::int64_t>());
+        }
+    }
+};
+
+template <typename T>
+T argument() {
+    return Argument<T>::get();
+}
+
+// Braces keep the order.
+template <>
+struct Argument<Shape> {
+    static Shape get() {
+        return {argument<std::int64_t>(), argument<std::int64_t>(), argument<std::int64_t>(), argument<DType>()};
+    }
+};
+
+template <>
+struct Argument<Owed> {
+    static Owed get() {
+        return {argument<float*>(),       argument<std::int64_t>(), argument<float*>(), argument<float*>(),
+                argument<std::int64_t>(), argument<Activation>(),   argument<float>()};
+    }
+};
+
+template <>
+struct Argument<Measurement> {
+    static Measurement get() {
+        return {argument<float>(), argument<float*>(), argument<float*>(), argument<std::int64_t*>(), argument<float>()};
+    }
+};
+
+template <typename... Parameters>
+std::function<void()> call(void (*function)(Parameters...)) {
+    return [function] {
+        std::tuple<std::decay_t<Parameters>...> arguments{argument<std::decay_t<Parameters>>()...};
+        std::apply(function, arguments);
+    };
+}
+
+const std::map<std::string, std::function<void()>> calls = {
+    {"measure", call(cuda::measure)},
+    {"finish_statistics", call(cuda::finish_statistics)},
+    {"normalise_activate", call(cuda::normalise_activate)},
+    {"normalise_activate_backward", call(cuda::normalise_activate_backward)},
+    {"finish_norm_gradient", call(cuda::finish_norm_gradient)},
+    {"through_statistics", call(cuda::through_statistics)},
+    {"logistic", call(cuda::logistic)},
+};
+
+}  // namespace
+
+int main() {
+    simt::device.random.seed(take<std::int64_t>());
+    std::string name(take<std::int64_t>(), 0);
+    for (char& letter : name) letter = take<char>();
+    calls.at(name)();
+    for (const Buffer& buffer : buffers) std::fwrite(buffer.memory.get() + buffer.offset, 1, buffer.size, stdout);
+}
