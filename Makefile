@@ -30,6 +30,7 @@ check: .venv/installed-dev
 # interpreted kernels cannot be compiled
 aot: .venv/installed-dev
 	env -u TRITON_INTERPRET $(PY) proofs/aot.py $(AOT)
+	$(PY) -m proofs.csrc $(filter --quick --update,$(AOT))
 
 bench: .venv/installed
 	$(PY) benchmarks/digits_quality.py

@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstring>
 #include <initializer_list>
 #include <type_traits>
 
@@ -18,29 +19,40 @@ __device__ inline float widen(__nv_bfloat16 value) { return __bfloat162float(val
 __device__ inline float widen(__half value) { return __half2float(value); }
 
 // to nearest, ties to even
-__device__ inline void narrow(float value, float& to) { to = value; }
-__device__ inline void narrow(float value, __nv_bfloat16& to) { to = __float2bfloat16_rn(value); }
-__device__ inline void narrow(float value, __half& to) { to = __float2half_rn(value); }
+template <typename T>
+__device__ inline T narrow(float value) {
+    if constexpr (std::is_same_v<T, __nv_bfloat16>) return __float2bfloat16_rn(value);
+    if constexpr (std::is_same_v<T, __half>) return __float2half_rn(value);
+    if constexpr (std::is_same_v<T, float>) return value;
+}
 
-template <typename T, int V>
-struct alignas(V * sizeof(T)) Pack {
-    T element[V];
-};
-
-// V neighbouring elements in one access
+// The V elements from index * V on in one access: one of them, or 16 bytes. An index in elements would do, but then the
+// compiler loses sight of neighbours and stores them one by one.
 template <int V, typename T>
-__device__ inline void load(const T* at, float (&value)[V]) {
-    const Pack<T, V> pack = *reinterpret_cast<const Pack<T, V>*>(at);
+__device__ inline void load(const T* from, std::int64_t index, float (&value)[V]) {
+    if constexpr (V == 1) {
+        value[0] = widen(from[index]);
+    } else {
+        const uint4 bits = reinterpret_cast<const uint4*>(from)[index];
+        T element[V];
+        memcpy(element, &bits, sizeof(bits));
 #pragma unroll
-    for (int v = 0; v < V; ++v) value[v] = widen(pack.element[v]);
+        for (int v = 0; v < V; ++v) value[v] = widen(element[v]);
+    }
 }
 
 template <int V, typename T>
-__device__ inline void store(T* at, const float (&value)[V]) {
-    Pack<T, V> pack;
+__device__ inline void store(T* to, std::int64_t index, const float (&value)[V]) {
+    T element[V];
 #pragma unroll
-    for (int v = 0; v < V; ++v) narrow(value[v], pack.element[v]);
-    *reinterpret_cast<Pack<T, V>*>(at) = pack;
+    for (int v = 0; v < V; ++v) element[v] = narrow<T>(value[v]);
+    if constexpr (V == 1) {
+        to[index] = element[0];
+    } else {
+        uint4 bits;
+        memcpy(&bits, element, sizeof(bits));
+        reinterpret_cast<uint4*>(to)[index] = bits;
+    }
 }
 
 template <typename T>
@@ -58,7 +70,7 @@ void with_type(DType dtype, F f) {
     }
 }
 
-// f(Type<T>, V as a constant): V elements are 16 bytes where every row of every matrix is made of whole 16 bytes, else 1
+// f(Type<T>, V as a constant): V elements are 16 bytes where rows of all matrices are made of whole 16 bytes, else 1
 template <typename F>
 void with_elements(const Shape& shape, std::initializer_list<const void*> matrices, F f) {
     with_type(shape.dtype, [&](auto type) {

@@ -9,7 +9,9 @@
 
 namespace fastgan::cuda {
 
-constexpr int WARP = 32, WARPS = 8, THREADS = WARPS * WARP;  // of every block
+constexpr int WARP = 32, WARPS = 8, THREADS_BITS = 8, THREADS = 1 << THREADS_BITS;  // of every block
+constexpr int BLOCKS = 2;  // at least, on a multiprocessor; not told, ptxas spills for the sake of more
+static_assert(WARPS * WARP == THREADS);
 
 struct Grid {
     std::int64_t x, y = 1, z = 1;

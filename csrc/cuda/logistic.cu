@@ -18,7 +18,7 @@ struct Targets {
 
 // grid (groups)
 template <typename T>
-__global__ void __launch_bounds__(THREADS) logistic_kernel(const T* __restrict__ logits,  // [groups, size]
+__global__ void __launch_bounds__(THREADS, BLOCKS) logistic_kernel(const T* __restrict__ logits,  // [groups, size]
                                                            int64_t size, const __grid_constant__ Targets targets,
                                                            float* __restrict__ loss, float* __restrict__ probability,
                                                            float* __restrict__ gradient) {  // [groups, size]
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(THREADS) logistic_kernel(const T* __restrict__
         sums[0] = merge(sums[0], {of.loss, of.probability});
         gradient[at] = of.gradient / static_cast<float>(size);
     }
-    const Sums total = merge_rows(sums, 1);
+    const Sums total = merge_rows(sums, 0);
     if (threadIdx.x == 0) {
         loss[blockIdx.x] = total.first / static_cast<float>(size);
         probability[blockIdx.x] = total.second / static_cast<float>(size);

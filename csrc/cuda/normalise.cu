@@ -8,8 +8,8 @@
 namespace fastgan::cuda {
 namespace {
 
-constexpr int LANES = 8;  // channels of a block that adds up parts: 32 bytes, which memory reads anyway
-constexpr int DEEP = 8;   // rows of each thread that only writes
+constexpr int BITS = 3;  // 2^3 channels of a block that adds up parts: 32 bytes, a memory access
+constexpr int DEEP = 8;  // rows of each thread that only writes
 
 // Where the vectors of a normalisation stand; mean null: there is none.
 struct Vectors {
@@ -44,55 +44,55 @@ struct Norm {
 
 // grid (parts of the rows, groups, tiles of channels)
 template <typename T, int V, Activation kind>
-__global__ void __launch_bounds__(THREADS) normalise_activate_kernel(
-    const T* __restrict__ x, int64_t rows, int64_t channels, int lanes, Vectors of, float slope, T* __restrict__ out) {
-    const Place place(blockIdx.z, lanes, V, channels);
+__global__ void __launch_bounds__(THREADS, BLOCKS) normalise_activate_kernel(
+    const T* __restrict__ x, int64_t rows, int64_t channels, int bits, Vectors of, float slope, T* __restrict__ out) {
+    const Place place(blockIdx.z, bits, V, channels);
     const Norm<V> norm(of, blockIdx.y, place);
-    const int64_t group = blockIdx.y * rows * channels + place.channel;
-    if (!place.inside) return;
-    const int64_t step = static_cast<int64_t>(gridDim.x) * place.step;
+    const int64_t columns = channels / V, begin = static_cast<int64_t>(blockIdx.x) * DEEP * place.step;
+    const int64_t many = min(place.count(rows - begin), static_cast<int64_t>(DEEP));
+    const int64_t first = (blockIdx.y * rows + begin + place.row) * columns + place.column;
 #pragma unroll 4
-    for (int64_t row = static_cast<int64_t>(blockIdx.x) * place.step + place.row; row < rows; row += step) {
+    for (int64_t i = 0; i < many; ++i) {
+        const int64_t index = first + i * place.step * columns;
         float value[V];
-        load<V>(x + group + row * channels, value);
+        load<V>(x, index, value);
 #pragma unroll
         for (int v = 0; v < V; ++v) {
             const float z = normalise(value[v], norm.mean[v], norm.rstd[v], norm.gamma[v], norm.beta[v]);
             value[v] = activate<kind>(z, slope);
         }
-        store<V>(out + group + row * channels, value);
+        store<V>(out, index, value);
     }
 }
 
 // grid (parts, groups, tiles of channels)
 template <typename T, int V, Activation kind>
-__global__ void __launch_bounds__(THREADS) normalise_activate_backward_kernel(
-    const T* __restrict__ gout, const T* __restrict__ x, int64_t rows, int64_t channels, int lanes, Vectors of,
-    float slope, T* __restrict__ gx, float* __restrict__ partials) {
-    const Place place(blockIdx.z, lanes, V, channels);
+__global__ void __launch_bounds__(THREADS, BLOCKS) normalise_activate_backward_kernel(
+    const T* __restrict__ gout, const T* __restrict__ x, int64_t rows, int64_t each,  // of a group, of a part
+    int64_t channels, int bits, Vectors of, float slope, T* __restrict__ gx, float* __restrict__ partials) {
+    const Place place(blockIdx.z, bits, V, channels);
     const Norm<V> norm(of, blockIdx.y, place);
-    const int64_t group = blockIdx.y * rows * channels + place.channel;
-    const int64_t begin = rows * blockIdx.x / gridDim.x, end = rows * (blockIdx.x + 1) / gridDim.x;
+    const int64_t columns = channels / V, begin = blockIdx.x * each, many = place.count(min(each, rows - begin));
+    const int64_t first = (blockIdx.y * rows + begin + place.row) * columns + place.column;
     Sums sums[V];
-    if (place.inside) {
 #pragma unroll 2
-        for (int64_t row = begin + place.row; row < end; row += place.step) {
-            float value[V], g[V];
-            load<V>(x + group + row * channels, value);
-            load<V>(gout + group + row * channels, g);
+    for (int64_t i = 0; i < many; ++i) {
+        const int64_t index = first + i * place.step * columns;
+        float value[V], g[V];
+        load<V>(x, index, value);
+        load<V>(gout, index, g);
 #pragma unroll
-            for (int v = 0; v < V; ++v) {
-                const float z = normalise(value[v], norm.mean[v], norm.rstd[v], norm.gamma[v], norm.beta[v]);
-                const float gz = through_activation<kind>(g[v], z, slope);
-                sums[v] = merge(sums[v], {gz, gz * standardise(value[v], norm.mean[v], norm.rstd[v])});
-                g[v] = gz * (norm.gamma[v] * norm.rstd[v]);
-            }
-            store<V>(gx + group + row * channels, g);
+        for (int v = 0; v < V; ++v) {
+            const float z = normalise(value[v], norm.mean[v], norm.rstd[v], norm.gamma[v], norm.beta[v]);
+            const float gz = through_activation<kind>(g[v], z, slope);
+            sums[v] = merge(sums[v], {gz, gz * standardise(value[v], norm.mean[v], norm.rstd[v])});
+            g[v] = gz * (norm.gamma[v] * norm.rstd[v]);
         }
+        store<V>(gx, index, g);
     }
     if (partials == nullptr) return;
-    const Sums total = merge_rows(sums, lanes);
-    const int64_t channel = merged_channel(blockIdx.z, lanes, V, channels);
+    const Sums total = merge_rows(sums, bits);
+    const int64_t channel = merged_channel(blockIdx.z, bits, V, channels);
     if (channel < channels) {
         float* at = partials + (static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x) * channels + channel;
         at[0] = total.first;
@@ -101,11 +101,11 @@ __global__ void __launch_bounds__(THREADS) normalise_activate_backward_kernel(
 }
 
 // grid (tiles of channels, groups)
-__global__ void __launch_bounds__(THREADS) finish_norm_gradient_kernel(
+__global__ void __launch_bounds__(THREADS, BLOCKS) finish_norm_gradient_kernel(
     const float* __restrict__ partials,  // [2, groups, parts, channels]
     int64_t channels, int64_t parts, Vectors of,
     float* __restrict__ out) {  // [4, groups, channels]
-    const Place place(blockIdx.x, LANES, 1, channels);
+    const Place place(blockIdx.x, BITS, 1, channels);
     const int64_t group = blockIdx.y, groups = gridDim.y;
     Sums sums[1];
     if (place.inside) {
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(THREADS) finish_norm_gradient_kernel(
             sums[0] = merge(sums[0], {at[part * channels], at[(groups * parts + part) * channels]});
         }
     }
-    const Sums total = merge_rows(sums, LANES);
+    const Sums total = merge_rows(sums, BITS);
     if (place.row == 0 && place.inside) {
         const float rstd = of.rstd[group * of.statistic_stride + place.channel];
         const float gamma = of.gamma[group * of.gamma_stride + place.channel];
@@ -148,11 +148,11 @@ void normalise_activate(const Shape& shape, const void* x, const Owed& owed, voi
         with_activation(owed.activation, [&](auto kind) {
             using T = typename decltype(type)::type;
             constexpr int V = v;
-            const int lanes = lanes_for(shape.channels, V);
+            const int bits = bits_for(shape.channels, V);
             launch("normalise_activate", normalise_activate_kernel<T, V, kind()>,
-                   {ceiling(shape.group_rows(), THREADS / lanes * DEEP), shape.groups,
-                    ceiling(shape.channels, lanes * V)},
-                   queue, static_cast<const T*>(x), shape.group_rows(), shape.channels, lanes,
+                   {ceiling(shape.group_rows(), (THREADS >> bits) * DEEP), shape.groups,
+                    ceiling(shape.channels, V << bits)},
+                   queue, static_cast<const T*>(x), shape.group_rows(), shape.channels, bits,
                    vectors(owed, shape.channels), owed.slope, static_cast<T*>(out));
         });
     });
@@ -164,18 +164,18 @@ void normalise_activate_backward(const Shape& shape, const void* gout, const voi
         with_activation(owed.activation, [&](auto kind) {
             using T = typename decltype(type)::type;
             constexpr int V = v;
-            const int lanes = lanes_for(shape.channels, V);
+            const int bits = bits_for(shape.channels, V);
             launch("normalise_activate_backward", normalise_activate_backward_kernel<T, V, kind()>,
-                   {parts, shape.groups, ceiling(shape.channels, lanes * V)}, queue, static_cast<const T*>(gout),
-                   static_cast<const T*>(x), shape.group_rows(), shape.channels, lanes, vectors(owed, shape.channels),
-                   owed.slope, static_cast<T*>(gx), partials);
+                   {parts, shape.groups, ceiling(shape.channels, V << bits)}, queue, static_cast<const T*>(gout),
+                   static_cast<const T*>(x), shape.group_rows(), ceiling(shape.group_rows(), parts), shape.channels, bits,
+                   vectors(owed, shape.channels), owed.slope, static_cast<T*>(gx), partials);
         });
     });
 }
 
 void finish_norm_gradient(const float* partials, int64_t channels, int64_t groups, int64_t parts, const Owed& owed,
                           float* out, int64_t queue) {
-    launch("finish_norm_gradient", finish_norm_gradient_kernel, {ceiling(channels, LANES), groups}, queue, partials,
+    launch("finish_norm_gradient", finish_norm_gradient_kernel, {ceiling(channels, 1 << BITS), groups}, queue, partials,
            channels, parts, vectors(owed, channels), out);
 }
 

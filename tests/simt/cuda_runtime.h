@@ -9,7 +9,11 @@
 #define __device__
 #define __shared__ static thread_local
 #define __grid_constant__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(threads, blocks)
+
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
 
 using cudaStream_t = struct Stream*;
 
@@ -40,5 +44,7 @@ inline float __shfl_down_sync(unsigned mask, float value, unsigned distance) {
     std::memcpy(&value, &bits, sizeof(bits));
     return value;
 }
+
+using std::min;
 
 inline float __fdividef(float a, float b) { return a / b; }

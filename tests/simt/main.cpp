@@ -1,5 +1,5 @@
 // One call of a row kernel: its name and arguments from the standard input, and what its pointers point to, after the
-// call, to the standard output. tests/simulated_cuda.py is the other side.
+// call, to the standard output. tests/simt/__init__.py is the other side.
 //
 //     seed, length of the name, the name, then each argument:
 //     'i' int64   'd' double   'p' bytes beyond a multiple of 16, length, that many bytes   'n' a null pointer
@@ -79,7 +79,8 @@ struct Argument<Owed> {
 template <>
 struct Argument<Measurement> {
     static Measurement get() {
-        return {argument<float>(), argument<float*>(), argument<float*>(), argument<std::int64_t*>(), argument<float>()};
+        return {argument<float>(), argument<float*>(), argument<float*>(), argument<std::int64_t*>(),
+                argument<float>()};
     }
 };
 
