@@ -167,8 +167,8 @@ void normalise_activate_backward(const Shape& shape, const void* gout, const voi
             const int bits = bits_for(shape.channels, V);
             launch("normalise_activate_backward", normalise_activate_backward_kernel<T, V, kind()>,
                    {parts, shape.groups, ceiling(shape.channels, V << bits)}, queue, static_cast<const T*>(gout),
-                   static_cast<const T*>(x), shape.group_rows(), ceiling(shape.group_rows(), parts), shape.channels, bits,
-                   vectors(owed, shape.channels), owed.slope, static_cast<T*>(gx), partials);
+                   static_cast<const T*>(x), shape.group_rows(), ceiling(shape.group_rows(), parts), shape.channels,
+                   bits, vectors(owed, shape.channels), owed.slope, static_cast<T*>(gx), partials);
         });
     });
 }

@@ -100,8 +100,8 @@ void measure(const Shape& shape, const void* x, int64_t parts, float* partials, 
         constexpr int V = v;
         const int bits = bits_for(shape.channels, V);
         launch("measure", measure_kernel<T, V>, {parts, shape.groups, ceiling(shape.channels, V << bits)}, queue,
-               static_cast<const T*>(x), shape.group_rows(), ceiling(shape.group_rows(), parts), shape.channels,
-               bits, partials);
+               static_cast<const T*>(x), shape.group_rows(), ceiling(shape.group_rows(), parts),
+               shape.channels, bits, partials);
     });
 }
 

@@ -22,8 +22,8 @@ inline int bits_for(std::int64_t channels, int V) {
 
 inline std::int64_t ceiling(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-// Of a thread: its V channels, which are those from `channel` on and access number `column` of a row; the first row that
-// it reads, and how many rows on the next; `inside`: whether the channels exist.
+// Of a thread: its V channels, which are those from `channel` on and access number `column` of a row; the first row
+// that it reads, and how many rows on the next; `inside`: whether the channels exist.
 struct Place {
     std::int64_t column, channel;
     int row, step, step_bits;
@@ -67,8 +67,8 @@ __device__ inline Value of_lane_above(const Value& value, int distance) {
     return together(fields);
 }
 
-// The merged values of all rows of the tile, in a fixed order, for the channel that `merged_channel` names. All threads of
-// a block must come here.
+// The merged values of all rows of the tile, in a fixed order, for the channel that `merged_channel` names. All threads
+// of a block must come here.
 template <int V, typename Value>
 __device__ inline Value merge_rows(Value (&value)[V], int bits) {
     __shared__ Fields<Value> kept[WARPS][V][WARP];

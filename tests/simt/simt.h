@@ -1,8 +1,8 @@
 // CUDA's threads, blocks and warps on a CPU, to run kernels under sanitizers.
 //
 // The threads of a block are fibres of one thread of the system. Each runs until it meets a barrier or leaves. Between
-// two barriers of the block one warp after another goes as far as it can, in an order that is drawn each time, and so is
-// that of the threads of a warp between two shuffles: a result that hangs on these hangs on the seed. Blocks run one
+// two barriers of the block one warp after another goes as far as it can, in an order that is drawn each time, and so
+// is that of the threads of a warp between two shuffles: a result that hangs on these hangs on the seed. Blocks run one
 // after another, in an order that is drawn too. `__shared__` variables are thread_local, which puts them into one piece
 // of memory: every block finds it full of NaN.
 #pragma once
