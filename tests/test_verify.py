@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastgan import cli, presets
@@ -21,6 +21,7 @@ from fastgan.config import Config
 from fastgan.errors import FastganError, KernelError
 from fastgan.ops import library, reference
 from fastgan.ops.layers import BatchNorm
+from fastgan.ops.native import extension
 from fastgan.ops.triton import engine, launch
 from fastgan.train import graph
 from fastgan.train.graph import GraphedStep
@@ -72,9 +73,11 @@ def test_stages_have_the_shapes_of_the_network():
         [False, False], *[[True, True]] * 4, [False, False], [False, True], *[[True, True]] * 3]
 
 
-@pytest.mark.parametrize(("name", "precision"), [("G2", "fp16"), ("G3", "ieee"), ("D1", "fp16"), ("D2", "ieee")])
-def test_kernels_pass(name, precision):
-    found = examined("triton", name, precision)
+@pytest.mark.parametrize(("impl", "name", "precision"), [
+    ("triton", "G2", "fp16"), ("triton", "G3", "ieee"), ("triton", "D1", "fp16"), ("triton", "D2", "ieee"),
+    ("native", "G2", "bf16"), ("native", "G3", "fp16"), ("native", "D1", "bf16"), ("native", "D2", "ieee")])
+def test_kernels_pass(impl, name, precision):
+    found = examined(impl, name, precision)
     assert found.passed and not found.error
     names = {"output", "input gradient", "weight gradient"}
     names |= {"gamma gradient", "beta gradient", "running mean", "running variance"} if name in ("G2", "D2") else set()
@@ -189,8 +192,19 @@ def test_what_an_engine_raises_is_a_finding(monkeypatch):
     assert not found.passed and found.error == "RuntimeError: an illegal memory access"
 
 
-def test_steps_of_kernels_pass():
-    found = steps.examine(small_game(count=1), "triton")
+def test_slopes_in_doubt():
+    """Of inputs within two units of the kink, whose rms is 1."""
+    unit = rule.PRECISIONS["fp16"].unit
+    z = torch.tensor([-1.0, -2.5 * unit, -1.5 * unit, 1.5 * unit, 2.5 * unit, 1.0], dtype=torch.float64)
+    z = torch.cat([z, torch.ones(1000)]).requires_grad_()
+    slopes = [torch.autograd.grad(network(z).sum(), z)[0][:6].tolist()
+              for network in rule.doubted(nn.Sequential(nn.ReLU()), rule.PRECISIONS["fp16"])]
+    assert slopes == [[0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("impl", ["native", "triton"])
+def test_steps_of_kernels_pass(impl):
+    found = steps.examine(small_game(count=1), impl)
     assert found.passed, found
     assert set(found.quantities) == {f"{network} {what}" for network in ("generator", "discriminator")
                                      for what in ("parameters", "running means", "running variances")}
@@ -243,15 +257,17 @@ def test_steps_that_were_not_captured_are_not_said_to_be_right(monkeypatch):
 
 
 def test_precisions_of_each_device(monkeypatch):
-    assert [one.precisions for one in checks.usable("auto", CPU)] == [("ieee",), ("ieee", "fp16")]
+    monkeypatch.setattr(extension, "why_not", lambda device: "")
+    assert [(one.impl, one.precisions) for one in checks.usable("auto", CPU)] == [
+        ("reference", ("ieee",)), ("native", ("ieee", "bf16", "fp16")), ("triton", ("ieee", "fp16"))]
     monkeypatch.setattr(launch, "INTERPRETED", False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert [one.precisions for one in checks.usable("auto", torch.device("cuda"))] == [
-        ("ieee", "tf32", "bf16", "fp16")] * 2
+        ("ieee", "tf32", "bf16", "fp16")] * 3
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "T4")
     assert [(one.impl, one.precisions) for one in checks.usable("auto", torch.device("cuda"))] == [
-        ("reference", ("ieee", "fp16"))]
+        ("reference", ("ieee", "fp16")), ("native", ("ieee", "fp16"))]
     assert "sm_75" in machine.why_not("triton", torch.device("cuda"))
 
 
@@ -266,7 +282,7 @@ def test_steps_are_compared_in_every_precision_that_trains_and_as_a_graph_where_
 
 
 def test_wide_networks_are_narrowed_for_the_interpreter():
-    engines = {one.impl: one for one in checks.usable("auto", CPU)}
+    engines = {one.impl: one for impl in ("reference", "triton") for one in checks.usable(impl, CPU)}
     config = presets.get("dcgan-64")
     assert checks.narrowed(config, engines["reference"]) is config
     narrow = checks.narrowed(config, engines["triton"])
@@ -284,7 +300,8 @@ def test_command_writes_a_certificate(capsys, tmp_path):
     assert "1 step as a CUDA graph: not checked: no CUDA device" in out
     found = json.loads(path.read_text())
     assert found["passed"] and len(found["operations"]) == 6 and len(found["steps"]) == 1
-    assert set(found["plan"].values()) == {"reference"} and found["engines"]["triton"] == "not asked for"
+    assert {words.partition(";")[0] for words in found["plan"].values()} == {"reference"}
+    assert found["engines"]["triton"] == "not asked for"
     assert {"device", "driver", "fastgan", "python", "torch", "triton", "CUDA", "cuDNN", "commit"} == set(
         found["machine"])
     assert all(one["used"] <= 1 for row in found["operations"] for one in row["quantities"].values())
@@ -322,7 +339,7 @@ def test_certificates_leave_the_random_state_alone():
     (["--batch", "3"], "--batch 3: expected an even number, 4 or more"),
     (["--steps", "0"], "--steps 0: expected 1 or more"),
     (["--preset", "dcgan64"], "unknown preset 'dcgan64'"),
-    (["--impl", "native"], "invalid choice 'native'"),
+    (["--impl", "cudnn"], "invalid choice 'cudnn'"),
     (["--device", "abacus"], "--device abacus: expected auto or one that is here"),
     (["--out", "gone/certificate.json"], "no such folder: gone"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
@@ -333,6 +350,9 @@ def test_errors_are_one_line(capsys, args, message):
 
 
 def test_an_engine_that_cannot_run_is_an_error_only_when_asked_for(monkeypatch):
+    monkeypatch.setattr(extension, "why_not", lambda device: "it was not built")
+    with pytest.raises(FastganError, match="--impl native on cpu: it was not built; expected auto or reference"):
+        certificate("tiny", impl="native", device="cpu")
     monkeypatch.setattr(launch, "INTERPRETED", False)
     with pytest.raises(FastganError, match="--impl triton on cpu: needs a CUDA device"):
         certificate("tiny", impl="triton", device="cpu")

@@ -55,8 +55,8 @@ def _engine(impl: str, device: torch.device) -> Engine:
     if machine.interpreted(impl, device):  # which computes bfloat16 wrongly, and has no tensor cores
         return Engine(impl, ("ieee", "fp16"), "in Triton's interpreter", WIDTH)
     note = "PyTorch's operators" if impl == "reference" else "compiled kernels"
-    if device.type != "cuda":
-        return Engine(impl, ("ieee",), note)
+    if device.type != "cuda":  # where eager PyTorch trains in float32 or, as autocast has it there, in bfloat16
+        return Engine(impl, ("ieee",) if impl == "reference" else ("ieee", "bf16", "fp16"), note)
     modern = torch.cuda.get_device_capability(device) >= engines.OLDEST
     return Engine(impl, ("ieee", "tf32", "bf16", "fp16") if modern else ("ieee", "fp16"), note)
 

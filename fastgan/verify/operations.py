@@ -48,7 +48,7 @@ def _compare(stage: Stage, impl: str, precision: rule.Precision, batch: int,
 
     wide = copy.deepcopy(layers).double()
     exact = eager(copy.deepcopy(wide), torch.float64, exactly)
-    kinks = [eager(rule.kinked(wide, shift), torch.float64, exactly) for shift in (-precision.unit, precision.unit)]
+    kinks = [eager(moved, torch.float64, exactly) for moved in rule.doubted(wide, precision)]
     fused = Chain(*copy.deepcopy(layers), impl=impl)
     fused.stat_groups = stage.groups
     with rule.products(precision):

@@ -6,10 +6,11 @@ all of them distances from float64, as root mean square over a tensor of n eleme
 4 in place of 1.5. c = 1 + 3 / sqrt(n): root mean squares of n roundings vary by 1 / sqrt(2 n), and so does their
 ratio, three deviations of which are allowed: nothing for a weight, a lot for the bias of one channel.
 
-Kinks: where an activation's input is within one unit of zero, a rounding decides between two slopes, in eager as in
-ours, and one such element may weigh more than all roundings together. The exact gradient is taken twice more with the
-change of slopes moved by that unit to either side; 1.5 x how far that moves the gradient is allowed beside eager's
-error, as independent errors add, by their squares.
+Kinks: where an activation's input is nearly zero, a rounding decides between two slopes, in eager as in ours, and one
+such element may weigh more than all roundings together. In 16 bits these inputs are off by one unit (as root mean
+square), so elements within two are in doubt. The exact gradient is taken twice more with the change of slopes moved by
+two units to either side; 1.5 x how far that moves the gradient is allowed beside eager's error, as independent errors
+add, by their squares.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 MARGIN, WORST = 1.5, 4.0
+DOUBT = 2.0  # units from a kink
 
 # of sums in float32, such as statistics, in all precisions: 24 bits, less 2 as eager sums on the CPU in float64
 FLOAT32 = 2**-22
@@ -113,6 +115,11 @@ def products(precision: Precision) -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = before
+
+
+def doubted(network: nn.Sequential, precision: Precision) -> list[nn.Sequential]:
+    """The same layers, twice, with kinks moved to either side of where inputs are in doubt."""
+    return [kinked(network, sign * DOUBT * precision.unit) for sign in (-1, 1)]
 
 
 def kinked(network: nn.Sequential, shift: float) -> nn.Sequential:

@@ -172,8 +172,7 @@ def play(ptxsim: Any, case: Case, precision: rule.Precision, arch: int, rules: l
     def in_groups(network: nn.Module) -> Any:
         return lambda x: torch.cat([network(part) for part in x.chunk(case.groups)])
 
-    below, above = (results(in_groups(network), x.double(), network) for network in (
-        rule.kinked(exact_network, shift) for shift in (-precision.unit, precision.unit)))
+    below, above = (results(in_groups(moved), x.double(), moved) for moved in rule.doubted(exact_network, precision))
     exact = results(in_groups(exact_network), x.double(), exact_network)
     with rule.eagerly(precision):
         eager = results(in_groups(eager_network), x, eager_network)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from fastgan.verify.rule import FLOAT32, PRECISIONS, Precision, kinked, products, used
+from fastgan.verify.rule import FLOAT32, PRECISIONS, Precision, doubted, kinked, products, used
 
-__all__ = ["FLOAT32", "PRECISIONS", "Precision", "cut", "eagerly", "kinked", "products", "used"]
+__all__ = ["FLOAT32", "PRECISIONS", "Precision", "cut", "doubted", "eagerly", "kinked", "products", "used"]
 
 
 def eagerly(precision: Precision) -> Any:
