@@ -11,7 +11,7 @@ help:
 	@echo "make demo    train a DCGAN on handwritten digits (a few minutes on two CPU cores)"
 	@echo "make test    run the tests"
 	@echo "make check   lint and check types"
-	@echo "make aot     compile all kernels for six GPU architectures and gate the result (AOT=--quick: what CI runs)"
+	@echo "make aot     compile all GPU kernels, Triton's and csrc/cuda's, and gate the result (AOT=--quick: what CI runs)"
 	@echo "make bench   score the demo's digits with a classifier (after make demo)"
 	@echo "make ptx     execute the compiled GPU kernels on the CPU, in a PTX simulator at PTXSIM (PTX=--quick: minutes)"
 	@echo "make gpu     all that a GPU can prove and measure, in ten minutes, with GPU_PYTHON (GPU=--quick: three minutes)"

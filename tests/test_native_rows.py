@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +16,7 @@ from fastgan import _cpu
 from fastgan.errors import FastganError
 from fastgan.ops import reference
 from fastgan.ops.layers import ACTIVATIONS, Activation, Measurement, Owed
-from fastgan.ops.native import rows
+from fastgan.ops.native import extension, rows
 from fastgan.ops.native.rows import Window
 from tests.near import EPS, MARGIN, UNITS, rms
 
@@ -252,3 +255,21 @@ def test_refused_once_more_below(name, change, message):
 def test_instruction_set_that_is_not_there():
     with pytest.raises(ValueError, match=r"isa sse9: this processor and this build have .*portable"):
         _cpu.use("sse9")
+
+
+def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
+    """Where another GPU is the current one, by the stream that is current on theirs."""
+    where, calls = [0], []
+
+    @contextmanager
+    def current(device: torch.device) -> Iterator[None]:
+        where.append(device.index)
+        yield
+        where.pop()
+
+    module = SimpleNamespace(measure=lambda *arguments: calls.append((where[-1], arguments)))
+    monkeypatch.setitem(extension._found, "cuda", (module, ""))
+    monkeypatch.setattr(torch.cuda, "device", current)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=100 + device.index))
+    extension.call(torch.device("cuda:1"), "measure", 7)
+    assert calls == [(1, (7, 101))] and where == [0]

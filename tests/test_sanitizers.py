@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -12,38 +13,54 @@ import pytest
 from fastgan import _cpu
 
 ROOT = Path(__file__).parent.parent
-CPU = ROOT / "csrc" / "cpu"
-KERNELS = sorted(str(path) for path in CPU.glob("*.cpp") if path.name != "bindings.cpp")
+CPU, EDGES = ROOT / "csrc" / "cpu", ROOT / "tests" / "csrc" / "edges.cpp"
+SOURCES = [*sorted(path for path in CPU.glob("*.cpp") if path.name != "bindings.cpp"), EDGES]
 FLAGS = {"portable": [], "avx2": ["-mavx2", "-mfma", "-mf16c"]}
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-COMPILE = ["g++", "-std=c++17", "-O1", "-fopenmp", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc' / 'include'}"]
+SANITIZERS = ["-fopenmp", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+COMPILE = ["g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc' / 'include'}", *SANITIZERS]
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 
 
-def run(folder: Path, isa: str, kernels: list[str]) -> subprocess.CompletedProcess[str]:
-    subprocess.run([*COMPILE, *SANITIZERS, *FLAGS[isa], f"-DFASTGAN_ISA={isa}", f"-I{CPU}", *kernels,
-                    str(ROOT / "tests" / "csrc" / "edges.cpp"), "-o", str(folder / "edges")], check=True)
+def compiled(source: Path, isa: str, folder: Path, headers: Path = CPU) -> Path:
+    to = folder / f"{source.stem}.o"
+    subprocess.run([*COMPILE, *FLAGS[isa], f"-DFASTGAN_ISA={isa}", f"-I{headers}", "-c", str(source), "-o", str(to)],
+                   check=True)
+    return to
+
+
+def run(folder: Path, objects: Iterable[Path]) -> subprocess.CompletedProcess[str]:
+    subprocess.run(["g++", *SANITIZERS, *map(str, objects), "-o", str(folder / "edges")], check=True)
     return subprocess.run([str(folder / "edges")], capture_output=True, text=True,
                           env={**os.environ, "ASAN_OPTIONS": "detect_leaks=1"})
 
 
-@pytest.mark.parametrize("isa", FLAGS)
-def test_edges(isa, tmp_path):
+@pytest.fixture(scope="module", params=FLAGS)
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Path]]:
+    """An instruction set, and all that was compiled for it, by the sources' names."""
+    folder = tmp_path_factory.mktemp(request.param)
+    return request.param, {source.name: compiled(source, request.param, folder) for source in SOURCES}
+
+
+def test_edges(built, tmp_path):
+    isa, objects = built
     if isa not in _cpu.isas():
         pytest.skip(f"this processor has no {isa}")
-    done = run(tmp_path, isa, KERNELS)
+    done = run(tmp_path, objects.values())
     assert done.returncode == 0 and done.stdout.strip() == isa, done.stderr
 
 
-@pytest.mark.parametrize(("name", "right", "wrong"), [
-    ("panel.h", "left < repeat ? left", "left < 0 ? left"),
-    ("scatter.cpp", "row >= window.height", "row > window.height"),
+@pytest.mark.parametrize("built", ["portable"], indirect=True)
+@pytest.mark.parametrize(("name", "right", "wrong", "used_by"), [
+    ("panel.h", "left < repeat ? left", "left < 0 ? left", "normalise.cpp"),
+    ("scatter.cpp", "row >= window.height", "row > window.height", "scatter.cpp"),
 ], ids=["panel", "scatter"])
-def test_a_step_too_far_is_seen(name, right, wrong, tmp_path):
+def test_a_step_too_far_is_seen(name, right, wrong, used_by, built, tmp_path):
+    """With one file compiled from a copy of the sources that has a mistake in it."""
     shutil.copytree(CPU, tmp_path / "cpu")
     source = (tmp_path / "cpu" / name).read_text()
     assert source.count(right) == 1
     (tmp_path / "cpu" / name).write_text(source.replace(right, wrong))
-    done = run(tmp_path, "portable", [kernel.replace(str(CPU), str(tmp_path / "cpu")) for kernel in KERNELS])
+    wrong_one = compiled(tmp_path / "cpu" / used_by, "portable", tmp_path, tmp_path / "cpu")
+    done = run(tmp_path, (built[1] | {used_by: wrong_one}).values())
     assert done.returncode != 0 and "AddressSanitizer" in done.stderr

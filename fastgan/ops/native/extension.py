@@ -6,8 +6,10 @@ handle of the current stream on CUDA.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -45,3 +47,10 @@ def of(device: torch.device) -> ModuleType:
 def queue(device: torch.device) -> int:
     """What a kernel is given last."""
     return torch.get_num_threads() if device.type == "cpu" else torch.cuda.current_stream(device).cuda_stream
+
+
+def call(device: torch.device, name: str, *arguments: Any) -> None:
+    """Run a kernel on a device, whichever is the current one: a launch there on another's stream is refused."""
+    kernel = getattr(of(device), name)
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel(*arguments, queue(device))

@@ -35,11 +35,11 @@ class Window(NamedTuple):
 def measure(x: Tensor, groups: int) -> Tensor:
     """[3, G, parts, C]: count, mean and M2 = sum (x - mean)^2 of each part of each group of rows."""
     _check("x", x)
-    module, (rows, channels) = extension.of(x.device), _size(x, groups)
-    parts = module.parts(rows // groups, channels)
+    rows, channels = _size(x, groups)
+    parts = extension.of(x.device).parts(rows // groups, channels)
     partials = x.new_empty((3, groups, parts, channels), dtype=torch.float32)
-    module.measure(x.data_ptr(), DTYPES[x.dtype], rows, channels, groups, parts, partials.data_ptr(),
-                   extension.queue(x.device))
+    extension.call(x.device, "measure", x.data_ptr(), DTYPES[x.dtype], rows, channels, groups, parts,
+                   partials.data_ptr())
     return partials
 
 
@@ -56,9 +56,10 @@ def finish_statistics(partials: Tensor, measurement: Measurement) -> Tensor:
     if momentum is None and running[0] is not None and tracked is None:
         raise FastganError("momentum None without num_batches_tracked: a plain average counts its batches")
     out = partials.new_empty((2, groups, channels))
-    extension.of(partials.device).finish_statistics(
-        partials.data_ptr(), channels, groups, parts, -1.0 if eps is None else eps, *map(_address, running),
-        _address(tracked), -1.0 if momentum is None else momentum, out.data_ptr(), extension.queue(partials.device))
+    extension.call(
+        partials.device, "finish_statistics", partials.data_ptr(), channels, groups, parts,
+        -1.0 if eps is None else eps, *map(_address, running), _address(tracked),
+        -1.0 if momentum is None else momentum, out.data_ptr())
     for part, wide in zip(given, running, strict=True):
         if part is not None and wide is not None and wide is not part:
             part.copy_(wide)
@@ -69,9 +70,9 @@ def normalise_activate(x: Tensor, owed: Owed) -> Tensor:
     """act(gamma * (x - mean) * rstd + beta), in x's dtype."""
     _check("x", x)
     groups, out, vectors = owed.groups(), torch.empty_like(x), Vectors(x, owed)
-    extension.of(x.device).normalise_activate(
-        x.data_ptr(), DTYPES[x.dtype], *_size(x, groups), groups, *vectors.arguments(), *vectors.activation,
-        out.data_ptr(), extension.queue(x.device))
+    extension.call(
+        x.device, "normalise_activate", x.data_ptr(), DTYPES[x.dtype], *_size(x, groups), groups,
+        *vectors.with_activation(), out.data_ptr())
     return out
 
 
@@ -79,20 +80,19 @@ def normalise_activate_backward(gout: Tensor, x: Tensor, owed: Owed) -> tuple[Te
     """Gradients of x and of `owed` [4, G, C], which is empty without a normalisation."""
     _check("x", x)
     _check_as("gout", gout, x, tuple(x.shape), x.dtype)
-    module, queue = extension.of(x.device), extension.queue(x.device)
     groups, gx, vectors = owed.groups(), torch.empty_like(x), Vectors(x, owed)
     rows, channels = _size(x, groups)
-    parts = module.parts(rows // groups, channels)
+    parts = extension.of(x.device).parts(rows // groups, channels)
     partials = None if owed.statistics is None else x.new_empty((2, groups, parts, channels), dtype=torch.float32)
-    module.normalise_activate_backward(
-        gout.data_ptr(), x.data_ptr(), DTYPES[x.dtype], rows, channels, groups, *vectors.arguments(),
-        *vectors.activation, parts, gx.data_ptr(), _address(partials), queue)
+    extension.call(
+        x.device, "normalise_activate_backward", gout.data_ptr(), x.data_ptr(), DTYPES[x.dtype], rows, channels, groups,
+        *vectors.with_activation(), parts, gx.data_ptr(), _address(partials))
     if partials is None:
         return gx, x.new_empty((0,))
     gnorm = partials.new_empty((4, groups, channels))
     statistics, statistic_groups, gamma, _, gamma_groups = vectors.arguments()
-    module.finish_norm_gradient(partials.data_ptr(), channels, groups, parts, statistics, statistic_groups, gamma,
-                                gamma_groups, gnorm.data_ptr(), queue)
+    extension.call(x.device, "finish_norm_gradient", partials.data_ptr(), channels, groups, parts, statistics,
+                   statistic_groups, gamma, gamma_groups, gnorm.data_ptr())
     return gx, gnorm
 
 
@@ -104,9 +104,9 @@ def through_statistics(gy: Tensor, y: Tensor, gstatistics: Tensor, statistics: T
     gstatistics = gstatistics.contiguous()
     for name, part in (("statistics", statistics), ("gstatistics", gstatistics)):
         _check_as(name, part, y, (2, groups, y.shape[-1]))
-    extension.of(y.device).through_statistics(
-        gy.data_ptr(), y.data_ptr(), DTYPES[y.dtype], *_size(y, groups), groups, gstatistics.data_ptr(),
-        statistics.data_ptr(), spread == "rstd", out.data_ptr(), extension.queue(y.device))
+    extension.call(
+        y.device, "through_statistics", gy.data_ptr(), y.data_ptr(), DTYPES[y.dtype], *_size(y, groups), groups,
+        gstatistics.data_ptr(), statistics.data_ptr(), spread == "rstd", out.data_ptr())
     return out
 
 
@@ -117,9 +117,9 @@ def logistic_loss(logits: Tensor, targets: Sequence[float]) -> tuple[Tensor, Ten
     loss, probability, gradient = (
         logits.new_empty(shape, dtype=torch.float32) for shape in ((len(targets),), (len(targets),), logits.shape))
     on_host = torch.tensor(targets, dtype=torch.float32)
-    extension.of(logits.device).logistic(
-        logits.data_ptr(), DTYPES[logits.dtype], len(logits), len(targets), on_host.data_ptr(), loss.data_ptr(),
-        probability.data_ptr(), gradient.data_ptr(), extension.queue(logits.device))
+    extension.call(
+        logits.device, "logistic", logits.data_ptr(), DTYPES[logits.dtype], len(logits), len(targets),
+        on_host.data_ptr(), loss.data_ptr(), probability.data_ptr(), gradient.data_ptr())
     return loss, probability, gradient
 
 
@@ -128,9 +128,9 @@ def gather(x: Tensor, owed: Owed, window: Window, first: int, count: int) -> Ten
     _check("x", x)
     vectors, (height, width) = Vectors(x, owed), window.size
     out = x.new_empty((count * height * width, window.kernel[0] * window.kernel[1] * x.shape[3]))
-    extension.of(x.device).gather(
-        x.data_ptr(), DTYPES[x.dtype], *x.shape, owed.groups(), *vectors.arguments(), *vectors.activation, *window,
-        first, count, out.data_ptr(), extension.queue(x.device))
+    extension.call(
+        x.device, "gather", x.data_ptr(), DTYPES[x.dtype], *x.shape, owed.groups(), *vectors.with_activation(), *window,
+        first, count, out.data_ptr())
     return out
 
 
@@ -144,9 +144,9 @@ def scatter(patches: Tensor, bias: Tensor | None, window: Window, out: Tensor) -
     bias = None if bias is None else bias.float()
     if bias is not None:
         _check_as("bias", bias, out, (channels,))
-    extension.of(out.device).scatter(
-        patches.data_ptr(), DTYPES[out.dtype], *out.shape, _address(bias), *window, out.data_ptr(),
-        extension.queue(out.device))
+    extension.call(
+        out.device, "scatter", patches.data_ptr(), DTYPES[out.dtype], *out.shape, _address(bias), *window,
+        out.data_ptr())
 
 
 class Vectors:
