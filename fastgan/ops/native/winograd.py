@@ -30,9 +30,9 @@ def to_coarse(tile: int, x: Tensor, owed: Owed, convolution: Convolution, bias: 
     weight = _weight(convolution)
     out = x.new_empty((len(x), *size, len(weight)))
     vectors = rows.Vectors(x, owed)
-    extension.of(x.device).winograd_gather(
-        tile, len(x), x.shape[1:], out.shape[1:], convolution.padding, x.data_ptr(), vectors.with_activation(),
-        weight.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr(), extension.queue(x.device))
+    extension.call(
+        x.device, "winograd_gather", tile, len(x), x.shape[1:], out.shape[1:], convolution.padding, x.data_ptr(),
+        vectors.with_activation(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr())
     return out
 
 
@@ -43,9 +43,9 @@ def to_fine(tile: int, x: Tensor, owed: Owed, convolution: Convolution, bias: Te
     weight = _weight(convolution)
     out = x.new_empty((len(x), *size, weight.shape[3]))
     vectors = rows.Vectors(x, owed)
-    extension.of(x.device).winograd_scatter(
-        tile, len(x), out.shape[1:], x.shape[1:], convolution.padding, x.data_ptr(), vectors.with_activation(),
-        weight.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr(), extension.queue(x.device))
+    extension.call(
+        x.device, "winograd_scatter", tile, len(x), out.shape[1:], x.shape[1:], convolution.padding, x.data_ptr(),
+        vectors.with_activation(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr())
     return out
 
 
@@ -54,9 +54,9 @@ def wgrad(tile: int, coarse: tuple[Tensor, Owed], fine: tuple[Tensor, Owed], pad
     (a, owed_a), (b, owed_b) = _fetched(*coarse), _fetched(*fine)
     out = a.new_empty((a.shape[3], 4, 4, b.shape[3]))
     of_a, of_b = rows.Vectors(a, owed_a), rows.Vectors(b, owed_b)
-    extension.of(a.device).winograd_wgrad(
-        tile, len(a), b.shape[1:], a.shape[1:], padding, b.data_ptr(), of_b.with_activation(), a.data_ptr(),
-        of_a.with_activation(), out.data_ptr(), extension.queue(a.device))
+    extension.call(
+        a.device, "winograd_wgrad", tile, len(a), b.shape[1:], a.shape[1:], padding, b.data_ptr(),
+        of_b.with_activation(), a.data_ptr(), of_a.with_activation(), out.data_ptr())
     return out
 
 
