@@ -48,10 +48,13 @@ clean:
 .venv/bin/python:
 	$(PYTHON) -m venv .venv || { rm -rf .venv; $(PYTHON) -m virtualenv .venv; }
 
-.venv/installed: .venv/bin/python pyproject.toml setup.py $(shell find csrc -type f)
+BUILT := .venv/bin/python pyproject.toml setup.py $(shell find csrc -type f)
+
+.venv/installed: $(BUILT)
 	$(PY) -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
-.venv/installed-dev: .venv/installed
+# what it needs itself, too: csrc is compiled once
+.venv/installed-dev: $(BUILT)
 	$(PY) -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
-	touch $@
+	touch .venv/installed $@

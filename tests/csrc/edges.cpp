@@ -71,6 +71,22 @@ static void patches(const Kernels& kernels, const Images& fine, const Window& wi
     kernels.scatter(fine, gathered.data(), statistics.data(), window, out.data(), threads);
 }
 
+static void winograd(const Kernels& kernels, const Polyphase& p, int tile, std::int64_t threads) {
+    std::vector<float> fine(p.images * p.fine_h * p.fine_w * p.fine, 0.5f), statistics(2 * (p.fine + p.coarse), 1.0f);
+    std::vector<float> coarse(p.images * p.coarse_h * p.coarse_w * p.coarse, 0.5f);
+    std::vector<float> weight(p.coarse * 16 * p.fine, 0.5f), gradient(weight.size(), NAN);
+    const Owed owed{statistics.data(), 1, statistics.data(), statistics.data(), 1, Activation::leaky_relu, 0.2f};
+    kernels.winograd_wgrad(p, tile, fine.data(), owed, coarse.data(), owed, gradient.data(), threads);
+    finite(gradient, "gradient of the weight");
+    const std::vector<float> from_fine = fine, from_coarse = coarse;
+    for (float& value : fine) value = NAN;
+    for (float& value : coarse) value = NAN;
+    kernels.winograd_gather(p, tile, from_fine.data(), owed, weight.data(), statistics.data(), coarse.data(), threads);
+    kernels.winograd_scatter(p, tile, from_coarse.data(), owed, weight.data(), statistics.data(), fine.data(), threads);
+    finite(coarse, "coarse");
+    finite(fine, "fine");
+}
+
 int main() {
     const Kernels& kernels = FASTGAN_ISA::kernels;
     for (DType dtype : {DType::float32, DType::bfloat16, DType::float16}) {
@@ -88,6 +104,12 @@ int main() {
                 patches(kernels, fine, {1, 1, 3, 3, 2, 9, 3, 4}, 1);
             }
         }
+    }
+    for (int tile : {2, 4}) {
+        winograd(kernels, {3, 7, 6, 5, 3, 3, 37, 1, 1}, tile, 2);
+        winograd(kernels, {1, 4, 4, 64, 1, 1, 1, 0, 0}, tile, 1);
+        winograd(kernels, {5, 9, 21, 1, 5, 11, 33, 2, 2}, tile, 2);
+        winograd(kernels, {70, 6, 4, 17, 2, 1, 16, 0, 0}, tile, 3);
     }
     std::puts(kernels.isa);
 }
