@@ -158,9 +158,9 @@ def test_race(monkeypatch):
         return call
 
     monkeypatch.setattr(measure, "_lap", lambda call, repeats: call())
-    took = measure.race({"slow": taking("slow", 0.015, 0.015, 0.014, 0.016, 0.9), "fast": taking("fast", 0.04, 0.01),
+    took = measure.race({"slow": taking("slow", 0.006, 0.006, 0.005, 0.007, 0.9), "fast": taking("fast", 0.016, 0.004),
                          "hopeless": taking("hopeless", 0.2)}, CPU, 3)
-    assert took == {"slow": 0.016, "fast": 0.01, "hopeless": 0.2}
+    assert took == {"slow": 0.007, "fast": 0.004, "hopeless": 0.2}
     assert turns == ["slow", "fast", "hopeless", "slow", "fast", *["slow", "fast"] * 3]
 
 

@@ -25,8 +25,8 @@ from fastgan.ops.plan.stored import Known
 ROUNDS = 5
 HOPELESS = 2.0  # x the fastest of the first round: not timed again
 SAMPLE, REPEATS = 2e-3, 20  # seconds that a sample of fast calls should last, of at most how many calls
-LONG = 0.05  # seconds
-FEW, ENOUGH = 3, 0.5  # rounds after which it is over for calls that have taken so many seconds together
+LONG = 0.02  # seconds
+FEW, ENOUGH = 3, 0.25  # rounds after which it is over for calls that have taken so many seconds together
 
 
 def make(workload: Callable[[], object], known: Known | None = None, *, rounds: int = ROUNDS,
