@@ -112,20 +112,13 @@ Owed winograd_owed(std::int64_t images, const OwedArguments& given) {
     return owed_of(groups, statistics, statistic_groups, gamma, beta, gamma_groups, activation, slope);
 }
 
-void winograd_gather(int tile, std::int64_t images, Whole fine, Whole coarse, Pair padding, Address x,
-                     const OwedArguments& owed, Address weight, Address bias, Address out, std::int64_t queue) {
+template <WinogradPass* Kernels::*pass>
+void winograd(int tile, std::int64_t images, Whole fine, Whole coarse, Pair padding, Address x,
+              const OwedArguments& owed, Address weight, Address bias, Address out, std::int64_t queue) {
     const Polyphase p = polyphase_of(tile, images, fine, coarse, padding);
-    chosen->winograd_gather(p, tile, pointer<const float>("x", x), winograd_owed(images, owed),
-                            pointer<const float>("weight", weight), pointer<const float>("bias", bias, true),
-                            pointer<float>("out", out), queue);
-}
-
-void winograd_scatter(int tile, std::int64_t images, Whole fine, Whole coarse, Pair padding, Address x,
-                      const OwedArguments& owed, Address weight, Address bias, Address out, std::int64_t queue) {
-    const Polyphase p = polyphase_of(tile, images, fine, coarse, padding);
-    chosen->winograd_scatter(p, tile, pointer<const float>("x", x), winograd_owed(images, owed),
-                             pointer<const float>("weight", weight), pointer<const float>("bias", bias, true),
-                             pointer<float>("out", out), queue);
+    (chosen->*pass)(p, tile, pointer<const float>("x", x), winograd_owed(images, owed),
+                    pointer<const float>("weight", weight), pointer<const float>("bias", bias, true),
+                    pointer<float>("out", out), queue);
 }
 
 void winograd_wgrad(int tile, std::int64_t images, Whole fine, Whole coarse, Pair padding, Address fine_image,
@@ -160,8 +153,8 @@ PYBIND11_MODULE(_cpu, module) {
     bind_rows(module, &rows);
     module.def("gather", &gather, py::call_guard<py::gil_scoped_release>());
     module.def("scatter", &scatter, py::call_guard<py::gil_scoped_release>());
-    module.def("winograd_gather", &winograd_gather, py::call_guard<py::gil_scoped_release>());
-    module.def("winograd_scatter", &winograd_scatter, py::call_guard<py::gil_scoped_release>());
+    module.def("winograd_gather", &winograd<&Kernels::winograd_gather>, py::call_guard<py::gil_scoped_release>());
+    module.def("winograd_scatter", &winograd<&Kernels::winograd_scatter>, py::call_guard<py::gil_scoped_release>());
     module.def("winograd_wgrad", &winograd_wgrad, py::call_guard<py::gil_scoped_release>());
 }
 

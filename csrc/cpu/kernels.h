@@ -36,13 +36,11 @@ struct Polyphase {
     std::int64_t images, fine_h, fine_w, fine, coarse_h, coarse_w, coarse, pad_h, pad_w;
 };
 
-// By Winograd's F(tile, 2), tile 2 or 4, in float32; what is owed must not be tanh. coarse = conv(a(fine)) + bias [coarse]
-using WinogradGather = void(const Polyphase&, int tile, const float* fine, const Owed&, const float* weight,
-                            const float* bias, float* coarse, std::int64_t queue);
-
-// fine = conv_transpose(a(coarse)) + bias [fine]
-using WinogradScatter = void(const Polyphase&, int tile, const float* coarse, const Owed&, const float* weight,
-                             const float* bias, float* fine, std::int64_t queue);
+// By Winograd's F(tile, 2), tile 2 or 4, in float32; what is owed must not be tanh. One image from the other:
+//     gather     coarse = conv(a(fine)) + bias [coarse]
+//     scatter    fine = conv_transpose(a(coarse)) + bias [fine]
+using WinogradPass = void(const Polyphase&, int tile, const float* from, const Owed&, const float* weight,
+                          const float* bias, float* to, std::int64_t queue);
 
 // The weight's gradient from both images
 using WinogradWgrad = void(const Polyphase&, int tile, const float* fine, const Owed& fine_owed, const float* coarse,
@@ -53,8 +51,8 @@ struct Kernels {
     RowKernels rows;
     Gather* gather;
     Scatter* scatter;
-    WinogradGather* winograd_gather;
-    WinogradScatter* winograd_scatter;
+    WinogradPass* winograd_gather;
+    WinogradPass* winograd_scatter;
     WinogradWgrad* winograd_wgrad;
 };
 

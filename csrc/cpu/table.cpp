@@ -16,8 +16,8 @@ ThroughStatisticsOf through_statistics_of;
 LogisticLoss logistic_loss;
 Gather gather;
 Scatter scatter;
-WinogradGather winograd_gather;
-WinogradScatter winograd_scatter;
+WinogradPass winograd_gather;
+WinogradPass winograd_scatter;
 WinogradWgrad winograd_wgrad;
 
 const Kernels kernels{

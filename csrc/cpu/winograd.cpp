@@ -403,34 +403,41 @@ static void wgrad_tiles(const Polyphase& p, const float* fine, const Owed& fine_
     weight_out<M>(p, products, v_row, gradient, queue);
 }
 
+template <int M>
+struct Tile {
+    static constexpr int value = M;
+};
+
+// body(Tile<M>{}) for the size of a tile
+template <typename Body>
+static inline void with_tile(int tile, Body body) {
+    if (tile == 2) body(Tile<2>{});
+    else body(Tile<4>{});
+}
+
 void winograd_gather(const Polyphase& p, int tile, const float* fine, const Owed& owed, const float* weight,
                      const float* bias, float* coarse, std::int64_t queue) {
     const Rooms<float> transformed(1, gather_weight_size(p, tile));
-    if (tile == 2) {
-        gather_weight<2>(p, weight, transformed.first, queue);
-        gather_tiles<2>(p, fine, owed, transformed.first, bias, coarse, queue);
-    } else {
-        gather_weight<4>(p, weight, transformed.first, queue);
-        gather_tiles<4>(p, fine, owed, transformed.first, bias, coarse, queue);
-    }
+    with_tile(tile, [&](auto size) {
+        gather_weight<decltype(size)::value>(p, weight, transformed.first, queue);
+        gather_tiles<decltype(size)::value>(p, fine, owed, transformed.first, bias, coarse, queue);
+    });
 }
 
 void winograd_scatter(const Polyphase& p, int tile, const float* coarse, const Owed& owed, const float* weight,
                       const float* bias, float* fine, std::int64_t queue) {
     const Rooms<float> transformed(1, scatter_weight_size(p, tile));
-    if (tile == 2) {
-        scatter_weight<2>(p, weight, transformed.first, queue);
-        scatter_tiles<2>(p, coarse, owed, transformed.first, bias, fine, queue);
-    } else {
-        scatter_weight<4>(p, weight, transformed.first, queue);
-        scatter_tiles<4>(p, coarse, owed, transformed.first, bias, fine, queue);
-    }
+    with_tile(tile, [&](auto size) {
+        scatter_weight<decltype(size)::value>(p, weight, transformed.first, queue);
+        scatter_tiles<decltype(size)::value>(p, coarse, owed, transformed.first, bias, fine, queue);
+    });
 }
 
 void winograd_wgrad(const Polyphase& p, int tile, const float* fine, const Owed& fine_owed, const float* coarse,
                     const Owed& coarse_owed, float* gradient, std::int64_t queue) {
-    if (tile == 2) wgrad_tiles<2>(p, fine, fine_owed, coarse, coarse_owed, gradient, queue);
-    else wgrad_tiles<4>(p, fine, fine_owed, coarse, coarse_owed, gradient, queue);
+    with_tile(tile, [&](auto size) {
+        wgrad_tiles<decltype(size)::value>(p, fine, fine_owed, coarse, coarse_owed, gradient, queue);
+    });
 }
 
 }  // namespace fastgan::FASTGAN_ISA

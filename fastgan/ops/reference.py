@@ -209,6 +209,13 @@ def stage_backward(gy: Tensor, gstatistics: Tensor | None, y: Tensor, statistics
             gbias.to(bias.dtype) if needs_bias and bias is not None else x.new_empty((0,)), gnorm)
 
 
+def bias_gradient(gy: Tensor, gstatistics: Tensor | None) -> Tensor:
+    """Of a convolution's bias (Co,), float32, from those of y and of its statistics [2, G, Co], without g itself."""
+    gbias = gy.sum((0, 2, 3), dtype=torch.float32)
+    # what flows through the variance sums to zero
+    return gbias if gstatistics is None else gbias + gstatistics[0].sum(0)
+
+
 def normalise_activate_backward(ga: Tensor, x: Tensor, owed: Owed) -> tuple[Tensor, Tensor]:
     """Gradients of x (N, C, H, W) and of `owed` [4, G, C], empty without a normalisation, from that of the result."""
     wide = statistics_dtype(x.dtype)

@@ -24,7 +24,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-MARGIN, WORST = 1.5, 4.0
+from fastgan.ops.plan.check import MARGIN
+
+WORST = 4.0
 DOUBT = 2.0  # units from a kink
 
 # of sums in float32, such as statistics, in all precisions: 24 bits, less 2 as eager sums on the CPU in float64

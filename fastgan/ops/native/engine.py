@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastgan.ops import reference
 from fastgan.ops.layers import Convolution, Measurement, Owed
 from fastgan.ops.native import convolve, rows
 from fastgan.ops.native.convolve import nchw, nhwc
@@ -51,10 +52,7 @@ def stage_backward(gy: Tensor, gstatistics: Tensor | None, y: Tensor, statistics
         if needs_weight:
             gweight = convolve.wgrad(g, image, owed, convolution, for_wgrad)
     if needs_bias and convolution.bias is not None:
-        gbias = gy.sum((0, 2, 3), dtype=torch.float32)
-        if gstatistics is not None:
-            gbias += gstatistics[0].sum(0)  # what flows through the variance sums to zero
-        gbias = gbias.to(convolution.bias.dtype)
+        gbias = reference.bias_gradient(gy, gstatistics).to(convolution.bias.dtype)
     return gx, gweight, gbias, gnorm
 
 

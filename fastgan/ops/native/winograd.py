@@ -26,26 +26,18 @@ def applies(dtype: torch.dtype, kernel: Sequence[int], stride: Sequence[int]) ->
 def to_coarse(tile: int, x: Tensor, owed: Owed, convolution: Convolution, bias: Tensor | None,
               size: tuple[int, int]) -> Tensor:
     """A convolution of what is owed to x, [N, *size, Cc]."""
-    x, owed = _fetched(x, owed)
     weight = _weight(convolution)
     out = x.new_empty((len(x), *size, len(weight)))
-    vectors = rows.Vectors(x, owed)
-    extension.call(
-        x.device, "winograd_gather", tile, len(x), x.shape[1:], out.shape[1:], convolution.padding, x.data_ptr(),
-        vectors.with_activation(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr())
+    _convolve("winograd_gather", tile, x, owed, weight, bias, out, fine=x, coarse=out, padding=convolution.padding)
     return out
 
 
 def to_fine(tile: int, x: Tensor, owed: Owed, convolution: Convolution, bias: Tensor | None,
             size: tuple[int, int]) -> Tensor:
     """A transposed convolution of what is owed to x, [N, *size, Cf]."""
-    x, owed = _fetched(x, owed)
     weight = _weight(convolution)
     out = x.new_empty((len(x), *size, weight.shape[3]))
-    vectors = rows.Vectors(x, owed)
-    extension.call(
-        x.device, "winograd_scatter", tile, len(x), out.shape[1:], x.shape[1:], convolution.padding, x.data_ptr(),
-        vectors.with_activation(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr())
+    _convolve("winograd_scatter", tile, x, owed, weight, bias, out, fine=out, coarse=x, padding=convolution.padding)
     return out
 
 
@@ -58,6 +50,17 @@ def wgrad(tile: int, coarse: tuple[Tensor, Owed], fine: tuple[Tensor, Owed], pad
         a.device, "winograd_wgrad", tile, len(a), b.shape[1:], a.shape[1:], padding, b.data_ptr(),
         of_b.with_activation(), a.data_ptr(), of_a.with_activation(), out.data_ptr())
     return out
+
+
+def _convolve(name: str, tile: int, x: Tensor, owed: Owed, weight: Tensor, bias: Tensor | None, out: Tensor, *,
+              fine: Tensor, coarse: Tensor, padding: tuple[int, int]) -> None:
+    """A pass from x into out, of which one is the fine image and the other the coarse one."""
+    x, owed = _fetched(x, owed)
+    vectors = rows.Vectors(x, owed)
+    bias = None if bias is None else bias.contiguous()
+    extension.call(
+        x.device, name, tile, len(x), fine.shape[1:], coarse.shape[1:], padding, x.data_ptr(),
+        vectors.with_activation(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr())
 
 
 def _fetched(x: Tensor, owed: Owed) -> tuple[Tensor, Owed]:

@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor
 
+from fastgan.ops import reference
 from fastgan.ops.layers import Convolution, Measurement, Owed
 from fastgan.ops.triton.apply import apply, differentiate
 from fastgan.ops.triton.convolve import Geometry, convolve
@@ -71,10 +72,7 @@ def stage_backward(gy: Tensor, gstatistics: Tensor | None, y: Tensor, statistics
         gweight = _nchw(wgrad(coarse, fine, (weight.shape[2], weight.shape[3]), *geometry[:2], weight.dtype,
                               groups=groups, precision=_precision()))
     if needs_bias and convolution.bias is not None:
-        gbias = gy.sum((0, 2, 3), dtype=torch.float32)
-        if gstatistics is not None:
-            gbias += gstatistics[0].sum(0)  # what flows through the variance sums to zero
-        gbias = gbias.to(convolution.bias.dtype)
+        gbias = reference.bias_gradient(gy, gstatistics).to(convolution.bias.dtype)
     return gx, gweight, gbias, gnorm
 
 
