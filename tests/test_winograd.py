@@ -125,6 +125,17 @@ def test_threads_change_no_bit(transposed, variant):
         assert all(torch.equal(result[name], value) for name, value in results[0].items())
 
 
+@each_tile
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_bias_may_be_a_slice(transposed, variant):
+    x, owed, convolution = draw("wider than a vector", transposed, "relu", 1)
+    assert convolution.bias is not None
+    sliced = torch.stack([convolution.bias, torch.full_like(convolution.bias, torch.nan)], 1)[:, 0]
+    one, other = (convolve.forward(convolve.nhwc(x), owed, convolution._replace(bias=bias), variant)
+                  for bias in (convolution.bias, sliced))
+    assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize(("dtype", "kernel", "stride"), [
     (torch.bfloat16, 4, (2, 2)), (torch.float32, 3, (2, 2)), (torch.float32, 4, (2, 1))])
 def test_refused_for_other_convolutions(dtype, kernel, stride):
