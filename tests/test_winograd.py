@@ -27,10 +27,12 @@ CASES = {
     "several blocks": ((20, 16, 16, 24), 48, (1, 1), (0, 0)),
     "one pixel": ((2, 64, 4, 4), 32, (0, 0), (0, 0)),
     "cropped": ((4, 16, 6, 6), 16, (1, 1), (-1, 0)),
+    "a weight that no cache keeps": ((130, 330, 4, 4), 360, (1, 1), (0, 0)),  # and more tiles than go with it
 }
+LARGE = "a weight that no cache keeps"
 each_case = pytest.mark.parametrize(
     ("case", "transposed"), [(case, transposed) for case in CASES for transposed in (False, True)
-                             if transposed or case != "cropped"])
+                             if case != LARGE and (transposed or case != "cropped")])
 each_tile = pytest.mark.parametrize("variant", TILES)
 
 
@@ -84,6 +86,16 @@ def definition(found: dict[str, Tensor], x: Tensor, owed: Owed, convolution: Con
 @each_case
 @pytest.mark.parametrize(("activation", "groups"), [("relu", 2), ("leaky_relu", 1), ("tanh", 2), ("none", 1)])
 def test_every_pass(case, transposed, activation, groups, variant, isa):
+    check(case, transposed, activation, groups, variant)
+
+
+@each_tile
+@pytest.mark.parametrize("transposed", [False, True], ids=["convolution", "transposed"])
+def test_by_panels_of_the_weight(transposed, variant):
+    check(LARGE, transposed, "leaky_relu", 2, variant)
+
+
+def check(case: str, transposed: bool, activation: str, groups: int, variant: str) -> None:
     x, owed, convolution = draw(case, transposed, activation, groups)
     found = passes(x, owed, convolution, groups, variant)
     exact = definition(found, x, owed, convolution, torch.float64)

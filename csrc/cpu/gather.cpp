@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "normalise.h"
-#include "threads.h"
+#include "scratch.h"
 
 namespace fastgan::FASTGAN_ISA {
 

@@ -63,29 +63,45 @@ static inline void tile_of(int rows, const Factor& a, const float* b, std::int64
     }
 }
 
-// c [M, N] (+)= a [M, K] b [K, N]; the columns of b and c are padded to a multiple of TILE_COLUMNS. A column of tiles is
+// c [M, TILE_COLUMNS] (+)= a b, of up to DEPTH terms; `next` is the b that comes after it, `depth` rows, or null: it is
+// asked for while this one is at work, and c before it is written, as both lie far away.
+static inline void block(std::int64_t M, const Factor& a, const float* b, std::int64_t b_row, std::int64_t depth,
+                         float* c, std::int64_t c_row, bool adds, const float* next) {
+    const std::int64_t share = (depth * TILE_ROWS + M - 1) / M;  // rows of the next b for each tile
+    std::int64_t row = 0;
+    for (std::int64_t i = 0; i < M; i += TILE_ROWS) {
+        const int rows = static_cast<int>(M - i < TILE_ROWS ? M - i : TILE_ROWS);
+        for (std::int64_t end = row + share; next != nullptr && row < end; ++row) prefetch(next + row * b_row);
+        for (int k = 0; k < rows; ++k) prefetch(c + (i + k) * c_row);
+        tile_of<TILE_ROWS>(rows, {a.data + i * a.row, a.row, a.step}, b, b_row, depth, c + i * c_row, c_row, adds);
+    }
+}
+
+// c [M, N] = a [M, K] b [K, N]; the columns of b and c are padded to a multiple of TILE_COLUMNS. A column of tiles is
 // finished before the next: c stays in the cache.
 static inline void gemm(std::int64_t M, std::int64_t N, std::int64_t K, const Factor& a, const Columns& b, float* c,
-                        std::int64_t c_row, bool adds) {
+                        std::int64_t c_row) {
     for (std::int64_t j = 0; j * TILE_COLUMNS < N; ++j) {
         for (std::int64_t k = 0; k < K; k += DEPTH) {
+            const float* from = b.data + j * b.panel + k * b.row;
             const std::int64_t depth = K - k < DEPTH ? K - k : DEPTH;
-            for (std::int64_t i = 0; i < M; i += TILE_ROWS) {
-                const int rows = static_cast<int>(M - i < TILE_ROWS ? M - i : TILE_ROWS);
-                const Factor part{a.data + i * a.row + k * a.step, a.row, a.step};
-                tile_of<TILE_ROWS>(rows, part, b.data + j * b.panel + k * b.row, b.row, depth,
-                                   c + i * c_row + j * TILE_COLUMNS, c_row, adds || k > 0);
-            }
+            block(M, {a.data + k * a.step, a.row, a.step}, from, b.row, depth, c + j * TILE_COLUMNS, c_row, k > 0,
+                  K - k >= 2 * DEPTH ? from + DEPTH * b.row : nullptr);
         }
     }
 }
 
-// c = a b, in an order in which a is read once: for a wide b.
+// The same in an order in which a is read once: for a wide b.
 static inline void wide_gemm(std::int64_t M, std::int64_t N, std::int64_t K, const Factor& a, const Columns& b,
                              float* c, std::int64_t c_row) {
-    for (std::int64_t k = 0; k < K; k += DEPTH)
-        gemm(M, N, K - k < DEPTH ? K - k : DEPTH, {a.data + k * a.step, a.row, a.step},
-             {b.data + k * b.row, b.panel, b.row}, c, c_row, k > 0);
+    for (std::int64_t k = 0; k < K; k += DEPTH) {
+        const std::int64_t depth = K - k < DEPTH ? K - k : DEPTH;
+        for (std::int64_t j = 0; j * TILE_COLUMNS < N; ++j) {
+            const float* from = b.data + j * b.panel + k * b.row;
+            block(M, {a.data + k * a.step, a.row, a.step}, from, b.row, depth, c + j * TILE_COLUMNS, c_row, k > 0,
+                  (j + 1) * TILE_COLUMNS < N ? from + b.panel : nullptr);
+        }
+    }
 }
 
 }  // namespace fastgan::FASTGAN_ISA

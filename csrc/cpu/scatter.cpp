@@ -3,7 +3,7 @@
 // A line of the image is summed in float32 by one thread, patch after patch in order, and rounded once.
 #include "convert.h"
 #include "panel.h"
-#include "threads.h"
+#include "scratch.h"
 
 namespace fastgan::FASTGAN_ISA {
 

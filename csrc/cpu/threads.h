@@ -1,4 +1,4 @@
-// Which of the threads of a loop this is, and memory for each of them.
+// Which of the threads of a loop this is.
 #pragma once
 
 #include <cstdint>
@@ -18,19 +18,5 @@ static inline std::int64_t this_thread() {
     return 0;
 #endif
 }
-
-// `count` elements for each thread: allocated before the loop, out of which no exception may come.
-template <typename T>
-struct Rooms {
-    std::int64_t count;
-    T* first;
-
-    Rooms(std::int64_t threads, std::int64_t count) : count(count), first(new T[threads * count]) {}
-    ~Rooms() { delete[] first; }
-    Rooms(const Rooms&) = delete;
-    Rooms& operator=(const Rooms&) = delete;
-
-    T* mine() const { return first + this_thread() * count; }
-};
 
 }  // namespace fastgan::FASTGAN_ISA

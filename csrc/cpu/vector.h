@@ -36,6 +36,13 @@ static inline void store(float* to, V value) {
     std::memcpy(to, &value, sizeof value);
 }
 
+// Asks for the TILE_COLUMNS = 2 * LANES elements that begin there.
+static inline void prefetch(const float* from) {
+#ifdef __GNUC__
+    for (int i = 0; i < 2 * LANES; i += 16) __builtin_prefetch(from + i);
+#endif
+}
+
 // body(V{}, c) for vectors of channels from c on, then for the rest of them one by one
 template <typename Body>
 static inline void over_channels(std::int64_t channels, Body body) {

@@ -110,6 +110,7 @@ int main() {
         winograd(kernels, {1, 4, 4, 64, 1, 1, 1, 0, 0}, tile, 1);
         winograd(kernels, {5, 9, 21, 1, 5, 11, 33, 2, 2}, tile, 2);
         winograd(kernels, {70, 6, 4, 17, 2, 1, 16, 0, 0}, tile, 3);
+        winograd(kernels, {2, 4, 5, 330, 2, 2, 360, 1, 1}, tile, 2);  // a weight that is taken panel by panel
     }
     std::puts(kernels.isa);
 }
