@@ -96,7 +96,11 @@ def test_by_panels_of_the_weight(transposed, variant):
 
 
 def check(case: str, transposed: bool, activation: str, groups: int, variant: str) -> None:
-    x, owed, convolution = draw(case, transposed, activation, groups)
+    check_passes(*draw(case, transposed, activation, groups), groups, variant)
+
+
+def check_passes(x: Tensor, owed: Owed, convolution: Convolution, groups: int, variant: str) -> None:
+    """As near to float64 as PyTorch's operators."""
     found = passes(x, owed, convolution, groups, variant)
     exact = definition(found, x, owed, convolution, torch.float64)
     eager = definition(found, x, owed, convolution, torch.float32)

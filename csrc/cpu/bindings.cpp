@@ -104,12 +104,39 @@ Polyphase polyphase_of(int tile, std::int64_t images, Whole fine, Whole coarse, 
 
 using OwedArguments = std::tuple<Address, std::int64_t, Address, Address, std::int64_t, int, float>;
 
-Owed winograd_owed(std::int64_t images, const OwedArguments& given) {
+Owed owed_to(std::int64_t images, const OwedArguments& given) {
     const auto& [statistics, statistic_groups, gamma, beta, gamma_groups, activation, slope] = given;
     const std::int64_t groups = statistic_groups > gamma_groups ? statistic_groups : gamma_groups;
     check(groups > 0 && images % groups == 0, "groups", groups, "a divisor of the " + std::to_string(images) + " images");
-    check(activation != static_cast<int>(Activation::tanh), "activation", activation, "0, 1 or 2, not tanh");
     return owed_of(groups, statistics, statistic_groups, gamma, beta, gamma_groups, activation, slope);
+}
+
+Images narrow_images(std::int64_t count, const Whole& fine, std::int64_t coarse) {
+    check(coarse > 0, "coarse", coarse, "1 or more");
+    return images_of(static_cast<int>(DType::float32), count, fine[0], fine[1], fine[2], 1);
+}
+
+template <PatchesPass* Kernels::*pass>
+void patches(std::int64_t count, Whole fine, std::int64_t coarse, Address x, const OwedArguments& owed, Pair kernel,
+             Pair stride, Pair padding, Pair size, Address weight, Address bias, Address out, std::int64_t queue) {
+    (chosen->*pass)(narrow_images(count, fine, coarse), pointer<const float>("x", x, count == 0), owed_to(count, owed),
+                    window_of(kernel, stride, padding, size), pointer<const float>("weight", weight),
+                    pointer<const float>("bias", bias, true), coarse, pointer<float>("out", out, count == 0), queue);
+}
+
+void patches_wgrad(std::int64_t count, Whole fine, std::int64_t coarse, Address x, const OwedArguments& owed,
+                   Address coarse_image, const OwedArguments& coarse_owed, Pair kernel, Pair stride, Pair padding,
+                   Pair size, Address out, std::int64_t queue) {
+    chosen->patches_wgrad(narrow_images(count, fine, coarse), pointer<const float>("x", x, count == 0),
+                          owed_to(count, owed), pointer<const float>("coarse_image", coarse_image, count == 0),
+                          owed_to(count, coarse_owed), window_of(kernel, stride, padding, size), coarse,
+                          pointer<float>("out", out), queue);
+}
+
+Owed winograd_owed(std::int64_t images, const OwedArguments& given) {
+    const int activation = std::get<5>(given);
+    check(activation != static_cast<int>(Activation::tanh), "activation", activation, "0, 1 or 2, not tanh");
+    return owed_to(images, given);
 }
 
 template <WinogradPass* Kernels::*pass>
@@ -153,6 +180,9 @@ PYBIND11_MODULE(_cpu, module) {
     bind_rows(module, &rows);
     module.def("gather", &gather, py::call_guard<py::gil_scoped_release>());
     module.def("scatter", &scatter, py::call_guard<py::gil_scoped_release>());
+    module.def("patches_to_coarse", &patches<&Kernels::patches_to_coarse>, py::call_guard<py::gil_scoped_release>());
+    module.def("patches_to_fine", &patches<&Kernels::patches_to_fine>, py::call_guard<py::gil_scoped_release>());
+    module.def("patches_wgrad", &patches_wgrad, py::call_guard<py::gil_scoped_release>());
     module.def("winograd_gather", &winograd<&Kernels::winograd_gather>, py::call_guard<py::gil_scoped_release>());
     module.def("winograd_scatter", &winograd<&Kernels::winograd_scatter>, py::call_guard<py::gil_scoped_release>());
     module.def("winograd_wgrad", &winograd_wgrad, py::call_guard<py::gil_scoped_release>());

@@ -27,6 +27,8 @@ struct Columns {
     std::int64_t panel, row;
 };
 
+static inline std::int64_t panels_of(std::int64_t columns) { return (columns + TILE_COLUMNS - 1) / TILE_COLUMNS; }
+
 // c [ROWS, TILE_COLUMNS] (+)= a [ROWS, depth] b [depth, TILE_COLUMNS]
 template <int ROWS>
 static inline void tile(const Factor& a, const float* b, std::int64_t b_row, std::int64_t depth, float* c,
@@ -77,21 +79,21 @@ static inline void block(std::int64_t M, const Factor& a, const float* b, std::i
     }
 }
 
-// c [M, N] = a [M, K] b [K, N]; the columns of b and c are padded to a multiple of TILE_COLUMNS. A column of tiles is
+// c [M, N] (+)= a [M, K] b [K, N]; the columns of b and c are padded to a multiple of TILE_COLUMNS. A column of tiles is
 // finished before the next: c stays in the cache.
 static inline void gemm(std::int64_t M, std::int64_t N, std::int64_t K, const Factor& a, const Columns& b, float* c,
-                        std::int64_t c_row) {
+                        std::int64_t c_row, bool adds = false) {
     for (std::int64_t j = 0; j * TILE_COLUMNS < N; ++j) {
         for (std::int64_t k = 0; k < K; k += DEPTH) {
             const float* from = b.data + j * b.panel + k * b.row;
             const std::int64_t depth = K - k < DEPTH ? K - k : DEPTH;
-            block(M, {a.data + k * a.step, a.row, a.step}, from, b.row, depth, c + j * TILE_COLUMNS, c_row, k > 0,
+            block(M, {a.data + k * a.step, a.row, a.step}, from, b.row, depth, c + j * TILE_COLUMNS, c_row, adds || k > 0,
                   K - k >= 2 * DEPTH ? from + DEPTH * b.row : nullptr);
         }
     }
 }
 
-// The same in an order in which a is read once: for a wide b.
+// c = a b in an order in which a is read once: for a wide b.
 static inline void wide_gemm(std::int64_t M, std::int64_t N, std::int64_t K, const Factor& a, const Columns& b,
                              float* c, std::int64_t c_row) {
     for (std::int64_t k = 0; k < K; k += DEPTH) {

@@ -31,6 +31,18 @@ using Gather = void(const Images& fine, const void* x, const Owed&, const Window
 using Scatter = void(const Images& fine, const void* patches, const float* bias, const Window&, void* out,
                      std::int64_t queue);
 
+// The same convolutions in one go, for fine images of few channels, in float32; the coarse image has `coarse` channels,
+// weight is [coarse, kernel_h * kernel_w * C].
+//     to coarse    coarse = conv(a(fine)) + bias [coarse]
+//     to fine      fine = conv_transpose(a(coarse)) + bias [C]
+using PatchesPass = void(const Images& fine, const float* from, const Owed&, const Window&, const float* weight,
+                         const float* bias, std::int64_t coarse, float* to, std::int64_t queue);
+
+// The weight's gradient from both images
+using PatchesWgrad = void(const Images& fine, const float* x, const Owed& fine_owed, const float* coarse_image,
+                          const Owed& coarse_owed, const Window&, std::int64_t coarse, float* gradient,
+                          std::int64_t queue);
+
 // A 4x4 convolution of stride 2 between a fine image [H, W, C] and a coarse one: its weight is [coarse, 4, 4, fine].
 struct Polyphase {
     std::int64_t images, fine_h, fine_w, fine, coarse_h, coarse_w, coarse, pad_h, pad_w;
@@ -51,6 +63,9 @@ struct Kernels {
     RowKernels rows;
     Gather* gather;
     Scatter* scatter;
+    PatchesPass* patches_to_coarse;
+    PatchesPass* patches_to_fine;
+    PatchesWgrad* patches_wgrad;
     WinogradPass* winograd_gather;
     WinogradPass* winograd_scatter;
     WinogradWgrad* winograd_wgrad;

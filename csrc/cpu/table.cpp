@@ -16,6 +16,9 @@ ThroughStatisticsOf through_statistics_of;
 LogisticLoss logistic_loss;
 Gather gather;
 Scatter scatter;
+PatchesPass patches_to_coarse;
+PatchesPass patches_to_fine;
+PatchesWgrad patches_wgrad;
 WinogradPass winograd_gather;
 WinogradPass winograd_scatter;
 WinogradWgrad winograd_wgrad;
@@ -26,6 +29,9 @@ const Kernels kernels{
      through_statistics_of, logistic_loss},
     gather,
     scatter,
+    patches_to_coarse,
+    patches_to_fine,
+    patches_wgrad,
     winograd_gather,
     winograd_scatter,
     winograd_wgrad,

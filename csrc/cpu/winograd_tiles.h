@@ -3,7 +3,7 @@
 // Tiles are numbered over all images; a row of them is a band, and as images follow one another, so do bands.
 #pragma once
 
-#include "panel.h"
+#include "coefficients.h"
 #include "winograd.h"
 
 namespace fastgan::FASTGAN_ISA {
@@ -79,11 +79,6 @@ static void with_fetch(const Owed& owed, std::int64_t channels, std::int64_t gro
         if (normalises) body(Fetch<Activation::none, true>(owed, channels, group));
         else body(Fetch<Activation::none, false>(owed, channels, group));
     }
-}
-
-static inline std::int64_t group_of(const Owed& owed, std::int64_t image, std::int64_t images) {
-    const std::int64_t groups = owed.statistic_groups > owed.gamma_groups ? owed.statistic_groups : owed.gamma_groups;
-    return owed.statistics == nullptr ? 0 : image / (images / groups);
 }
 
 // Transformed tiles or their products, [POINTS, slabs, tiles, width]: the columns of a tile lie in slabs of `width`.

@@ -8,8 +8,6 @@
 
 namespace fastgan::FASTGAN_ISA {
 
-static inline std::int64_t panels_of(std::int64_t columns) { return ceiling(columns, TILE_COLUMNS); }
-
 // The distance from the matrix of a point to that of the next: not a multiple of a page, or all points of an element
 // would share a set of the cache.
 static inline std::int64_t step_of(std::int64_t size) { return ceiling(size, 1024) * 1024 + 48; }

@@ -87,6 +87,28 @@ static void winograd(const Kernels& kernels, const Polyphase& p, int tile, std::
     finite(fine, "fine");
 }
 
+static void patches(const Kernels& kernels, const Images& fine, const Window& window, std::int64_t coarse,
+                    std::int64_t threads) {
+    const std::int64_t depth = window.kernel_h * window.kernel_w * fine.channels;
+    std::vector<float> x(fine.count * fine.height * fine.width * fine.channels, 0.5f), vectors(2 * (coarse + 8), 1.0f);
+    std::vector<float> y(fine.count * window.height * window.width * coarse, 0.5f);
+    std::vector<float> weight(coarse * depth, 0.5f), gradient(weight.size(), NAN);
+    const Owed owed{vectors.data(), 1, vectors.data(), vectors.data(), 1, Activation::leaky_relu, 0.2f};
+    const Owed nothing{nullptr, 1, nullptr, nullptr, 1, Activation::none, 0.0f};
+    kernels.patches_wgrad(fine, x.data(), owed, y.data(), nothing, window, coarse, gradient.data(), threads);
+    finite(gradient, "gradient of the weight");
+    kernels.patches_wgrad(fine, x.data(), nothing, y.data(), owed, window, coarse, gradient.data(), threads);
+    const std::vector<float> from_fine = x, from_coarse = y;
+    for (float& value : x) value = NAN;
+    for (float& value : y) value = NAN;
+    kernels.patches_to_coarse(fine, from_fine.data(), owed, window, weight.data(), vectors.data(), coarse, y.data(),
+                              threads);
+    kernels.patches_to_fine(fine, from_coarse.data(), owed, window, weight.data(), vectors.data(), coarse, x.data(),
+                            threads);
+    finite(y, "coarse");
+    finite(x, "fine");
+}
+
 int main() {
     const Kernels& kernels = FASTGAN_ISA::kernels;
     for (DType dtype : {DType::float32, DType::bfloat16, DType::float16}) {
@@ -112,5 +134,8 @@ int main() {
         winograd(kernels, {70, 6, 4, 17, 2, 1, 16, 0, 0}, tile, 3);
         winograd(kernels, {2, 4, 5, 330, 2, 2, 360, 1, 1}, tile, 2);  // a weight that is taken panel by panel
     }
+    patches(kernels, {5, 8, 8, 3, 1, DType::float32}, {4, 4, 2, 2, 1, 1, 4, 4}, 64, 2);
+    patches(kernels, {3, 7, 5, 1, 1, DType::float32}, {3, 2, 1, 3, 2, 0, 9, 2}, 33, 3);
+    patches(kernels, {18, 3, 130, 8, 1, DType::float32}, {1, 7, 2, 1, 0, 3, 2, 130}, 5, 2);
     std::puts(kernels.isa);
 }

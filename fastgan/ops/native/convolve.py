@@ -2,6 +2,7 @@
 
     library    PyTorch's convolution: oneDNN's, cuDNN's
     gemm       a matrix product of gathered patches, or one whose result is scattered as patches; on a CPU
+    patches    the same in blocks that stay in the cache, for fine images of few channels in float32 (`patches.py`); on a CPU
     winograd-2x2, winograd-4x4    in float32 on a CPU, for kernels of 4x4 with a stride of 2 (`winograd.py`)
 
 Both kinds of convolution, seen from their coarse and their fine image, are the same three products. With A the coarse
@@ -24,7 +25,7 @@ from torch import Tensor
 from fastgan.errors import FastganError
 from fastgan.ops import reference
 from fastgan.ops.layers import Convolution, Owed
-from fastgan.ops.native import rows, winograd
+from fastgan.ops.native import patches, rows, winograd
 from fastgan.ops.native.rows import Window
 from fastgan.ops.native.winograd import TILES
 
@@ -32,25 +33,28 @@ BLOCK = 64 * 2**20
 WIDE = 32  # channels from which on transforms cost little beside their products
 
 
-def variants(device: str, dtype: torch.dtype, kernel: Sequence[int], stride: Sequence[int]) -> tuple[str, ...]:
-    """Those that can compute any pass of such a convolution on that type of device."""
+def variants(device: str, dtype: torch.dtype, weight: Sequence[int], stride: Sequence[int]) -> tuple[str, ...]:
+    """Those that can compute any pass of a convolution on that type of device; `weight` is the shape of its weight."""
     if device != "cpu":
         return ("library",)
-    return ("library", "gemm", *(TILES if winograd.applies(dtype, kernel, stride) else ()))
+    narrow = ("patches",) if patches.applies(dtype, weight) else ()
+    return ("library", "gemm", *narrow, *(TILES if winograd.applies(dtype, weight[2:], stride) else ()))
 
 
 def default(pass_: str, x: Tensor, convolution: Convolution) -> str:
     """The variant of pass "forward", "dgrad" or "wgrad" that is taken without measuring, for x (N, C, H, W).
 
-    On a CPU oneDNN is slow where the coarse image is a pixel, where the product makes an image of a few channels, and
-    in weight gradients of small images.
+    On a CPU oneDNN is slow where the coarse image is a pixel, where the fine one has a few channels and is made or
+    differentiated, and in weight gradients of small images.
     """
     known = _variants(x, convolution)
+    to_fine = pass_ == ("forward" if convolution.transposed else "dgrad")
     if "winograd-2x2" in known and min(convolution.channels()) >= WIDE:
         return "winograd-2x2"
+    if "patches" in known and (to_fine or pass_ == "wgrad"):
+        return "patches"
     height, width = x.shape[2:] if convolution.transposed else convolution.size(x)
     few = convolution.channels()[1 if convolution.transposed else 0] <= 4
-    to_fine = pass_ == ("forward" if convolution.transposed else "dgrad")
     gemm = height * width == 1 or (to_fine and few) or (pass_ == "wgrad" and height * width <= 64)
     return "gemm" if gemm and "gemm" in known else "library"
 
@@ -61,9 +65,14 @@ def forward(x: Tensor, owed: Owed, convolution: Convolution, variant: str) -> Te
         to, bias = winograd.to_fine if convolution.transposed else winograd.to_coarse, convolution.bias
         return to(TILES[variant], x, owed, convolution, None if bias is None else bias.to(x.dtype),
                   convolution.size(nchw(x)))
+    size = convolution.size(nchw(x))
+    window = _window(convolution, *(x.shape[1:3] if convolution.transposed else size))
+    if _is(variant, "patches", x, convolution):
+        if convolution.transposed:
+            return patches.to_fine(x, owed, convolution, convolution.bias, window, size)
+        return patches.to_coarse(x, owed, convolution, convolution.bias, window)
     if _is(variant, "gemm", x, convolution):
-        weight, size = _matrix(convolution, x.dtype), convolution.size(nchw(x))
-        window = _window(convolution, *(x.shape[1:3] if convolution.transposed else size))
+        weight = _matrix(convolution, x.dtype)
         if convolution.transposed:
             return _to_fine(x, owed, weight, convolution.bias, window, size)
         return _to_coarse(x, owed, weight, convolution.bias, window)
@@ -77,11 +86,17 @@ def dgrad(g: Tensor, x: Tensor, convolution: Convolution, variant: str) -> Tenso
     if _is(variant, "winograd", x, convolution):
         to = winograd.to_coarse if convolution.transposed else winograd.to_fine
         return to(TILES[variant], g, Owed(), convolution, None, (x.shape[1], x.shape[2]))
+    size = x.shape[1], x.shape[2]
+    window = _window(convolution, *(size if convolution.transposed else g.shape[1:3]))
+    if _is(variant, "patches", x, convolution):
+        if convolution.transposed:
+            return patches.to_coarse(g, Owed(), convolution, None, window)
+        return patches.to_fine(g, Owed(), convolution, None, window, size)
     if _is(variant, "gemm", x, convolution):
         weight = _matrix(convolution, x.dtype)
         if convolution.transposed:
-            return _to_coarse(g, Owed(), weight, None, _window(convolution, *x.shape[1:3]))
-        return _to_fine(g, Owed(), weight, None, _window(convolution, *g.shape[1:3]), (x.shape[1], x.shape[2]))
+            return _to_coarse(g, Owed(), weight, None, window)
+        return _to_fine(g, Owed(), weight, None, window, size)
     cast = convolution._replace(weight=convolution.weight.to(x.dtype), bias=None)
     # of a, only shape and strides are asked
     return nhwc(reference.convolve_backward(nchw(g), nchw(x), cast, (True, False, False))[0])
@@ -93,8 +108,10 @@ def wgrad(g: Tensor, x: Tensor, owed: Owed, convolution: Convolution, variant: s
     coarse, fine = ((x, owed), (g, Owed())) if convolution.transposed else ((g, Owed()), (x, owed))
     if _is(variant, "winograd", x, convolution):
         return nchw(winograd.wgrad(TILES[variant], coarse, fine, convolution.padding)).to(weight.dtype)
+    window = _window(convolution, *coarse[0].shape[1:3])
+    if _is(variant, "patches", x, convolution):
+        return nchw(patches.wgrad(coarse, fine, window)).to(weight.dtype)
     if _is(variant, "gemm", x, convolution):
-        window = _window(convolution, *coarse[0].shape[1:3])
         one, two, height, width = weight.shape
         return nchw(_wgrad(coarse, fine, window).view(one, height, width, two)).to(weight.dtype)
     cast = convolution._replace(weight=weight.to(x.dtype), bias=None)
@@ -125,7 +142,7 @@ def _window(convolution: Convolution, height: int, width: int) -> Window:
 
 
 def _variants(x: Tensor, convolution: Convolution) -> tuple[str, ...]:
-    return variants(x.device.type, x.dtype, convolution.weight.shape[2:], convolution.stride)
+    return variants(x.device.type, x.dtype, convolution.weight.shape, convolution.stride)
 
 
 def _is(variant: str, kind: str, x: Tensor, convolution: Convolution) -> bool:

@@ -47,7 +47,7 @@ def engines(device: torch.device) -> list[str]:
 def native_ways(problem: Problem) -> list[str]:
     """How the native engine can convolve there."""
     return list(import_module("fastgan.ops.native.convolve").variants(
-        problem.device, getattr(torch, problem.dtype), problem.weight[2:], problem.stride))
+        problem.device, getattr(torch, problem.dtype), problem.weight, problem.stride))
 
 
 @cache

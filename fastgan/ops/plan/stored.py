@@ -8,6 +8,7 @@ The machine is everything but the problem that decides which engine is fastest. 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -59,8 +60,20 @@ def machine(device: torch.device) -> dict[str, str]:
         driver = getattr(torch._C, "_cuda_getDriverVersion", lambda: "unknown")()
         facts = {"device": f"{properties.name}, sm_{properties.major}{properties.minor}", "driver": str(driver),
                  "cuDNN": str(torch.backends.cudnn.version())}
-    return {**facts, "fastgan": fastgan.__version__, "torch": torch.__version__, "triton": _version("triton"),
+    return {**facts, "fastgan": f"{fastgan.__version__}, kernels {_kernels()}", "torch": torch.__version__, "triton": _version("triton"),
             "engines": ", ".join(candidates.engines(device))}
+
+
+@functools.cache
+def _kernels() -> str:
+    """A digest of all that engines are made of: kernels that have changed are measured anew, whatever the version."""
+    package = Path(fastgan.__file__).parent
+    sources = [path for path in package.glob("ops/**/*") if path.suffix in (".py", ".json")]
+    compiled = [path for path in package.glob("_c*") if path.suffix in (".so", ".pyd")]
+    digest = hashlib.sha256()
+    for path in sorted(sources + compiled):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def place(facts: dict[str, str]) -> Path:

@@ -1,0 +1,53 @@
+"""Products of patches that stay in the cache: all passes, every instruction set, edges."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastgan.ops.layers import Activation, Convolution, Owed
+from fastgan.ops.native import convolve
+from tests.test_winograd import check_passes, isa  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+# fine channels, coarse channels, (N, H, W) of the input, kernel, stride, padding, output_padding
+CASES = {
+    "D's first, G's last": (3, 64, (6, 16, 16), (4, 4), (2, 2), (1, 1), (0, 0)),
+    "one channel, odd sides": (1, 33, (4, 9, 7), (5, 5), (3, 3), (2, 2), (1, 1)),
+    "a line longer than a block": (2, 5, (2, 3, 130), (1, 7), (2, 1), (0, 3), (0, 0)),
+    "a single pixel": (8, 40, (34, 1, 1), (3, 3), (1, 1), (1, 1), (0, 0)),
+    "strides beyond the kernel": (4, 16, (2, 8, 9), (2, 1), (3, 2), (0, 0), (0, 0)),
+}
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["convolution", "transposed"])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("activation", "groups"), [("relu", 2), ("tanh", 1), ("none", 1)])
+def test_every_pass(case, transposed, activation, groups, isa):  # noqa: F811
+    fine, coarse, (count, height, width), kernel, stride, padding, extra = CASES[case]
+    ci, co = (coarse, fine) if transposed else (fine, coarse)
+    torch.manual_seed(0)
+    statistics = torch.stack([torch.randn(groups, ci), torch.rand(groups, ci) + 0.5])
+    owed = Owed() if activation == "none" else Owed(
+        statistics, torch.rand(ci) + 0.5, torch.randn(groups, ci), Activation(activation))
+    x = torch.randn(count, ci, height, width).contiguous(memory_format=torch.channels_last)
+    convolution = Convolution(torch.randn(coarse, fine, *kernel), torch.randn(co), stride, padding,
+                              extra if transposed else (0, 0), transposed)
+    check_passes(x, owed, convolution, groups, "patches")
+
+
+def test_the_same_bits_with_any_number_of_threads():
+    torch.manual_seed(0)
+    x, g = torch.randn(20, 12, 12, 3), torch.randn(20, 6, 6, 48)
+    convolution = Convolution(torch.randn(48, 3, 4, 4), None, (2, 2), (1, 1), (0, 0), False)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append([convolve.forward(x, Owed(), convolution, "patches"),
+                          convolve.dgrad(g, x, convolution, "patches"),
+                          convolve.wgrad(g, x, Owed(), convolution, "patches")])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
