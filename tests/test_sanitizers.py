@@ -54,8 +54,9 @@ def test_edges(built, tmp_path):
 @pytest.mark.parametrize(("name", "right", "wrong", "used_by"), [
     ("panel.h", "left < repeat ? left", "left < 0 ? left", "normalise.cpp"),
     ("scatter.cpp", "row >= window.height", "row > window.height", "scatter.cpp"),
+    ("head.cpp", "least(IMAGES, each - begin), length", "least(IMAGES, each + 1 - begin), length", "head.cpp"),
     ("winograd.cpp", "x >= 0 && x < p.fine_w", "x >= 0 && x <= p.fine_w", "winograd.cpp"),
-], ids=["panel", "scatter", "winograd"])
+], ids=["panel", "scatter", "head", "winograd"])
 def test_a_step_too_far_is_seen(name, right, wrong, used_by, built, tmp_path):
     """With one file compiled from a copy of the sources that has a mistake in it."""
     shutil.copytree(CPU, tmp_path / "cpu")

@@ -151,6 +151,7 @@ PYBIND11_MODULE(_cpu, module) {
     }, "those that could, the best first");
     module.def("use", &use, "run those of another instruction set from now on");
     bind_rows(module, &rows);
+    bind_head(module, &rows);
     module.def("gather", &gather, py::call_guard<py::gil_scoped_release>());
     module.def("scatter", &scatter, py::call_guard<py::gil_scoped_release>());
     module.def("winograd_gather", &winograd<&Kernels::winograd_gather>, py::call_guard<py::gil_scoped_release>());
