@@ -16,6 +16,7 @@ from fastgan.config import Config
 from fastgan.models import build
 from fastgan.nn import use
 from fastgan.ops import plan
+from fastgan.ops.engines import why_not
 from fastgan.ops.plan import stored
 from fastgan.train.graph import GraphedStep
 from fastgan.train.planned import like_a_batch, make
@@ -91,7 +92,7 @@ def on_gpu(config: Config = DCGAN, device: torch.device = GPU) -> list[Contender
     found = [Contender(plain, "torch", "tf32", plain, partial(textbook, torch.contiguous_format, config, device),
                        torch.contiguous_format, False),
              Contender(careful, "torch", "bf16", careful, partial(careful_textbook, config, device))]
-    for impl in ("reference", "triton"):
+    for impl in ("reference", *(["native"] if not why_not("native", device) else []), "triton"):
         def contender(words: str, savings: Savings, graph: bool, impl: str = impl) -> Contender:
             return Contender(f"fastgan, {impl}: {words}", impl, "bf16", careful,
                              partial(_graphed if graph else ours, savings, config, device, impl, "bf16"))

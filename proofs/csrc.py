@@ -31,6 +31,7 @@ PAGE = ROOT / "docs" / "results" / "csrc.md"
 FLAGS = ("-std=c++17", "-O3", f"-I{INCLUDE}", "-Werror", "all-warnings")
 BLOCKS, THREADS = 2, 256
 REGISTERS, SHARED = 65536 // (BLOCKS * THREADS), 64 * 1024 // BLOCKS  # of a thread, of a block
+SUMS = ("measure", "head_forward", "head_wgrad")  # of all that is read, written one by one in float32
 ACTIVATIONS = ("none", "relu", "leaky_relu", "tanh")
 TYPES = {"f": "fp32", "13__nv_bfloat16": "bf16", "6__half": "fp16"}
 HEAD = """# What the compiler makes of csrc/cuda
@@ -92,7 +93,7 @@ def narrow(ptx: str) -> Iterator[str]:
         kernel = name(entry)
         if " x " not in kernel or " x 1" in kernel:
             continue
-        stores = "st" if not kernel.startswith("measure") else "ld"  # which writes float32 partials, one by one
+        stores = "ld" if kernel.startswith(SUMS) else "st"
         wide = all(re.search(rf"\b{kind}\.global\.(nc\.)?v4", body) for kind in ("ld", stores))
         if not wide or re.search(r"\b(ld|st)\.global\.\S*16\b", body):
             yield f"{kernel}: pieces of less than 16 bytes in PTX"

@@ -18,6 +18,7 @@ from fastgan.data.dataset import MemoryDataset
 from fastgan.models import build
 from fastgan.nn import use
 from fastgan.ops.engines import why_not as why_no_kernels
+from fastgan.ops.native import convolve
 from fastgan.train import Trainer
 from fastgan.train.fed import FedStep
 from fastgan.train.graph import GraphedStep
@@ -49,17 +50,18 @@ def repeatable() -> Iterator[None]:
 
 
 def engines() -> list[str]:
-    return ["reference"] if why_not() or why_no_kernels('triton', DEVICE) else ["reference", "triton"]
+    """Those that run here, the reference first."""
+    return ["reference", *(name for name in ENGINES[1:] if not why_not() and not why_no_kernels(name, DEVICE))]
 
 
-ENGINES = ["reference", "triton"]
+ENGINES = ["reference", "native", "triton"]
 PRECISIONS = ["fp32", "tf32", "bf16", "fp16"]
 
 
 def make(impl: str, precision: str, preset: str = "dcgan-64", history: int = 4, **fields: Any) -> GANStep:
     """A step at a quarter of the width, seeded."""
     if impl not in engines():
-        pytest.skip(f"{impl}: {why_no_kernels('triton', DEVICE)}")
+        pytest.skip(f"{impl}: {why_no_kernels(impl, DEVICE)}")
     torch.manual_seed(0)
     config = presets.get(preset, **{"ngf": 16, "ndf": 16, "ema": 0.9, **fields})
     networks = (use(network, impl).to(DEVICE, memory_format=torch.channels_last)
@@ -84,10 +86,16 @@ UNIT = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}
     (False, 8, 64, 128, 32, 4, 2, 1), (False, 8, 3, 64, 64, 4, 2, 1), (False, 8, 512, 1, 4, 4, 1, 0),
     (False, 3, 25, 7, 13, 5, 3, 2), (True, 8, 128, 64, 16, 4, 2, 1), (True, 8, 100, 512, 1, 4, 1, 0),
     (True, 8, 64, 3, 32, 4, 2, 1), (True, 3, 100, 25, 7, 5, 3, 1)])
-def test_operation(dtype, transposed, n, ci, co, size, k, stride, padding):
+@pytest.mark.parametrize("impl", ["native", "native-head", "triton"])
+def test_operation(impl, dtype, transposed, n, ci, co, size, k, stride, padding, monkeypatch):
     """Output, all gradients and running statistics, as near to float64 as the library's own layers."""
-    if "triton" not in engines():
-        pytest.skip(why_no_kernels('triton', DEVICE))
+    impl, _, variant = impl.partition("-")
+    if impl not in engines():
+        pytest.skip(why_no_kernels(impl, DEVICE))
+    if variant:
+        if (size, co) != (4, 1):
+            pytest.skip("not a head")
+        monkeypatch.setattr(convolve, "default", lambda *_: variant)
     torch.manual_seed(0)
     given = {"x": torch.randn(n, ci, size, size), "gamma": 1 + torch.randn(co) / 4, "beta": torch.randn(co),
              "weight": torch.randn((ci, co, k, k) if transposed else (co, ci, k, k)) * (ci * k * k) ** -0.5}
@@ -110,7 +118,7 @@ def test_operation(dtype, transposed, n, ci, co, size, k, stride, padding):
     conv = torch.backends.cudnn.conv
     before, conv.fp32_precision = conv.fp32_precision, "ieee"
     try:
-        ours, eager, exact = run("triton", False), run("reference", False), run("reference", True)
+        ours, eager, exact = run(impl, False), run("reference", False), run("reference", True)
     finally:
         conv.fp32_precision = before
     for name, value in exact.items():
@@ -239,7 +247,7 @@ def test_load_state_dict_in_the_middle():
 def test_trainer(tiny, impl, gpu_data_gb):
     """A run in graphs and a run without them leave the same checkpoint, to the last bit; so does a resumed one."""
     if impl not in engines():
-        pytest.skip(why_no_kernels('triton', DEVICE))
+        pytest.skip(why_no_kernels(impl, DEVICE))
     config = tiny(device="cuda", impl=impl, gpu_data_gb=gpu_data_gb, flip=True, steps=130, snap=65, log_every=20)
     graphed, eager = Trainer(config), Trainer(config.replace(graph="off"))
     folders: list[Path] = [graphed.fit(), eager.fit()]

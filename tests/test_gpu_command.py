@@ -20,7 +20,7 @@ from benchmarks.contenders import on_gpu
 from fastgan import presets
 from fastgan.train import graph
 from proofs.gpu import __main__ as command
-from proofs.gpu import certify, facts, parts, tested
+from proofs.gpu import certify, facts, native, parts, tested
 from proofs.gpu.parts import ROOT, Part
 from tests.simulated import SimulatedCuda
 
@@ -41,8 +41,8 @@ def isolated(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_everything_imports_without_the_command_lines_parser():
-    done = isolated("import proofs.gpu.__main__, proofs.gpu.certify, proofs.gpu.tested, proofs.gpu.journal\n"
-                    "import benchmarks.step, benchmarks.turns, tests.conftest, tests.test_gpu")
+    done = isolated("import proofs.gpu.__main__, proofs.gpu.certify, proofs.gpu.native, proofs.gpu.tested\n"
+                    "import proofs.gpu.journal, benchmarks.step, benchmarks.turns, tests.conftest, tests.test_gpu")
     assert done.returncode == 0, done.stderr
 
 
@@ -63,8 +63,27 @@ def test_interpreted_kernels_are_refused(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("quick", [False, True], ids=["whole", "quick"])
 def test_limits_fit_into_the_time(quick):
     planned = command.parts(quick)
-    assert [part.name for part in planned] == ["tests", "certificates", "timings"]
+    assert [part.name for part in planned] == ["native", "tests", "certificates", "timings"]
     assert sum(part.limit for part in planned) <= command.SECONDS
+
+
+@pytest.mark.parametrize(("lacking", "codes", "code", "words"), [
+    (["nvcc", "pybind11"], [], 0, "the native engine is left out: no nvcc, no pybind11 here"),
+    ([], [0, 0], 0, "fastgan._cpu and fastgan._cuda are built"), ([], [1], 1, "the native engine could not be built"),
+    ([], [0, 1], 1, "the native engine could not be built")], ids=["left out", "built", "fails", "cannot be loaded"])
+def test_native_engine_is_built_where_it_can_be(lacking, codes, code, words, monkeypatch, capsys):
+    commands: list[list[str]] = []
+    monkeypatch.setattr(native, "missing", lambda: lacking)
+    monkeypatch.setattr(native.subprocess, "call", lambda line, cwd: commands.append(line) or codes[len(commands) - 1])
+    assert native.main() == code and len(commands) == len(codes)
+    assert capsys.readouterr().out.splitlines()[-1] == words
+    assert not commands or commands[0][1:] == ["setup.py", "build_ext", "--inplace"]
+
+
+def test_what_a_build_needs(monkeypatch):
+    monkeypatch.setattr(native.shutil, "which", lambda name: name if name == "g++" else None)
+    monkeypatch.setattr(native.importlib.util, "find_spec", lambda name: None if name == "pybind11" else name)
+    assert native.missing() == ["nvcc", "pybind11"]
 
 
 HANGS = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('begun', flush=True); time.sleep(60)"
@@ -237,7 +256,7 @@ def small() -> list[turns.Contender]:
 def test_timings(tmp_path):
     """All of them but the kernels, whose bfloat16 the interpreter refuses: which is a line, and spoils nothing."""
     found = measured(small())
-    assert len(found) == 14
+    assert len(found) == 20
     for name, row in found.items():
         if "triton" in name:
             assert row.reason and row.ms == 0

@@ -7,7 +7,7 @@ import torch
 
 from fastgan.ops.layers import Activation, Convolution, Owed
 from fastgan.ops.native import convolve
-from tests.test_winograd import check_passes, isa  # noqa: F401
+from tests.test_winograd import check_passes, isa  # noqa: F401 (a fixture)
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 

@@ -178,6 +178,7 @@ PYBIND11_MODULE(_cpu, module) {
     }, "those that could, the best first");
     module.def("use", &use, "run those of another instruction set from now on");
     bind_rows(module, &rows);
+    bind_head(module, &rows);
     module.def("gather", &gather, py::call_guard<py::gil_scoped_release>());
     module.def("scatter", &scatter, py::call_guard<py::gil_scoped_release>());
     module.def("patches_to_coarse", &patches<&Kernels::patches_to_coarse>, py::call_guard<py::gil_scoped_release>());

@@ -14,6 +14,9 @@ NormaliseActivateBackward normalise_activate_backward;
 FinishNormGradient finish_norm_gradient;
 ThroughStatisticsOf through_statistics_of;
 LogisticLoss logistic_loss;
+HeadForward head_forward;
+HeadDgrad head_dgrad;
+HeadWgrad head_wgrad;
 Gather gather;
 Scatter scatter;
 PatchesPass patches_to_coarse;
@@ -26,7 +29,7 @@ WinogradWgrad winograd_wgrad;
 const Kernels kernels{
     FASTGAN_NAME(FASTGAN_ISA),
     {parts, measure, finish_statistics, normalise_activate, normalise_activate_backward, finish_norm_gradient,
-     through_statistics_of, logistic_loss},
+     through_statistics_of, logistic_loss, head_forward, head_dgrad, head_wgrad},
     gather,
     scatter,
     patches_to_coarse,

@@ -8,10 +8,13 @@ const fastgan::RowKernels& rows() {
     using namespace fastgan::cuda;
     static const fastgan::RowKernels table{parts, measure, finish_statistics, normalise_activate,
                                            normalise_activate_backward, finish_norm_gradient, through_statistics,
-                                           logistic};
+                                           logistic, head_forward, head_dgrad, head_wgrad};
     return table;
 }
 
 }  // namespace
 
-PYBIND11_MODULE(_cuda, module) { fastgan::bind_rows(module, &rows); }
+PYBIND11_MODULE(_cuda, module) {
+    fastgan::bind_rows(module, &rows);
+    fastgan::bind_head(module, &rows);
+}

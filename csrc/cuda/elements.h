@@ -55,6 +55,22 @@ __device__ inline void store(T* to, std::int64_t index, const float (&value)[V])
     }
 }
 
+// The V float32 that belong to those elements, in accesses of 16 bytes
+template <int V>
+__device__ inline void load_floats(const float* from, std::int64_t index, float (&value)[V]) {
+    if constexpr (V <= 4) {
+        load<V>(from, index, value);
+    } else {
+#pragma unroll
+        for (int part = 0; part < V / 4; ++part) {
+            float four[4];
+            load<4>(from, index * (V / 4) + part, four);
+#pragma unroll
+            for (int v = 0; v < 4; ++v) value[4 * part + v] = four[v];
+        }
+    }
+}
+
 template <typename T>
 struct Type {
     using type = T;

@@ -1,8 +1,7 @@
 // Normalisation and activation written out, and their derivative with the sums for gamma and beta.
 #include "elements.h"
-#include "fastgan/activation.h"
-#include "fastgan/norm.h"
 #include "kernels.h"
+#include "owed.h"
 #include "tile.h"
 
 namespace fastgan::cuda {
@@ -10,37 +9,6 @@ namespace {
 
 constexpr int BITS = 3;  // 2^3 channels of a block that adds up parts: 32 bytes, a memory access
 constexpr int DEEP = 8;  // rows of each thread that only writes
-
-// Where the vectors of a normalisation stand; mean null: there is none.
-struct Vectors {
-    const float *mean, *rstd, *gamma, *beta;
-    int64_t statistic_stride, gamma_stride;  // from group to group, 0 where all share one
-};
-
-Vectors vectors(const Owed& owed, int64_t channels) {
-    if (owed.statistics == nullptr) return {};
-    return {owed.statistics, owed.statistics + owed.statistic_groups * channels, owed.gamma, owed.beta,
-            owed.statistic_groups > 1 ? channels : 0, owed.gamma_groups > 1 ? channels : 0};
-}
-
-// A thread's share of them; without a normalisation the one that changes nothing.
-template <int V>
-struct Norm {
-    float mean[V], rstd[V], gamma[V], beta[V];
-
-    __device__ Norm(const Vectors& of, int64_t group, const Place& place) {
-        const int64_t first = group * of.statistic_stride + place.channel;
-        const int64_t last = group * of.gamma_stride + place.channel;
-        const bool known = of.mean != nullptr && place.inside;
-#pragma unroll
-        for (int v = 0; v < V; ++v) {
-            mean[v] = known ? of.mean[first + v] : 0.0f;
-            rstd[v] = known ? of.rstd[first + v] : 1.0f;
-            gamma[v] = known ? of.gamma[last + v] : 1.0f;
-            beta[v] = known ? of.beta[last + v] : 0.0f;
-        }
-    }
-};
 
 // grid (parts of the rows, groups, tiles of channels)
 template <typename T, int V, Activation kind>
@@ -57,10 +25,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) normalise_activate_kernel(
         float value[V];
         load<V>(x, index, value);
 #pragma unroll
-        for (int v = 0; v < V; ++v) {
-            const float z = normalise(value[v], norm.mean[v], norm.rstd[v], norm.gamma[v], norm.beta[v]);
-            value[v] = activate<kind>(z, slope);
-        }
+        for (int v = 0; v < V; ++v) value[v] = activate<kind>(norm(value[v], v), slope);
         store<V>(out, index, value);
     }
 }
@@ -83,7 +48,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) normalise_activate_backward_k
         load<V>(gout, index, g);
 #pragma unroll
         for (int v = 0; v < V; ++v) {
-            const float z = normalise(value[v], norm.mean[v], norm.rstd[v], norm.gamma[v], norm.beta[v]);
+            const float z = norm(value[v], v);
             const float gz = through_activation<kind>(g[v], z, slope);
             sums[v] = merge(sums[v], {gz, gz * standardise(value[v], norm.mean[v], norm.rstd[v])});
             g[v] = gz * (norm.gamma[v] * norm.rstd[v]);
@@ -124,19 +89,6 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) finish_norm_gradient_kernel(
         at[groups * channels] = gradient.rstd;
         at[2 * groups * channels] = gradient.gamma;
         at[3 * groups * channels] = gradient.beta;
-    }
-}
-
-template <Activation kind>
-using Kind = std::integral_constant<Activation, kind>;
-
-template <typename F>
-void with_activation(Activation activation, F f) {
-    switch (activation) {
-        case Activation::none: return f(Kind<Activation::none>());
-        case Activation::relu: return f(Kind<Activation::relu>());
-        case Activation::leaky_relu: return f(Kind<Activation::leaky_relu>());
-        case Activation::tanh: return f(Kind<Activation::tanh>());
     }
 }
 

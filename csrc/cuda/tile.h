@@ -100,6 +100,12 @@ __device__ inline std::int64_t merged_channel(unsigned tile, int bits, int V, st
     return thread < V << bits && channel < channels ? channel : channels;
 }
 
+struct Sum {
+    float of = 0.0f;
+};
+
+__device__ inline Sum merge(Sum a, Sum b) { return {a.of + b.of}; }
+
 // Two sums that are taken together.
 struct Sums {
     float first = 0.0f, second = 0.0f;

@@ -71,6 +71,21 @@ static void patches(const Kernels& kernels, const Images& fine, const Window& wi
     kernels.scatter(fine, gathered.data(), statistics.data(), window, out.data(), threads);
 }
 
+static void head(const RowKernels& kernels, const Shape& shape, std::int64_t pixels, std::int64_t outputs,
+                 std::int64_t threads) {
+    const Head head{shape, pixels, outputs};
+    const auto x = elements(shape.size(), shape.dtype);
+    auto ga = x;
+    std::vector<float> weight(outputs * head.size(), 0.5f), gweight(weight.size(), NAN), bias(outputs, 1.0f);
+    std::vector<float> y(head.images() * outputs, NAN), vectors(2 * shape.groups * shape.channels, 1.0f);
+    const Owed owed{vectors.data(), shape.groups, vectors.data(), vectors.data(), 1, Activation::leaky_relu, 0.2f};
+    kernels.head_forward(head, x.data(), owed, weight.data(), bias.data(), y.data(), threads);
+    kernels.head_wgrad(head, x.data(), owed, y.data(), gweight.data(), threads);
+    kernels.head_dgrad(head, y.data(), weight.data(), ga.data(), threads);
+    finite(y, "y");
+    finite(gweight, "gradient of the weight");
+}
+
 static void winograd(const Kernels& kernels, const Polyphase& p, int tile, std::int64_t threads) {
     std::vector<float> fine(p.images * p.fine_h * p.fine_w * p.fine, 0.5f), statistics(2 * (p.fine + p.coarse), 1.0f);
     std::vector<float> coarse(p.images * p.coarse_h * p.coarse_w * p.coarse, 0.5f);
@@ -116,6 +131,9 @@ int main() {
             for (std::int64_t rows_of_all : {0, 2, 6, 34, 258, 1026})
                 for (std::int64_t groups : {1, 2})
                     rows(kernels.rows, {rows_of_all, channels, groups, dtype}, Activation(channels % 4), 1 + groups % 2);
+        for (std::int64_t channels : {1, 3, 256, 257})
+            for (std::int64_t images : {0, 2, 34})
+                head(kernels.rows, {images * 6, channels, 2, dtype}, 6, 1 + images % 4, 2);
         for (std::int64_t count : {2, 14, 256, 514}) loss(kernels.rows, count, 2, dtype);
         for (std::int64_t channels : {1, 3, 64, 300}) {
             for (std::int64_t count : {0, 1, 3}) {

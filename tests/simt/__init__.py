@@ -1,4 +1,7 @@
-"""The kernels of csrc/cuda as a program for this CPU, under AddressSanitizer and UndefinedBehaviorSanitizer."""
+"""The kernels of csrc/cuda as a program for this CPU, under AddressSanitizer and UndefinedBehaviorSanitizer.
+
+Not optimised: compiling takes longer than running.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ import struct
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
 COMPILER = os.environ.get("CXX", "g++")
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-FLAGS = ("-std=c++17", "-O1", "-g1", "-fno-strict-aliasing", *SANITIZERS, f"-I{HERE}", f"-I{CSRC / 'include'}",
+FLAGS = ("-std=c++17", "-O0", "-g1", "-fno-strict-aliasing", f"-I{HERE}", f"-I{CSRC / 'include'}",
          f"-I{CSRC / 'cuda'}")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 Argument = int | float | Tensor | None
@@ -35,25 +38,52 @@ class SimtError(Exception):
     """What a sanitizer, or the harness itself, says of a call."""
 
 
-class Program(NamedTuple):
-    path: Path
+class Program:
+    """A process that runs one call after another, until a call ends it or `close`; it starts when there is a call."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._process: subprocess.Popen[bytes] | None = None
 
     def call(self, name: str, *arguments: Argument, seed: int = 0) -> None:
         """Run a row kernel of csrc/cuda/kernels.h, structures spelt out; tensors are read, and written, in place.
 
         Pointers lie beyond a multiple of 16 bytes as the tensors do. `seed` decides the order of threads and blocks.
         """
-        done = subprocess.run([self.path], input=struct.pack("=qq", seed, len(name)) + name.encode()
-                              + b"".join(map(_packed, arguments)), capture_output=True, check=False)
-        if done.returncode:
-            raise SimtError(done.stderr.decode(errors="replace"))
-        result = memoryview(done.stdout)
-        for tensor in arguments:
-            if isinstance(tensor, Tensor):
-                size = tensor.numel() * tensor.element_size()
-                _bytes(tensor)[:] = torch.tensor(result[:size].tolist(), dtype=torch.uint8)
-                result = result[size:]
-        assert not result
+        tensors = [_bytes(argument) for argument in arguments if isinstance(argument, Tensor)]
+        answer = self._answer(struct.pack("=qq", seed, len(name)) + name.encode() + b"".join(map(_packed, arguments)),
+                              sum(map(len, tensors)) + 1)
+        begin = 0
+        for tensor in tensors:
+            tensor[:] = torch.tensor(list(answer[begin:begin + len(tensor)]), dtype=torch.uint8)
+            begin += len(tensor)
+
+    def close(self) -> str:
+        """What the process says of a failure, or ""; what leaks is seen at its end."""
+        process, self._process = self._process, None
+        if process is None:
+            return ""
+        with suppress(BrokenPipeError):
+            process.communicate()
+        said = self._log.read_text(errors="replace") or f"it ended with {process.returncode}"
+        return said if process.returncode else ""
+
+    def _answer(self, question: bytes, size: int) -> bytes:
+        if self._process is None:
+            with self._log.open("wb") as log:
+                self._process = subprocess.Popen([self.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(question)
+            self._process.stdin.flush()
+        answer = self._process.stdout.read(size)
+        if len(answer) != size:
+            raise SimtError(self.close())
+        return answer
+
+    @property
+    def _log(self) -> Path:
+        return self.path.with_suffix(".log")
 
 
 def _bytes(tensor: Tensor) -> Tensor:
@@ -71,12 +101,13 @@ def _packed(argument: Argument) -> bytes:
 
 
 def build(folder: Path, sources: Sequence[Path], *flags: str) -> Program:
-    """Compile `sources` one after another and link them, into `folder`."""
+    """Compile `sources` and the harness, but what is compiled in `folder`, and link them there."""
     objects = []
-    for source in sources:
+    for source in (*sources, HERE / "main.cpp", HERE / "simt.cpp"):
         objects.append(folder / f"{source.stem}.o")
         if not objects[-1].exists():
-            _run(*FLAGS, *flags, "-x", "c++", "-c", str(source), "-o", str(objects[-1]))
+            how = (*FLAGS, *SANITIZERS, *flags) if source.name != "simt.cpp" else (*FLAGS, "-O2")
+            _run(*how, "-x", "c++", "-c", str(source), "-o", str(objects[-1]))
     _run(*SANITIZERS, "-no-pie", *flags, *map(str, objects), "-o", str(folder / "simt"))
     return Program(folder / "simt")
 

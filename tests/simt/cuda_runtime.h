@@ -31,16 +31,16 @@ template <typename... Parameters>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Parameters... arguments) {
     if (!config->gridDim.x || !config->gridDim.y || !config->gridDim.z) return cudaErrorInvalidConfiguration;
-    simt::device.run(config->gridDim, config->blockDim, [&] { kernel(arguments...); });
+    simt::run(config->gridDim, config->blockDim, [&] { kernel(arguments...); });
     return cudaSuccess;
 }
 
-inline void __syncthreads() { simt::device.barrier(); }
+inline void __syncthreads() { simt::barrier(); }
 
 inline float __shfl_down_sync(unsigned mask, float value, unsigned distance) {
     std::uint32_t bits;
     std::memcpy(&bits, &value, sizeof(bits));
-    bits = simt::device.exchange(mask, bits, threadIdx.x % simt::WARP + distance);
+    bits = simt::exchange(mask, bits, threadIdx.x % simt::WARP + distance);
     std::memcpy(&value, &bits, sizeof(bits));
     return value;
 }

@@ -1,5 +1,5 @@
-// One call of a row kernel: its name and arguments from the standard input, and what its pointers point to, after the
-// call, to the standard output. tests/simt/__init__.py is the other side.
+// Calls of row kernels, one after another until the input ends: name and arguments from the standard input; to the
+// standard output what the pointers point to after the call, and a '.'. tests/simt/__init__.py is the other side.
 //
 //     seed, length of the name, the name, then each argument:
 //     'i' int64   'd' double   'p' bytes beyond a multiple of 16, length, that many bytes   'n' a null pointer
@@ -7,8 +7,10 @@
 // Each pointer has memory of its own, of just that length, so that AddressSanitizer sees every step beyond it.
 #include <cstdio>
 #include <map>
+#include <memory>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "../../csrc/cuda/kernels.h"
 #include "simt.h"
@@ -69,6 +71,11 @@ struct Argument<Shape> {
 };
 
 template <>
+struct Argument<Head> {
+    static Head get() { return {argument<Shape>(), argument<std::int64_t>(), argument<std::int64_t>()}; }
+};
+
+template <>
 struct Argument<Owed> {
     static Owed get() {
         return {argument<float*>(),       argument<std::int64_t>(), argument<float*>(), argument<float*>(),
@@ -100,14 +107,23 @@ const std::map<std::string, std::function<void()>> calls = {
     {"finish_norm_gradient", call(cuda::finish_norm_gradient)},
     {"through_statistics", call(cuda::through_statistics)},
     {"logistic", call(cuda::logistic)},
+    {"head_forward", call(cuda::head_forward)},
+    {"head_dgrad", call(cuda::head_dgrad)},
+    {"head_wgrad", call(cuda::head_wgrad)},
 };
 
 }  // namespace
 
 int main() {
-    simt::device.random.seed(take<std::int64_t>());
-    std::string name(take<std::int64_t>(), 0);
-    for (char& letter : name) letter = take<char>();
-    calls.at(name)();
-    for (const Buffer& buffer : buffers) std::fwrite(buffer.memory.get() + buffer.offset, 1, buffer.size, stdout);
+    for (int next; (next = std::getchar()) != EOF;) {
+        std::ungetc(next, stdin);
+        simt::seed(take<std::int64_t>());
+        std::string name(take<std::int64_t>(), 0);
+        for (char& letter : name) letter = take<char>();
+        calls.at(name)();
+        for (const Buffer& buffer : buffers) std::fwrite(buffer.memory.get() + buffer.offset, 1, buffer.size, stdout);
+        buffers.clear();
+        std::putchar('.');
+        std::fflush(stdout);
+    }
 }

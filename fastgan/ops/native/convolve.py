@@ -2,7 +2,9 @@
 
     library    PyTorch's convolution: oneDNN's, cuDNN's
     gemm       a matrix product of gathered patches, or one whose result is scattered as patches; on a CPU
-    patches    the same in blocks that stay in the cache, for fine images of few channels in float32 (`patches.py`); on a CPU
+    patches    the same in blocks that stay in the cache, for fine images of few channels, in float32 on a CPU
+               (`patches.py`)
+    head       for a kernel as large as the image and few outputs (`head.py`)
     winograd-2x2, winograd-4x4    in float32 on a CPU, for kernels of 4x4 with a stride of 2 (`winograd.py`)
 
 Both kinds of convolution, seen from their coarse and their fine image, are the same three products. With A the coarse
@@ -25,7 +27,7 @@ from torch import Tensor
 from fastgan.errors import FastganError
 from fastgan.ops import reference
 from fastgan.ops.layers import Convolution, Owed
-from fastgan.ops.native import patches, rows, winograd
+from fastgan.ops.native import head, patches, rows, winograd
 from fastgan.ops.native.rows import Window
 from fastgan.ops.native.winograd import TILES
 
@@ -33,12 +35,17 @@ BLOCK = 64 * 2**20
 WIDE = 32  # channels from which on transforms cost little beside their products
 
 
-def variants(device: str, dtype: torch.dtype, weight: Sequence[int], stride: Sequence[int]) -> tuple[str, ...]:
-    """Those that can compute any pass of a convolution on that type of device; `weight` is the shape of its weight."""
+def variants(device: str, dtype: torch.dtype, weight: Sequence[int], stride: Sequence[int],
+             is_head: bool) -> tuple[str, ...]:
+    """Those that can compute any pass of a convolution on that type of device.
+
+    weight: the shape of its weight. is_head: by `head.applies`.
+    """
+    heads = ("head",) if is_head else ()
     if device != "cpu":
-        return ("library",)
+        return ("library", *heads)
     narrow = ("patches",) if patches.applies(dtype, weight) else ()
-    return ("library", "gemm", *narrow, *(TILES if winograd.applies(dtype, weight[2:], stride) else ()))
+    return ("library", "gemm", *narrow, *heads, *(TILES if winograd.applies(dtype, weight[2:], stride) else ()))
 
 
 def default(pass_: str, x: Tensor, convolution: Convolution) -> str:
@@ -47,7 +54,9 @@ def default(pass_: str, x: Tensor, convolution: Convolution) -> str:
     On a CPU oneDNN is slow where the coarse image is a pixel, where the fine one has a few channels and is made or
     differentiated, and in weight gradients of small images.
     """
-    known = _variants(x, convolution)
+    known = _variants(x.permute(0, 2, 3, 1), convolution)
+    if "head" in known and x.device.type == "cpu":
+        return "head"
     to_fine = pass_ == ("forward" if convolution.transposed else "dgrad")
     if "winograd-2x2" in known and min(convolution.channels()) >= WIDE:
         return "winograd-2x2"
@@ -65,6 +74,8 @@ def forward(x: Tensor, owed: Owed, convolution: Convolution, variant: str) -> Te
         to, bias = winograd.to_fine if convolution.transposed else winograd.to_coarse, convolution.bias
         return to(TILES[variant], x, owed, convolution, None if bias is None else bias.to(x.dtype),
                   convolution.size(nchw(x)))
+    if _is(variant, "head", x, convolution):
+        return head.forward(x, owed, convolution)
     size = convolution.size(nchw(x))
     window = _window(convolution, *(x.shape[1:3] if convolution.transposed else size))
     if _is(variant, "patches", x, convolution):
@@ -86,6 +97,8 @@ def dgrad(g: Tensor, x: Tensor, convolution: Convolution, variant: str) -> Tenso
     if _is(variant, "winograd", x, convolution):
         to = winograd.to_coarse if convolution.transposed else winograd.to_fine
         return to(TILES[variant], g, Owed(), convolution, None, (x.shape[1], x.shape[2]))
+    if _is(variant, "head", x, convolution):
+        return head.dgrad(g, x, convolution)
     size = x.shape[1], x.shape[2]
     window = _window(convolution, *(size if convolution.transposed else g.shape[1:3]))
     if _is(variant, "patches", x, convolution):
@@ -108,6 +121,8 @@ def wgrad(g: Tensor, x: Tensor, owed: Owed, convolution: Convolution, variant: s
     coarse, fine = ((x, owed), (g, Owed())) if convolution.transposed else ((g, Owed()), (x, owed))
     if _is(variant, "winograd", x, convolution):
         return nchw(winograd.wgrad(TILES[variant], coarse, fine, convolution.padding)).to(weight.dtype)
+    if _is(variant, "head", x, convolution):
+        return nchw(head.wgrad(g, x, owed)).to(weight.dtype)
     window = _window(convolution, *coarse[0].shape[1:3])
     if _is(variant, "patches", x, convolution):
         return nchw(patches.wgrad(coarse, fine, window)).to(weight.dtype)
@@ -142,7 +157,9 @@ def _window(convolution: Convolution, height: int, width: int) -> Window:
 
 
 def _variants(x: Tensor, convolution: Convolution) -> tuple[str, ...]:
-    return variants(x.device.type, x.dtype, convolution.weight.shape, convolution.stride)
+    weight, _, stride, padding, output_padding, transposed = convolution
+    is_head = head.applies(x.shape[1:3], weight.shape, padding, output_padding, transposed)
+    return variants(x.device.type, x.dtype, weight.shape, stride, is_head)
 
 
 def _is(variant: str, kind: str, x: Tensor, convolution: Convolution) -> bool:

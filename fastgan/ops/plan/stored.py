@@ -60,8 +60,8 @@ def machine(device: torch.device) -> dict[str, str]:
         driver = getattr(torch._C, "_cuda_getDriverVersion", lambda: "unknown")()
         facts = {"device": f"{properties.name}, sm_{properties.major}{properties.minor}", "driver": str(driver),
                  "cuDNN": str(torch.backends.cudnn.version())}
-    return {**facts, "fastgan": f"{fastgan.__version__}, kernels {_kernels()}", "torch": torch.__version__, "triton": _version("triton"),
-            "engines": ", ".join(candidates.engines(device))}
+    return {**facts, "fastgan": f"{fastgan.__version__}, kernels {_kernels()}", "torch": torch.__version__,
+            "triton": _version("triton"), "engines": ", ".join(candidates.engines(device))}
 
 
 @functools.cache
