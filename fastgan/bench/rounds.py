@@ -43,13 +43,13 @@ def command(contender: Contender, device: str, threads: int) -> list[str]:
 
 
 class Worker:
-    """A contender in a process of its own, which Ctrl-C at the terminal does not reach."""
+    """A contender in a process of its own. Ctrl-C at the terminal does not reach it: whoever started it ends it."""
 
     def __init__(self, contender: Contender, device: str, threads: int) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, *command(contender, device, threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self._log, text=True, start_new_session=True, env=environment())
+            stderr=self._log, text=True, env=environment())
 
     def judge(self, entry: Entry, precisions: list[str], path: str) -> tuple[float | None, float | None]:
         """(operations, bytes) of a call."""

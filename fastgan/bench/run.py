@@ -55,6 +55,12 @@ class Order:
     changes: dict[str, Any] = field(default_factory=dict)
     commit: str = ""
 
+    @classmethod
+    def without_compilers(cls, device: torch.device, precision: str, **values: Any) -> Order:
+        """Steps of those who are ready in seconds: no torch.compile, and no plan that is to be measured first."""
+        names = [one.name for one in suites.step(device, precision) if not one.compiled and one.engine != "auto"]
+        return cls(device, ("step",), precision=precision, names=names, **values)
+
     def contenders(self, entry: Entry) -> list[Contender]:
         found = suites.contenders(entry, self.device, self.precision)
         return suites.chosen(found, list(self.names), self.match)

@@ -57,7 +57,7 @@ def tables(rows: Sequence[Row]) -> Iterator[str]:
                 yield from _side_by_side(of_suite)
             else:
                 for group in of_suite:
-                    yield from _whole(group)
+                    yield from whole(group)
             yield from checks(of_suite)
 
 
@@ -70,7 +70,7 @@ def _made_with(own: list[Group]) -> Iterator[str]:
     yield f"Measured {' to '.join(dict.fromkeys([days[0], days[-1]]))} with {', '.join(filter(None, facts))}.\n"
 
 
-def _whole(group: Group) -> Iterator[str]:
+def whole(group: Group) -> Iterator[str]:
     """A line for each contender, and one for what others have published."""
     base, rival = group.base, group.rival
     yield f"**{group.what}, batch {group.batch}**\n"

@@ -17,6 +17,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import sys
 from importlib import import_module
 from typing import Any, TextIO
@@ -129,6 +130,7 @@ def serve(bench: Bench, orders: TextIO, answers: TextIO) -> None:
 
 def main() -> None:
     given = json.loads(sys.argv[1])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what others print is no answer
     torch.set_num_threads(given["threads"])
