@@ -40,16 +40,18 @@ def _of_suite(suite: str, own: list[Group]) -> Iterator[tuple[str, str, Figure]]
     if suite == "stages":  # a table says more than fifty bars
         return
     for group in own:
-        if len(group.timed) > 1:
+        if len(group.timed) > 1 and not group.what.endswith("/total"):
             caption = f"{group.workload}, batch {group.batch}: median time, 20th to 80th percentile"
-            yield f"bars-{_slug(group.workload)}-{group.batch}", caption, bars(group)
+            yield f"bars-{_slug(group.workload)}-{group.batch}", caption, _titled(bars(group), caption)
     for what, part in groupby(own, lambda group: group.what):
         sizes = list(part)
         if len(sizes) > 1:
-            yield f"scaling-{suite}-{_slug(what)}", f"{suite}/{what}: images per second by batch", scaling(sizes)
+            caption = f"{suite}/{what}: images per second by batch"
+            yield f"scaling-{suite}-{_slug(what)}", caption, _titled(scaling(sizes), caption)
     for group, made in ablations(own):
-        yield (f"ablation-{_slug(group.what)}-{group.batch}",
-               f"{group.what}, batch {group.batch}: the ablation {made.verdict}", waterfall(made))
+        caption = f"{group.what}, batch {group.batch}: what each change earns"
+        yield (f"ablation-{_slug(group.what)}-{group.batch}", f"{caption}; it {made.verdict}",
+               _titled(waterfall(made), caption))
 
 
 def bars(group: Group) -> Figure:
@@ -89,7 +91,7 @@ def scaling(groups: Sequence[Group]) -> Figure:
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.08 * max((speed or 0.0 for points in lines.values() for _, speed in points), default=1.0))
     axes.set_xlabel("images per step")
     axes.set_ylabel("images per second")
     axes.grid(alpha=0.3)
@@ -105,23 +107,23 @@ def waterfall(made: Ablation) -> Figure:
     end = max(link.ms for link in links)
     before = links[0].ms
     for i, link in enumerate(links):
-        whole = i == 0
-        left, width = (0.0, link.ms) if whole else (min(before, link.ms), abs(before - link.ms))
-        colour = THEIRS_COLOUR if whole else OUR_COLOUR if link.ms <= before else LOSS_COLOUR
+        left, width = (0.0, link.ms) if i == 0 else (min(before, link.ms), abs(before - link.ms))
+        colour = THEIRS_COLOUR if i == 0 else OUR_COLOUR if link.ms <= before else LOSS_COLOUR
         axes.barh(i, width, 0.68, left=left, color=colour)
-        words = f"{_ms(link.ms)} ms" if whole else f"{_ms(link.ms)} ms   x {link.gain:.2f}"
+        words = f"{_ms(link.ms)} ms" if i == 0 else f"{_ms(link.ms)} ms   x {link.gain:.2f}"
         axes.text(max(before, link.ms) + 0.012 * end, i, words, va="center", fontsize=9)
         if i + 1 < len(links):
             axes.plot([link.ms, link.ms], [i + 0.34, i + 0.66], color="#555555", linewidth=0.9)
         before = link.ms
     axes.barh(len(links), links[-1].ms, 0.68, color=OUR_COLOUR)
-    words = f"{_ms(links[-1].ms)} ms   x {made.product:.2f} in all"
-    words += "" if made.total is None else f"; the ends by themselves x {made.total:.2f}"
-    axes.text(links[-1].ms + 0.012 * end, len(links), words, va="center", fontsize=9, weight="bold",
-              color="black" if made.closes else LOSS_COLOUR)
-    axes.set_xlim(0, 1.3 * end)
+    axes.text(links[-1].ms + 0.012 * end, len(links), f"{_ms(links[-1].ms)} ms   x {made.product:.2f}", va="center",
+              fontsize=9, weight="bold")
+    axes.set_xlim(0, 1.25 * end)
     _names(axes, [*(link.name for link in links), "all of it"])
-    axes.set_xlabel("milliseconds of a step")
+    whole = "not measured by themselves" if made.total is None else f"by themselves x {made.total:.2f}"
+    verdict = "" if made.closes else ": DOES NOT CLOSE"
+    axes.set_xlabel(f"milliseconds of a step; textbook and last link {whole}{verdict}",
+                    color="black" if made.closes else LOSS_COLOUR)
     return figure
 
 
@@ -160,7 +162,8 @@ def _rooflines(own: list[Group]) -> Iterator[tuple[str, str, Figure]]:
         known = [group for group in part if any(row.tflop_per_s and row.gb_per_s for row in group.timed)]
         if known:
             caption = "single passes; dashed, the highest rates that were measured here, which are no limits"
-            yield f"roofline-{_slug(what)}-{batch}", f"{what}, batch {batch}: {caption}", roofline(known)
+            yield (f"roofline-{_slug(what)}-{batch}", f"{what}, batch {batch}: {caption}",
+                   _titled(roofline(known), f"{what}, batch {batch}: single passes"))
 
 
 def _bandwidths(axes: Axes, found: Sequence[Group]) -> None:
@@ -184,6 +187,11 @@ def _figure(height: float) -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def _titled(figure: Figure, words: str) -> Figure:
+    figure.suptitle(words, fontsize=10.5, x=0.01, ha="left")
+    return figure
 
 
 def _names(axes: Axes, names: list[str]) -> None:

@@ -42,7 +42,7 @@ def write(folder: Path) -> list[Path]:
     text = "\n".join([*table.tables(rows)])
     pictures = list(plots.all_of(rows))
     files = {name: png for name, _, png in pictures}
-    files["README.md"] = "\n".join([f"{NOTE}\n", text, *(f"![{caption}]({name})\n\n*{caption}*\n"
+    files["README.md"] = "\n".join([text, f"{NOTE}\n", *(f"![{caption}]({name})\n\n*{caption}*\n"
                                                          for name, caption, _ in pictures)]).encode()
     files["report.html"] = page(text, pictures).encode()
     for name, content in files.items():
@@ -57,8 +57,8 @@ def page(text: str, pictures: list[tuple[str, str, bytes]]) -> str:
         f'<figure><img alt="{html.escape(name)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>" for name, caption, png in pictures)
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>fastgan: benchmark</title>'
-            f"<style>{STYLE}</style></head><body>\n<p>{_inline(NOTE)}</p>\n" + "\n".join(_blocks(text))
-            + f"\n<h2>pictures</h2>\n{figures}\n</body></html>\n")
+            f"<style>{STYLE}</style></head><body>\n" + "\n".join(_blocks(text))
+            + f"\n<p>{_inline(NOTE)}</p>\n<h2>pictures</h2>\n{figures}\n</body></html>\n")
 
 
 def _blocks(text: str) -> Iterator[str]:

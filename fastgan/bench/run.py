@@ -120,11 +120,14 @@ def lines(order: Order) -> Iterator[str]:
     """What could be measured: suites, below each its workloads and contenders, * for who takes part unasked."""
     for name in order.suites or SUITES:
         yield f"{name}: {SUITES[name].what}"
+        unasked: dict[str, bool] = {}
         for batch in _batches(order, name):
-            entries = suites.entries(name, order.preset or PRESET, batch, order.precision, order.device, order.changes)
-            yield from (f"    {_at(entry)}" for entry in entries)
-        found = {one.name: one for entry in entries for one in suites.contenders(entry, order.device, order.precision)}
-        yield from (f"        {'*' if one.usual else ' '} {one.name}" for one in found.values())
+            for entry in suites.entries(name, order.preset or PRESET, batch, order.precision, order.device,
+                                        order.changes):
+                yield f"    {_at(entry)}"
+                for one in suites.contenders(entry, order.device, order.precision):
+                    unasked[one.name] = unasked.get(one.name, False) or one.usual
+        yield from (f"        {'*' if usual else ' '} {name}" for name, usual in unasked.items())
 
 
 def measure(order: Order, done: Done) -> None:

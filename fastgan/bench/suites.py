@@ -52,7 +52,7 @@ def step(device: torch.device, precision: str) -> list[Contender]:
     """PyTorch as it is used, and ours on each engine; the textbook also with the work saved that it wastes."""
     plain, careful = _textbooks(device, precision)
     saved = careful.named(f"{careful.name}, same work saved", saved=("frozen", "fused_adam"))
-    found = [plain, careful, saved, *(saved.named(f"torch.compile {mode}: {saved.name}", compiled=mode,
+    found = [plain, careful, saved, *(saved.named(f"torch.compile {mode}, same work saved", compiled=mode,
                                                   usual=mode == "default" or device.type == "cuda")
                                       for mode in COMPILED)]
     if device.type == "cuda":
@@ -76,11 +76,11 @@ def chain(device: torch.device, precision: str) -> list[Contender]:
     found.append(found[-1].named("+ fused Adam", saved=("frozen", "fused_adam")))
     found.append(Contender("+ fastgan's step", "reference", precision, saved=USUAL, tuned=gpu))
     if gpu:
-        found.append(found[-1].named("+ CUDA graph", graph=True))
+        found.append(found[-1].named("+ fastgan's CUDA graph", graph=True))
     elif _there("native", device):
-        found.append(found[-1].named("+ native engine", engine="native"))
+        found.append(found[-1].named("+ fastgan's native engine", engine="native"))
     if len(candidates.engines(device)) > 1:
-        found.append(found[-1].named("+ plan", engine="auto"))
+        found.append(found[-1].named("+ fastgan's plan", engine="auto"))
     return found
 
 
@@ -133,7 +133,7 @@ def training(device: torch.device, precision: str) -> list[Contender]:
 def start(device: torch.device, precision: str) -> list[Contender]:
     """A process from its start to the end of the first step."""
     _, careful = _textbooks(device, precision)
-    compiled = careful.named(f"torch.compile: {careful.name}", compiled="default")
+    compiled = careful.named("torch.compile", compiled="default")
     own = [one for one in _ours(device, precision) if one.graph == (device.type == "cuda")]
     return [careful, compiled.named(f"{compiled.name}, compiled before"),
             compiled.named(f"{compiled.name}, cold", cold=True, usual=False), *own,
@@ -209,13 +209,14 @@ def check_workload(preset: str) -> None:
 
 
 def _textbooks(device: torch.device, precision: str) -> tuple[Contender, Contender]:
-    """PyTorch's example as it stands, and in the layout and precision of a careful user, who waits for no loss."""
+    """PyTorch's example as it stands, and as a careful user has it: channels_last, who waits for no loss; on a GPU also
+    in the precision asked for and, as all but the first, with cudnn.benchmark."""
     if device.type != "cuda":
         plain = Contender("textbook, NCHW", precision=precision, nchw=True, reads=True)
         return plain, plain.named(NHWC, nchw=False, reads=False)
     plain = Contender("textbook, NCHW", precision="fp32" if precision == "fp32" else "tf32", nchw=True, reads=True)
     autocast = ", autocast" if precision == "bf16" else ""
-    return plain, plain.named(f"{NHWC}{autocast}, cudnn.benchmark", nchw=False, reads=False, tuned=True,
+    return plain, plain.named(f"{NHWC}{autocast}", nchw=False, reads=False, tuned=True,
                               precision=precision)
 
 
