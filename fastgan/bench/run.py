@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from fastgan import presets
 from fastgan.bench import results, suites
 from fastgan.bench.contender import Contender
 from fastgan.bench.entry import Entry
@@ -91,7 +92,7 @@ def groups(order: Order) -> list[Group]:
     """All that is asked for, what matters most first."""
     found = [(name, order.preset or PRESET, batch) for name in _suites(order) for batch in _batches(order, name)]
     if not order.preset and not order.batches and "training" in _suites(order):
-        found.append(("training", PRINTS, 256))
+        found.append(("training", PRINTS, presets.get(PRINTS).data.batch))
     first = _batches(order, "step")[0]
     found.sort(key=lambda one: (one[1] == PRINTS, one[2] != first and not order.batches))
     made = []
