@@ -299,6 +299,15 @@ def test_a_process_that_ends_is_a_reason(monkeypatch):
     one.close()
 
 
+def test_a_process_that_does_not_answer_is_a_reason(monkeypatch):
+    monkeypatch.setattr(rounds, "PATIENCE", 0.5)
+    monkeypatch.setattr(rounds, "command", lambda *args: ["-c", "import time; time.sleep(60)"])
+    one = rounds.Worker(OURS, "cpu", 1)
+    with pytest.raises(Failed, match="no answer within"):
+        one.turn()
+    one.close()
+
+
 def test_a_process_that_is_new_in_each_turn():
     assert rounds.Fresh(["-c", "pass"]).turn() > 0
     with pytest.raises(Failed, match="no luck"):

@@ -59,6 +59,11 @@ def test_an_ablation_that_does_not_close(rows, total, words):
     assert made is not None and not made.closes and words in made.verdict
 
 
+def test_an_ablation_of_which_nothing_was_timed_does_not_close():
+    made = ablation.of([row(name, error="lost") for name in CHAIN], ends(1000, 500))
+    assert made is not None and not made.closes and made.missing[0] == "textbook, NCHW: lost"
+
+
 def test_no_ablation_of_one_link():
     assert ablation.of(chain()[:1], []) is None
 

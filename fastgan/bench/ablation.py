@@ -61,11 +61,11 @@ def of(rows: Sequence[Row], ends: Sequence[Row]) -> Ablation | None:
     """From the rows of one run: those of the chain, in its order, and those of its two ends; None without a chain."""
     chain = [row for i, row in enumerate(rows) if i == 0 or row.contender.startswith(ADDS)]
     timed = [row for row in chain if row.p50]
-    if len(timed) < 2:
+    if len(chain) < 2:
         return None
     missing = [f"{row.contender}: {row.error}" for row in chain if not row.p50]
     links = [Link(row.contender, row.p50 or 0.0, (before.p50 or 0.0) / (row.p50 or 1.0))
-             for before, row in zip([timed[0], *timed], timed, strict=False)]
+             for before, row in zip(timed[:1] + timed, timed, strict=False)]
     by_name = {row.contender: row.p50 for row in ends}
-    first, last = by_name.get(timed[0].contender), by_name.get(timed[-1].contender)
+    first, last = by_name.get(chain[0].contender), by_name.get(chain[-1].contender)
     return Ablation(links, first / last if first and last else None, missing)

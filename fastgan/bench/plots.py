@@ -49,6 +49,8 @@ def _of_suite(suite: str, own: list[Group]) -> Iterator[tuple[str, str, Figure]]
             caption = f"{suite}/{what}: images per second by batch"
             yield f"scaling-{suite}-{_slug(what)}", caption, _titled(scaling(sizes), caption)
     for group, made in ablations(own):
+        if len(made.links) < 2:
+            continue
         caption = f"{group.what}, batch {group.batch}: what each change earns"
         yield (f"ablation-{_slug(group.what)}-{group.batch}", f"{caption}; it {made.verdict}",
                _titled(waterfall(made), caption))

@@ -46,6 +46,7 @@ class Worker:
     """A contender in a process of its own. Ctrl-C at the terminal does not reach it: whoever started it ends it."""
 
     def __init__(self, contender: Contender, device: str, threads: int) -> None:
+        self._late = False
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, *command(contender, device, threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -77,7 +78,7 @@ class Worker:
 
     def _ask(self, **order: Any) -> dict[str, Any]:
         assert self._process.stdin is not None and self._process.stdout is not None
-        timer = threading.Timer(PATIENCE, self._process.kill)
+        timer = threading.Timer(PATIENCE, self._lose_patience)
         timer.start()
         try:
             self._process.stdin.write(json.dumps(order) + "\n")
@@ -87,12 +88,18 @@ class Worker:
             line = ""
         finally:
             timer.cancel()
+        if not line and self._late:
+            raise Failed(f"no answer within {PATIENCE:.0f} s")
         if not line:
             raise Failed(f"its process ended ({self._process.wait()}){self._last_words()}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise Failed(answer["error"])
         return answer
+
+    def _lose_patience(self) -> None:
+        self._late = True
+        self._process.kill()
 
     def _last_words(self) -> str:
         self._log.seek(0)
