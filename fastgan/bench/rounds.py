@@ -124,8 +124,10 @@ class Fresh:
             done = subprocess.run([sys.executable, *self.command], input=self.told, capture_output=True, text=True,
                                   env={**environment(), **(caches if self.cold else {})})
             seconds = time.perf_counter() - begin
-        if done.returncode or '"error"' in done.stdout:
-            raise Failed((done.stderr or done.stdout).strip().splitlines()[-1][:200])
+        if done.returncode:
+            raise Failed((done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1][:200])
+        if self.told and "error" in (answer := json.loads(done.stdout)):
+            raise Failed(answer["error"])
         return seconds
 
     def peak(self) -> float | None:
