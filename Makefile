@@ -1,18 +1,20 @@
-# The whole habit in eight words: demo, test, check, aot, ptx, gpu, bench, clean. Everything but gpu happens in .venv,
-# beside this file; gpu runs in the PyTorch that is there, and installs nothing.
+# The whole habit in nine words: demo, test, check, aot, ptx, gpu, bench, quality, clean. Everything but gpu happens in
+# .venv, beside this file; gpu runs in the PyTorch that is there, and installs nothing.
 PYTHON ?= python3
 PY := .venv/bin/python
 GPU_PYTHON ?= python3
 PTXSIM ?= ../shared/tools/ptxsim
+OUT ?= bench
 
-.PHONY: help demo test check aot ptx gpu bench clean
+.PHONY: help demo test check aot ptx gpu bench quality clean
 
 help:
 	@echo "make demo    train a DCGAN on handwritten digits (a few minutes on two CPU cores)"
 	@echo "make test    run the tests"
 	@echo "make check   lint and check types"
 	@echo "make aot     compile all GPU kernels, Triton's and csrc/cuda's, and gate the result (AOT=--quick: what CI runs)"
-	@echo "make bench   score the demo's digits with a classifier (after make demo)"
+	@echo "make bench   what is fast here, and what earned it: a quarter of an hour, then tables and pictures in OUT=bench"
+	@echo "make quality score the demo's digits with a classifier (after make demo)"
 	@echo "make ptx     execute the compiled GPU kernels on the CPU, in a PTX simulator at PTXSIM (PTX=--quick: minutes)"
 	@echo "make gpu     all that a GPU can prove and measure, in ten minutes, with GPU_PYTHON (GPU=--quick: three minutes)"
 	@echo "make clean   remove .venv and caches (runs/ stays)"
@@ -32,7 +34,12 @@ aot: .venv/installed-dev
 	env -u TRITON_INTERPRET $(PY) proofs/aot.py $(AOT)
 	$(PY) -m proofs.csrc $(filter --quick --update,$(AOT))
 
+# 12 minutes of measuring; what a round, a plan or a compiler has begun then is not cut short
 bench: .venv/installed
+	$(PY) -m fastgan bench --minutes 12 --out "$(OUT)" $(BENCH)
+	$(PY) -m fastgan report "$(OUT)"
+
+quality: .venv/installed
 	$(PY) benchmarks/digits_quality.py
 
 ptx: .venv/installed-dev

@@ -6,8 +6,10 @@ import contextlib
 import io
 import itertools
 import json
+import math
 import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -270,22 +272,114 @@ def plan(args: list[str]) -> int:
 
 
 @dataclass
+class Bench:
+    """Measure what is fast here, and what earned it; results are appended to OUT/bench.csv.
+
+    Everyone does the same work, each in a process of its own: fastgan's engines, eager PyTorch, torch.compile, and the
+    textbook's step with and without the work that fastgan saves. A contender is compared with float64 first, and who is
+    wrong is not timed. They take turns in a random order; the medians of the rounds count.
+
+    fastgan bench                                        every suite, until it is done: a quarter of an hour or more
+
+    fastgan bench --suite step --batch 64 128            one suite, two batch sizes
+
+    fastgan bench --suite step --match native --rounds 3     some contenders; --list names all of them
+
+    fastgan bench --suite step --device cuda --out DIR
+
+    fastgan report DIR                                   tables, pictures and one page of it
+    """
+
+    suite: tuple[str, ...] = ()
+    """step | ablation | training | start | networks | operations | stages | memory; the usual ones when not given"""
+    workload: str = ""
+    """preset whose networks and steps; dcgan-64 when not given"""
+    batch: tuple[int, ...] = ()
+    """images per step; what suits the device when not given"""
+    device: str = "auto"
+    """auto | cpu | cuda | cuda:N"""
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
+    """arithmetic of the convolutions, as in `fastgan train`; the textbook as it stands has fp32 or tf32"""
+    contenders: tuple[str, ...] = ()
+    """names of those who take part; the usual ones when not given"""
+    match: str = ""
+    """those whose name has this in it take part"""
+    rounds: int = 9
+    """turns of each contender"""
+    minutes: float | None = None
+    """end after about so long: fewer rounds, at least 3, and what is left over is named; no limit when not given"""
+    out: Path = Path("bench")
+    """folder for bench.csv, to which results are appended as soon as they are there"""
+    list: bool = False
+    """name suites, workloads and contenders, and measure nothing"""
+
+
+def bench(args: list[str]) -> int:
+    options = _parse(Bench, args, "bench")
+    if options.rounds < 1 or (options.minutes is not None and not options.minutes > 0):
+        raise FastganError(f"--rounds {options.rounds} --minutes {options.minutes}: expected 1 or more, and above 0")
+    if any(batch < 2 for batch in options.batch):
+        raise FastganError(f"--batch {' '.join(map(str, options.batch))}: expected 2 or more; statistics need 2 images")
+    from fastgan.bench import results, run, table
+    from fastgan.train.host import pick_device
+    from fastgan.train.precision import choose
+
+    device = pick_device(options.device)
+    order = run.Order(device, options.suite, options.workload, options.batch, choose(options.precision, device),
+                      options.rounds, options.contenders, options.match, minutes=options.minutes or math.inf)
+    run.check(order)
+    if options.list:
+        print(*run.lines(order), sep="\n")
+        return 0
+    done = run.Done(results.check(options.out))
+    try:
+        run.measure(order, done)
+    except KeyboardInterrupt:
+        print(f"fastgan: interrupted: {len(done.rows)} results are kept in {done.path}", file=sys.stderr)
+        return 130
+    print(*table.tables(done.rows), sep="\n")
+    print(*(f"no time was left: {words}" for words in done.late), f"results: {done.path}",
+          f"to draw them: fastgan report {options.out}", sep="\n")
+    return 0
+
+
+@dataclass
+class Report:
+    """Draw what `fastgan bench` has measured: README.md with tables, pictures, and report.html, which holds all of it.
+
+    Measures nothing. Of each workload the last run counts.
+    """
+
+    folder: Positional[Path] = Path("bench")
+    """where bench.csv lies, and where the files go"""
+
+
+def report(args: list[str]) -> int:
+    options = _parse(Report, args, "report")
+    from fastgan.bench import report as page
+
+    files = page.write(options.folder)
+    print(*files, sep="\n")
+    return 0
+
+
+@dataclass
 class Doctor:
     """Say what is installed, what can be used, and whether fastgan is ready."""
 
 
 def doctor(args: list[str]) -> int:
     _parse(Doctor, args, "doctor")
-    from fastgan.verify.doctor import report
+    from fastgan.verify.doctor import report as findings
 
-    for subject, finding in report():
+    for subject, finding in findings():
         print(f"{subject:14}{finding}")
     return 0
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train, "resume": resume, "sample": sample, "interpolate": interpolate, "presets": list_presets,
-    "verify": verify, "plan": plan, "doctor": doctor}
+    "verify": verify, "plan": plan, "bench": bench, "report": report, "doctor": doctor}
 
 
 def _fit(trainer: Trainer) -> int:

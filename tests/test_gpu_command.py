@@ -15,18 +15,14 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import rows, step, turns
-from benchmarks.contenders import on_gpu
-from fastgan import presets
-from fastgan.train import graph
+from fastgan.bench import results, run
+from fastgan.bench.results import Row
 from proofs.gpu import __main__ as command
-from proofs.gpu import certify, facts, native, parts, tested
+from proofs.gpu import certify, facts, native, parts, tested, timed
 from proofs.gpu.parts import ROOT, Part
-from tests.simulated import SimulatedCuda
 
 FACTS: dict[str, str | None] = {"date": "2026-11-23", "device": "NVIDIA H100 80GB HBM3", "driver": None}
 FOLDER = "nvidia-h100-80gb-hbm3-2026-11-23"
-CPU = torch.device("cpu")
 
 
 def python(code: str) -> list[str]:
@@ -42,7 +38,7 @@ def isolated(code: str) -> subprocess.CompletedProcess[str]:
 
 def test_everything_imports_without_the_command_lines_parser():
     done = isolated("import proofs.gpu.__main__, proofs.gpu.certify, proofs.gpu.native, proofs.gpu.tested\n"
-                    "import proofs.gpu.journal, benchmarks.step, benchmarks.turns, tests.conftest, tests.test_gpu")
+                    "import proofs.gpu.journal, proofs.gpu.timed, fastgan.bench.worker, tests.conftest, tests.test_gpu")
     assert done.returncode == 0, done.stderr
 
 
@@ -215,116 +211,39 @@ def test_certificates(tmp_path, capsys):
     assert "| wrong | triton | bfloat16 | conv 3 | y |" in text
 
 
-class Device(SimulatedCuda):
-    """With what the benchmark asks beyond graphs; `lost` is what it says once it cannot go on."""
-
-    lost = ""
-
-    def synchronize(self, device: Any = None) -> None:
-        if self.lost:
-            raise RuntimeError(self.lost)
-
-    def memory_allocated(self) -> int:
-        return 2**20
-
-    def max_memory_allocated(self) -> int:
-        return 6 * 2**20
-
-    def reset_peak_memory_stats(self) -> None: ...
-
-    def empty_cache(self) -> None: ...
-
-
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Device:
-    simulated = Device()
-    monkeypatch.setattr(graph, "cuda", simulated)
-    monkeypatch.setattr(turns, "cuda", simulated)
-    return simulated
+def told(monkeypatch: pytest.MonkeyPatch) -> list[run.Order]:
+    """What the suite was asked for; it measures nothing, and finds two contenders."""
+    orders: list[run.Order] = []
+
+    def measure(order: run.Order, done: run.Done) -> None:
+        orders.append(order)
+        row = Row(order.commit, "2026-11-23", "a device", "1", "2", "3", "step/dcgan-64", "textbook", "tf32", 64)
+        done.rows += [row.timed([0.2, 0.2, 0.4], 64, None, None, None),
+                      Row(**{**vars(row), "contender": "fastgan, triton", "error": "wrong: D has 3 x"})]
+        done.late.append("step/dcgan-64, batch 256")
+        results.append(done.path, done.rows)
+        if order.rounds == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(timed.run, "measure", measure)
+    return orders
 
 
-def measured(contenders: list[turns.Contender], **options: Any) -> dict[str, rows.Row]:
-    found = turns.measure(contenders, 4, CPU, rounds=2, steps=2, deadline=0.0, **options)
-    return {row.contender: row for row in found}
-
-
-def small() -> list[turns.Contender]:
-    return on_gpu(presets.get("dcgan-64", ngf=2, ndf=2), CPU)
-
-
-@pytest.mark.usefixtures("device", "one_thread")
-def test_timings(tmp_path):
-    """All of them but the kernels, whose bfloat16 the interpreter refuses: which is a line, and spoils nothing."""
-    found = measured(small())
-    assert len(found) == 20
-    for name, row in found.items():
-        if "triton" in name:
-            assert row.reason and row.ms == 0
-        else:
-            assert not row.reason and row.ms > 0 and row.ratio > 0 and row.rounds == 2 and row.peak_mb == 5, name
-    path = tmp_path / "timings.csv"
-    for _ in range(2):
-        rows.write(path, found.values())
-    kept = rows.read(path)
-    assert [row.contender for row in kept] == [*found] * 2
+def test_timings(told, tmp_path, capsys):
+    assert timed.main([str(tmp_path), "--device", "cpu", "--batch", "64", "--seconds", "90", "--commit", "abc"]) == 1
+    (order,) = told
+    assert (order.suites, order.batches, order.minutes, order.commit) == (("step",), [64], 1.5, "abc")
+    assert "textbook, NCHW" in order.names and not any("compile" in name or "plan" in name for name in order.names)
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "1 measurements; 1 contenders failed; no time was left for step/dcgan-64, batch 256")
     command.report.write(tmp_path, FACTS, [], True)
     text = (tmp_path / "README.md").read_text()
-    assert "| textbook: channels_last, autocast bf16 |" in text and "1.00 x as fast (tf32)" in text
-    assert "computes it wrongly" in text
+    assert "| textbook | tf32 | 200 | 200 - 400 | 320 |" in text
+    assert "| fastgan, triton | tf32 | wrong: D has 3 x |" in text
 
 
-def fake(name: str, make: Any, engine: str = "torch") -> turns.Contender:
-    return turns.Contender(name, engine, "bf16", "base", make)
-
-
-@pytest.mark.usefixtures("device")
-def test_timings_without_a_number():
-    found = measured([fake("base", lambda: lambda real: (1.0, 2.0)),
-                      fake("nan", lambda: lambda real: (1.0, float("nan"))),
-                      fake("halted", lambda: lambda real: {"finite": torch.zeros(())}),
-                      fake("left out", lambda: lambda real: (1.0, 2.0), "triton")], without={"triton": "not today"})
-    assert {name: row.reason for name, row in found.items()} == {
-        "base": "", "nan": "a loss or a gradient is not finite (ArithmeticError)",
-        "halted": "a loss or a gradient is not finite (ArithmeticError)", "left out": "not today"}
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_timings_of_a_graph_that_was_given_up(device):
-    device.refusal = "CUDA error: operation failed"
-    found = measured(small()[1:4])
-    assert found["fastgan, reference: graph"].reason.startswith("no graph: CUDA error: operation failed")
-    assert not found["fastgan, reference: by hand"].reason
-
-
-def test_timings_when_the_device_is_lost(device, monkeypatch, capsys):
-    def breaks() -> Any:
-        device.lost = "CUDA error: an illegal memory access was encountered"
-        raise RuntimeError(device.lost)
-
-    called: list[list[str]] = []
-    monkeypatch.setattr(step, "on_gpu", lambda device: [fake("base", lambda: lambda real: (1.0, 2.0)),
-                                                        fake("ours", breaks, "triton")])
-    monkeypatch.setattr(step.turns, "measure",
-                        lambda *args, _measure=turns.measure, **options: _measure(*args[:2], CPU, **options))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a device")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(step.subprocess, "call", lambda line, cwd: called.append(line) or 0)
-    monkeypatch.setattr(sys, "argv", ["step", "--device", "cuda", "--batch", "4", "8"])
-    assert step.main() == 1
-    line = called[0]
-    assert line[line.index("--batch") + 1:line.index("--rounds")] == ["4", "8"]
-    assert line[line.index("--without") + 1] == ("triton: ours: CUDA error: an illegal memory access was encountered "
-                                                 "(RuntimeError)")
-    device.lost = ""
-    monkeypatch.setattr(sys, "argv", ["step", "--device", "cuda", *line[5:]])
-    assert step.main() == 1
-    out = capsys.readouterr().out
-    assert "| ours | ours: CUDA error: an illegal memory access" in out
-    assert out.splitlines()[-1] == "2 measurements; 1 contenders failed or were left out"
-
-
-def test_benchmark_without_a_device(monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(sys, "argv", ["step", "--device", "cuda"])
-    assert step.main() == 0
-    assert capsys.readouterr().out == "no CUDA device: nothing was measured\n"
+def test_timings_that_are_interrupted_are_kept(told, tmp_path, capsys):
+    assert timed.main([str(tmp_path), "--device", "cpu", "--rounds", "1"]) == 1
+    assert "what was measured is kept" in capsys.readouterr().out
+    assert len(results.read(tmp_path / "bench.csv")) == 2

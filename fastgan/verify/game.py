@@ -79,7 +79,7 @@ def moved(game: Game, networks: Networks, *, exact: bool = False, reordered: boo
     dtype = torch.float64 if exact else torch.float32
     layout = torch.channels_last if reordered else torch.preserve_format
     one, other = (network.to(place, dtype).to(memory_format=layout) for network in networks)
-    before = {"generator": _state(one), "discriminator": _state(other)}
+    before = {"generator": state_of(one), "discriminator": state_of(other)}
 
     def as_seen(x: Tensor) -> Tensor:
         return (x.flip(0) if reordered else x).to(place, dtype)
@@ -92,11 +92,11 @@ def moved(game: Game, networks: Networks, *, exact: bool = False, reordered: boo
     play = step if wrap is None else wrap(step)
     for real in game.given.real:
         play(as_seen(real))
-    after = {"generator": _state(one), "discriminator": _state(other)}
+    after = {"generator": state_of(one), "discriminator": state_of(other)}
     return {f"{name} {what}": now - before[name][what] for name in after for what, now in after[name].items()}
 
 
-def _state(network: nn.Module) -> dict[str, Tensor]:
+def state_of(network: nn.Module) -> dict[str, Tensor]:
     """All parameters, running means and running variances, each as one vector; without those that it has not."""
     kinds: dict[str, list[Tensor]] = {"parameters": list(network.parameters())}
     for key, buffer in network.named_buffers():

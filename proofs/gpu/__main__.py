@@ -5,7 +5,7 @@
 native        csrc/ compiled in place, where there are nvcc, a compiler and pybind11; else why the engine is left out
 tests         pytest -m gpu: operations against float64, replays against eager steps, memory, whole runs
 certificates  fastgan.verify, for digits and dcgan-64
-timings       benchmarks.step: the textbook's step and ours, at four batch sizes
+timings       fastgan.bench: the textbook's step and ours, at several batch sizes
 
 Each part is a process with a time limit of its own, so one that hangs or crashes spoils nothing; what no longer fits
 into the time is not run, and README.md in the folder says so. --quick takes about three minutes.
@@ -52,7 +52,7 @@ def parts(quick: bool) -> list[Part]:
     python = [sys.executable, "-m"]
     native = Part("native", [*python, "proofs.gpu.native"], 60 if quick else 120)
     tests, certificates = [*python, "proofs.gpu.tested", "{folder}"], [*python, "proofs.gpu.certify", "{folder}"]
-    timings = [*python, "benchmarks.step", "--device", "cuda", "--csv", "{folder}/timings.csv"]
+    timings = [*python, "proofs.gpu.timed", "{folder}"]
     if quick:
         return [native, Part("tests", [*tests, "--quick"], 120), Part("certificates", [*certificates, "digits"], 60),
                 Part("timings", [*timings, "--batch", "64", "--rounds", "3", "--seconds", "{seconds}"], 60)]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import rows
+from fastgan.bench import results, table
 from proofs.gpu import tested
 from proofs.gpu.parts import Outcome
 
@@ -22,7 +22,7 @@ def _lines(folder: Path, found: dict[str, str | None], outcomes: list[Outcome], 
                       [[o.name, o.result, f"{o.seconds:.0f}" if o.seconds else "", o.words] for o in outcomes])
     yield from _table(["made with", ""], [[name, value or "unknown"] for name, value in found.items()])
     for title, file, section in (("Tests", "tests.jsonl", _tests), ("Certificates", "certificates.json", _certificates),
-                                 ("Timings", "timings.csv", _timings)):
+                                 ("Timings", results.NAME, _timings)):
         if (folder / file).exists():
             yield f"## {title}\n"
             yield from section(folder / file)
@@ -66,8 +66,9 @@ def _certificates(path: Path) -> Iterator[str]:
 
 
 def _timings(path: Path) -> Iterator[str]:
-    yield "One D+G step of dcgan-64 (`benchmarks/step.py --device cuda`). All but the first have cudnn.benchmark on.\n"
-    yield rows.tables(rows.read(path))
+    yield "One D+G step of dcgan-64, by `fastgan.bench`; `fastgan bench` has torch.compile and the plan, too.\n"
+    for group in table.groups(results.latest(results.read(path))):
+        yield from table.whole(group)
 
 
 def _table(head: list[str], lines: list[list[str]]) -> Iterator[str]:

@@ -87,7 +87,7 @@ def examine(problem: Problem, rounds: int = ROUNDS, tune: bool = False) -> Choic
         trials = {names[0]: Trial(used=check.used(problem, reference, reference, exact)[0]),
                   **{name: _judged(name, example, reference, exact) for name in names[1:]}}
         del reference, exact
-        right = {name: caller(_run, name, example) for name, trial in trials.items() if not trial.failure}
+        right = {name: caller(directly, name, example) for name, trial in trials.items() if not trial.failure}
         seconds = race(right, device, rounds)
     trials.update({name: trials[name]._replace(seconds=took) for name, took in seconds.items()})
     return Choice(min(seconds, key=lambda name: seconds[name]), trials)
@@ -104,10 +104,10 @@ def _judged(name: str, example: Example, reference: tuple[Tensor, ...], exact: t
 
 
 def _called(name: str, example: Example) -> tuple[Tensor, ...]:
-    return caller(_run, name, example)()
+    return caller(directly, name, example)()
 
 
-def _run(engine: str, name: str, *arguments: Any, **choice: Any) -> Any:
+def directly(engine: str, name: str, *arguments: Any, **choice: Any) -> Any:
     """As `library.run`, but a kernel that fails is an error."""
     if engine == "reference":
         return getattr(definition, name)(*arguments)

@@ -1,0 +1,22 @@
+"""How much memory a call needs, on a CPU: the most that all tensors have together while it lasts."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+
+def peak_mb(call: Callable[[], object]) -> float:
+    """MB (2^20 bytes) of all tensors that live during a call: what it needs, whatever the allocator makes of it."""
+    gc.collect()
+    storages = {tensor.untyped_storage() for tensor in gc.get_objects() if type(tensor) in (Tensor, Parameter)}
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    changes = [event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    return (sum(sizes.values()) + max(itertools.accumulate(changes), default=0)) / 2**20
