@@ -33,8 +33,8 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) normalise_activate_kernel(
 // grid (parts, groups, tiles of channels)
 template <typename T, int V, Activation kind>
 __global__ void __launch_bounds__(THREADS, BLOCKS) normalise_activate_backward_kernel(
-    const T* __restrict__ gout, const T* __restrict__ x, int64_t rows, int64_t each,  // of a group, of a part
-    int64_t channels, int bits, Vectors of, float slope, T* __restrict__ gx, float* __restrict__ partials) {
+    const T* gout, const T* __restrict__ x, int64_t rows, int64_t each,  // of a group, of a part
+    int64_t channels, int bits, Vectors of, float slope, T* gx, float* __restrict__ partials) {
     const Place place(blockIdx.z, bits, V, channels);
     const Norm<V> norm(of, blockIdx.y, place);
     const int64_t columns = channels / V, begin = blockIdx.x * each, many = place.count(min(each, rows - begin));

@@ -237,16 +237,18 @@ class GANStep:
         return {"loss_d": loss.detach(), "grad_norm_d": norm, "d_real": d_real, "d_fake": d_fake}, skip
 
     def _one_half_after_the_other(self, held: Held) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        """`discriminator_loss` and its gradients, with the activations of one half at a time in memory."""
+        """`discriminator_loss` and its gradients, with the activations of one half at a time in memory.
+
+        The second half's gradients are added to the first's one by one, as they come.
+        """
         halves = [(held.real, self._on_real), (held.fake, self._on_fake)]
-        told, grads = [], []
+        told = []
         for images, on in halves if self.config.real_first else halves[::-1]:
             loss, probability = on(self.judge(images, *held.given()))
-            grads.append(list(torch.autograd.grad(self.scale(loss), self.params_d)))
+            self.scale(loss).backward(inputs=self.params_d)
             told.append((loss.detach(), probability))
-        torch._foreach_add_(*grads)
         (on_real, d_real), (on_fake, d_fake) = told if self.config.real_first else told[::-1]
-        return on_real + on_fake, d_real, d_fake, grads[0]
+        return on_real + on_fake, d_real, d_fake, [p.grad for p in self.params_d if p.grad is not None]
 
     def _update_generator(self, fake: Tensor, held: Held, skip: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         loss = self.generator_loss(fake, held.given())

@@ -53,7 +53,7 @@ using FinishStatistics = void(const float* partials, std::int64_t channels, std:
 // out = act(z), z = gamma * (x - mean) * rstd + beta
 using NormaliseActivate = void(const Shape&, const void* x, const Owed&, void* out, std::int64_t queue);
 
-// gz = gout * act'(z), gx = gz * gamma * rstd; partials [2, G, parts, C]: sums of gz and gz * (x - mean) * rstd
+// gz = gout * act'(z), gx = gz * gamma * rstd, which may lie where gout does; partials [2, G, parts, C]: sums of gz and gz * (x - mean) * rstd
 using NormaliseActivateBackward = void(const Shape&, const void* gout, const void* x, const Owed&, std::int64_t parts,
                                        void* gx, float* partials, std::int64_t queue);
 

@@ -49,6 +49,7 @@ def stage_backward(gy: Tensor, gstatistics: Tensor | None, y: Tensor, statistics
         if needs_x or needs_norm:
             ga = convolve.dgrad(g, image, convolution, for_dgrad)
             gx, gnorm = _through(ga, image, owed)
+            del ga
         if needs_weight:
             gweight = convolve.wgrad(g, image, owed, convolution, for_wgrad)
     if needs_bias and convolution.bias is not None:
@@ -67,8 +68,8 @@ def normalise_activate_backward(gout: Tensor, x: Tensor, owed: Owed) -> tuple[Te
 
 
 def _through(ga: Tensor, x: Tensor, owed: Owed) -> tuple[Tensor, Tensor]:
-    """Gradients of x and `owed` from that of what the convolution was given."""
+    """Gradients of x and `owed` from that of what the convolution was given, which is lost."""
     if owed.statistics is None and owed.activation.name == "none":
         return nchw(ga), x.new_empty((0,))
-    gx, gnorm = rows.normalise_activate_backward(ga, x, owed)
+    gx, gnorm = rows.normalise_activate_backward(ga, x, owed, in_place=True)
     return nchw(gx), gnorm

@@ -76,11 +76,12 @@ def normalise_activate(x: Tensor, owed: Owed) -> Tensor:
     return out
 
 
-def normalise_activate_backward(gout: Tensor, x: Tensor, owed: Owed) -> tuple[Tensor, Tensor]:
-    """Gradients of x and of `owed` [4, G, C], which is empty without a normalisation."""
+def normalise_activate_backward(gout: Tensor, x: Tensor, owed: Owed, *,
+                                in_place: bool = False) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of `owed` [4, G, C], which is empty without a normalisation; in_place: that of x in gout."""
     _check("x", x)
     _check_as("gout", gout, x, tuple(x.shape), x.dtype)
-    groups, gx, vectors = owed.groups(), torch.empty_like(x), Vectors(x, owed)
+    groups, gx, vectors = owed.groups(), gout if in_place else torch.empty_like(x), Vectors(x, owed)
     rows, channels = _size(x, groups)
     parts = extension.of(x.device).parts(rows // groups, channels)
     partials = None if owed.statistics is None else x.new_empty((2, groups, parts, channels), dtype=torch.float32)
