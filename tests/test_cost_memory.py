@@ -51,7 +51,8 @@ def test_peak_against_a_measured_one(batch):
                      for network in build(config.model, what.shape)), config.model, config.train)
     real = torch.rand(batch, *what.shape).to(memory_format=torch.channels_last)
     step(real)
-    before = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in [*step.state(), real]}
+    storages = [tensor.untyped_storage() for tensor in [*step.state(), real]]
+    before = {storage.data_ptr(): storage.nbytes() for storage in storages}
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step(real)
     changes = [event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]

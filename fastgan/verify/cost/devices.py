@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -78,10 +79,10 @@ def this_cpu(size: int = 1024) -> Device:
     of 128 MiB, which is read and written. The best of several."""
     tflops = {}
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        a, b = (torch.ones(size, size, dtype=dtype) for _ in range(2))
-        tflops[precision] = 2 * size**3 / _best(lambda a=a, b=b: torch.mm(a, b)) / 1e12
+        matrix = torch.ones(size, size, dtype=dtype)
+        tflops[precision] = 2 * size**3 / _best(partial(torch.mm, matrix, matrix)) / 1e12
     source, target = torch.ones(2**25), torch.zeros(2**25)
-    bandwidth = 2 * source.nbytes / _best(lambda: target.copy_(source)) / 1e9
+    bandwidth = 2 * source.nbytes / _best(partial(target.copy_, source)) / 1e9
     threads = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     return Device(f"this CPU, {threads}", 0, tflops, bandwidth, 0, "measured now by torch.mm and a copy", 0, 0)
 
@@ -89,7 +90,8 @@ def this_cpu(size: int = 1024) -> Device:
 def _best(function: Callable[[], object], seconds: float = 0.4) -> float:
     """Seconds of the fastest call among those that fit into `seconds`; the first, a warm-up, does not count."""
     function()
-    times, end = [], time.perf_counter() + seconds
+    times: list[float] = []
+    end = time.perf_counter() + seconds
     while not times or time.perf_counter() < end:
         begin = time.perf_counter()
         function()

@@ -40,12 +40,12 @@ def steps(what: Experiment, rounds: int = 3) -> dict[str, float]:
 
 
 def _eager(what: Experiment) -> Callable[..., object]:
-    generator, discriminator = (fastgan.to_eager(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    generator, discriminator = (fastgan.to_eager(network).to(memory_format=torch.channels_last)
                                 for network in build(what.config.model, what.shape, what.classes))
     return Textbook(generator, discriminator, what.config, what.precision)
 
 
 def _ours(what: Experiment, impl: str) -> Callable[..., object]:
-    generator, discriminator = (use(network, impl).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    generator, discriminator = (use(network, impl).to(memory_format=torch.channels_last)
                                 for network in build(what.config.model, what.shape, what.classes))
     return GANStep(generator, discriminator, what.config.model, what.config.train, precision=what.precision)

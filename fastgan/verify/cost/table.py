@@ -19,7 +19,7 @@ _TITLES = {"eager": "eager: the textbook step, counted as PyTorch dispatches it"
 class Line(NamedTuple):
     """Launches of one kind: how many, what they are, and together flops, bytes and seconds at the limit."""
 
-    count: int
+    times: int
     kernel: Kernel
     flops: int
     bytes: int
@@ -67,7 +67,7 @@ def heading(model: Model) -> Iterator[str]:
 
 def _line(line: Line) -> str:
     kernel, intensity = line.kernel, line.flops / line.bytes if line.bytes else 0
-    return (f"{line.count:3} {kernel.owner:11}{kernel.name:42}{kernel.what:62}{line.flops / 1e9:9.2f}"
+    return (f"{line.times:3} {kernel.owner:11}{kernel.name:42}{kernel.what:62}{line.flops / 1e9:9.2f}"
             f"{line.bytes / 1e6:10.2f}{intensity:8.1f}{line.seconds * 1e6:9.1f}  {line.by}")
 
 
@@ -97,6 +97,6 @@ def beside(model: Model, measured: dict[str, float]) -> Iterator[str]:
 
 def excess(model: Model, most: int = 12) -> list[Line]:
     """Where fastgan's bytes are beyond its bare products' operands and results: the largest first."""
-    found = [line._replace(bytes=line.bytes - line.count * line.kernel.bare)
+    found = [line._replace(bytes=line.bytes - line.times * line.kernel.bare)
              for line in grouped(model.counts["fastgan"], model.device)]
     return sorted(found, key=lambda line: -line.bytes)[:most]

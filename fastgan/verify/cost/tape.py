@@ -96,19 +96,17 @@ class Tape(TorchDispatchMode):
     def launched(self, kernel: Any, grid: tuple[int, ...], given: dict[str, Any], options: dict[str, int]) -> None:
         """A handler for `fastgan.ops.triton.launch.through`."""
         name = str(kernel.fn.__name__)
-        used = list(launched.tensors(name, given))
+        read, written = [], []
+        for tensor, is_read, is_written in launched.tensors(name, given):
+            assert isinstance(tensor, Tensor)
+            read += [tensor] * is_read
+            written += [tensor] * is_written
         flops = launched.flops(name, given)
-        reads, writes = (operators.accesses([one[0] for one in used if one[i]], self.number) for i in (1, 2))
         self.kernels.append(Kernel(
             f"triton {name.removesuffix('_kernel')}", launched.words(name, given), self._owner,
-            "product" if flops else "other", reads, writes, max(one[0].numel() for one in used), flops,
+            "product" if flops else "other", operators.accesses(read, self.number),
+            operators.accesses(written, self.number), max(tensor.numel() for tensor in (*read, *written)), flops,
             launched.arithmetic(name, given), launched.bare(name, given)))
-
-    def alive(self) -> Iterator[tuple[Origin, int]]:
-        """Origin and bytes of every storage that is alive now."""
-        for number, (reference, size) in self._alive.items():
-            if not reference.expired():
-                yield self.origins.get(number, Origin("", "")), size
 
     def _open(self, func: Any, owner: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = func._schema.name.split("::")[1]
