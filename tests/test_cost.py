@@ -222,8 +222,8 @@ def test_help_needs_no_torch():
 
 
 def test_targets(at_128):
-    """What holds of the targets (docs/cost.md): one launch does; 60 kernels, 0.45 of eager's bytes and 1.3 of the GEMMs'
-    time do not. These bounds are where the step is, so that it does not go further away unnoticed."""
+    """One launch a step holds; 60 kernels, 0.45 of eager's bytes and 1.3 of the GEMMs' time do not (docs/cost.md). The
+    bounds are where the step is, so that it does not go further away unnoticed."""
     eager, ours = (at_128.totals()[name] for name in ("eager", "fastgan"))
     assert ours.launches == 1 and eager.launches > 250
     assert ours.kernels <= 185

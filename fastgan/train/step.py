@@ -268,7 +268,8 @@ class GANStep:
             same = grad.stride() == parameter.stride()
             parameter.grad = grad if same else torch.empty_like(parameter).copy_(grad)
         self.scale.undo(adam)
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([p.grad for p in params if p.grad is not None])))
+        norms = torch._foreach_norm([p.grad for p in params if p.grad is not None])
+        norm = torch.linalg.vector_norm(torch.stack(norms))
         # times 0, what is not finite is NaN, and not 0: half the launches of isfinite
         skip = torch.maximum(skip, (norm + loss.detach()) * 0 != 0)
         adam.found_inf = skip
