@@ -28,6 +28,8 @@ Train DCGAN-style networks, and draw from them.
   bench         measure what is fast here,
                 and what earned it           fastgan bench --suite step --batch 64
   report        tables and pictures of that  fastgan report bench
+  cost          what a step must cost at
+                least on a GPU, a model      fastgan cost --preset dcgan-64 --batch 128 --gpu h100
   doctor        what is installed, and whether it is ready
 
 `fastgan COMMAND --help` lists a command's options; `fastgan train --preset NAME --help` shows that preset's values.

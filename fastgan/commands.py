@@ -364,6 +364,40 @@ def report(args: list[str]) -> int:
 
 
 @dataclass
+class Cost:
+    """Say what a training step must cost at least on a GPU, kernel by kernel: eager PyTorch, fused, and fastgan.
+
+    A model, counted from the step itself; nothing is computed and no GPU is asked. With --gpu cpu the ceilings of this
+    machine are measured, and so are steps on it, to stand beside the model.
+    """
+
+    preset: str = "dcgan-64"
+    """whose networks and training step; `fastgan presets` lists them"""
+    batch: int | None = None
+    """images per step; the preset's own when not given"""
+    gpu: str = "h100"
+    """t4 | v100 | a100 | l4 | 4090 | h100 | h200 | b200, or cpu for this machine"""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    """arithmetic of the convolutions: auto is bf16 where the GPU has it, else fp16; fp32 on a CPU"""
+    memory: bool = False
+    """the peak memory of a step, which batches fit, and what is saved for the backward passes, instead of time"""
+
+
+def cost(args: list[str]) -> int:
+    options = _parse(Cost, args, "cost")
+    from fastgan.verify import cost as model
+    from fastgan.verify.cost import measured, memory, table
+
+    found = model.count(options.preset, options.batch, options.gpu, options.precision)
+    if options.memory:
+        print(*memory.report(found), sep="\n")
+        return 0
+    times = measured.steps(found.what) if options.gpu == "cpu" else None
+    print(*table.lines(found, times), sep="\n")
+    return 0
+
+
+@dataclass
 class Doctor:
     """Say what is installed, what can be used, and whether fastgan is ready."""
 
@@ -379,7 +413,7 @@ def doctor(args: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train, "resume": resume, "sample": sample, "interpolate": interpolate, "presets": list_presets,
-    "verify": verify, "plan": plan, "bench": bench, "report": report, "doctor": doctor}
+    "verify": verify, "plan": plan, "bench": bench, "report": report, "cost": cost, "doctor": doctor}
 
 
 def _fit(trainer: Trainer) -> int:
@@ -398,19 +432,21 @@ def _dry_run(config: Config) -> int:
     from fastgan.data import Loader, open_dataset
     from fastgan.train.host import pick_device
     from fastgan.train.loop import length
-    from fastgan.train.memory import estimate
     from fastgan.train.precision import choose
+    from fastgan.verify.cost.counted import Experiment
+    from fastgan.verify.cost.memory import estimate
 
     device = pick_device(config.validate().run.device)
     precision = choose(config.run.precision, device)
     dataset = open_dataset(config.data, config.run.seed)
     per_epoch = Loader(dataset, config.data, config.run.seed).steps_per_epoch
-    need = estimate(config, dataset.shape, len(dataset.classes) if config.data.cond else 0)
+    classes = len(dataset.classes) if config.data.cond else 0
+    need = estimate(Experiment(config, config.data.batch, precision, dataset.shape, classes))
     facts = {"data": dataset.summary(), "device": str(device), "precision": precision,
              "steps": f"{length(config, per_epoch)} ({per_epoch} an epoch)",
              "parameters": f"generator {need['generator']:,}, discriminator {need['discriminator']:,}",
-             "memory (model)": f"{(need['state'] + need['activations']) / 2**20:,.0f} MB: weights, gradients and Adam "
-                               f"{need['state'] / 2**20:,.0f}, activations {need['activations'] / 2**20:,.0f}"}
+             "memory (model)": f"{need['peak'] / 2**20:,.0f} MB at the peak of a step, {need['state'] / 2**20:,.0f} of "
+                               "them weights, gradients and Adam"}
     print(json.dumps(config.flat(), indent=2))
     print("\n".join(f"{what + ':':17}{fact}" for what, fact in facts.items()))
     return 0

@@ -191,6 +191,7 @@ def test_the_other_side_of_the_pipe(tmp_path):
     answers = io.StringIO()
     worker.serve(worker.Bench(OURS, CPU), io.StringIO("".join(json.dumps(one) + "\n" for one in orders)), answers)
     judge, make, turn, peak, unknown, first = map(json.loads, answers.getvalue().splitlines())
+    assert "error" not in peak, peak
     assert judge["flops"] > 0 and make == {"images": 4} and turn["seconds"] > 0 and peak["mb"] > 0.1
     assert unknown["error"].startswith("unknown preset") and first == {}
 
@@ -348,7 +349,7 @@ def test_rows_of_a_run(staged, tmp_path):
     by_name = {one.contender: one for one in results.read(done.path)}
     one = by_name["textbook, NCHW"]
     assert (one.p20, one.p50, one.p80, one.images_per_s, one.tflop_per_s) == (1000, 1000, 1000, 4, 1)
-    assert (one.peak_mb, one.gb_per_s, one.of_limit, one.batch, one.workload) == (1, None, None, 4, "step/dcgan-64")
+    assert (one.peak_mb, one.gb_per_s, one.batch, one.workload) == (1, None, 4, "step/dcgan-64") and one.of_limit > 0
     assert by_name["fastgan, native"].error == "out of order" and by_name["fastgan, native"].p50 is None
     assert staged.count("judge") == 1
     assert sum(word.startswith("close") for word in staged) == len(by_name) + 1
@@ -463,3 +464,17 @@ def test_names_that_are_known():
     assert [one.name for one in order(match="NATIVE").contenders(STEP)] == ["fastgan, native"]
     assert not any("max-autotune" in one.name for one in order().contenders(STEP))
     assert any("max-autotune" in one.name for one in order(match="autotune").contenders(STEP))
+
+
+def test_the_limit_of_a_step_is_the_models(monkeypatch):
+    from fastgan.bench import limit
+    from fastgan.verify import cost
+    from fastgan.verify.cost.devices import DEVICES
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    entry = Entry("step", "dcgan-64", 8, changes={"ngf": 8, "ndf": 8})
+    limit._known.cache_clear()
+    cuda = torch.device("cuda")
+    assert limit.limit_seconds(entry, "bf16", cuda) == cost.limit(entry.config, 8, "bf16", DEVICES["h100"]) > 0
+    assert limit.limit_seconds(Entry("training", "dcgan-64", 8), "bf16", cuda) is None
+    assert limit.limit_seconds(entry, "int8", cuda) is None

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastgan.verify.cost import launched
 from proofs.ptx import logistic, operations, rule, simulator, traffic
 
 KERNEL = """.visible .entry k(
@@ -94,30 +95,33 @@ def test_eager_tf32(layer):
 
 CONVOLUTION = {"x": torch.zeros(6, 8, 8, 3), "weight": torch.zeros(5, 4, 4, 3), "y": torch.zeros(6, 4, 4, 5),
                "partials": torch.zeros(3, 2, 5), "bias": None, "H": 8, "W": 8, "HO": 4, "WO": 4, "CI": 3, "CO": 5,
-               "KH": 4, "KW": 4, "TRANSPOSED": False}
-SIZES = {"x": (6, 8, 8, 3), "coarse": (6, 4, 4, 5)}
+               "KH": 4, "KW": 4, "TRANSPOSED": False, "NORM": False, "ACTIVATION": "relu"}
 
 
 def test_operations_and_bytes_of_a_layer():
     flops = 2 * 6 * 4 * 4 * 5 * 3 * 4 * 4
-    assert traffic.layer_flops("convolve_kernel", CONVOLUTION, SIZES) == flops
-    assert traffic.layer_flops("convolve_kernel", {**CONVOLUTION, "TRANSPOSED": True}, SIZES) == 4 * flops
-    given = {"HC": 4, "WC": 4, "A": 5, "B": 3, "KH": 4, "KW": 4}
-    assert traffic.layer_flops("wgrad_kernel", given, SIZES) == flops
-    assert traffic.layer_flops("apply_kernel", given, SIZES) == 0
+    assert launched.flops("convolve_kernel", CONVOLUTION) == flops
+    assert launched.flops("convolve_kernel", {**CONVOLUTION, "TRANSPOSED": True}) == 4 * flops
+    given = {"coarse": torch.zeros(6, 4, 4, 5), "HC": 4, "WC": 4, "A": 5, "B": 3, "KH": 4, "KW": 4}
+    assert launched.flops("wgrad_kernel", given) == flops
+    assert launched.flops("apply_kernel", given) == 0
     read, written = 4 * (6 * 8 * 8 * 3 + 5 * 4 * 4 * 3), 4 * (6 * 4 * 4 * 5 + 3 * 2 * 5)
-    assert traffic.tensor_bytes("convolve_kernel", CONVOLUTION) == (read, written)
+    assert launched.moved("convolve_kernel", CONVOLUTION) == (read, written)
+    other = {"other": torch.zeros(6, 4, 4, 5)}
+    assert launched.moved("convolve_kernel", {**CONVOLUTION, **other}) == (read + 4 * 6 * 4 * 4 * 5, written)
+    assert launched.moved("convolve_kernel", {**CONVOLUTION, **other, "ACTIVATION": "none"}) == (read, written)
     both = {"partials": torch.zeros(3), "statistics": torch.zeros(2), "running_mean": torch.zeros(1)}
-    assert traffic.tensor_bytes("statistics_kernel", both) == (16, 12)
+    assert launched.moved("statistics_kernel", both) == (16, 12)
     loss = {"logits": torch.zeros(6), "gradient": torch.zeros(6), "loss": torch.zeros(2), "ones": (1.0, 0.0)}
-    assert traffic.tensor_bytes("logistic_kernel", loss) == (24, 32)
-    assert traffic.layer_name("logistic_kernel", loss) == "2 parts"
+    assert launched.moved("logistic_kernel", loss) == (24, 32)
+    assert launched.words("logistic_kernel", loss) == "2 parts"
 
 
 def test_gates():
     right = traffic.Row(0, "convolve", "3->5", "64x64x64", 1.0, 1.0, 1.0, 9.0, 0.2, 5.0, 1.0, 20.0)
     assert not list(traffic.excess(right))
-    for key, value in {"mma_flops": 1.3, "load": 1.2, "store": 1.2}.items():
+    for key, value in [("mma_flops", 1.3), ("mma_flops", 0.9), ("load", 1.04), ("load", 0.96),
+                       ("store", 1.04)]:
         assert len(list(traffic.excess(right._replace(**{key: value})))) == 1
     assert not list(traffic.excess(right._replace(load=1.2, megabytes=0.01)))
 

@@ -15,6 +15,7 @@ in a warning; from then on its operator is computed by the reference.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -130,13 +131,15 @@ def _norm_gradient_like(x: Tensor, owed: Owed) -> Tensor:
     return x.new_empty((4, owed.groups(), x.shape[1]), dtype=torch.float32)
 
 
-for _name, _implementation, _fake in (
-        ("stage", _stage, _stage_fake), ("stage_backward", _stage_backward, _stage_backward_fake),
-        ("normalise_activate", _normalise_activate, lambda engine, x, *_: empty(x, *x.shape)),
-        ("normalise_activate_backward", _normalise_activate_backward, _normalise_activate_backward_fake),
-        ("logistic_loss", _logistic_loss, _logistic_loss_fake)):
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {  # for those who look inside an operator (`fastgan.verify.cost`)
+    "stage": _stage, "stage_backward": _stage_backward, "normalise_activate": _normalise_activate,
+    "normalise_activate_backward": _normalise_activate_backward, "logistic_loss": _logistic_loss}
+_FAKES: dict[str, Callable[..., Any]] = {"stage": _stage_fake, "stage_backward": _stage_backward_fake,
+          "normalise_activate": lambda engine, x, *_: empty(x, *x.shape),
+          "normalise_activate_backward": _normalise_activate_backward_fake, "logistic_loss": _logistic_loss_fake}
+for _name, _implementation in IMPLEMENTATIONS.items():
     _library.impl(_name, _implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fastgan::{_name}", _fake, lib=_library)
+    torch.library.register_fake(f"fastgan::{_name}", _FAKES[_name], lib=_library)
 
 stage = torch.ops.fastgan.stage.default
 stage_backward = torch.ops.fastgan.stage_backward.default

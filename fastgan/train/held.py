@@ -39,4 +39,4 @@ class Held:
 
 def keep(mine: Tensor, new: Tensor, halted: Tensor) -> None:
     """Put `new` in the place of `mine`, but not where `halted` () holds 1."""
-    mine.copy_(torch.where(halted > 0, mine, new))
+    torch.where(halted > 0, mine, new, out=mine)

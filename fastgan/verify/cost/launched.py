@@ -1,0 +1,85 @@
+"""What a launch of a Triton kernel computes and moves, from its arguments: tensors, or `launches.Pointer`s.
+
+    flops   2 * N * Ho * Wo * Co * Ci * kh * kw of a convolution, its weight gradient likewise, 2 * N * Hi * Wi * Ci *
+            Co * kh * kw of a transposed one: every tap, even those outside the image
+    bytes   of the tensors that it reads, and of those that it writes, each once
+
+`python -m proofs.ptx --only traffic` holds both against the counters of the compiled code as it is executed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from fastgan.verify.launches import Pointer
+
+OUTPUTS = {"convolve_kernel": ("y", "partials"), "wgrad_kernel": ("gw",), "apply_kernel": ("out",),
+           "derivative_kernel": ("gx", "partials"), "merge_kernel": ("out",), "sum_kernel": ("out",),
+           "norm_gradient_kernel": ("out",), "logistic_kernel": ("gradient", "loss", "probability"),
+           "statistics_kernel": ("statistics", "running_mean", "running_var", "tracked")}
+BARE = {"convolve_kernel": ("x", "weight", "y"), "wgrad_kernel": ("coarse", "fine", "gw")}
+UPDATED = ("running_mean", "running_var", "tracked")
+_ARITHMETIC = {"bfloat16": "bf16", "float16": "fp16"}
+
+
+def flops(kernel: str, given: dict[str, Any]) -> int:
+    """Of the layer of a GEMM kernel; 0 for other kernels."""
+    if kernel == "convolve_kernel":
+        images = given["x"].shape[0]
+        pixels = given["H"] * given["W"] if given["TRANSPOSED"] else given["HO"] * given["WO"]
+        return int(2 * images * pixels * given["CI"] * given["CO"] * given["KH"] * given["KW"])
+    if kernel == "wgrad_kernel":
+        return int(2 * given["coarse"].shape[0] * given["HC"] * given["WC"] * given["A"] * given["B"] * given["KH"]
+                   * given["KW"])
+    return 0
+
+
+def arithmetic(kernel: str, given: dict[str, Any]) -> str:
+    """In which a GEMM kernel multiplies; "" for other kernels."""
+    operand = given.get({"convolve_kernel": "x", "wgrad_kernel": "coarse"}.get(kernel, ""))
+    if operand is None:
+        return ""
+    if given["NARROW"]:  # no tensor cores: float32 on the ordinary ones
+        return "fp32"
+    wide = "tf32" if given["PRECISION"] == "tf32" else "fp32"
+    return _ARITHMETIC.get(str(operand.dtype).removeprefix("torch."), wide)
+
+
+def tensors(kernel: str, given: dict[str, Any]) -> Iterator[tuple[Tensor | Pointer, bool, bool]]:
+    """(tensor, whether it is read, whether it is written) of a launch."""
+    # the derivative of an activation that is none asks nothing of its input: compiled, the load is gone
+    unread = "other" if kernel == "convolve_kernel" and not given["NORM"] and given["ACTIVATION"] == "none" else ""
+    for name, value in given.items():
+        if isinstance(value, (Tensor, Pointer)) and name != unread:
+            written = name in OUTPUTS[kernel]
+            yield value, not written or name in UPDATED, written
+
+
+def moved(kernel: str, given: dict[str, Any]) -> tuple[int, int]:
+    """Bytes of the tensors that a launch reads, and of those that it writes."""
+    read = written = 0
+    for tensor, reads, writes in tensors(kernel, given):
+        read += tensor.nbytes * reads
+        written += tensor.nbytes * writes
+    return read, written
+
+
+def bare(kernel: str, given: dict[str, Any]) -> int:
+    """Bytes of a GEMM kernel's operands and result alone; 0 for other kernels."""
+    return sum(int(given[name].nbytes) for name in BARE.get(kernel, ()))
+
+
+def words(kernel: str, given: dict[str, Any]) -> str:
+    """The layer of a launch."""
+    if kernel == "convolve_kernel":
+        parts = [f"{given['CI']}->{given['CO']}", f"k{given['KH']}x{given['KW']}s{given['SH']}",
+                 f"{given['H']}x{given['W']}->{given['HO']}x{given['WO']}", given["KIND"], given["EPILOGUE"]]
+        return " ".join(parts + ["transposed"] * given["TRANSPOSED"] + ["narrow"] * given["NARROW"])
+    if kernel == "wgrad_kernel":
+        parts = [f"{given['A']}x{given['B']}", f"k{given['KH']}x{given['KW']}", f"{given['HC']}x{given['WC']}",
+                 given["KIND_A"], given["KIND_B"]]
+        return " ".join(parts + ["narrow"] * given["NARROW"])
+    return f"{len(given['ones'])} parts" if kernel == "logistic_kernel" else f"{given['C']} channels"
