@@ -33,6 +33,13 @@ FACTS = {"commit": "abc", "date": "2026-11-23T10:00:00+00:00", "device": "a devi
          "triton": "3"}
 
 
+@pytest.fixture(autouse=True)
+def no_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of this machine are measured once a process, which no test but one is about."""
+    monkeypatch.setattr(run, "limit_seconds", lambda *_: None)
+
+
+
 def row(contender: str = "ours", *, workload: str = "step/dcgan-64", batch: int = 4, **values: Any) -> Row:
     return Row(**{**FACTS, **{k: values.pop(k) for k in list(values) if k in FACTS}}, workload=workload,
                contender=contender, precision="fp32", batch=batch, **values)
@@ -349,7 +356,7 @@ def test_rows_of_a_run(staged, tmp_path):
     by_name = {one.contender: one for one in results.read(done.path)}
     one = by_name["textbook, NCHW"]
     assert (one.p20, one.p50, one.p80, one.images_per_s, one.tflop_per_s) == (1000, 1000, 1000, 4, 1)
-    assert (one.peak_mb, one.gb_per_s, one.batch, one.workload) == (1, None, 4, "step/dcgan-64") and one.of_limit > 0
+    assert (one.peak_mb, one.gb_per_s, one.of_limit, one.batch, one.workload) == (1, None, None, 4, "step/dcgan-64")
     assert by_name["fastgan, native"].error == "out of order" and by_name["fastgan, native"].p50 is None
     assert staged.count("judge") == 1
     assert sum(word.startswith("close") for word in staged) == len(by_name) + 1
