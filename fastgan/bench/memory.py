@@ -14,7 +14,8 @@ from torch.nn import Parameter
 def peak_mb(call: Callable[[], object]) -> float:
     """MB (2^20 bytes) of all tensors that live during a call: what it needs, whatever the allocator makes of it."""
     gc.collect()
-    storages = {tensor.untyped_storage() for tensor in gc.get_objects() if type(tensor) in (Tensor, Parameter)}
+    storages = {tensor.untyped_storage() for tensor in gc.get_objects()
+                if type(tensor) in (Tensor, Parameter) and tensor.device.type == "cpu"}
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call()
     changes = [event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
