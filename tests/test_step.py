@@ -87,6 +87,17 @@ def test_generators_update_computes_no_gradient_of_discriminator_weights():
     assert all(p.grad is None for network in (step.generator, step.discriminator) for p in network.parameters())
 
 
+def test_gradients_that_somebody_left_behind_count_for_nothing():
+    steps = [new_step(savings=Savings(together=False)) for _ in range(2)]
+    real = batch(steps[0])
+    for parameter in steps[1].params_d:
+        parameter.grad = torch.ones_like(parameter)
+    for step in steps:
+        torch.manual_seed(3)
+        step(real)
+    assert changed(*map(parameters, steps)) == set()
+
+
 def test_gradients_in_another_order_of_memory():
     """Fused Adam reads a gradient as it lies in memory; a kernel may write it in any order of dimensions."""
     outcomes = []

@@ -243,6 +243,7 @@ class GANStep:
         """
         halves = [(held.real, self._on_real), (held.fake, self._on_fake)]
         told = []
+        self.adam_d.zero_grad(set_to_none=True)  # of a step that was broken off, or of somebody else
         for images, on in halves if self.config.real_first else halves[::-1]:
             loss, probability = on(self.judge(images, *held.given()))
             self.scale(loss).backward(inputs=self.params_d)
