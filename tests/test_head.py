@@ -110,8 +110,8 @@ def test_default_on_a_cpu_and_a_candidate_on_a_gpu():
     x, _, owed, convolution = draw((2, 20, 4, 4), 1, 1, torch.float32)
     of_a_stage = ("forward", "dgrad", "wgrad")
     assert {convolve.default(each, convolve.nchw(x), convolution) for each in of_a_stage} == {"head"}
-    assert convolve.variants("cuda", torch.float32, (4, 4), (1, 1), True) == ("library", "head")
-    assert "head" not in convolve.variants("cpu", torch.float32, (4, 4), (1, 1), False)
+    assert convolve.variants("cuda", torch.float32, (1, 20, 4, 4), (1, 1), True) == ("library", "head")
+    assert "head" not in convolve.variants("cpu", torch.float32, (1, 20, 4, 4), (1, 1), False)
     with pytest.raises(FastganError, match="variant 'head': expected one of library, gemm here"):
         convolve.forward(x, owed, convolution._replace(padding=(1, 1)), "head")
 

@@ -155,8 +155,8 @@ def test_a_bias_may_be_a_slice(transposed, variant):
 @pytest.mark.parametrize(("dtype", "kernel", "stride"), [
     (torch.bfloat16, 4, (2, 2)), (torch.float32, 3, (2, 2)), (torch.float32, 4, (2, 1))])
 def test_refused_for_other_convolutions(dtype, kernel, stride):
-    x, convolution = torch.zeros(1, 8, 8, 3, dtype=dtype), Convolution(
-        torch.zeros(5, 3, kernel, kernel, dtype=dtype), None, stride, (1, 1))
+    x, convolution = torch.zeros(1, 8, 8, 16, dtype=dtype), Convolution(
+        torch.zeros(5, 16, kernel, kernel, dtype=dtype), None, stride, (1, 1))
     with pytest.raises(FastganError, match="variant 'winograd-2x2': expected one of library, gemm here"):
         convolve.forward(x, Owed(), convolution, "winograd-2x2")
 

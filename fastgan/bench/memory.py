@@ -15,7 +15,7 @@ def peak_mb(call: Callable[[], object]) -> float:
     """MB (2^20 bytes) of all tensors that live during a call: what it needs, whatever the allocator makes of it."""
     gc.collect()
     storages = {tensor.untyped_storage() for tensor in gc.get_objects()
-                if type(tensor) in (Tensor, Parameter) and tensor.device.type == "cpu"}
+                if type(tensor) in (Tensor, Parameter) and tensor.is_cpu and tensor.layout == torch.strided}
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call()
     changes = [event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
