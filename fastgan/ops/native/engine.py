@@ -49,7 +49,6 @@ def stage_backward(gy: Tensor, gstatistics: Tensor | None, y: Tensor, statistics
         if needs_x or needs_norm:
             ga = convolve.dgrad(g, image, convolution, for_dgrad)
             gx, gnorm = _through(ga, image, owed)
-            del ga
         if needs_weight:
             gweight = convolve.wgrad(g, image, owed, convolution, for_wgrad)
     if needs_bias and convolution.bias is not None:
