@@ -139,6 +139,11 @@ class TrainConfig:
     steps: int | None = None
     """batches to train on; overrides epochs"""
 
+    @property
+    def penalised(self) -> bool:
+        """Whether there is a gradient penalty in some steps."""
+        return self.r1 > 0 or self.loss == "wgan-gp"
+
 
 @dataclass(frozen=True)
 class RunConfig:

@@ -289,10 +289,9 @@ def test_auto_is_what_the_plan_in_use_says():
         assert engines.resolve("auto", x) is engines.PLAN
         assert engines.resolve("auto", x.double()) is engines.REFERENCE is engines.resolve("auto", x[:0])
         assert engines.resolve_for("auto", "logits", logits, logits.dtype) is engines.REFERENCE
-        assert engines.resolve("reference", x) is engines.REFERENCE and not engines.means_kernels("reference")
+        assert engines.resolve("reference", x) is engines.REFERENCE
         with use(Plan(kernels=False)):
-            assert engines.resolve("auto", x) is engines.REFERENCE and not engines.means_kernels("auto")
-        assert engines.means_kernels("auto")
+            assert engines.resolve("auto", x) is engines.REFERENCE
     assert ops.plan.active() is None
 
 
@@ -434,12 +433,11 @@ def test_training_would_notice(tiny, fake, monkeypatch):
 
 
 def test_a_run_follows_its_plan(tiny, fake, monkeypatch, capsys):
-    """The discriminator then sees both halves together; a resumed run asks nobody else, and is the same bit for bit."""
+    """A resumed run asks nobody else, and is the same bit for bit."""
     config = tiny(plan="auto")
     whole = Trainer(config).fit()
     found = resolved(whole)
     assert found["engine"].startswith("triton ") and set(found["plan"].values()) == {"triton"}
-    assert found["discriminator"] == "real and fake together"
     part = Trainer(config.replace(steps=3)).fit()
     monkeypatch.setattr(measure, "make", None)
     assert Trainer.resume(part, config).fit() == part
@@ -449,19 +447,18 @@ def test_a_run_follows_its_plan(tiny, fake, monkeypatch, capsys):
     capsys.readouterr()
     Trainer(tiny(plan=str(path), batch=8, steps=1)).fit()
     told = re.findall(r"plan\.json has no word on (\d+) of (\d+) passes, first forward", capsys.readouterr().err)
-    assert len(told) == 1 and 0 < int(told[0][0]) < int(told[0][1])  # G's fakes are as many as both halves were
+    assert len(told) == 1 and 0 < int(told[0][0]) == int(told[0][1])
 
 
-@pytest.mark.parametrize(("engine", "words", "discriminator"), [
-    ("reference", "reference (eager PyTorch)", "real and fake one after the other"),
-    ("triton", "the device's default, nothing measured", "real and fake together")])
-def test_plan_default_measures_nothing(engine, words, discriminator, tiny, fake, monkeypatch):
+@pytest.mark.parametrize(("engine", "words"), [
+    ("reference", "reference (eager PyTorch)"), ("triton", "the device's default, nothing measured")])
+def test_plan_default_measures_nothing(engine, words, tiny, fake, monkeypatch):
     """Whatever the device's default is: which engines are built here does not matter."""
     monkeypatch.setattr(measure, "examine", None)
     for place in (planned.candidates, ops.plan):
         monkeypatch.setattr(place, "default", lambda device: engine)
     folder = Trainer(tiny(plan="default")).fit()
-    assert (resolved(folder)["engine"], resolved(folder)["discriminator"]) == (words, discriminator)
+    assert resolved(folder)["engine"] == words
     assert not (folder / planned.FILE).exists()
 
 
@@ -495,7 +492,7 @@ def test_command(tmp_path, fake, capsys):
     out = capsys.readouterr().out
     assert "forward         conv_transpose 4x4/2 relu(bn(4x128x4x4)) -> 64 bn, float32\n  * triton" in out
     assert "1000.000 ms" in out and " of the allowed error" in out and "engines       reference, triton" in out
-    assert "triton 33 of 33 passes; a step takes 1000.0 ms by the plan, 3000.0 ms eagerly" in out
+    assert re.search(r"triton (\d+) of \1 passes; a step takes 1000.0 ms by the plan, 3000.0 ms eagerly", out)
     assert set(json.loads(path.read_text())) == {"format", "machine", "kernels", "step", "problems"}
     assert stored.recall(stored.machine(CPU))[0].choices == stored.read(path, CPU)[0].choices
 

@@ -130,6 +130,9 @@ def _of_norm(gnorm: Tensor, statistics: Tensor | None, gamma: Tensor | None, bet
     if statistics is None or gamma is None or beta is None or not any(wants):
         return None, None, None
     gstatistics = gnorm[:2] if statistics.shape[1] == gnorm.shape[1] else gnorm[:2].sum(1, keepdim=True)
+    affine = gnorm[2:]
+    if gamma.numel() == beta.numel() == gnorm.shape[2] < affine[0].numel():
+        affine = affine.sum(1)
     ggamma, gbeta = (g.view(part.shape) if g.numel() == part.numel() else g.sum(0).view(part.shape)
-                     for g, part in ((gnorm[2], gamma), (gnorm[3], beta)))
+                     for g, part in zip(affine, (gamma, beta), strict=True))
     return tuple(g if wanted else None for g, wanted in zip((gstatistics, ggamma, gbeta), wants, strict=True))

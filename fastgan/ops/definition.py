@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from fastgan.ops import reference
+from fastgan.ops.casts import cast
 from fastgan.ops.layers import Convolution, Measurement, Owed
 
 
 def stage(x: Tensor, owed: Owed, convolution: Convolution, groups: int, measurement: Measurement | None,
           fuse: bool) -> tuple[Tensor, Tensor]:
-    weight, bias = convolution.weight.to(x.dtype), convolution.bias
-    cast = convolution._replace(weight=weight, bias=None if bias is None else bias.to(x.dtype))
-    y = reference.stage(x, reference.known(owed), owed.activation, cast)
+    weight, bias = cast(convolution.weight, x.dtype), convolution.bias
+    narrow = convolution._replace(weight=weight, bias=None if bias is None else bias.to(x.dtype))
+    y = reference.stage(x, reference.known(owed), owed.activation, narrow)
     statistics = nothing(x) if measurement is None else reference.measured(y, groups, measurement)
     return _channels_last(y), statistics
 

@@ -120,11 +120,6 @@ def resolve_for(impl: str, name: str, x: Tensor, dtype: torch.dtype) -> Engine:
     return _KERNELS[impl]
 
 
-def means_kernels(impl: str) -> bool:
-    """Whether `impl` names kernels, or "auto" and a plan that does."""
-    return impl in _KERNELS or (impl == "auto" and plan.decides())
-
-
 def check_device(impl: str, device: torch.device) -> bool:
     """Whether kernels would be interpreted there; `FastganError` for an engine that has nothing to run on."""
     if impl != "triton" or why_not(impl, device):

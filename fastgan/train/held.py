@@ -15,15 +15,16 @@ class Held:
 
     Attributes:
         z: (N, nz), of the discriminator's update. z_fresh: (N, nz), of the generator's where it draws its own.
-        images: (2 N, C, H, W), channels_last, or (2 N, 2): both halves as the discriminator sees them.
+        images: (2 N, C, H, W), channels_last, or (2 N, 2), of `dtype`: both halves as the discriminator sees them.
         labels: (2 N,), the same for both halves; None without.
     """
 
-    def __init__(self, nz: int, real: Tensor, labels: Tensor | None, real_first: bool) -> None:
+    def __init__(self, nz: int, real: Tensor, labels: Tensor | None, real_first: bool,
+                 dtype: torch.dtype) -> None:
         count = len(real)
         self.z, self.z_fresh = real.new_zeros(count, nz), real.new_zeros(count, nz)
         layout = torch.channels_last if real.dim() == 4 else torch.contiguous_format
-        self.images = torch.zeros((2 * count, *real.shape[1:]), dtype=real.dtype, device=real.device).to(
+        self.images = torch.zeros((2 * count, *real.shape[1:]), dtype=dtype, device=real.device).to(
             memory_format=layout)
         self.labels = None if labels is None else torch.cat([labels, labels])
         first, second = self.images.split(count)
@@ -37,6 +38,6 @@ class Held:
         return [self.z, self.z_fresh, self.images, *([] if self.labels is None else [self.labels])]
 
 
-def keep(mine: Tensor, new: Tensor, halted: Tensor) -> None:
-    """Put `new` in the place of `mine`, but not where `halted` () holds 1."""
-    torch.where(halted > 0, mine, new, out=mine)
+def keep(mine: Tensor, new: Tensor, held: Tensor) -> None:
+    """Put `new` in the place of `mine`, in its dtype, but not where `held` (), a truth value, is true."""
+    torch.where(held, mine, new.to(mine.dtype), out=mine)

@@ -35,7 +35,7 @@ class Loss(NamedTuple):
 
 def _logistic(logits: Tensor, target: float, impl: str) -> Told:
     loss, probability = ops.logistic_loss(logits, (target,), impl=impl)
-    return loss[0], probability[0]
+    return loss.view(()), probability.view(())  # not [0], whose gradient fills and copies
 
 
 def _real(logits: Tensor, smoothing: float = 0.0, impl: str = "auto") -> Told:

@@ -42,40 +42,51 @@ class DeviceAdam(Adam):
         self.hat, self.definition = hat, not fused
         self.rate = torch.full((), lr, dtype=wide, device=params[0].device)
         self.updates = torch.zeros_like(self.rate)
+        self._endless = torch.full((), math.inf, device=params[0].device)
         super().__init__(params, lr, betas, eps, fused=True, capturable=True)
         self.param_groups[0]["lr"] = self.rate.clone() if hat else self.rate
         for parameter in params:
             self.state[parameter] = {
-                "step": torch.full((), math.inf if hat else 0.0, dtype=torch.float32, device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         group = self.param_groups[0]
+        self.updates += 1
         if self.hat or self.definition:
-            c1, c2 = (_correction(beta, self.updates + 1) for beta in group["betas"])
+            c1, c2 = (_correction(beta, self.updates) for beta in group["betas"])
         if self.hat:
             group["lr"].copy_(self.rate * c2.sqrt() / c1)
         if self.definition:
             for parameter in group["params"]:
                 self._update(parameter, c1, c2)
         else:
-            super().step()
-        self.updates += 1 if self.found_inf is None else 1 - self.found_inf
+            self._update_all()
+        if self.found_inf is not None:
+            self.updates -= self.found_inf
+
+    def _update_all(self) -> None:
+        """PyTorch's fused kernel by itself: `Adam.step` also counts for each parameter, and takes it back."""
+        group, states = self.param_groups[0], list(self.state.values())
+        count = self._endless if self.hat else self.updates.float()
+        torch._fused_adam_(
+            group["params"], [p.grad for p in group["params"]], [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states], [], [count] * len(states), lr=group["lr"],
+            beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=0.0, eps=group["eps"], amsgrad=False,
+            maximize=False, found_inf=self.found_inf)
 
     def _update(self, parameter: Tensor, c1: Tensor, c2: Tensor) -> None:
         state, grad, eps = self.state[parameter], parameter.grad, self.param_groups[0]["eps"]
         beta1, beta2 = self.param_groups[0]["betas"]
         assert grad is not None
-        skip = torch.zeros_like(state["step"]) if self.found_inf is None else self.found_inf
+        skip = torch.zeros_like(self.updates) if self.found_inf is None else self.found_inf
         first = torch.lerp(state["exp_avg"], grad, 1 - beta1)
         second = state["exp_avg_sq"] * beta2 + grad.square() * (1 - beta2)
         if self.hat:
             moved = parameter - self.param_groups[0]["lr"] * first / (second.sqrt() + eps)
         else:
             moved = parameter - self.rate * (first / c1) / ((second / c2).sqrt() + eps)
-        for old, new in ((state["step"], state["step"] + 1), (state["exp_avg"], first), (state["exp_avg_sq"], second),
-                         (parameter, moved)):
+        for old, new in ((state["exp_avg"], first), (state["exp_avg_sq"], second), (parameter, moved)):
             old.copy_(torch.where(skip > 0, old, new))
 
     def tensors(self) -> list[Tensor]:

@@ -88,8 +88,7 @@ def like_a_batch(size: int, shape: tuple[int, ...], conditional: bool, device: t
 def _steps(step: GANStep, batch: tuple[Tensor, ...]) -> None:
     """A step of each phase that asks for passes of its own."""
     config = step.config
-    penalised = config.r1 > 0 or config.loss == "wgan-gp"
-    for penalty in (True, False) if penalised and config.penalty_every > 1 else (penalised,):
+    for penalty in (True, False) if config.penalised and config.penalty_every > 1 else (config.penalised,):
         step.run(Phase(both=True, penalty=penalty), *batch)
 
 

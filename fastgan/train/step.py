@@ -13,6 +13,7 @@ repeats that step and says so in the ring, until the host looks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,13 +25,13 @@ from fastgan.config import ModelConfig, TrainConfig
 from fastgan.models.sampling import Noise
 from fastgan.nn import Chain, frozen, stat_groups
 from fastgan.nn.groups import is_divisible
-from fastgan.ops.engines import means_kernels
+from fastgan.ops.casts import Casts
 from fastgan.train import schedule
 from fastgan.train.ema import EMA
 from fastgan.train.held import Held, keep
 from fastgan.train.losses import LOSSES, gradient_penalty, r1_penalty
 from fastgan.train.optim import DeviceAdam, make_adam
-from fastgan.train.precision import autocast, choose, products
+from fastgan.train.precision import HALF, autocast, choose, products
 from fastgan.train.ring import Ring
 from fastgan.train.scaling import LossScale
 
@@ -40,8 +41,8 @@ class Savings:
     """Work that the textbook step does and this one does not. With each, the result is the same."""
 
     together: bool | None = None
-    """D sees real and fake images in one call, with two statistic groups, where its layers can; None: and where it
-    pays, which is everywhere but with PyTorch's operators on a CPU"""
+    """D sees real and fake images in one call, with two statistic groups, where its layers can; None: not on a CPU,
+    where there are no launches to save and one half's activations at a time take less memory"""
     frozen: bool = True
     """no gradients of D's weights in G's update"""
     fused_adam: bool = True
@@ -81,6 +82,7 @@ class GANStep:
         self.params_d: list[Tensor] = [p for p in discriminator.parameters() if p.requires_grad]
         self.adam_g = make_adam(self.params_g, train.lr_g or train.lr, train, fused=savings.fused_adam)
         self.adam_d = make_adam(self.params_d, train.lr_d or train.lr, train, fused=savings.fused_adam)
+        self.casts = Casts([*self.params_g, *self.params_d])
         self.ema = EMA(generator, train.ema, foreach=savings.foreach_ema) if train.ema else None
         self.device = self.params_g[0].device
         self.precision = choose(precision, self.device) if precision == "auto" else precision
@@ -95,6 +97,7 @@ class GANStep:
         self.t = torch.zeros((), dtype=torch.int64, device=self.device)
         self.total = torch.full_like(self.t, train.steps or 1)
         self.halted = torch.zeros((), device=self.device)
+        self._one = torch.ones((), dtype=self.adam_g.rate.dtype, device=self.device)  # gradient of a loss
         self.ring = Ring(history, self.device)
         self.held: Held | None = None
         self._held: dict[int, Held] = {}  # by batch size
@@ -114,21 +117,19 @@ class GANStep:
 
     @property
     def together(self) -> bool:
-        """Whether D sees real and fake images in one call: under impl "auto" that changes with the plan in use."""
-        if self.savings.together is not None:
-            return self.savings.together and self._divisible
-        # PyTorch's batch normalisation has no groups: on a CPU the copies between its calls cost more than a call saves
-        return self._divisible and (self.device.type != "cpu" or means_kernels(self.impl))
+        """Whether D sees real and fake images in one call."""
+        wanted = self.savings.together
+        return self._divisible and (self.device.type != "cpu" if wanted is None else wanted)
 
     def phase(self) -> Phase:
         """Of the next step."""
         config = self.config
-        penalised = config.r1 > 0 or config.loss == "wgan-gp"
-        return Phase((self.steps + 1) % config.d_steps == 0, penalised and self.steps % config.penalty_every == 0)
+        return Phase((self.steps + 1) % config.d_steps == 0,
+                     config.penalised and self.steps % config.penalty_every == 0)
 
     def run(self, phase: Phase, real: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """The device's part of a step."""
-        with products(self.precision):
+        with products(self.precision), self.casts.lent():
             held = self._hold(real, labels)
             self._schedule()
             reuse = phase.both and self.config.fakes == "reuse"
@@ -159,7 +160,8 @@ class GANStep:
 
     def generate(self, z: Tensor, given: tuple[Tensor, ...]) -> Tensor:
         with autocast(self.precision, self.device):
-            return self.generator(z, *given).to(z.dtype)
+            images: Tensor = self.generator(z, *given)
+        return images
 
     def judge(self, images: Tensor, *given: Tensor) -> Tensor:
         """The discriminator's logits, no narrower than float32."""
@@ -194,11 +196,15 @@ class GANStep:
 
     def _on_real(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         loss, d_real = self.loss.real(logits, self.config.label_smoothing, self.impl)
-        return self.config.d_loss_weight * loss, d_real
+        return self._weighted(loss), d_real
 
     def _on_fake(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         loss, d_fake = self.loss.fake(logits, self.impl)
-        return self.config.d_loss_weight * loss, d_fake
+        return self._weighted(loss), d_fake
+
+    def _weighted(self, loss: Tensor) -> Tensor:
+        weight = self.config.d_loss_weight
+        return loss if weight == 1 else weight * loss  # a launch less, and one in the backward pass
 
     def generator_loss(self, fake: Tensor, given: tuple[Tensor, ...]) -> Tensor:
         """The generator's loss through the discriminator as it is now."""
@@ -208,17 +214,19 @@ class GANStep:
     def allocate(self, real: Tensor, labels: Tensor | None = None) -> None:
         """Make the tensors in which steps on such batches are held, once; a step does it when nobody has."""
         if len(real) not in self._held:
-            self._held[len(real)] = Held(self.noise.nz, real, labels, self.config.real_first)
+            # in 16 bits where D's first convolution would round them; penalties are gradients by images
+            dtype = real.dtype if self.config.penalised else HALF.get(self.precision, real.dtype)
+            self._held[len(real)] = Held(self.noise.nz, real, labels, self.config.real_first, dtype)
 
     def _hold(self, real: Tensor, labels: Tensor | None) -> Held:
         self.allocate(real, labels)
-        held = self._held[len(real)]
-        keep(held.z, self.draw(real), self.halted)
+        held, halted = self._held[len(real)], self.halted > 0
+        keep(held.z, self.draw(real), halted)
         if self.config.fakes == "fresh-z":
-            keep(held.z_fresh, self.draw(real), self.halted)
-        keep(held.real, real, self.halted)
+            keep(held.z_fresh, self.draw(real), halted)
+        keep(held.real, real, halted)
         if labels is not None and held.labels is not None:
-            keep(held.labels, torch.cat([labels, labels]), self.halted)
+            keep(held.labels, torch.cat([labels, labels]), halted)
         return held
 
     def _schedule(self) -> None:
@@ -230,10 +238,11 @@ class GANStep:
     def _update_discriminator(self, held: Held, phase: Phase) -> tuple[dict[str, Tensor], Tensor]:
         if self.together or phase.penalty:
             loss, d_real, d_fake = self.discriminator_loss(held, phase.penalty)
-            grads = list(torch.autograd.grad(self.scale(loss), self.params_d))
+            grads = list(torch.autograd.grad(self.scale(loss), self.params_d, self._one))
         else:
             loss, d_real, d_fake, grads = self._one_half_after_the_other(held)
         norm, skip = self._descend(loss, grads, self.params_d, self.adam_d, self.halted)
+        self.casts.refresh(self.params_d)
         return {"loss_d": loss.detach(), "grad_norm_d": norm, "d_real": d_real, "d_fake": d_fake}, skip
 
     def _one_half_after_the_other(self, held: Held) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
@@ -246,7 +255,7 @@ class GANStep:
         self.adam_d.zero_grad(set_to_none=True)  # of a step that was broken off, or of somebody else
         for images, on in halves if self.config.real_first else halves[::-1]:
             loss, probability = on(self.judge(images, *held.given()))
-            self.scale(loss).backward(inputs=self.params_d)
+            self.scale(loss).backward(self._one, inputs=self.params_d)
             told.append((loss.detach(), probability))
         (on_real, d_real), (on_fake, d_fake) = told if self.config.real_first else told[::-1]
         return on_real + on_fake, d_real, d_fake, [p.grad for p in self.params_d if p.grad is not None]
@@ -254,13 +263,13 @@ class GANStep:
     def _update_generator(self, fake: Tensor, held: Held, skip: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         loss = self.generator_loss(fake, held.given())
         unused = [] if self.savings.frozen else self.params_d
-        grads = list(torch.autograd.grad(self.scale(loss), [*self.params_g, *unused]))[: len(self.params_g)]
+        grads = torch.autograd.grad(self.scale(loss), [*self.params_g, *unused], self._one)[: len(self.params_g)]
         norm, skip = self._descend(loss, grads, self.params_g, self.adam_g, skip)
         if self.ema is not None:
             self.ema.update(skip)
         return {"loss_g": loss.detach(), "grad_norm_g": norm}, skip
 
-    def _descend(self, loss: Tensor, grads: list[Tensor], params: list[Tensor], adam: DeviceAdam,
+    def _descend(self, loss: Tensor, grads: Sequence[Tensor], params: list[Tensor], adam: DeviceAdam,
                  skip: Tensor) -> tuple[Tensor, Tensor]:
         """Step, and forget the gradients; no step where `skip` holds 1 or something is not finite.
 
@@ -289,10 +298,18 @@ class GANStep:
             self.halted.copy_(torch.maximum(self.halted, wrong))
         else:
             self.halted.copy_(skip)
-        record |= {"diversity": _spread(held.fake) / _spread(held.real).clamp(min=1e-8), "finite": 1 - self.halted}
+        finite = 1 - self.halted
+        record |= {"diversity": self._diversity(held), "finite": finite}
         self.ring.write(self.t, record)
-        self.t += (1 - self.halted).to(self.t.dtype)
+        self.t += finite.to(self.t.dtype)
         return record
+
+    def _diversity(self, held: Held) -> Tensor:
+        """How pixels vary over a batch, their standard deviation on average: the fakes' by the reals', a scalar."""
+        halves = held.images.unflatten(0, (2, -1))  # [2, N, ...]
+        first, second = halves.std(1, correction=0).flatten(1).mean(1, dtype=held.z.dtype)
+        real, fake = (first, second) if self.config.real_first else (second, first)
+        return fake / real.clamp(min=1e-8)
 
     def parameter_counts(self) -> dict[str, int]:
         """How many parameters "generator" and "discriminator" have, those held constant included."""
@@ -326,9 +343,3 @@ class GANStep:
         parts = {"generator": self.generator, "discriminator": self.discriminator, "adam_g": self.adam_g,
                  "adam_d": self.adam_d, "scale": self.scale}
         return parts if self.ema is None else {**parts, "ema": self.ema.module}
-
-
-def _spread(images: Tensor) -> Tensor:
-    """How far neighbours in a batch (N, ...) are apart, on average: a scalar; 0 for one image."""
-    apart = (images[1:] - images[:-1]).float().abs()
-    return apart.sum() / max(1, apart.numel())

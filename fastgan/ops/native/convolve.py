@@ -26,6 +26,7 @@ from torch import Tensor
 
 from fastgan.errors import FastganError
 from fastgan.ops import reference
+from fastgan.ops.casts import cast
 from fastgan.ops.layers import Convolution, Owed
 from fastgan.ops.native import head, patches, rows, winograd
 from fastgan.ops.native.rows import Window
@@ -87,9 +88,9 @@ def forward(x: Tensor, owed: Owed, convolution: Convolution, variant: str) -> Te
         if convolution.transposed:
             return _to_fine(x, owed, weight, convolution.bias, window, size)
         return _to_coarse(x, owed, weight, convolution.bias, window)
-    weight, bias = convolution.weight.to(x.dtype), convolution.bias
-    cast = convolution._replace(weight=weight, bias=None if bias is None else bias.to(x.dtype))
-    return nhwc(reference.convolve(nchw(activated(x, owed)), cast))
+    weight, bias = cast(convolution.weight, x.dtype), convolution.bias
+    narrow = convolution._replace(weight=weight, bias=None if bias is None else bias.to(x.dtype))
+    return nhwc(reference.convolve(nchw(activated(x, owed)), narrow))
 
 
 def dgrad(g: Tensor, x: Tensor, convolution: Convolution, variant: str) -> Tensor:
@@ -110,9 +111,9 @@ def dgrad(g: Tensor, x: Tensor, convolution: Convolution, variant: str) -> Tenso
         if convolution.transposed:
             return _to_coarse(g, Owed(), weight, None, window)
         return _to_fine(g, Owed(), weight, None, window, size)
-    cast = convolution._replace(weight=convolution.weight.to(x.dtype), bias=None)
+    narrow = convolution._replace(weight=cast(convolution.weight, x.dtype), bias=None)
     # of a, only shape and strides are asked
-    return nhwc(reference.convolve_backward(nchw(g), nchw(x), cast, (True, False, False))[0])
+    return nhwc(reference.convolve_backward(nchw(g), nchw(x), narrow, (True, False, False))[0])
 
 
 def wgrad(g: Tensor, x: Tensor, owed: Owed, convolution: Convolution, variant: str) -> Tensor:
@@ -129,8 +130,8 @@ def wgrad(g: Tensor, x: Tensor, owed: Owed, convolution: Convolution, variant: s
     if _is(variant, "gemm", x, convolution):
         one, two, height, width = weight.shape
         return nchw(_wgrad(coarse, fine, window).view(one, height, width, two)).to(weight.dtype)
-    cast = convolution._replace(weight=weight.to(x.dtype), bias=None)
-    gweight = reference.convolve_backward(nchw(g), nchw(activated(x, owed)), cast, (False, True, False))[1]
+    narrow = convolution._replace(weight=cast(weight, x.dtype), bias=None)
+    gweight = reference.convolve_backward(nchw(g), nchw(activated(x, owed)), narrow, (False, True, False))[1]
     return nchw(nhwc(gweight).to(weight.dtype))
 
 
@@ -171,7 +172,7 @@ def _is(variant: str, kind: str, x: Tensor, convolution: Convolution) -> bool:
 
 def _matrix(convolution: Convolution, dtype: torch.dtype) -> Tensor:
     """The weight as [Cc, kh * kw * Cf]."""
-    return nhwc(convolution.weight.to(dtype)).flatten(1)
+    return nhwc(cast(convolution.weight, dtype)).flatten(1)
 
 
 def _blocks(x: Tensor, elements: int) -> Iterator[tuple[int, int]]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastgan.ops.casts import cast
 from fastgan.ops.layers import Convolution, Owed
 from fastgan.ops.native import extension, rows
 
@@ -63,4 +64,4 @@ def _sizes(x: Tensor) -> tuple[int, int, int, int, int]:
 
 def _weight(convolution: Convolution, x: Tensor) -> Tensor:
     """[Co, kh, kw, C], rounded as x is, in float32."""
-    return convolution.weight.to(x.dtype).float().permute(0, 2, 3, 1).contiguous()
+    return cast(convolution.weight, x.dtype).float().permute(0, 2, 3, 1).contiguous()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastgan.ops.casts import cast
 from fastgan.ops.layers import Convolution, Owed
 from fastgan.ops.native import extension, rows
 from fastgan.ops.native.rows import Window
@@ -53,7 +54,7 @@ def _convolve(name: str, x: Tensor, owed: Owed, convolution: Convolution, bias: 
               out: Tensor, *, fine: Tensor) -> None:
     """A pass from x into out."""
     vectors = rows.Vectors(x, owed)
-    weight = convolution.weight.to(x.dtype).permute(0, 2, 3, 1).contiguous()
+    weight = cast(convolution.weight, x.dtype).permute(0, 2, 3, 1).contiguous()
     bias = None if bias is None else bias.to(x.dtype).contiguous()
     extension.call(
         x.device, name, len(x), fine.shape[1:], len(weight), x.data_ptr(), vectors.with_activation(),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastgan.ops import reference
+from fastgan.ops.casts import cast
 from fastgan.ops.layers import Convolution, Measurement, Owed
 from fastgan.ops.triton.apply import apply, differentiate
 from fastgan.ops.triton.convolve import Geometry, convolve
@@ -100,7 +101,7 @@ def _geometry(convolution: Convolution) -> Geometry:
 
 
 def _weight(convolution: Convolution, dtype: torch.dtype) -> Tensor:
-    return _nhwc(convolution.weight.to(dtype, memory_format=torch.channels_last))
+    return _nhwc(cast(convolution.weight, dtype))
 
 
 def _nhwc(x: Tensor) -> Tensor:

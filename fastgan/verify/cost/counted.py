@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 import fastgan
 from fastgan.config import Config
 from fastgan.models import build
 from fastgan.nn import use
-from fastgan.train.step import GANStep
+from fastgan.train.precision import HALF
+from fastgan.train.step import GANStep, Savings
 from fastgan.verify.checks import shape_of
 from fastgan.verify.cost.fusion import fused
 from fastgan.verify.cost.kernel import Kernel
@@ -95,10 +96,17 @@ def ours_step(what: Experiment, impl: str) -> Prepared:
     generator, discriminator = (use(network, impl) for network in networks(what))
     # a moving average copies the generator; torch's own copy of a buffer would read and write memory that is not there
     generator.__deepcopy__ = lambda memo: use(networks(what)[0], impl)  # type: ignore[assignment]
-    step = GANStep(generator, discriminator, what.config.model, what.config.train, precision=what.precision)
+    savings = Savings(together=True if impl == "triton" else None)  # these tensors are on a CPU, what is counted is not
+    step = GANStep(generator, discriminator, what.config.model, what.config.train, precision=what.precision,
+                   savings=savings)
     batch = _batch(what)
     step.allocate(*batch)
-    return Prepared(step, batch, _named(generator, discriminator), step.state(), [])
+    parameters = _named(generator, discriminator)
+    if impl == "triton" and step.precision in HALF:  # made in the first step, and this is a later one
+        copies = {f"{name}, cast": step.casts.take(parameter, HALF[step.precision])
+                  for name, parameter in parameters.items() if parameter.dim() == 4}
+        parameters |= {name: copy for name, copy in copies.items() if copy is not None}
+    return Prepared(step, batch, parameters, step.state(), [])
 
 
 def textbook_step(what: Experiment) -> Prepared:
@@ -114,7 +122,8 @@ def textbook_step(what: Experiment) -> Prepared:
 
 def networks(what: Experiment) -> Networks:
     """Generator and discriminator in channels_last; fake tensors where `imagined` is entered."""
-    with torch.device("meta"):
+    # initialisers know real tensors without data, but draw again and again from fake ones
+    with unset_fake_temporarily(), torch.device("meta"):
         generator, discriminator = build(what.config.model, what.shape, what.classes)
     for network in (generator, discriminator):
         for module in network.modules():

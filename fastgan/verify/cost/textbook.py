@@ -25,7 +25,7 @@ class Textbook:
     """
 
     def __init__(self, generator: nn.Module, discriminator: nn.Module, config: Config, precision: str) -> None:
-        if config.train.loss == "wgan-gp" or config.train.r1 > 0:
+        if config.train.penalised:
             raise FastganError("the textbook step has no gradient penalty: expected --loss other than wgan-gp, --r1 0")
         self.generator, self.discriminator, self.precision = generator, discriminator, precision
         self.noise = Noise(config.model.noise, config.model.noise_mean, config.model.nz)
