@@ -45,12 +45,13 @@ class Inception:
         try:
             # refuses a file that would run code, which the constructor below would let do so
             torch.load(self.weights, map_location="cpu", weights_only=True)
-            self.network = utils.create_feature_extractor(EXTRACTOR, layers, cuda=False, verbose=False,
-                                                          feature_extractor_weights_path=str(self.weights)).to(device)
+            network = utils.create_feature_extractor(EXTRACTOR, layers, cuda=False, verbose=False,
+                                                     feature_extractor_weights_path=str(self.weights))
         except Exception as error:  # whatever a foreign file, or its unpickler, raises
             reason = "no plain tensors" if isinstance(error, pickle.UnpicklingError) else first_line(error)
             raise FastganError(f"{self.weights} does not hold InceptionV3's weights as torch-fidelity has them "
                                f"({reason}); expected the file from {_address()}") from error
+        self.network = network.to(device)
 
     def learn(self, reals: Reals) -> None:
         self.real: dict[str, Tensor] = {}

@@ -42,6 +42,7 @@ class Judge:
                                "learns from labels; expected 2 or more, such as class subfolders, or other --metrics")
         channels, height, width = dataset.shape
         self.device, self.classes = device, len(dataset.classes)
+        self.share = torch.bincount(dataset.labels, minlength=self.classes) / len(dataset)
         self.size = _within((height, width), SIDE)
         self.network = _network(channels, self.size, self.classes).to(device)
 
@@ -51,7 +52,6 @@ class Judge:
                                       if name.startswith("network.")})
         self.known = tensors["known"].to(self.device)
         seen = self.see(tensors["unseen"])
-        self.share = torch.bincount(tensors["labels"], minlength=self.classes) / len(tensors["labels"])
         self.spread, self.distance = self._spread(seen), self._distance(seen)
         right = (seen["probabilities"].argmax(1) == tensors["labels"]).float().mean().item()
         self.real = {**self.tell(seen), "score_accuracy": right}
@@ -76,10 +76,10 @@ class Judge:
         counts = torch.bincount(seen["probabilities"].argmax(1), minlength=self.classes)
         covered = (counts > 0) & (counts >= 0.1 * self.share * counts.sum()) & (self.share > 0)
         varied = (self._spread(seen) / self.spread.clamp(min=1e-8)).clamp(max=1)
-        there = self.spread > 0
+        share = self.share * (self.spread > 0)
         return {"score_confidence": seen["probabilities"].amax(1).mean().item(),
                 "score_classes": float(covered.sum()),
-                "score_diversity": ((self.share * varied)[there].sum() / self.share[there].sum()).item(),
+                "score_diversity": ((share * varied).sum() / share.sum().clamp(min=1e-8)).item(),
                 "score_novelty": self._distance(seen) / max(self.distance, 1e-8)}
 
     def of_reals(self) -> dict[str, float]:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -58,11 +58,10 @@ class Metrics:
                                f"expected at least {FEWEST}")
         self.images, self.labels, self.reals = images, dataset.labels, Reals(dataset, config)
         self.device, self.measures = device, list[Measure]()
-        if "score" in wanted:
-            with _own_random_state(device):
+        with _own_random_state(device):
+            if "score" in wanted:
                 self.measures.append(Judge(dataset, device))
-        if of_inception := [name for name in wanted if name != "score"]:
-            with _own_random_state(device):
+            if of_inception := [name for name in wanted if name != "score"]:
                 self.measures.append(Inception(of_inception, weights, device))
 
     def learn(self) -> None:
@@ -80,8 +79,10 @@ class Metrics:
         for images in self._fakes(source):
             for measure, parts in zip(self.measures, found, strict=True):
                 parts.append(measure.see(images))
-        return {name: value for measure, parts in zip(self.measures, found, strict=True)
-                for name, value in measure.tell(together(parts)).items()}
+        told: dict[str, float] = {}
+        for measure, parts in zip(self.measures, found, strict=True):
+            told |= measure.tell({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+        return told
 
     def of_reals(self) -> dict[str, float]:
         """What real images reach, for the numbers of which that is not plain."""
@@ -107,9 +108,3 @@ def _own_random_state(device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         yield
-
-
-def together(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """One dictionary of what was seen in parts."""
-    parts = list(parts)
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
