@@ -40,7 +40,7 @@ bench: .venv/installed
 	$(PY) -m fastgan report "$(OUT)"
 
 quality: .venv/installed
-	$(PY) benchmarks/digits_quality.py
+	$(PY) -m fastgan evaluate --metrics score --images 500
 
 ptx: .venv/installed-dev
 	env -u TRITON_INTERPRET $(PY) -m proofs.ptx --ptxsim "$(PTXSIM)" $(PTX)

@@ -10,7 +10,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_ROOMS = ("config", "data", "errors", "models", "nn", "ops", "pictures", "presets", "train", "verify")
+_ROOMS = ("config", "data", "errors", "metrics", "models", "nn", "ops", "pictures", "presets", "train", "verify")
 _FUNCTIONS = {"convert": "fastgan.nn", "to_eager": "fastgan.nn"}
 
 

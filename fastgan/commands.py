@@ -155,6 +155,35 @@ def interpolate(args: list[str]) -> int:
 
 
 @dataclass
+class Evaluate:
+    """Measure how good a run's generator is; a table, and metrics.json in the run's folder."""
+
+    folder: Positional[Path | None] = None
+    """a run folder; the newest one in runs/ when not given"""
+    metrics: str = ""
+    """some of fid,kid,is,score, as in `fastgan train`; the run's own when not given, or score where its data has labels
+    and fid where not"""
+    images: int = 2000
+    """fakes that are measured; only measures of equally many can be compared"""
+    metrics_weights: str | None = None
+    """file with InceptionV3's weights, which fid, kid and is need"""
+    device: str = "auto"
+    """auto | cpu | cuda | cuda:N | mps"""
+
+
+def evaluate(args: list[str]) -> int:
+    options = _parse(Evaluate, args, "evaluate")
+    from fastgan.train import evaluate as measuring
+    from fastgan.train import runs
+
+    folder = options.folder or runs.newest(Path("runs"))
+    found = measuring.evaluate(folder, options.metrics, images=options.images, weights=options.metrics_weights,
+                               device=options.device)
+    print(*measuring.lines(found), f"metrics: {folder / measuring.FILE}", sep="\n")
+    return 0
+
+
+@dataclass
 class Presets:
     """List the presets, or explain one."""
 
@@ -412,8 +441,9 @@ def doctor(args: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "train": train, "resume": resume, "sample": sample, "interpolate": interpolate, "presets": list_presets,
-    "verify": verify, "plan": plan, "bench": bench, "report": report, "cost": cost, "doctor": doctor}
+    "train": train, "resume": resume, "sample": sample, "interpolate": interpolate, "evaluate": evaluate,
+    "presets": list_presets, "verify": verify, "plan": plan, "bench": bench, "report": report, "cost": cost,
+    "doctor": doctor}
 
 
 def _fit(trainer: Trainer) -> int:
@@ -431,7 +461,7 @@ def _dry_run(config: Config) -> int:
     """What would run; nothing is written."""
     from fastgan.data import Loader, open_dataset
     from fastgan.train.host import pick_device
-    from fastgan.train.loop import length
+    from fastgan.train.loop import length, open_metrics
     from fastgan.train.precision import choose
     from fastgan.verify.cost.counted import Experiment
     from fastgan.verify.cost.memory import estimate
@@ -439,6 +469,7 @@ def _dry_run(config: Config) -> int:
     device = pick_device(config.validate().run.device)
     precision = choose(config.run.precision, device)
     dataset = open_dataset(config.data, config.run.seed)
+    open_metrics(config, dataset, device)
     per_epoch = Loader(dataset, config.data, config.run.seed).steps_per_epoch
     classes = len(dataset.classes) if config.data.cond else 0
     need = estimate(Experiment(config, config.data.batch, precision, dataset.shape, classes))

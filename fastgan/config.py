@@ -177,6 +177,13 @@ class RunConfig:
     """images in a picture"""
     tensorboard: bool = True
     """write TensorBoard events"""
+    metrics: str = ""
+    """how good the fakes are, measured at each snapshot by some of fid,kid,is (torch-fidelity's) and score (by a
+    classifier that has learnt the labelled reals: for small or grey images); not measured when not given"""
+    metrics_images: int = 2000
+    """fakes that are measured; only measures of equally many can be compared"""
+    metrics_weights: str | None = None
+    """file with InceptionV3's weights, which fid, kid and is need; else looked for where torch.hub keeps weights"""
 
 
 @dataclass(frozen=True)
@@ -216,6 +223,7 @@ class Config:
             if value is not None and not is_right(value):
                 raise FastganError(f"{option(key)} {value}: expected {accepted}")
         parse_size(self.data.image_size)
+        metric_names(self.run.metrics)
         if (self.train.loss == "softmax") != (self.model.architecture == "tf"):
             raise FastganError(f"--loss {self.train.loss} with --architecture {self.model.architecture}: "
                                "softmax and tf, whose discriminator has two outputs, go together")
@@ -228,6 +236,7 @@ class Config:
         return self
 
 
+METRICS = ("fid", "kid", "is", "score")
 GROUPS: dict[str, type] = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig, "run": RunConfig}
 
 _POSITIVE = ("a number above 0", lambda value: 0 < value < math.inf)
@@ -240,6 +249,7 @@ RULES: dict[str, tuple[str, Any]] = {
     **dict.fromkeys(["beta1", "beta2", "ema", "label_smoothing"], _FRACTION),
     **dict.fromkeys(["batch", "nz", "ngf", "ndf", "d_steps", "penalty_every", "steps", "snap", "log_every", "keep",
                      "grid"], _COUNT),
+    "metrics_images": ("a whole number, 100 or more", lambda value: value >= 100),
     "seed": ("a whole number from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63),
     "noise_mean": ("a finite number", math.isfinite),
     "bn_momentum": ("a number above 0, at most 1", lambda value: 0 < value <= 1),
@@ -264,6 +274,17 @@ def nearest(given: str, known: list[str]) -> str:
     """Words for what was perhaps meant."""
     close = difflib.get_close_matches(given, known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else f"expected one of {', '.join(known)}"
+
+
+def metric_names(text: str) -> list[str]:
+    """["fid", "kid"] of "fid,kid"; none of ""."""
+    names = [name.strip() for name in text.split(",")] if text else []
+    for name in names:
+        if name not in METRICS:
+            close = difflib.get_close_matches(name, METRICS, n=1)
+            raise FastganError(f"--metrics {text}: unknown {name!r}; expected some of {', '.join(METRICS)}, as in "
+                               f"--metrics fid,kid" + (f"; did you mean {close[0]}?" if close else ""))
+    return list(dict.fromkeys(names))
 
 
 def parse_size(text: str) -> tuple[int, int]:

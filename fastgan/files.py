@@ -1,9 +1,10 @@
-"""Files that are either the old one or the whole new one, never half of it."""
+"""Files that are either the old one or the whole new one, never half of it; where those of the cache are kept."""
 
 from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,20 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise FastganError(f"cannot write {path}: {reason(error)}") from error
     finally:
         aside.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    """Where what was found out once is kept: FASTGAN_CACHE, or the user's cache directory as the system has it."""
+    named = os.environ.get("FASTGAN_CACHE")
+    if named:
+        return Path(named).expanduser()
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+    elif sys.platform == "darwin":
+        base = "~/Library/Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "fastgan"
 
 
 def reason(error: OSError) -> str:

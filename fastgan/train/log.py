@@ -11,6 +11,9 @@ from fastgan.files import replacing
 TAGS = {
     "loss_d": "Loss/D", "loss_g": "Loss/G", "grad_norm_d": "Loss/grad_norm_D", "grad_norm_g": "Loss/grad_norm_G",
     "d_real": "Progress/D(x)", "d_fake": "Progress/D(G(z))", "epoch": "Progress/epoch",
+    "fid": "Metrics/FID", "kid": "Metrics/KID", "is": "Metrics/IS",
+    "score_confidence": "Metrics/score_confidence", "score_classes": "Metrics/score_classes",
+    "score_diversity": "Metrics/score_diversity", "score_novelty": "Metrics/score_novelty",
     "sec_per_step": "Timing/sec_per_step", "images_per_sec": "Timing/images_per_sec",
     "cpu_peak_gb": "Resources/cpu_peak_gb", "gpu_peak_gb": "Resources/gpu_peak_gb",
 }
@@ -32,7 +35,11 @@ class RunLog:
             self._events = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, record: dict[str, Any]) -> None:
-        """One record; "step" is the axis, every other key that has a tag becomes a curve."""
+        """One record; "step" is the axis, every other key that has a tag becomes a curve.
+
+        Two may tell of one step: what was logged of it, with "alerts" (name to words) where there were any, and what
+        was measured in its snapshot.
+        """
         self.records.append(record)
         self._lines.write(_line(record))
         if self._events is not None:

@@ -21,9 +21,10 @@ from tqdm import tqdm
 
 from fastgan import __version__, pictures
 from fastgan.config import Config
-from fastgan.data import Loader, make_feed, open_dataset, to_uint8
+from fastgan.data import Dataset, Loader, make_feed, open_dataset, to_uint8
 from fastgan.errors import FastganError, first_line
 from fastgan.files import reason
+from fastgan.metrics import Metrics
 from fastgan.models import build
 from fastgan.models.pretrained import Pretrained
 from fastgan.nn import use
@@ -31,6 +32,7 @@ from fastgan.ops.engines import check_device
 from fastgan.ops.plan import Plan, table
 from fastgan.ops.plan import use as use_plan
 from fastgan.train import checkpoint, planned, runs
+from fastgan.train.alerts import Alerts
 from fastgan.train.diagnose import first_non_finite
 from fastgan.train.fed import FedStep
 from fastgan.train.graph import GraphedStep
@@ -60,6 +62,7 @@ class Trainer:
         if config.data.cond and self.dataset.labels is None:
             raise FastganError(f"--cond: {self.dataset.name} has no labels; expected class subfolders or labelled data")
         self.classes = self.dataset.classes if config.data.cond else []
+        self.metrics = open_metrics(config, self.dataset, self.device)
         generator, discriminator = (
             use(network, config.run.impl).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             for network in build(config.model, self.dataset.shape, len(self.classes)))
@@ -101,6 +104,8 @@ class Trainer:
 
     def fit(self) -> Path:
         """Train to the end, or to Ctrl-C or SIGTERM, which save first; returns the run folder."""
+        if self.metrics is not None:
+            self.metrics.learn()
         self.plan = planned.decide(self.config.run, self.plan, self.step, self.folder, self._like_a_batch())
         with use_plan(self.plan):
             return self._fit()
@@ -126,7 +131,7 @@ class Trainer:
 
     def _train(self, log: RunLog, bar: tqdm) -> None:
         run, clock, looked = self.config.run, _Clock(self.step.steps), self.step.steps
-        saved = self.step.steps or None
+        saved, alerts = self.step.steps or None, Alerts(self.config.train.loss, log.records)
         while self.step.steps < self.total and self.stopped_by is None:
             self._play()
             bar.update()
@@ -136,12 +141,19 @@ class Trainer:
             # the one place where the host waits for the device
             values, looked = self._look(looked), done
             if done % run.log_every == 0 or done == self.total:
-                log.write({"step": done, **values, **self._facts(clock.lap(done))})
+                record = {"step": done, **values, **self._facts(clock.lap(done))}
+                found = alerts.look(record)
+                log.write(record | {"alerts": found} if found else record)
+                for words in found.values():
+                    say(words)
                 bar.set_postfix_str(" ".join(f"{key} {values[key]:.3f}" for key in ("loss_d", "loss_g")
                                              if key in values), refresh=False)
-            if done % run.snap == 0:
+            if done % run.snap == 0 or done == self.total:
                 self._snapshot(log)
                 saved = done
+                if self.metrics is not None and self.stopped_by is None:
+                    log.write({"step": done, **self.metrics.of(self.pretrained())})
+                    clock.lap(done)  # measuring is not training
         # not in the loop: a signal may come at any line of it
         if saved != self.step.steps:
             if looked != self.step.steps:
@@ -272,6 +284,13 @@ class Trainer:
         torch.set_rng_state(state["rng"])
         if "rng_cuda" in state and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["rng_cuda"], self.device)
+
+
+def open_metrics(config: Config, dataset: Dataset, device: torch.device) -> Metrics | None:
+    """The measures that --metrics names, None for none. Raises `FastganError` where one cannot be computed."""
+    run = config.run
+    return Metrics(run.metrics, dataset, config.data, images=run.metrics_images, weights=run.metrics_weights,
+                   device=device) if run.metrics else None
 
 
 def length(config: Config, steps_per_epoch: int) -> int:

@@ -15,7 +15,8 @@ OPTIONS = "training_options.json"
 # what a resumed run may do otherwise: none of these changes what is computed in a step (a learning rate that falls
 # towards the end of the run binds that end)
 MAY_CHANGE = {"outdir", "data_root", "cache_gb", "workers", "strict", "epochs", "steps", "device", "impl", "plan",
-              "graph", "gpu_data_gb", "snap", "log_every", "keep", "tensorboard", "source"}
+              "graph", "gpu_data_gb", "snap", "log_every", "keep", "tensorboard", "source", "metrics", "metrics_images",
+              "metrics_weights"}
 
 
 def create(outdir: Path, name: str) -> Path:

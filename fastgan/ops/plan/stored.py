@@ -11,9 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import platform
-import sys
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +21,7 @@ import torch
 
 import fastgan
 from fastgan.errors import FastganError, first_line
-from fastgan.files import replacing
+from fastgan.files import cache_folder, replacing
 from fastgan.ops.layers import ENGINES
 from fastgan.ops.plan import Choice, Plan, Problem, Step, Trial, candidates
 
@@ -38,17 +36,8 @@ class Known(NamedTuple):
 
 
 def folder() -> Path:
-    """Where measurements are kept: FASTGAN_CACHE, or the user's cache directory as the system has it."""
-    named = os.environ.get("FASTGAN_CACHE")
-    if named:
-        return Path(named).expanduser() / "plans"
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
-    elif sys.platform == "darwin":
-        base = "~/Library/Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "fastgan" / "plans"
+    """Where measurements are kept."""
+    return cache_folder() / "plans"
 
 
 def machine(device: torch.device) -> dict[str, str]:

@@ -1,0 +1,68 @@
+"""How good the generator of a finished run is: measured, kept as metrics.json in its folder, and as a small table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fastgan import __version__
+from fastgan.data import open_dataset
+from fastgan.errors import FastganError
+from fastgan.files import replacing
+from fastgan.models.pretrained import Pretrained
+from fastgan.train import runs
+from fastgan.train.host import pick_device
+from fastgan.train.loop import open_metrics
+
+FILE = "metrics.json"
+MEANINGS = {
+    "fid": "distance of the two distributions; 0 is best",
+    "kid": "the same without bias, by another kernel; 0 is best",
+    "is": "how clear and how varied to InceptionV3; more is better",
+    "score_confidence": "how clearly a fake is one of the classes; 1 is best",
+    "score_classes": "classes that the fakes cover",
+    "score_diversity": "how varied the fakes of each class are; 1 is as the reals are",
+    "score_novelty": "distance to the nearest real; 1 is as new reals are, 0 a copy",
+    "score_accuracy": "how often the classifier is right about new reals",
+}
+
+
+def evaluate(folder: Path, metrics: str = "", *, images: int = 2000, weights: str | None = None,
+             device: str = "auto") -> dict[str, Any]:
+    """{"data", "images", "metrics", "fakes", "reals", "version"}, also written to metrics.json in `folder`.
+
+    `metrics` as --metrics has them; when empty the run's own, else score where its data has labels, and fid where not.
+    Raises `FastganError` for a folder without a run, and for what cannot be measured.
+    """
+    if images < 100:
+        raise FastganError(f"--images {images}: expected 100 or more; of fewer, no measure says anything")
+    config, source, place = runs.read_options(folder), Pretrained.load(folder), pick_device(device)
+    dataset = open_dataset(config.data, config.run.seed)
+    metrics = metrics or config.run.metrics or ("score" if dataset.labels is not None else "fid")
+    config = config.replace(metrics=metrics, metrics_images=images,
+                            metrics_weights=weights or config.run.metrics_weights).validate()
+    measures = open_metrics(config, dataset, place)
+    assert measures is not None, "metrics are named"
+    measures.learn()
+    source.generator.to(place)
+    found = {"data": dataset.summary(), "images": images, "metrics": metrics, "fakes": measures.of(source),
+             "reals": measures.of_reals(), "version": __version__}
+    with replacing(folder / FILE) as stream:
+        stream.write((json.dumps(found, indent=2) + "\n").encode())
+    return found
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """What `evaluate` returned as a table."""
+    fakes, reals = found["fakes"], found["reals"]
+    names = [name for name in MEANINGS if name in fakes or name in reals]
+    return [f"{found['images']} fakes against {found['data']}", f"{'':18}{'fakes':>17}{'reals':>8}",
+            *(f"{name:18}{_number(fakes, name):>17}{_number(reals, name):>8}  {MEANINGS[name]}" for name in names)]
+
+
+def _number(values: dict[str, float], name: str) -> str:
+    if name not in values:
+        return ""
+    spread = f" ± {values[f'{name}_std']:.4g}" if f"{name}_std" in values else ""
+    return f"{values[name]:.4g}{spread}"
