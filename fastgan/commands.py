@@ -86,7 +86,7 @@ class Sample:
     """Draw a grid of images from a trained generator."""
 
     folder: Positional[Path | None] = None
-    """a run folder, or any folder with generator.safetensors and config.json; the newest run when not given"""
+    """a run folder, any with generator.safetensors and config.json, or a netG.pth; the newest run when not given"""
     seeds: str = "0-63"
     """latents by seed, such as 0,1,4-6: a seed is the same picture in every grid"""
     label: str | None = None
@@ -120,7 +120,7 @@ class Interpolate:
     """Walk from latent to latent: a strip (png) and an animation (gif)."""
 
     folder: Positional[Path | None] = None
-    """a run folder, or any folder with generator.safetensors and config.json; the newest run when not given"""
+    """a run folder, any with generator.safetensors and config.json, or a netG.pth; the newest run when not given"""
     seeds: str = "0,1"
     """two or more latents by seed, such as 0,5,7"""
     frames: int = 10
