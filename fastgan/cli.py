@@ -19,6 +19,7 @@ Train DCGAN-style networks, and draw from them.
   resume        go on where a run stopped    fastgan resume runs/00000-digits --steps 8000
   sample        draw a grid of images        fastgan sample runs/00000-digits --seeds 0,1,4-6 --out grid.png
   interpolate   walk between latents         fastgan interpolate runs/00000-digits --seeds 0,5,7 --out walk
+  export        files that need no fastgan   fastgan export runs/00000-digits --format onnx
   presets       list the presets             fastgan presets
                 or explain one               fastgan presets tf-dcgan-mnist
   verify        prove that this device computes

@@ -18,38 +18,13 @@ from fastgan.errors import FastganError
 from fastgan.models import weights
 from fastgan.models.pretrained import Pretrained
 from fastgan.train import Trainer
+from tests.dcgan_example import named, networks
 from tests.plain import dcgan_2015
-
-
-def example(nz: int = 6, ngf: int = 4, nc: int = 3, ndf: int = 5) -> tuple[nn.Sequential, nn.Sequential]:
-    """Networks of the example's layers, whose names are its own under "main"; no value is as it is initialised."""
-    torch.manual_seed(0)
-    generator: list[nn.Module] = [nn.ConvTranspose2d(nz, ngf * 8, 4, 1, 0, bias=False), nn.BatchNorm2d(ngf * 8),
-                                  nn.ReLU()]
-    discriminator: list[nn.Module] = [nn.Conv2d(nc, ndf, 4, 2, 1, bias=False), nn.LeakyReLU(0.2)]
-    for wide in (4, 2, 1):
-        generator += [nn.ConvTranspose2d(ngf * wide * 2, ngf * wide, 4, 2, 1, bias=False), nn.BatchNorm2d(ngf * wide),
-                      nn.ReLU()]
-    for wide in (1, 2, 4):
-        discriminator += [nn.Conv2d(ndf * wide, ndf * wide * 2, 4, 2, 1, bias=False), nn.BatchNorm2d(ndf * wide * 2),
-                          nn.LeakyReLU(0.2)]
-    networks = (nn.Sequential(*generator, nn.ConvTranspose2d(ngf, nc, 4, 2, 1, bias=False), nn.Tanh()),
-                nn.Sequential(*discriminator, nn.Conv2d(ndf * 8, 1, 4, bias=False), nn.Sigmoid()))
-    for network in networks:
-        for parameter in network.parameters():
-            parameter.data.add_(0.1 * torch.randn_like(parameter))
-    for _ in range(10):  # running statistics
-        networks[0](torch.randn(16, nz, 1, 1))
-    return networks
-
-
-def named(network: nn.Sequential) -> dict[str, Tensor]:
-    return {f"main.{name}": tensor.clone() for name, tensor in network.state_dict().items()}
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    for network, name in zip(example(), ("netG.pth", "netD.pth"), strict=True):
+    for network, name in zip(networks(), ("netG.pth", "netD.pth"), strict=True):
         torch.save(named(network), tmp_path / name)
     return tmp_path
 
@@ -60,7 +35,7 @@ def files(tmp_path: Path) -> Path:
     ids=["as it is", "DataParallel", "older than 0.4.1"])
 def test_the_examples_generator_makes_the_same_images(files, change):
     torch.save(change(torch.load(files / "netG.pth")), files / "netG.pth")
-    source, (netG, _) = Pretrained.load(files / "netG.pth"), example()
+    source, (netG, _) = Pretrained.load(files / "netG.pth"), networks()
     assert (source.shape, source.model.nz, source.model.ngf) == ((3, 64, 64), 6, 4)
     z = source.noise.from_seeds([0, 1, 2])
     theirs = netG.eval()(z[:, :, None, None]).detach()

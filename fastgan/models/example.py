@@ -28,12 +28,13 @@ def read_generator(path: Path) -> tuple[DCGANGenerator, ModelConfig, tuple[int, 
     """
     state = weights.read(path)
     numbers = sorted(int(match[1]) for name in state if (match := re.fullmatch(r"main\.(\d{1,3})\.weight", name)))
-    first, last = (state[f"main.{n}.weight"] for n in (numbers[0], numbers[-1])) if numbers else (torch.empty(0),) * 2
-    count, rest = divmod(numbers[-1] if numbers else 0, 3)
-    if rest or not 0 < count <= _DEEPEST or {first.dim(), last.dim()} != {4} or not first.numel() * last.numel():
+    ends = [state[f"main.{number}.weight"] for number in numbers[:1] + numbers[-1:]]
+    count, rest = divmod(numbers[-1], 3) if numbers else (0, 0)
+    if rest or not 0 < count <= _DEEPEST or any(weight.dim() != 4 or not weight.numel() for weight in ends):
         there = f"main.{numbers[-1]}.weight is its last layer" if numbers else f"it begins with {next(iter(state), '')}"
         raise FastganError(f"{path} is no generator of PyTorch's DCGAN example: {there}; expected main.0.weight, "
                            "main.1.weight, ... to main.12.weight, as its netG has them")
+    first, last = ends
     model = ModelConfig(nz=first.shape[0], ngf=last.shape[0])
     shape = (last.shape[1], first.shape[2] << count, first.shape[3] << count)
     with torch.device("meta"):  # sizes are checked before anything is allocated for them
