@@ -20,6 +20,7 @@ Train DCGAN-style networks, and draw from them.
   sample        draw a grid of images        fastgan sample runs/00000-digits --seeds 0,1,4-6 --out grid.png
   interpolate   walk between latents         fastgan interpolate runs/00000-digits --seeds 0,5,7 --out walk
   evaluate      how good are its images?     fastgan evaluate runs/00000-digits --metrics score
+  export        files that need no fastgan   fastgan export runs/00000-digits --format onnx
   presets       list the presets             fastgan presets
                 or explain one               fastgan presets tf-dcgan-mnist
   verify        prove that this device computes

@@ -86,7 +86,7 @@ class Sample:
     """Draw a grid of images from a trained generator."""
 
     folder: Positional[Path | None] = None
-    """a run folder, or any folder with generator.safetensors and config.json; the newest run when not given"""
+    """a run folder, any with generator.safetensors and config.json, or a netG.pth; the newest run when not given"""
     seeds: str = "0-63"
     """latents by seed, such as 0,1,4-6: a seed is the same picture in every grid"""
     label: str | None = None
@@ -120,7 +120,7 @@ class Interpolate:
     """Walk from latent to latent: a strip (png) and an animation (gif)."""
 
     folder: Positional[Path | None] = None
-    """a run folder, or any folder with generator.safetensors and config.json; the newest run when not given"""
+    """a run folder, any with generator.safetensors and config.json, or a netG.pth; the newest run when not given"""
     seeds: str = "0,1"
     """two or more latents by seed, such as 0,5,7"""
     frames: int = 10
@@ -180,6 +180,46 @@ def evaluate(args: list[str]) -> int:
     found = measuring.evaluate(folder, options.metrics, images=options.images, weights=options.metrics_weights,
                                device=options.device)
     print(*measuring.lines(found), f"metrics: {folder / measuring.FILE}", sep="\n")
+    return 0
+
+
+@dataclass
+class Export:
+    """Write a trained generator as files that need no fastgan, with a model card that says how to draw from them.
+
+    The images are compared with fastgan's before anything is written.
+    """
+
+    folder: Positional[Path | None] = None
+    """a run folder, any with generator.safetensors and config.json, or a netG.pth; the newest run when not given"""
+    format: Literal["safetensors", "torch.export", "onnx", "pytorch-example"] = "safetensors"
+    """weights and config.json, which ten lines of PyTorch build again | a program for torch.export.load | onnx |
+    netG.pth and netD.pth of PyTorch's DCGAN example"""
+    out: Path | None = None
+    """folder for the files; export/FORMAT in the run folder when not given"""
+    push: str | None = None
+    """a repository of the Hugging Face Hub, such as NAME/digits, to which the files are uploaded then"""
+
+
+def export(args: list[str]) -> int:
+    options = _parse(Export, args, "export")
+    from fastgan.models import exported
+    from fastgan.train import runs, trained
+
+    if options.push is not None:
+        exported.need("hub", "--push")
+    folder = runs.newest(Path("runs")) if options.folder is None else options.folder
+    home = folder.parent if folder.is_file() else folder
+    out = options.out or home / "export" / options.format
+    is_run = home == folder
+    files = exported.export(
+        _load(folder), options.format, out, facts=trained.facts(folder) if is_run else None,
+        discriminator=trained.discriminator(folder) if is_run and options.format == exported.EXAMPLE else None)
+    print(*(out / name for name in files), sep="\n")
+    if options.push is not None:
+        from fastgan.models.exported import hub
+
+        print(f"pushed: {hub.push(options.push, out, files)}")
     return 0
 
 
@@ -442,8 +482,8 @@ def doctor(args: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train, "resume": resume, "sample": sample, "interpolate": interpolate, "evaluate": evaluate,
-    "presets": list_presets, "verify": verify, "plan": plan, "bench": bench, "report": report, "cost": cost,
-    "doctor": doctor}
+    "export": export, "presets": list_presets, "verify": verify, "plan": plan, "bench": bench, "report": report,
+    "cost": cost, "doctor": doctor}
 
 
 def _fit(trainer: Trainer) -> int:

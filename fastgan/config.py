@@ -136,6 +136,10 @@ class TrainConfig:
     """decay per step of the moving average of the generator; 0 keeps none"""
     epochs: Annotated[float, arg(aliases=["--niter"])] = 25
     """passes over the data"""
+    net_g: Annotated[str | None, arg(aliases=["--netG"])] = None
+    """start from these weights of the generator: netG.pth of PyTorch's DCGAN example, or a generator.safetensors"""
+    net_d: Annotated[str | None, arg(aliases=["--netD"])] = None
+    """start from these weights of the discriminator: netD.pth of PyTorch's DCGAN example"""
     steps: int | None = None
     """batches to train on; overrides epochs"""
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastgan.config import ModelConfig
 from fastgan.errors import FastganError, first_line
 from fastgan.files import replacing
-from fastgan.models import build
+from fastgan.models import build, example
 from fastgan.models.sampling import Noise, draw
 
 WEIGHTS, CONFIG = "generator.safetensors", "config.json"
@@ -51,9 +51,14 @@ class Pretrained:
 
     @classmethod
     def load(cls, folder: Path) -> Pretrained:
-        """The generator that `save` wrote. Raises `FastganError` where files are missing or do not fit."""
+        """The generator that `save` wrote into `folder`, or of a file like netG.pth of PyTorch's DCGAN example.
+
+        Raises `FastganError` where files are missing or do not fit.
+        """
+        if folder.is_file():
+            return cls(*example.read_generator(folder), [], False)
         if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
-            raise FastganError(f"no trained generator in {folder}: expected {WEIGHTS} and {CONFIG}")
+            raise FastganError(f"no trained generator in {folder}: expected {WEIGHTS} and {CONFIG}, or a file netG.pth")
         try:
             config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
             model, shape = ModelConfig(**config["model"]), tuple(config["shape"])

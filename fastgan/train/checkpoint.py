@@ -58,6 +58,11 @@ def read_newest(folder: Path) -> tuple[dict[str, Any], Path, list[str]]:
     raise FastganError("; ".join(problems) or f"no checkpoint in {folder}: expected files such as step000500.pt")
 
 
+def newest_step(folder: Path) -> int | None:
+    """The step of the newest checkpoint, unread; None when there is none."""
+    return next((int(path.stem.removeprefix("step")) for path in _newest_first(folder)), None)
+
+
 def _newest_first(folder: Path) -> list[Path]:
     """By step, as numbers: step999999 comes before step1000000."""
     found = [(int(match[1]), path) for path in folder.glob("step*.pt")

@@ -25,7 +25,7 @@ from fastgan.data import Dataset, Loader, make_feed, open_dataset, to_uint8
 from fastgan.errors import FastganError, first_line
 from fastgan.files import reason
 from fastgan.metrics import Metrics
-from fastgan.models import build
+from fastgan.models import build, weights
 from fastgan.models.pretrained import Pretrained
 from fastgan.nn import use
 from fastgan.ops.engines import check_device
@@ -63,9 +63,14 @@ class Trainer:
             raise FastganError(f"--cond: {self.dataset.name} has no labels; expected class subfolders or labelled data")
         self.classes = self.dataset.classes if config.data.cond else []
         self.metrics = open_metrics(config, self.dataset, self.device)
+        networks = build(config.model, self.dataset.shape, len(self.classes))
+        if folder is None:  # else a checkpoint has what became of them
+            for network, given in zip(networks, (config.train.net_g, config.train.net_d), strict=True):
+                if given is not None:
+                    weights.put(weights.read(Path(given)), network, Path(given))
         generator, discriminator = (
             use(network, config.run.impl).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            for network in build(config.model, self.dataset.shape, len(self.classes)))
+            for network in networks)
         self.feed = make_feed(self.dataset, config.data, config.run.seed, self.device)
         rest = len(self.dataset) % config.data.batch if config.data.last_batch == "keep" else 0
         if rest == 1:

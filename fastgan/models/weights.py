@@ -1,0 +1,71 @@
+"""Weights that somebody else has written: a state_dict in a file, read without running code, put into a network."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+
+from fastgan.errors import FastganError, first_line
+
+_WRITTEN_BY = "expected what torch.save(netG.state_dict(), PATH) writes"
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The state_dict in `path`, of safetensors or of torch.save, onto the CPU; without DataParallel's "module.".
+
+    Raises `FastganError` when it is missing, damaged, or holds anything but tensors by name. Code in it is never run.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # foreign or damaged files fail in many ways
+        raise FastganError(f"cannot read weights from {path}: {_why_not(error)}; {_WRITTEN_BY}") from error
+    if not isinstance(state, dict):
+        raise FastganError(f"{path} is no state_dict, it holds a {type(state).__name__}; {_WRITTEN_BY}")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise FastganError(f"{path} is no state_dict: its {name!r} is a {type(value).__name__}; {_WRITTEN_BY}")
+    state = dict(state)
+    consume_prefix_in_state_dict_if_present(state, "module.")
+    return state
+
+
+def put(state: dict[str, Tensor], network: nn.Module, path: Path) -> None:
+    """Load `state`, which was read from `path`, into `network`; onto the CPU when that lies on the meta device.
+
+    Raises `FastganError` that names the first entry which the network has otherwise.
+    """
+    expected = network.state_dict()
+    for name, tensor in expected.items():
+        if name.endswith("num_batches_tracked"):  # PyTorch did not write it before 0.4.1
+            state.setdefault(name, torch.zeros((), dtype=tensor.dtype))
+        if name not in state:
+            raise FastganError(f"{path} has no {name}; expected {_size(tensor)}")
+        if state[name].shape != tensor.shape:
+            raise FastganError(f"{path}: {name} is {_size(state[name])}, expected {_size(tensor)}")
+    for name in state:
+        if name not in expected:
+            raise FastganError(f"{path} has {name}, which is not expected; the last that is: {list(expected)[-1]}")
+    if next(network.parameters()).is_meta:
+        network.to_empty(device="cpu")
+    network.load_state_dict(state)
+
+
+def _size(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a single number"
+
+
+def _why_not(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or first_line(error)
+    if code := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"it calls for code, {code[1]}, which is never run"
+    # torch's own words here advise to load it all the same
+    return "it is damaged or something else" if isinstance(error, pickle.UnpicklingError) else first_line(error)

@@ -1,0 +1,31 @@
+"""What a run folder knows of the training behind its generator, for those to whom the generator is given."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fastgan.train import checkpoint, runs
+from fastgan.train.host import say
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """training_options.json, and "steps", those that were done; nothing where there is no such file."""
+    if not (folder / runs.OPTIONS).is_file():
+        return {}
+    config = runs.read_options(folder).flat()  # with the defaults of options that are younger than the run
+    resolved = json.loads((folder / runs.OPTIONS).read_text())["resolved"]
+    return {"config": config, "resolved": resolved, "steps": checkpoint.newest_step(folder / "checkpoints")}
+
+
+def discriminator(folder: Path) -> dict[str, Tensor] | None:
+    """The state_dict in the newest readable checkpoint; None where the folder has none."""
+    if checkpoint.newest_step(folder / "checkpoints") is None:
+        return None
+    state, path, problems = checkpoint.read_newest(folder / "checkpoints")
+    for problem in problems:
+        say(f"{problem}; taking the discriminator of {path.name}")
+    return state["step"]["discriminator"]

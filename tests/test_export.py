@@ -1,0 +1,279 @@
+"""Exports, used by processes in which there is no fastgan: the same images, by the code that the model card shows."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from fastgan import cli, presets
+from fastgan.errors import FastganError
+from fastgan.models import build, exported
+from fastgan.models.exported.forms import FORMS
+from fastgan.models.pretrained import Pretrained
+from fastgan.train import Trainer
+from tests.dcgan_example import named, networks
+from tests.preset_cases import CASES
+
+NARROW = {"ngf": 4, "ndf": 4}
+SOURCES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
+    **{name: (name, NARROW, []) for name in CASES},
+    "conditional": ("digits", {**NARROW, "nz": 7}, ["cat", "dog", "owl"]),
+    "batch statistics": ("digits", {**NARROW, "sample_bn": "batch"}, []),
+}
+RUN = """
+import os, re, sys
+import numpy
+sys.modules.update(dict.fromkeys(sys.argv[1].split(",")))  # None: whoever imports one of these gets an ImportError
+
+def run(code, **given):
+    exec(code, given := {"numpy": numpy, **given})
+    return given["images"]
+
+for folder in sys.argv[2:]:
+    os.chdir(folder)
+    code = re.search("```python\\n(.*?)```", open("README.md").read(), re.S)[1]
+    as_it_is = run(code)
+    wrapped = "{}" if "import numpy" in code else "torch.from_numpy({})"
+    for name in ("z", "labels"):
+        numbers = wrapped.format(f"numpy.load('../{name}.npy')[:count]")
+        code = re.sub(f"^{name} = .*$", f"{name} = {numbers}", code, flags=re.M)
+    numpy.savez("drawn.npz", shape=as_it_is.shape, images=run(code, count=5), alone=run(code, count=1))
+"""
+
+
+def trained(name: str) -> Pretrained:
+    """A generator with no value as it is initialised, whose images have contrast."""
+    preset, changes, classes = SOURCES[name]
+    config = presets.get(preset, **changes)
+    torch.manual_seed(0)
+    generator, _ = build(config.model, CASES[preset].shape, len(classes))
+    for parameter in generator.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    source = Pretrained(generator, config.model, CASES[preset].shape, classes, config.data.unit_range)
+    for _ in range(10):  # running statistics
+        labels = source.labels_in_turn(16)
+        generator(source.noise(16), *([] if labels is None else [labels]))
+    return source
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def drawn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every source exported in one form, and drawn from by a process that lacks fastgan and what need not be there."""
+    form, root = request.param, tmp_path_factory.mktemp(request.param)
+    for name in SOURCES:
+        source = trained(name)
+        assert set(exported.export(source, form, root / name / "export")) > {"README.md", "config.json"}
+        np.save(root / name / "z.npy", source.noise.from_seeds(range(5)).numpy())
+        np.save(root / name / "labels.npy", np.array([2, 0, 1, 1, 0]))
+    missing = {"safetensors": "fastgan", "torch.export": "fastgan,safetensors", "onnx": "fastgan,torch"}[form]
+    subprocess.run([sys.executable, "-c", RUN, missing, *(str(root / name / "export") for name in SOURCES)], check=True)
+    return root
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_same_images_without_fastgan(drawn, name):
+    source, form = trained(name), next(form for form in FORMS if drawn.name.startswith(form))
+    z, labels = (torch.from_numpy(np.load(drawn / name / f"{given}.npy")) for given in ("z", "labels"))
+    ours = source.draw(z, labels if source.classes else None)
+    found = np.load(drawn / name / "export" / "drawn.npz")
+    within = FORMS[form].within * max(1, ours.abs().max())
+    assert ours.std() > 0.05
+    assert np.abs(found["images"] - ours.numpy()).max() <= within
+    # of the statistics of a batch, one image alone is another
+    assert (np.abs(found["alone"] - ours[:1].numpy()).max() <= within) == (source.model.sample_bn == "running")
+    assert found["shape"].tolist() == [16, *source.shape]
+
+
+def test_onnx_is_of_opset_18_with_batches_of_any_size(tmp_path):
+    exported.export(trained("conditional"), "onnx", tmp_path)
+    model = onnx.load(tmp_path / "model.onnx")
+    onnx.checker.check_model(model)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)]
+    sizes = {node.name: [d.dim_param or d.dim_value for d in node.type.tensor_type.shape.dim]
+             for node in (*model.graph.input, *model.graph.output)}
+    assert sizes == {"z": ["batch", 7], "labels": ["batch"], "images": ["batch", 1, 32, 32]}
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of PyTorch's example's size, and the folder in which people type."""
+    monkeypatch.chdir(tmp_path)
+    return Trainer(tiny(image_size="64", channels=3, steps=2, snap=2, ema=0.9)).fit().relative_to(tmp_path)
+
+
+def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    capsys.readouterr()
+    assert cli.main(["export", *args]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("fastgan: error: ") and captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_export_of_a_run(run, capsys, tmp_path):
+    assert cli.main(["export"]) == 0
+    listed = capsys.readouterr().out.split()
+    assert listed == [f"{run}/export/safetensors/{name}" for name in ("config.json", "model.safetensors", "README.md")]
+    config = json.loads((run / "export" / "safetensors" / "config.json").read_text())
+    assert config["shape"] == [3, 64, 64] and config["noise"] == {"kind": "normal", "mean": 0.0, "length": 8}
+    card = (run / "export" / "safetensors" / "README.md").read_text()
+    for line in ("# digits: a generator of 3x64x64 images", "| steps | 2 of 2, 16 images each |", "| lr | 0.0002 |",
+                 "| weights | their moving average, decay 0.9 |", "| source | digits |"):
+        assert line in card
+    assert str(tmp_path) not in card  # nor any other word of where it was trained
+    assert cli.main(["export", str(run), "--format", "safetensors"]) == 0  # takes the place of the earlier one
+
+
+def test_the_card_names_a_folder_of_images_without_its_path(tmp_path):
+    source = trained("digits")
+    config = presets.get("digits", source="folder:/home/jane/secret/cats", data_root="/home/jane")
+    facts = {"config": config.flat(), "steps": 7,
+             "resolved": {"data": "cats: 9 images", "steps": 9, "parameters": {}, "versions": {}}}
+    exported.export(source, "safetensors", tmp_path, facts=facts)
+    card = (tmp_path / "README.md").read_text()
+    assert "| source | folder:cats |" in card and "jane" not in card
+
+
+def test_the_examples_networks_take_what_is_written(run, capsys):
+    assert cli.main(["export", "--format", "pytorch-example", "--out", "given"]) == 0
+    netG, netD = networks(nz=8, ngf=4, ndf=4)
+    for network, name in ((netG, "netG"), (netD, "netD")):
+        nn.ModuleDict({"main": network}).load_state_dict(torch.load(f"given/{name}.pth", weights_only=True))
+    trainer, source = Trainer.resume(run), Pretrained.load(run)
+    images = source.draw(z := source.noise.from_seeds([0, 1, 2]))
+    assert torch.allclose(netG.eval()(z[:, :, None, None]), images, atol=1e-6)
+    logits = trainer.step.discriminator.eval()(images)
+    assert torch.allclose(netD.eval()(images).flatten(), torch.sigmoid(logits), atol=1e-6)
+    assert "--netG netG.pth --nz 8 --ngf 4 --netD netD.pth --ndf 4" in Path("given/README.md").read_text()
+    Path("given/config.json").unlink()
+    assert "--out given has a netG.pth that was not exported" in fails(
+        capsys, str(run), "--format", "pytorch-example", "--out", "given")
+
+
+def test_the_examples_generator_becomes_a_program(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(named(networks()[0]), "netG.pth")
+    assert cli.main(["export", "netG.pth", "--format", "safetensors"]) == 0
+    assert "Not known here" in Path("export/safetensors/README.md").read_text()
+    assert not list(tmp_path.glob("*.json"))
+
+
+@pytest.mark.parametrize(("changes", "shape", "classes", "reason"), [
+    ({}, (3, 32, 32), [], "images of 32x32"), ({}, (3, 64, 64), ["a", "b"], "--cond"),
+    ({"norm_d": "all"}, (3, 64, 64), [], "--norm-d all"), ({"bn_eps": 1e-3}, (3, 64, 64), [], "--bn-eps 0.001"),
+    ({"architecture": "oreilly"}, (1, 28, 28), [], "--architecture oreilly")], ids=lambda value: str(value))
+def test_what_the_example_cannot_build_is_refused(tmp_path, changes, shape, classes, reason):
+    config = presets.get("digits", **NARROW, **changes)
+    generator, _ = build(config.model, shape, len(classes))
+    with pytest.raises(FastganError, match=f"this was trained with {reason}; that example's networks have"):
+        exported.export(Pretrained(generator, config.model, shape, classes, False), exported.EXAMPLE, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_input_is_told_in_a_line(run, capsys, monkeypatch):
+    error = fails(capsys, "--format", "tflite")
+    assert "invalid choice 'tflite' for argument '--format'. Expected one of" in error
+    assert all(repr(form) in error for form in exported.FORMATS)
+    assert "no trained generator in nowhere" in fails(capsys, "nowhere")
+    assert f"--out {run} has a config.json that was not exported" in fails(capsys, str(run), "--out", str(run))
+    assert "--out /proc/nowhere: cannot make this folder" in fails(capsys, "--out", "/proc/nowhere")
+    Path("file").touch()
+    assert "--out file: cannot make this folder" in fails(capsys, "--out", "file")
+    for package, *args in (("onnxruntime", "--format", "onnx"), ("huggingface_hub", "--push", "somebody/digits")):
+        monkeypatch.setitem(sys.modules, package, None)
+        error = fails(capsys, *args)
+        assert f" needs {package}, which is not installed; expected fastgan's extra" in error and "pip install" in error
+    assert not (run / "export").exists()
+
+
+def test_an_unknown_format_in_python(tmp_path):
+    with pytest.raises(FastganError, match="unknown format 'onx'; did you mean onnx"):
+        exported.export(trained("digits"), "onx", tmp_path)
+
+
+def test_a_network_of_ones_own_is_refused(tmp_path):
+    source = trained("digits")
+    source.generator = nn.Linear(2, 2)
+    with pytest.raises(FastganError, match="cannot export a Linear: expected one of DCGANGenerator"):
+        exported.export(source, "safetensors", tmp_path)
+
+
+def test_nothing_is_written_when_the_images_differ(tmp_path, monkeypatch):
+    source = trained("digits")
+    monkeypatch.setattr(source, "draw", lambda z, labels: torch.zeros(16, 1, 32, 32))
+    with pytest.raises(FastganError, match=r"its images are .* from fastgan's, allowed are 2e-05; nothing was written"):
+        exported.export(source, "safetensors", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_generator_itself_is_left_as_it_was():
+    source = trained("batch statistics")
+    before = {name: tensor.clone() for name, tensor in source.generator.state_dict().items()}
+    made = exported.plain(source)
+    for parameter in made.parameters():
+        parameter.data.zero_()
+    assert source.generator.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in source.generator.state_dict().items())
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the Hugging Face Hub as an upload needs; remembers what came."""
+
+    received: ClassVar[dict[str, bytes]] = {}
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        answer: dict[str, Any] = {"url": "https://huggingface.co/somebody/digits"}
+        if "/preupload/" in self.path:
+            answer = {"files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                                for file in json.loads(body)["files"]]}
+        elif "/commit/" in self.path:
+            answer |= {"commitUrl": f"{answer['url']}/commit/1", "commitOid": "1", "pullRequestUrl": None}
+            lines = [json.loads(line) for line in body.splitlines()]
+            self.received.update({line["value"]["path"]: base64.b64decode(line["value"]["content"])
+                                  for line in lines if line["key"] == "file"})
+        self._answer(answer)
+
+    def do_GET(self) -> None:
+        self._answer({"id": "somebody/digits", "siblings": [], "sha": "0"})
+
+    def _answer(self, content: dict[str, Any]) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(content).encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_push_uploads_what_was_exported(run, capsys, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    out = run / "export" / "safetensors"
+    try:
+        out.mkdir(parents=True)
+        (out / "notes.txt").write_text("not for everybody")
+        assert cli.main(["export", str(run), "--push", "somebody/digits"]) == 0
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert "pushed: https://huggingface.co/somebody/digits/commit/1" in capsys.readouterr().out
+    assert Hub.received == {path.name: path.read_bytes() for path in out.iterdir() if path.name != "notes.txt"}
+    assert cli.main(["export", str(run), "--push", "somebody/digits"]) == 2  # the server is gone
+    error = capsys.readouterr().err
+    assert "--push somebody/digits: " in error and f"the files are in {out}" in error
