@@ -38,7 +38,7 @@ def open_dataset(config: DataConfig, seed: int = 0) -> Dataset:
     try:
         return _open(config, seed)
     except OSError as error:
-        raise FastganError(f"{option('source')} {config.source}: cannot read {error.filename}: {reason(error)}; "
+        raise FastganError(f"--data {config.source}: cannot read {error.filename}: {reason(error)}; "
                            "expected files that this user may read") from error
 
 
