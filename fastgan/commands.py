@@ -418,12 +418,12 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 
 def _fit(make: Callable[[], Trainer], config: Config) -> int:
-    from fastgan.verify.cost import shortage
-
     try:
         trainer = make()
         folder = trainer.fit()
     except (MemoryError, RuntimeError) as error:
+        from fastgan.verify.cost import shortage
+
         if not shortage.is_one(error):
             raise
         raise FastganError(shortage.words(config)) from error

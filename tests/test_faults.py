@@ -87,6 +87,9 @@ def test_what_a_kill_left_half_written_is_removed(tiny):
         path.write_bytes(b"half")
     Trainer.resume(folder).lock.release()
     assert not list(folder.rglob("*.tmp"))
+    (folder.parent / ".0a1b2c3d.tmp").mkdir()
+    runs.write_options(folder.parent / ".0a1b2c3d.tmp", tiny(), {})
+    assert runs.newest(folder.parent) == folder
 
 
 def test_runs_that_start_at_once_get_a_folder_each(tiny, tmp_path):
@@ -287,6 +290,13 @@ def test_the_gpu_is_gone(tiny, capsys):
     assert "not as it was: device cuda -> cpu, precision tf32 -> fp32; the run goes on" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("before", "after"), [("fp16", "bf16"), ("bf16", "fp16")])
+def test_another_precision(tiny, before, after):
+    folder = Trainer(tiny(steps=3, precision=before)).fit()
+    Trainer.resume(folder, tiny(precision=after)).fit()
+    assert newest(folder)["step"]["steps"] == 6
+
+
 @pytest.mark.parametrize(("values", "message"), [
     ({"batch": "8"}, "--batch '8': expected a whole number"),
     ({"batch": True}, "--batch True: expected a whole number"),
@@ -298,6 +308,7 @@ def test_values_of_another_kind(tiny, values, message):
         tiny(**values).validate()
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_image_files_that_are_something_else(tmp_path, monkeypatch):
     Image.new("RGB", (16, 16)).save(tmp_path / "0.png")
     Image.new("RGB", (16, 16)).save(tmp_path / "script.eps")

@@ -54,7 +54,7 @@ def _rename(folder: Path, target: Path) -> Path:
 
 def newest(outdir: Path) -> Path:
     """The run with the highest number, or `FastganError`."""
-    runs = sorted(path.parent for path in outdir.glob(f"*/{OPTIONS}"))
+    runs = sorted(path.parent for path in outdir.glob(f"[0-9]*/{OPTIONS}"))  # not what a kill left half made
     if not runs:
         raise FastganError(f"no run in {outdir}: expected folders such as 00000-digits; give one, or train first")
     return runs[-1]
@@ -69,8 +69,7 @@ def write_options(folder: Path, config: Config, resolved: dict[str, Any]) -> Non
 def read_options(folder: Path) -> Config:
     """The configuration of a run. Raises `FastganError` when `folder` holds none that can be."""
     try:
-        config = Config.from_flat(_read(folder)["config"])
-        return config.validate()
+        return Config.from_flat(_read(folder)["config"]).validate()
     except FastganError as error:
         raise FastganError(f"{folder / OPTIONS}: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
