@@ -14,6 +14,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -139,22 +140,36 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
     second.release()
 
 
-@posix
-@pytest.mark.parametrize("size", [1000, 6000, 20000], ids=["options", "pictures", "checkpoint"])
-def test_files_that_cannot_grow(tiny, size):
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
     """A limit on the size of files stands for a full disk: the write that crosses it fails half done."""
     import resource
 
-    whole, folder = Trainer(tiny(steps=6)).fit(), Trainer(tiny(steps=3)).fit()
-    trainer, before = Trainer.resume(folder, tiny(steps=6)), resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
-        with pytest.raises(FastganError, match=r"^cannot write .*: File too large$"):
-            trainer.fit()
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@posix
+@pytest.mark.parametrize("size", [1000, 6000, 20000], ids=["options", "pictures", "checkpoint"])
+def test_files_that_cannot_grow(tiny, size):
+    whole, folder = Trainer(tiny(steps=6)).fit(), Trainer(tiny(steps=3)).fit()
+    trainer = Trainer.resume(folder, tiny(steps=6))
+    with files_up_to(size), pytest.raises(FastganError, match=r"^cannot write .*: File too large$"):
+        trainer.fit()
     assert not list(folder.rglob("*.tmp"))
     assert kills._same(newest(Trainer.resume(folder, tiny(steps=6)).fit()), newest(whole))
+
+
+@posix
+def test_a_large_tensor_that_does_not_fit(tmp_path):
+    """Of which torch's own writer would say "unexpected pos"."""
+    with files_up_to(20_000), pytest.raises(FastganError, match=r"^cannot write .*: File too large$"):
+        checkpoint.write(tmp_path / "step000001.pt", {"weight": torch.zeros(100_000)})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
