@@ -1,12 +1,12 @@
-# The whole habit in nine words: demo, test, check, aot, ptx, gpu, bench, quality, clean. Everything but gpu happens in
-# .venv, beside this file; gpu runs in the PyTorch that is there, and installs nothing.
+# The whole habit in ten words: demo, test, check, aot, ptx, gpu, bench, faults, quality, clean. Everything but gpu
+# happens in .venv, beside this file; gpu runs in the PyTorch that is there, and installs nothing.
 PYTHON ?= python3
 PY := .venv/bin/python
 GPU_PYTHON ?= python3
 PTXSIM ?= ../shared/tools/ptxsim
 OUT ?= bench
 
-.PHONY: help demo test check aot ptx gpu bench quality clean
+.PHONY: help demo test check aot ptx gpu bench faults quality clean
 
 help:
 	@echo "make demo    train a DCGAN on handwritten digits (a few minutes on two CPU cores)"
@@ -14,6 +14,7 @@ help:
 	@echo "make check   lint and check types"
 	@echo "make aot     compile all GPU kernels, Triton's and csrc/cuda's, and gate the result (AOT=--quick: what CI runs)"
 	@echo "make bench   what is fast here, and what earned it: a quarter of an hour, then tables and pictures in OUT=bench"
+	@echo "make faults  kill fifty runs and resume them, and damage files in thousands of ways (half an hour)"
 	@echo "make quality score the demo's digits with a classifier (after make demo)"
 	@echo "make ptx     execute the compiled GPU kernels on the CPU, in a PTX simulator at PTXSIM (PTX=--quick: minutes)"
 	@echo "make gpu     all that a GPU can prove and measure, in ten minutes, with GPU_PYTHON (GPU=--quick: three minutes)"
@@ -38,6 +39,10 @@ aot: .venv/installed-dev
 bench: .venv/installed
 	$(PY) -m fastgan bench --minutes 12 --out "$(OUT)" $(BENCH)
 	$(PY) -m fastgan report "$(OUT)"
+
+faults: .venv/installed-dev
+	$(PY) -m proofs.kills $(FAULTS)
+	FASTGAN_FUZZ=1000 $(PY) -m pytest tests/test_fuzz.py
 
 quality: .venv/installed
 	$(PY) -m fastgan evaluate --metrics score --images 500

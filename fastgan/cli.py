@@ -65,3 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `fastgan presets | head`: nobody listens any more, the flush at exit included
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:  # of a file that nobody has thought of
+        if "--debug" in args:
+            raise
+        print(f"fastgan: error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return 2

@@ -58,7 +58,7 @@ def train(args: list[str]) -> int:
         return _dry_run(config)
     from fastgan.train import Trainer
 
-    return _fit(Trainer(config))
+    return _fit(lambda: Trainer(config), config)
 
 
 @dataclass
@@ -78,7 +78,8 @@ def resume(args: list[str]) -> int:
     folder = Path(args[0]) if given else Path() if asked_for_help else runs.newest(Path("runs"))
     before = Config() if asked_for_help and not given else runs.read_options(folder)
     options = _parse(Resume, args, "resume", Resume(before, folder))
-    return _fit(Trainer.resume(folder, _given_wins(options.config, before)))
+    config = _given_wins(options.config, before)
+    return _fit(lambda: Trainer.resume(folder, config), config)
 
 
 @dataclass
@@ -486,8 +487,16 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "cost": cost, "doctor": doctor}
 
 
-def _fit(trainer: Trainer) -> int:
-    folder = trainer.fit()
+def _fit(make: Callable[[], Trainer], config: Config) -> int:
+    try:
+        trainer = make()
+        folder = trainer.fit()
+    except (MemoryError, RuntimeError) as error:
+        from fastgan.verify.cost import shortage
+
+        if not shortage.is_one(error):
+            raise
+        raise FastganError(shortage.words(config)) from error
     where = [("pictures", f"fakes{trainer.step.steps:06d}.png"), ("loss curves", "losses.png"),
              ("checkpoint", f"checkpoints/step{trainer.step.steps:06d}.pt"), ("generator", "generator.safetensors")]
     print("\n".join(f"{what + ':':13}{folder / name}" for what, name in where))

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
+from fastgan import typed
 from fastgan.errors import FastganError
 
 try:
@@ -222,6 +223,8 @@ class Config:
 
     def validate(self) -> Config:
         """This configuration, or `FastganError` for the first value that cannot be."""
+        for name, group in GROUPS.items():
+            check_types(group, vars(getattr(self, name)))
         for key, (accepted, is_right) in RULES.items():
             value = self.flat()[key]
             if value is not None and not is_right(value):
@@ -246,7 +249,7 @@ GROUPS: dict[str, type] = {"data": DataConfig, "model": ModelConfig, "train": Tr
 _POSITIVE = ("a number above 0", lambda value: 0 < value < math.inf)
 _NOT_NEGATIVE = ("0 or more", lambda value: 0 <= value < math.inf)
 _FRACTION = ("a number from 0 up to, not including, 1", lambda value: 0 <= value < 1)
-_COUNT = ("a whole number, 1 or more", lambda value: value >= 1)
+_COUNT = ("a whole number from 1 to 2^31 - 1", lambda value: 1 <= value < 2**31)
 RULES: dict[str, tuple[str, Any]] = {
     **dict.fromkeys(["lr", "lr_g", "lr_d", "bn_eps", "adam_eps", "epochs", "cache_gb", "d_loss_weight"], _POSITIVE),
     **dict.fromkeys(["holdout", "gpu_data_gb", "workers", "gp", "r1", "gamma_std", "lr_warmup"], _NOT_NEGATIVE),
@@ -258,6 +261,14 @@ RULES: dict[str, tuple[str, Any]] = {
     "noise_mean": ("a finite number", math.isfinite),
     "bn_momentum": ("a number above 0, at most 1", lambda value: 0 < value <= 1),
 }
+
+
+def check_types(group: type, values: dict[str, Any]) -> None:
+    """`FastganError` for the first value that is not of its field's type."""
+    kinds = typed.fields(group)
+    for key, value in values.items():
+        if not typed.is_of(value, kinds[key]):
+            raise FastganError(f"{option(key)} {value!r:.80}: expected {typed.words(kinds[key])}")
 
 
 def option(key: str) -> str:

@@ -9,6 +9,11 @@ class KernelError(RuntimeError):
     """A kernel could not be compiled, loaded or started; names it and says why."""
 
 
+def one_line(error: Exception) -> str:
+    """What an exception says, in one line, or its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def first_line(error: Exception) -> str:
     """The first line of what an exception says, or its type where it says nothing."""
     return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,14 +1,16 @@
-"""Files that are either the old one or the whole new one, never half of it; where those of the cache are kept."""
+"""Files that are either the old one or the whole new one, never half of it; others' JSON; where the cache lies."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from fastgan.errors import FastganError
 
@@ -30,7 +32,23 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise FastganError(f"cannot write {path}: {reason(error)}") from error
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # in a folder that cannot be entered there is nothing to remove
+            aside.unlink()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what `replacing` was writing below `folder` when its process was killed; nobody else may write there."""
+    for aside in folder.rglob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            aside.unlink()
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises OSError where it cannot be read, ValueError where it is no JSON."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def cache_folder() -> Path:

@@ -250,3 +250,18 @@ def test_imports_and_trains_without_triton(here):
                "from fastgan.cli import main; sys.exit(main(sys.argv[1:]))")
     subprocess.run([sys.executable, "-c", program, "train", *SMALL, "--steps", "1"], check=True, capture_output=True)
     assert Path("runs/00000-digits/checkpoints/step000001.pt").is_file()
+
+
+@pytest.mark.parametrize(("memory", "expected"), [
+    (2**12, "smaller networks"), (2**22, "--batch "), (2**40, "other programs"),
+], ids=["networks", "batch", "others"])
+def test_out_of_memory_says_what_would_fit(capsys, here, monkeypatch, memory, expected):
+    def exhausted(self: Trainer) -> None:
+        torch.empty(2**60, dtype=torch.uint8)
+
+    monkeypatch.setattr(Trainer, "fit", exhausted)
+    monkeypatch.setattr("fastgan.verify.cost.shortage.physical_memory", lambda: memory)
+    assert cli.main(["train", *SMALL, "--batch", "512"]) == 2
+    told = capsys.readouterr().err
+    assert "error: out of memory on cpu at --batch 512: by the model a step needs " in told
+    assert f"expected {expected}" in told

@@ -56,7 +56,7 @@ def test_run_folder(tiny):
     assert folder.name == "00000-digits"
     assert {path.name for path in folder.iterdir() if not path.name.startswith("events")} == {
         "training_options.json", "stats.jsonl", "reals.png", "fakes_init.png", "fakes000003.png", "fakes000006.png",
-        "losses.png", "checkpoints", "generator.safetensors", "config.json"}
+        "losses.png", "checkpoints", "generator.safetensors", "config.json", ".lock"}
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step000003.pt", "step000006.pt"]
     records = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]

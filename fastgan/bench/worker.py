@@ -68,7 +68,7 @@ class Bench:
         job.settle()
         self._forget_peak()
         if judged:
-            used, worst = job.used(Judged(**torch.load(judged)))
+            used, worst = job.used(Judged(**torch.load(judged, weights_only=True)))
             if used > 1:
                 raise Wrong(f"wrong: {worst} has {used:.3g} x the allowed error")
         if not self.contender.graph:

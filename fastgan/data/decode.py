@@ -11,10 +11,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fastgan.data.pixels import UnusableImage, fit_images, to_channels
-from fastgan.data.untrusted import one_line
-from fastgan.errors import FastganError
+from fastgan.errors import FastganError, one_line
 
 CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
+# whatever a file is called, no other reader of Pillow's is tried: some start programs, such as Ghostscript
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 Failures = list[tuple[str, str]]  # (path, reason)
 
@@ -86,13 +87,21 @@ def read_image(path: Path) -> Tensor:
     Of an animation, the first frame. Raises `UnusableImage`.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
+            check_pixels(image)
             upright = _eight_bits(ImageOps.exif_transpose(image))
             pixels = np.array(upright.convert(natural_mode(upright)))
     # for a damaged file, Pillow's many format readers raise nearly anything
     except Exception as error:
         raise UnusableImage(one_line(error)) from error
     return torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1)
+
+
+def check_pixels(image: Image.Image) -> None:
+    """`UnusableImage` for a file that declares more pixels than Pillow warns of; it refuses twice as many by itself."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise UnusableImage(f"{image.width}x{image.height} pixels, more than {limit}: a decompression bomb?")
 
 
 def natural_mode(image: Image.Image) -> str:

@@ -16,7 +16,16 @@ from tqdm import tqdm
 
 from fastgan.config import DataConfig, parse_size
 from fastgan.data.dataset import Dataset, MemoryDataset, StreamedDataset
-from fastgan.data.decode import CHANNELS, Decoder, Failures, ImageFiles, natural_mode, nothing_readable, unusable
+from fastgan.data.decode import (
+    CHANNELS,
+    FORMATS,
+    Decoder,
+    Failures,
+    ImageFiles,
+    natural_mode,
+    nothing_readable,
+    unusable,
+)
 from fastgan.data.pixels import UnusableImage
 from fastgan.errors import FastganError
 
@@ -33,6 +42,7 @@ def find_images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise FastganError(f"folder:{folder}: {'not a folder' if folder.exists() else 'no such folder'}; "
                            "expected a folder of images")
+    next(os.scandir(folder), None)  # raises where nobody may look inside; `rglob` would find nothing there
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not paths:
         raise FastganError(f"folder:{folder}: no images; expected files ending in {', '.join(sorted(SUFFIXES))}")
@@ -69,7 +79,8 @@ def survey_channels(paths: list[Path]) -> int:
     """The channels of the most capable mode among the first images."""
     found = {1}
     for path in paths[:SURVEYED]:
-        with contextlib.suppress(Exception), Image.open(path) as image:  # decoding will name what is damaged
+        # decoding will name what is damaged
+        with contextlib.suppress(Exception), Image.open(path, formats=FORMATS) as image:
             found.add(CHANNELS[natural_mode(image)])
     return max(found)
 

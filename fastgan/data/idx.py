@@ -11,8 +11,8 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from fastgan.data.untrusted import one_line, read_exactly
-from fastgan.errors import FastganError
+from fastgan.data.untrusted import read_exactly
+from fastgan.errors import FastganError, one_line
 
 UNSIGNED_BYTE = 8
 PREFIXES = {"train": "train", "test": "t10k"}

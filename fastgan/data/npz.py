@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import lzma
 import math
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -12,8 +14,8 @@ from typing import BinaryIO, Literal, NamedTuple, cast
 import numpy as np
 from numpy.lib import format as npy
 
-from fastgan.data.untrusted import one_line, read_exactly
-from fastgan.errors import FastganError
+from fastgan.data.untrusted import read_exactly
+from fastgan.errors import FastganError, one_line
 
 IMAGES = {"train": ("images", "x_train", "x"), "test": ("x_test",)}
 LABELS = {"train": ("labels", "y_train", "y"), "test": ("y_test",)}
@@ -46,7 +48,8 @@ def read_npz(path: Path, split: str) -> list[tuple[np.ndarray, np.ndarray | None
     except FastganError as error:
         raise FastganError(f"npz:{path}: {error}") from error
     # a damaged or encrypted archive, an unknown compression
-    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+            struct.error) as error:
         raise FastganError(f"npz:{path}: {one_line(error)}; expected an archive as numpy.savez writes it") from error
 
 

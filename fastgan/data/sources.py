@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,8 +15,9 @@ from fastgan.data.folder import find_images, label_by_folder, open_files
 from fastgan.data.idx import read_idx_folder
 from fastgan.data.npz import read_npz
 from fastgan.data.pixels import UnusableImage, prepare
-from fastgan.data.untrusted import one_line
-from fastgan.errors import FastganError
+from fastgan.data.untrusted import physical_memory
+from fastgan.errors import FastganError, one_line
+from fastgan.files import reason
 
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "celeba": "CelebA"}
 NAMED = ["digits", *TORCHVISION, "gaussian"]
@@ -34,8 +33,16 @@ def open_dataset(config: DataConfig, seed: int = 0) -> Dataset:
 
     Arrays are held in memory; image files as well when they need no more than `config.cache_gb`, else they are
     streamed. The set's name is that of the source, or of the folder or file without its path. `seed` draws the
-    gaussian points. Raises `FastganError` for anything missing, damaged or not understood.
+    gaussian points. Raises `FastganError` for anything missing, damaged, not permitted or not understood.
     """
+    try:
+        return _open(config, seed)
+    except OSError as error:
+        raise FastganError(f"--data {config.source}: cannot read {error.filename}: {reason(error)}; "
+                           "expected files that this user may read") from error
+
+
+def _open(config: DataConfig, seed: int) -> Dataset:
     kind, _, argument = config.source.partition(":")
     if config.source not in NAMED and not (kind in LOCAL and argument):
         raise FastganError(f"{option('source')} {config.source}: unknown; {nearest(kind, [*NAMED, *LOCAL.values()])}")
@@ -106,11 +113,6 @@ def _check_memory(needed: int, config: DataConfig) -> None:
     if needed > held:
         raise FastganError(f"--image-size {config.image_size}: {config.source} would need {needed / 1e9:.1f} GB; "
                            f"expected at most this machine's {held / 1e9:.1f} GB, or images as files: folder:DIR")
-
-
-def physical_memory() -> int:
-    """Bytes of memory of this machine; without bound where the system does not tell."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else sys.maxsize
 
 
 def _read_digits() -> Part:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import BinaryIO
 
 PIECE = 2**20
+
+
+def physical_memory() -> int:
+    """Bytes of memory of this machine; without bound where the system does not tell."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else sys.maxsize
 
 
 def read_exactly(stream: BinaryIO, count: int) -> bytearray:
@@ -12,8 +19,10 @@ def read_exactly(stream: BinaryIO, count: int) -> bytearray:
 
     Read in pieces, and one byte further than declared: memory follows what the stream really holds, so a header that
     lies costs nothing, and a compressed stream reaches its end and verifies its checksum. Raises `ValueError` with
-    what was found when the stream holds fewer or more.
+    what was found when the stream holds fewer or more, and before reading when it declares more than the machine has.
     """
+    if count > physical_memory():
+        raise ValueError(f"its header declares {count} bytes, expected at most this machine's {physical_memory()}")
     data = bytearray()
     while len(data) <= count and (piece := stream.read(min(PIECE, count + 1 - len(data)))):
         data += piece
@@ -21,8 +30,3 @@ def read_exactly(stream: BinaryIO, count: int) -> bytearray:
         found = "more" if len(data) > count else f"{len(data)}"
         raise ValueError(f"{found} bytes of data found, expected the {count} that its header declares")
     return data
-
-
-def one_line(error: Exception) -> str:
-    """What an exception of someone else's code says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__

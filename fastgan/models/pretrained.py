@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fastgan.config import ModelConfig
+from fastgan import typed
+from fastgan.config import ModelConfig, check_types
 from fastgan.errors import FastganError, first_line
-from fastgan.files import replacing
+from fastgan.files import read_json, replacing
 from fastgan.models import build, example
 from fastgan.models.sampling import Noise, draw
 
 WEIGHTS, CONFIG = "generator.safetensors", "config.json"
+MAX_SIDE = 4096  # as `config.parse_size` has it
 
 
 class Pretrained:
@@ -60,15 +63,39 @@ class Pretrained:
         if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
             raise FastganError(f"no trained generator in {folder}: expected {WEIGHTS} and {CONFIG}, or a file netG.pth")
         try:
-            config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+            config: dict[str, Any] = read_json(folder / CONFIG)
             model, shape = ModelConfig(**config["model"]), tuple(config["shape"])
-            generator, _ = build(model, shape, len(config["classes"]))
-            generator.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
-            return cls(generator, model, shape, config["classes"], config["unit_range"])
-        except FastganError:
-            raise
+            classes, unit_range = config["classes"], config["unit_range"]
+            _check(model, shape, classes, unit_range)
+            with torch.device("meta"):  # what it would take is compared with what is there, before memory is taken
+                generator, _ = build(model, shape, len(classes))
+            weights = safetensors.torch.load_file(folder / WEIGHTS)
+            _check_shapes(generator, weights)
+            generator.to_empty(device="cpu").load_state_dict(weights)
+            return cls(generator, model, shape, classes, unit_range)
+        except FastganError as error:
+            raise FastganError(f"cannot read the generator in {folder}: {error}") from error
         except Exception as error:  # foreign or damaged files fail in many ways
             raise FastganError(f"cannot read the generator in {folder}: {first_line(error)}") from error
+
+
+def _check(model: ModelConfig, shape: tuple[Any, ...], classes: Any, unit_range: Any) -> None:
+    """ValueError for a description that is none."""
+    check_types(ModelConfig, vars(model))
+    if not all(typed.is_of(side, int) and 0 < side <= MAX_SIDE for side in shape):
+        raise ValueError(f"shape {shape}: expected sides from 1 to {MAX_SIDE}")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("classes: expected a list of names")
+    if not isinstance(unit_range, bool) or not math.isfinite(model.noise_mean):
+        raise ValueError("unit_range: expected true or false; noise_mean: expected a finite number")
+
+
+def _check_shapes(generator: nn.Module, weights: dict[str, Tensor]) -> None:
+    """ValueError for the first tensor of a generator that is not among the weights in its shape."""
+    for name, tensor in generator.state_dict().items():
+        if name not in weights or weights[name].shape != tensor.shape:
+            found = "none" if name not in weights else f"one of {tuple(weights[name].shape)}"
+            raise ValueError(f"{WEIGHTS} has {found} for {name}, expected {tuple(tensor.shape)}")
 
 
 def _json(value: dict[str, Any]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import zipfile
 from pathlib import Path
@@ -17,15 +18,17 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     """Write `step000500.pt` and remove all but the newest `keep`; `FastganError` when the disk is full."""
     path = folder / f"step{step:06d}.pt"
     write(path, state)
-    for old in _newest_first(folder)[keep:]:
+    for old in newest_first(folder)[keep:]:
         old.unlink(missing_ok=True)
     return path
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
     """Write tensors and plain values, atomically."""
+    content = io.BytesIO()  # torch's own writer would answer a full disk with words about positions in an archive
+    torch.save(state, content)
     with replacing(path) as stream:
-        torch.save(state, stream)
+        stream.write(content.getbuffer())
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -35,10 +38,14 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is None:
+            declared = sum(member.file_size for member in archive.infolist())
+            damaged = archive.testzip() if declared <= path.stat().st_size else None
+        if declared > path.stat().st_size:
+            reason = f"it declares {declared} bytes, more than the file has"
+        elif damaged is not None:
+            reason = f"checksum of {damaged} does not match"
+        else:
             return torch.load(path, map_location="cpu", weights_only=True)
-        reason = f"checksum of {damaged} does not match"
     except Exception as error:  # whatever a damaged archive or pickle stream raises
         reason = first_line(error)
     raise FastganError(f"cannot read checkpoint {path}: {reason}")
@@ -50,7 +57,7 @@ def read_newest(folder: Path) -> tuple[dict[str, Any], Path, list[str]]:
     Raises `FastganError` when there is none.
     """
     problems: list[str] = []
-    for path in _newest_first(folder):
+    for path in newest_first(folder):
         try:
             return read(path), path, problems
         except FastganError as error:
@@ -60,11 +67,11 @@ def read_newest(folder: Path) -> tuple[dict[str, Any], Path, list[str]]:
 
 def newest_step(folder: Path) -> int | None:
     """The step of the newest checkpoint, unread; None when there is none."""
-    return next((int(path.stem.removeprefix("step")) for path in _newest_first(folder)), None)
+    return next((int(path.stem.removeprefix("step")) for path in newest_first(folder)), None)
 
 
-def _newest_first(folder: Path) -> list[Path]:
-    """By step, as numbers: step999999 comes before step1000000."""
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, by step, as numbers: step999999 comes before step1000000."""
     found = [(int(match[1]), path) for path in folder.glob("step*.pt")
              if (match := re.fullmatch(r"step(\d+)\.pt", path.name))]
     return [path for _, path in sorted(found, reverse=True)]

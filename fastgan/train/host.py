@@ -42,7 +42,7 @@ def pick_device(name: str) -> torch.device:
         device = None
     if device is None or not available.get(device.type) or (
             device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
-        usable = [kind for kind, there in available.items() if there]
+        usable = [f"--device {kind}" for kind, there in available.items() if there]
         raise FastganError(f"--device {name}: expected auto or one that is here: {', '.join(usable)}")
     return device
 

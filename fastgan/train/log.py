@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,10 @@ class RunLog:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
+            anew = _forget_later_events(folder)
             self._events = SummaryWriter(str(folder), purge_step=step + 1)
+            for record in self.records if anew else ():
+                self._plot(record)
 
     def write(self, record: dict[str, Any]) -> None:
         """One record; "step" is the axis, every other key that has a tag becomes a curve.
@@ -41,7 +47,12 @@ class RunLog:
         was measured in its snapshot.
         """
         self.records.append(record)
-        self._lines.write(_line(record))
+        line = _line(record)
+        if self._lines.write(line) != len(line):  # what a disk does that has room for half of it
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._plot(record)
+
+    def _plot(self, record: dict[str, Any]) -> None:
         if self._events is not None:
             for key, value in record.items():
                 if key in TAGS:
@@ -57,12 +68,27 @@ def _line(record: dict[str, Any]) -> bytes:
     return (json.dumps(record) + "\n").encode()
 
 
+def _forget_later_events(folder: Path) -> bool:
+    """Whether the events in a run folder had to go: TensorBoard reads its files in the order of the times in their
+    names, so that what is written after the clock was moved backwards would be taken for older, and dropped."""
+    files = list(folder.glob("events.out.tfevents.*"))
+    stamps = [path.name.split(".")[3] for path in files]
+    if not any(stamp.isdecimal() and int(stamp) >= int(time.time()) for stamp in stamps):
+        return False
+    for path in files:
+        path.unlink()
+    return True
+
+
 def read_stats(path: Path) -> list[dict[str, Any]]:
-    """The records of a stats.jsonl, without a last line that a killed run left unfinished."""
+    """The records of a stats.jsonl, without lines that a killed run, or a full disk, left unfinished."""
     records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and all(isinstance(value, (int, float)) for value in record.values()) and \
+                isinstance(record.get("step"), int):
+            records.append(record)
     return records

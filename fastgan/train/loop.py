@@ -11,6 +11,7 @@ import math
 import platform
 import signal
 import time
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from fastgan import __version__, pictures
 from fastgan.config import Config
 from fastgan.data import Dataset, Loader, make_feed, open_dataset, to_uint8
 from fastgan.errors import FastganError, first_line
-from fastgan.files import reason
+from fastgan.files import reason, remove_leftovers
 from fastgan.metrics import Metrics
 from fastgan.models import build, weights
 from fastgan.models.pretrained import Pretrained
@@ -37,6 +38,7 @@ from fastgan.train.diagnose import first_non_finite
 from fastgan.train.fed import FedStep
 from fastgan.train.graph import GraphedStep
 from fastgan.train.host import peak_memory_gb, pick_device, say, signals
+from fastgan.train.lock import Lock
 from fastgan.train.log import RunLog
 from fastgan.train.precision import choose
 from fastgan.train.step import GANStep
@@ -48,7 +50,7 @@ class Trainer:
     Raises `FastganError` for data, options or checkpoints that cannot be used.
     """
 
-    def __init__(self, config: Config, folder: Path | None = None) -> None:
+    def __init__(self, config: Config, lock: Lock | None = None) -> None:
         self.config = config.validate()
         self.device = pick_device(config.run.device)
         check_device(config.run.impl, self.device)
@@ -64,7 +66,7 @@ class Trainer:
         self.classes = self.dataset.classes if config.data.cond else []
         self.metrics = open_metrics(config, self.dataset, self.device)
         networks = build(config.model, self.dataset.shape, len(self.classes))
-        if folder is None:  # else a checkpoint has what became of them
+        if lock is None or not checkpoint.newest_first(lock.folder / "checkpoints"):  # which has what became of them
             for network, given in zip(networks, (config.train.net_g, config.train.net_d), strict=True):
                 if given is not None:
                     weights.put(weights.read(Path(given)), network, Path(given))
@@ -84,55 +86,75 @@ class Trainer:
                              bool(self.classes))
         wanted = config.run.graph == "on" or (config.run.graph == "auto" and self.device.type == "cuda")
         self.graphed = GraphedStep(self.eager) if wanted else None
-        self.folder = folder or runs.create(Path(config.run.outdir), config.preset)
+        self.lock = lock or Lock(runs.create(Path(config.run.outdir), config))
+        self.folder = self.lock.folder
         self.stopped_by: signal.Signals | None = None
 
     @classmethod
     def resume(cls, folder: Path, config: Config | None = None) -> Trainer:
         """The run in `folder` where its newest readable checkpoint left it; `config` may prolong it.
 
-        Raises `FastganError` with a difference per key for options that would change what is computed.
+        One that was stopped before its first checkpoint begins again. Raises `FastganError` where another process
+        trains in the folder, and with a difference per key for options that would change what is computed.
         """
         before = runs.read_options(folder)
         runs.check_resume(folder, before, config or before)
-        state, path, problems = checkpoint.read_newest(folder / "checkpoints")
+        lock = Lock(folder)
+        try:
+            remove_leftovers(folder)
+            trainer = cls(config or before, lock)
+            trainer._go_on(runs.read_resolved(folder))
+        except BaseException:
+            lock.release()
+            raise
+        return trainer
+
+    def _go_on(self, was: dict[str, Any]) -> None:
+        """From the newest readable checkpoint, or from the start where the run has come to none."""
+        now = {"device": str(self.device), "precision": self.step.precision}
+        changed = [f"{key} {was[key]} -> {value}" for key, value in now.items() if was.get(key, value) != value]
+        if changed:
+            say(f"not as it was: {', '.join(changed)}; the run goes on, rounded differently")
+        folder = self.folder / "checkpoints"
+        if not checkpoint.newest_first(folder):
+            say(f"no checkpoint in {folder}: the run was stopped before its first one, and begins again")
+            return
+        state, path, problems = checkpoint.read_newest(folder)
         for problem in problems:
             say(f"{problem}; going back to {path.name}")
-        trainer = cls(config or before, folder)
         try:
-            trainer.load_state_dict(state)
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            if isinstance(error, FastganError):
-                raise
+            self.load_state_dict(state)
+        except FastganError:
+            raise
+        except Exception as error:  # of what somebody else has put there, PyTorch says nearly anything
             raise FastganError(f"{path} does not fit the run's own options: {first_line(error)}") from error
-        return trainer
 
     def fit(self) -> Path:
         """Train to the end, or to Ctrl-C or SIGTERM, which save first; returns the run folder."""
-        if self.metrics is not None:
-            self.metrics.learn()
-        self.plan = planned.decide(self.config.run, self.plan, self.step, self.folder, self._like_a_batch())
-        with use_plan(self.plan):
-            return self._fit()
-
-    def _fit(self) -> Path:
-        self._write_options()
-        if self.step.steps == 0:
-            self._first_pictures()
-        log = RunLog(self.folder, self.step.steps, self.config.run.tensorboard)
-        bar = tqdm(total=self.total, initial=self.step.steps, unit="step", dynamic_ncols=True, desc=self.folder.name)
+        self.lock.take()
         try:
-            with signals(self._stop):
-                self._train(log, bar)
+            if self.metrics is not None:
+                self.metrics.learn()
+            self.plan = planned.decide(self.config.run, self.plan, self.step, self.folder, self._like_a_batch())
+            with use_plan(self.plan):
+                self._fit()
         except OSError as error:
             raise FastganError(f"cannot write to {self.folder}: {reason(error)}") from error
         finally:
-            bar.close()
-            log.close()
             self.feed.close()
             if self.graphed is not None:
                 self.graphed.close()
+            self.lock.release()
         return self.folder
+
+    def _fit(self) -> None:
+        self._write_options()
+        if self.step.steps == 0:
+            self._first_pictures()
+        with (closing(RunLog(self.folder, self.step.steps, self.config.run.tensorboard)) as log,
+              tqdm(total=self.total, initial=self.step.steps, unit="step", dynamic_ncols=True,
+                   desc=self.folder.name) as bar, signals(self._stop)):
+            self._train(log, bar)
 
     def _train(self, log: RunLog, bar: tqdm) -> None:
         run, clock, looked = self.config.run, _Clock(self.step.steps), self.step.steps
@@ -311,7 +333,7 @@ class _Clock:
 
     def lap(self, step: int) -> float:
         now = time.perf_counter()
-        seconds = (now - self.time) / max(step - self.step, 1)
+        seconds = max(now - self.time, 1e-9) / max(step - self.step, 1)  # clocks may tick seldom
         self.time, self.step = now, step
         return seconds
 

@@ -2,44 +2,60 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import re
+import secrets
+import shutil
 from pathlib import Path
 from typing import Any
 
 from fastgan.config import Config
-from fastgan.errors import FastganError
-from fastgan.files import reason, replacing
+from fastgan.errors import FastganError, one_line
+from fastgan.files import read_json, reason, replacing
 
 OPTIONS = "training_options.json"
 # what a resumed run may do otherwise: none of these changes what is computed in a step (a learning rate that falls
-# towards the end of the run binds that end)
-MAY_CHANGE = {"outdir", "data_root", "cache_gb", "workers", "strict", "epochs", "steps", "device", "impl", "plan",
-              "graph", "gpu_data_gb", "snap", "log_every", "keep", "tensorboard", "source", "metrics", "metrics_images",
-              "metrics_weights"}
+# towards the end of the run binds that end), but for rounding, which is a device's own and that of its precisions
+MAY_CHANGE = {"outdir", "data_root", "cache_gb", "workers", "strict", "epochs", "steps", "device", "precision", "impl",
+              "plan", "graph", "gpu_data_gb", "snap", "log_every", "keep", "tensorboard", "source", "metrics",
+              "metrics_images", "metrics_weights"}
 
 
-def create(outdir: Path, name: str) -> Path:
-    """A new folder with the next free number; two runs that start at once get two."""
+def create(outdir: Path, config: Config) -> Path:
+    """A new folder with the next free number, which holds its options from its first moment on; two runs that start at
+    once get two."""
+    aside = outdir / f".{secrets.token_hex(4)}.tmp"
     try:
         outdir.mkdir(parents=True, exist_ok=True)
         number = 1 + max((int(match[1]) for path in outdir.iterdir() if (match := re.match(r"(\d+)-", path.name))),
                          default=-1)
+        (aside / "checkpoints").mkdir(parents=True)
+        write_options(aside, config, {})
         while True:
-            folder = outdir / f"{number:05d}-{name}"
-            try:
-                folder.mkdir()
-                (folder / "checkpoints").mkdir()
-                return folder
-            except FileExistsError:
-                number += 1
+            with contextlib.suppress(FileExistsError):
+                return _rename(aside, outdir / f"{number:05d}-{config.preset}")
+            number += 1
     except OSError as error:
         raise FastganError(f"--outdir {outdir}: cannot make a run folder there: {reason(error)}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _rename(folder: Path, target: Path) -> Path:
+    """`FileExistsError` where the target is there: systems say so in two ways."""
+    try:
+        return folder.rename(target)
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:
+            raise FileExistsError from error
+        raise
 
 
 def newest(outdir: Path) -> Path:
     """The run with the highest number, or `FastganError`."""
-    runs = sorted(path.parent for path in outdir.glob(f"*/{OPTIONS}"))
+    runs = sorted(path.parent for path in outdir.glob(f"[0-9]*/{OPTIONS}"))  # not what a kill left half made
     if not runs:
         raise FastganError(f"no run in {outdir}: expected folders such as 00000-digits; give one, or train first")
     return runs[-1]
@@ -52,13 +68,30 @@ def write_options(folder: Path, config: Config, resolved: dict[str, Any]) -> Non
 
 
 def read_options(folder: Path) -> Config:
-    """The configuration of a run. Raises `FastganError` when `folder` holds none."""
+    """The configuration of a run. Raises `FastganError` when `folder` holds none that can be."""
     try:
-        return Config.from_flat(json.loads((folder / OPTIONS).read_text())["config"])
-    except FastganError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FastganError(f"{folder} is no run folder: cannot read {OPTIONS} ({error})") from error
+        return Config.from_flat(_read(folder)["config"]).validate()
+    except FastganError as error:
+        raise FastganError(f"{folder / OPTIONS}: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _no_run(folder, error) from error
+
+
+def read_resolved(folder: Path) -> dict[str, Any]:
+    """What a run found out when it last started; {} where it was stopped before. Raises `FastganError`."""
+    found = _read(folder).get("resolved")
+    return found if isinstance(found, dict) else {}
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(read_json(folder / OPTIONS))
+    except (OSError, ValueError, TypeError) as error:
+        raise _no_run(folder, error) from error
+
+
+def _no_run(folder: Path, error: Exception) -> FastganError:
+    return FastganError(f"{folder} is no run folder: cannot read {OPTIONS} ({one_line(error)})")
 
 
 def check_resume(folder: Path, before: Config, now: Config) -> None:

@@ -38,7 +38,7 @@ class LossScale:
         return self._scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """In place."""
-        if self.enabled:
+        """In place; a run that had no scale, in another precision, begins with a new one."""
+        if self.enabled and state:
             for tensor, key in zip(self.tensors(), ("scale", "_growth_tracker"), strict=True):
                 tensor.fill_(state[key])

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastgan import typed
 from fastgan.ops.layers import Convolution, Measurement, Owed
 
 
@@ -46,8 +47,9 @@ class Problem(NamedTuple):
         """Raises TypeError for what is none."""
         plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value
                                  for name, value in values.items()}
-        made = cls(**plain)
-        hash(made)
+        made, trouble = cls(**plain), typed.wrong(plain, cls)
+        if trouble or (made.weight and (len(made.weight) < 2 or not made.stride)):
+            raise TypeError(trouble or "a convolution without channels or a stride")
         return made
 
     def words(self) -> str:

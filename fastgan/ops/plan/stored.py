@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 import torch
 
 import fastgan
+from fastgan import typed
 from fastgan.errors import FastganError, first_line
-from fastgan.files import cache_folder, replacing
+from fastgan.files import cache_folder, read_json, replacing
 from fastgan.ops.layers import ENGINES
 from fastgan.ops.plan import Choice, Plan, Problem, Step, Trial, candidates
 
@@ -81,14 +82,14 @@ def recall(facts: dict[str, str]) -> tuple[Known, str]:
     """What is known of a machine; and why its file cannot be used, in words, "" where it can or there is none."""
     path = place(facts)
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path)
         if found["format"] != FORMAT or found["machine"] != facts:
             raise ValueError("made by another version, or on another machine")
         steps = {name: Step(float(eager), float(plan)) for name, (eager, plan) in found["steps"].items()}
         return Known(_choices(found["problems"]), steps), ""
     except FileNotFoundError:
         return Known({}, {}), ""
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         return Known({}, {}), f"{path} cannot be used: {_reason(error)}"
 
 
@@ -118,12 +119,12 @@ def read(path: Path, device: torch.device) -> tuple[Plan, dict[str, str]]:
     """A plan and the machine on which it was made. Raises `FastganError` for a file that is none, and for a plan that
     names an engine which cannot run on the device."""
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path)
         if found["format"] != FORMAT or not isinstance(found["kernels"], bool):
             raise ValueError("its format is not that of this version")
         step = None if found["step"] is None else Step(*map(float, found["step"]))
         plan, facts = Plan(_choices(found["problems"]), kernels=found["kernels"], step=step), dict(found["machine"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise FastganError(f"{path} is no plan ({_reason(error)}); expected auto, default, or a file that "
                            "`fastgan plan --export FILE` has written") from error
     for problem, choice in plan.choices.items():
@@ -141,8 +142,15 @@ def _rows(choices: dict[Problem, Choice]) -> list[dict[str, Any]]:
 
 
 def _choices(rows: list[dict[str, Any]]) -> dict[Problem, Choice]:
-    return {Problem.from_json(row["problem"]): Choice(str(row["choice"]), {
-        name: Trial(**trial) for name, trial in row["trials"].items()}) for row in rows}
+    """Raises TypeError, among others, for what are none."""
+    found = {}
+    for row in rows:
+        trials, choice = {name: Trial(**trial) for name, trial in row["trials"].items()}, row["choice"]
+        trouble = "".join(typed.wrong(trial._asdict(), Trial) for trial in trials.values())
+        if trouble or not isinstance(choice, str):
+            raise TypeError(trouble or f"choice {choice!r:.80}: expected a candidate's name")
+        found[Problem.from_json(row["problem"])] = Choice(choice, trials)
+    return found
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -1,0 +1,414 @@
+"""What goes wrong around a run: disks, permissions, clocks, devices, a second process. Each fault that was found."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import fastgan
+from fastgan import cli
+from fastgan.config import DataConfig
+from fastgan.data import open_dataset
+from fastgan.errors import FastganError
+from fastgan.models.pretrained import Pretrained
+from fastgan.train import Trainer, checkpoint, lock, runs
+from fastgan.train.lock import Lock
+from fastgan.train.log import RunLog, read_stats
+from proofs import kills
+
+PACKAGE = Path(fastgan.__file__).parent
+posix = pytest.mark.skipif(os.name != "posix", reason="permissions, limits and forks of POSIX")
+
+
+def newest(folder: Path) -> Any:
+    return checkpoint.read_newest(folder / "checkpoints")[0]
+
+
+def edit_options(folder: Path, **values: Any) -> None:
+    path = folder / runs.OPTIONS
+    found = json.loads(path.read_text())
+    found["config"].update(values)
+    path.write_text(json.dumps(found))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="SIGKILL")
+def test_a_killed_run_loses_nothing_but_steps(tmp_path):
+    """One of the fifty runs of `make faults`, killed, resumed, killed again, and resumed to its end."""
+    told = kills.prove(tmp_path, 1, seed=2)
+    assert "killed after" in told[0] and "equal" in told[0]
+    assert told[-1].endswith("nothing lost"), told
+
+
+def test_what_a_kill_must_not_take_is_seen(tiny):
+    """The test above can fail."""
+    folder = Trainer(tiny()).fit()
+    assert kills._check(folder, 6) == 6
+    with pytest.raises(kills.Lost, match=r"newest checkpoint is of step 6, before it was of 7"):
+        kills._check(folder, 7)
+    state = newest(folder)
+    state["rng"][0] ^= 1
+    with pytest.raises(kills.Lost, match="is not that of a run which nobody killed"):
+        kills._check_end(folder, state)
+    (folder / "checkpoints" / "step000006.pt").write_bytes(b"half")
+    with pytest.raises(kills.Lost, match="cannot read checkpoint"):
+        kills._check(folder, 0)
+
+
+def test_a_run_stopped_before_its_first_checkpoint_begins_again(tiny, capsys):
+    whole, stopped = Trainer(tiny()).fit(), Trainer(tiny())
+    stopped.lock.release()
+    torch.manual_seed(99)
+    folder = Trainer.resume(stopped.folder).fit()
+    assert "stopped before its first one, and begins again" in capsys.readouterr().err
+    assert kills._same(newest(folder), newest(whole))
+
+
+def test_what_a_kill_left_half_written_is_removed(tiny):
+    folder = Trainer(tiny()).fit()
+    for path in (folder / ".config.json.1.tmp", folder / "checkpoints" / ".step000009.pt.1.tmp"):
+        path.write_bytes(b"half")
+    Trainer.resume(folder).lock.release()
+    assert not list(folder.rglob("*.tmp"))
+    (folder.parent / ".0a1b2c3d.tmp").mkdir()
+    runs.write_options(folder.parent / ".0a1b2c3d.tmp", tiny(), {})
+    assert runs.newest(folder.parent) == folder
+
+
+def test_runs_that_start_at_once_get_a_folder_each(tiny, tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: runs.create(tmp_path / "runs", tiny()), range(24)))
+    assert sorted(path.name for path in made) == [f"{number:05d}-digits" for number in range(24)]
+    assert all(runs.read_options(path) == tiny() for path in made)
+    assert sorted((tmp_path / "runs").iterdir()) == sorted(made)
+
+
+def test_a_folder_is_one_process_at_a_time(tiny):
+    trainer = Trainer(tiny(steps=3))
+    with pytest.raises(FastganError, match=rf"digits is in use by process {os.getpid()} on .*; expected one"):
+        Trainer.resume(trainer.folder)
+    folder = trainer.fit()
+    first = Trainer.resume(folder, tiny())
+    with pytest.raises(FastganError, match="is in use by"):
+        Trainer.resume(folder, tiny())
+    assert newest(first.fit())["step"]["steps"] == 6
+    with pytest.raises(FastganError, match="batch 16 -> 8"):
+        Trainer.resume(folder, tiny(batch=8))
+    Trainer.resume(folder).lock.release()  # who was refused has not kept it
+
+
+@posix
+def test_a_child_does_not_keep_the_lock(tmp_path):
+    context = multiprocessing.get_context("fork")
+    held, started, done = Lock(tmp_path), context.Event(), context.Event()
+    child = context.Process(target=lambda: (started.set(), done.wait(60)))
+    child.start()
+    assert started.wait(60)
+    held.release()
+    again = Lock(tmp_path)  # refused if the child had it still
+    done.set()
+    child.join()
+    again.release()
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
+    def none(handle: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(lock, "_lock", none)
+    first, second = Lock(tmp_path), Lock(tmp_path)
+    assert capsys.readouterr().err.count("cannot be locked (No locks available): see to it that nobody else") == 2
+    first.release()
+    second.release()
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """A limit on the size of files stands for a full disk: the write that crosses it fails half done."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@posix
+@pytest.mark.parametrize("size", [1000, 6000, 20000], ids=["options", "pictures", "checkpoint"])
+def test_files_that_cannot_grow(tiny, size):
+    whole, folder = Trainer(tiny(steps=6)).fit(), Trainer(tiny(steps=3)).fit()
+    trainer = Trainer.resume(folder, tiny(steps=6))
+    with files_up_to(size), pytest.raises(FastganError, match=r"^cannot write .*: File too large$"):
+        trainer.fit()
+    assert not list(folder.rglob("*.tmp"))
+    assert kills._same(newest(Trainer.resume(folder, tiny(steps=6)).fit()), newest(whole))
+
+
+@posix
+def test_a_large_tensor_that_does_not_fit(tmp_path):
+    """Of which torch's own writer would say "unexpected pos"."""
+    with files_up_to(20_000), pytest.raises(FastganError, match=r"^cannot write .*: File too large$"):
+        checkpoint.write(tmp_path / "step000001.pt", {"weight": torch.zeros(100_000)})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    (tmp_path / "runs").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path / "runs")]
+    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk, and only on Linux")
+    yield tmp_path / "runs"
+    subprocess.run(["umount", "-l", str(tmp_path / "runs")], check=True)
+
+
+def test_a_disk_that_is_really_full(tiny, small_disk):
+    config = tiny(snap=1, steps=60, keep=60)
+    with pytest.raises(FastganError, match=r"cannot write .*: the disk is full; free some space and resume"):
+        Trainer(config).fit()
+    folder = small_disk / "00000-digits"
+    left = newest(folder)["step"]["steps"]
+    assert left > 0
+    for path in folder.glob("fakes*.png"):
+        path.unlink()
+    for path in checkpoint.newest_first(folder / "checkpoints")[1:]:
+        path.unlink()
+    assert newest(Trainer.resume(folder, config.replace(keep=1, steps=left + 1)).fit())["step"]["steps"] == left + 1
+
+
+def test_a_line_of_which_the_disk_takes_half(tmp_path):
+    log = RunLog(tmp_path, 0, False)
+    log.write({"step": 1})
+
+    class Full:
+        def write(self, line: bytes) -> int:
+            return len(line) // 2
+
+        def close(self) -> None:
+            pass
+
+    log._lines.close()
+    log._lines = Full()  # type: ignore[assignment]
+    with pytest.raises(OSError, match="No space left"):
+        log.write({"step": 2})
+
+
+def test_records_behind_a_broken_line_are_kept(tmp_path):
+    path = tmp_path / "stats.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"st{"step": 2}\n\x00\x00\n5\n{"step": "2"}\n{"step": 3}\n')
+    assert [record["step"] for record in read_stats(path)] == [1, 3]
+
+
+@pytest.fixture
+def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Becomes a user without root's rights, in a folder of his own, until the test ends."""
+    monkeypatch.chdir(tmp_path)
+    was = os.geteuid()
+    if was == 0:
+        os.chown(tmp_path, 65534, 65534)
+    yield lambda: os.seteuid(65534 if was == 0 else was)
+    os.seteuid(was)
+    for path in tmp_path.rglob("*"):
+        path.chmod(0o755)
+
+
+@posix
+def test_no_permission(tiny, tmp_path, nobody, capsys):
+    run = Trainer(tiny()).fit().relative_to(tmp_path)
+    Path("images/one").mkdir(parents=True)
+    Image.new("L", (16, 16)).save("images/one/0.png")
+    np.savez("set.npz", images=np.zeros((2, 8, 8), np.uint8))
+    for path, mode in ((Path("images"), 0), (Path("set.npz"), 0), (run, 0o555), (Path("runs"), 0o555)):
+        path.chmod(mode)
+    nobody()
+    capsys.readouterr()
+
+    def refused(*args: str) -> str:
+        assert cli.main(args) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("fastgan: error: ") and told.count("\n") == 1
+        return told
+
+    assert f"cannot write to {run}: Permission denied" in refused("resume", str(run), "--steps", "9")
+    assert "--outdir runs: cannot make a run folder there: Permission denied" in refused("train", "--device", "cpu")
+    assert "cannot write runs/x.png: Permission denied" in refused("sample", str(run), "--out", "runs/x.png")
+    for source in ("folder:images", "folder:images/one", "idx:images/one", "npz:set.npz"):
+        assert "Permission denied" in refused("train", "--data", source, "--image-size", "16")
+
+
+def test_a_file_that_nobody_thought_of(monkeypatch, capsys):
+    def fails(args: list[str]) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", "somewhere")
+
+    monkeypatch.setitem(sys.modules["fastgan.commands"].COMMANDS, "doctor", fails)
+    assert cli.main(["doctor"]) == 2
+    assert capsys.readouterr().err == "fastgan: error: somewhere: Permission denied\n"
+    with pytest.raises(PermissionError):
+        cli.main(["doctor", "--debug"])
+
+
+@pytest.mark.parametrize("moved", [-100_000, 0], ids=["backwards", "standing-still"])
+def test_clock(tiny, monkeypatch, moved):
+    """TensorBoard orders a run's files by the times in their names."""
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    folder = Trainer(tiny(steps=3, tensorboard=True)).fit()
+    monkeypatch.setattr(time, "time", lambda: now + moved)
+    Trainer.resume(folder, tiny(tensorboard=True)).fit()
+    points = EventAccumulator(str(folder)).Reload().Scalars("Loss/D")
+    records = read_stats(folder / "stats.jsonl")
+    assert [record["step"] for record in records] == [point.step for point in points] == [1, 2, 3, 4, 5, 6]
+    assert [point.value for point in points] == pytest.approx([record["loss_d"] for record in records])
+
+
+def test_a_clock_that_does_not_tick(tiny, monkeypatch):
+    monkeypatch.setattr(time, "perf_counter", lambda: 1.0)
+    assert read_stats(Trainer(tiny(steps=1)).fit() / "stats.jsonl")[0]["sec_per_step"] > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_the_gpu_is_gone(tiny, capsys):
+    folder = Trainer(tiny(steps=3, precision="fp32")).fit()
+    edit_options(folder, device="cuda", precision="tf32", graph="on")
+    with pytest.raises(FastganError, match="--device cuda: expected auto or one that is here: --device cpu"):
+        Trainer.resume(folder)
+    config = runs.read_options(folder).replace(device="cpu")
+    with pytest.raises(FastganError, match=r"--precision tf32 on cpu: .*; or fp32"):
+        Trainer.resume(folder, config)
+    with pytest.raises(FastganError, match=r"--graph on: CUDA graphs need a CUDA device.*expected auto or off"):
+        Trainer.resume(folder, config.replace(precision="fp32"))
+    written = json.loads((folder / runs.OPTIONS).read_text())
+    written["resolved"].update(device="cuda", precision="tf32")
+    (folder / runs.OPTIONS).write_text(json.dumps(written))
+    capsys.readouterr()
+    Trainer.resume(folder, config.replace(precision="fp32", graph="auto", steps=6)).fit()
+    assert "not as it was: device cuda -> cpu, precision tf32 -> fp32; the run goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("before", "after"), [("fp16", "bf16"), ("bf16", "fp16")])
+def test_another_precision(tiny, before, after):
+    folder = Trainer(tiny(steps=3, precision=before)).fit()
+    Trainer.resume(folder, tiny(precision=after)).fit()
+    assert newest(folder)["step"]["steps"] == 6
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"batch": "8"}, "--batch '8': expected a whole number"),
+    ({"batch": True}, "--batch True: expected a whole number"),
+    ({"loss": "huber"}, "--loss 'huber': expected bce or minimax or "), ({"lr": None}, "--lr None: expected a number"),
+    ({"grid": 2**31}, "--grid 2147483648: expected a whole number from 1 to 2^31 - 1"),
+], ids=["text", "true", "choice", "none", "large"])
+def test_values_of_another_kind(tiny, values, message):
+    with pytest.raises(FastganError, match=re.escape(message)):
+        tiny(**values).validate()
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_image_files_that_are_something_else(tmp_path, monkeypatch):
+    Image.new("RGB", (16, 16)).save(tmp_path / "0.png")
+    Image.new("RGB", (16, 16)).save(tmp_path / "script.eps")
+    (tmp_path / "script.eps").rename(tmp_path / "script.png")
+    Image.new("RGB", (40, 40)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    found = dict(open_dataset(DataConfig(source=f"folder:{tmp_path}", image_size="16")).skipped)
+    assert "cannot identify image file" in found[str(tmp_path / "script.png")]
+    assert "40x40 pixels, more than 1000: a decompression bomb?" in found[str(tmp_path / "large.png")]
+
+
+def test_a_compressed_checkpoint_is_not_unpacked(tmp_path):
+    path = tmp_path / "step000001.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(10**8))
+    with pytest.raises(FastganError, match="it declares 100000000 bytes, more than the file has"):
+        checkpoint.read(path)
+
+
+def test_a_generator_that_would_fill_the_memory(tiny):
+    folder = Trainer(tiny()).fit()
+    described = json.loads((folder / "config.json").read_text())
+    described["model"]["ngf"] = 10**8
+    (folder / "config.json").write_text(json.dumps(described))
+    with pytest.raises(FastganError, match=r"cannot read the generator in .* has one of \(8, 8, 4, 4\)"):
+        Pretrained.load(folder)
+
+
+def calls(tree: ast.AST) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Of each call what is called, in full, and its keywords with constant values."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            words = {word.arg or "**": getattr(word.value, "value", ...) for word in node.keywords}
+            yield ast.unparse(node.func), words
+
+
+def unpickles(source: str) -> list[str]:
+    """What in a program could load a pickle."""
+    tree = ast.parse(source)
+    found = [f"{name} without weights_only=True" for name, words in calls(tree)
+             if name.endswith("torch.load") and words.get("weights_only") is not True]
+    found += [f"{name} with allow_pickle" for name, words in calls(tree) if words.get("allow_pickle")]
+    for node in ast.walk(tree):
+        names = ([alias.name for alias in node.names] if isinstance(node, ast.Import)
+                 else [node.module or ""] if isinstance(node, ast.ImportFrom) else [])
+        found += [f"import {name}" for name in names
+                  if name.partition(".")[0] in ("pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle")]
+        if isinstance(node, ast.ImportFrom) and node.module == "torch" and any(a.name == "load" for a in node.names):
+            found.append("from torch import load")
+    return found
+
+
+@pytest.mark.parametrize("room", ["fastgan", "proofs", "benchmarks", "examples"])
+def test_no_pickle_is_loaded(room):
+    files = sorted((PACKAGE.parent / room).rglob("*.py"))
+    assert files
+    assert {str(path): found for path in files if (found := unpickles(path.read_text()))} == {}
+
+
+@pytest.mark.parametrize("source", [
+    "torch.load(p)", "torch.load(p, weights_only=False)", "np.load(p, allow_pickle=True)", "import pickle",
+    "from pickle import loads", "from torch import load"])
+def test_a_pickle_would_be_seen(source):
+    assert unpickles(source)
+
+
+def strings() -> list[str]:
+    """Every text in the package's sources, what is filled in as \\0."""
+    found = []
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(str(part.value) if isinstance(part, ast.Constant) else "\0"
+                                     for part in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def test_messages_in_the_docs_are_those_of_the_code():
+    """Each is quoted as a block of one line, with ... for what is filled in."""
+    page = (PACKAGE.parent / "docs" / "faults.md").read_text()
+    quoted = re.findall(r"^    fastgan: (?:error: )?(.*)$", page, re.MULTILINE)
+    known = strings()
+    assert len(quoted) > 15
+    for message in quoted:
+        pattern = re.compile(".*".join(map(re.escape, message.split("..."))), re.DOTALL)
+        assert any(pattern.search(text) for text in known), message
