@@ -106,4 +106,4 @@ def test_words_say_what_was_seen_and_what_to_try():
         words |= alerts.look(record)
     assert words["discriminator won"].startswith("the discriminator has won: for 300 steps ")
     assert "from 6.7 to 8.3" in words["discriminator won"] and "--lr-d" in words["discriminator won"]
-    assert "10% as far from each other" in words["mode collapse"] and "--lr-g" in words["mode collapse"]
+    assert "vary 10% as much as the reals" in words["mode collapse"] and "--lr-g" in words["mode collapse"]

@@ -215,8 +215,9 @@ def test_a_line_of_which_the_disk_takes_half(tmp_path):
 
 def test_records_behind_a_broken_line_are_kept(tmp_path):
     path = tmp_path / "stats.jsonl"
-    path.write_bytes(b'{"step": 1}\n{"st{"step": 2}\n\x00\x00\n5\n{"step": "2"}\n{"step": 3}\n')
-    assert [record["step"] for record in read_stats(path)] == [1, 3]
+    path.write_bytes(b'{"step": 1}\n{"st{"step": 2}\n\x00\x00\n5\n{"step": "2"}\n{"step": 3}\n'
+                     b'{"step": 4, "alerts": {"mode collapse": "words"}}\n{"step": 5, "alerts": {"won": 3}}\n')
+    assert [record["step"] for record in read_stats(path)] == [1, 3, 4]
 
 
 @pytest.fixture

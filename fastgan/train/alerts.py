@@ -65,7 +65,7 @@ class Alerts:
         else:
             self._best = max(self._best, now or 0.0)
             return ""
-        return (f"mode collapse: the fakes of a batch are {now:.0%} as far from each other as the reals are, {past}. "
+        return (f"mode collapse: the fakes of a batch vary {now:.0%} as much as the reals, {past}. "
                 f"Try a smaller --lr-g, a larger --batch or another --loss; {RETURN}")
 
     def _last(self, steps: int) -> list[dict[str, Any]]:

@@ -88,7 +88,15 @@ def read_stats(path: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and all(isinstance(value, (int, float)) for value in record.values()) and \
-                isinstance(record.get("step"), int):
+        if _is_record(record):
             records.append(record)
     return records
+
+
+def _is_record(value: object) -> bool:
+    """Numbers by name, a step among them; only alerts are words by name."""
+    if not isinstance(value, dict) or not isinstance(value.get("step"), int):
+        return False
+    alerts, numbers = value.get("alerts", {}), [one for key, one in value.items() if key != "alerts"]
+    return (all(isinstance(number, (int, float)) for number in numbers)
+            and isinstance(alerts, dict) and all(isinstance(words, str) for words in alerts.values()))
