@@ -47,7 +47,8 @@ def test_help_is_instant():
     assert "usage: fastgan COMMAND" in tries[0][0]
 
 
-@pytest.mark.parametrize("command", ["train", "resume", "sample", "interpolate", "presets", "verify", "doctor"])
+@pytest.mark.parametrize("command", ["train", "resume", "sample", "interpolate", "presets", "verify", "report",
+                                     "doctor"])
 def test_each_command_has_help(capsys, here, command):
     with pytest.raises(SystemExit) as end:
         cli.main([command, "--help"])

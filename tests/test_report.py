@@ -224,7 +224,7 @@ def test_a_log_that_is_being_written(folder):
         stream.write('{"step": 300, "loss_')
     options(folder, steps=1000)
     text = told(folder)
-    assert "200 of 1000" in text and "the run goes on, or was stopped" in text
+    assert "200 of 1,000" in text and "the run goes on, or was stopped" in text
 
 
 def test_long_curves_are_thinned_and_keep_their_ends():

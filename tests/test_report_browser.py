@@ -94,7 +94,7 @@ def test_a_plot_by_keyboard_and_pointer(browser, report):
     assert browser.ask("document.querySelectorAll('.cursor').length") == 1
     browser.ask(f"{plot}.scrollIntoView({{block: 'center'}})")
     box = browser.ask(f"{plot}.getBoundingClientRect().toJSON()")
-    browser.hover(box["right"] - 15, box["top"] + 50)
+    browser.hover(box["right"] - 20, box["top"] + 50)
     assert browser.ask(cells)[0] == "step 2,000"
     assert browser.complaints == []
 

@@ -56,18 +56,19 @@ function draw(plot, chart) {
   const first = Math.min(...xs), last = Math.max(...xs);
   const stretch = range(ys, chart.log), marks = chart.log ? powers(...stretch) : ticks(...stretch, 5);
   const left = 12 + 7 * Math.max(...marks.map(mark => words(mark).length)), bottom = height - 38;
-  const x = scale(first === last ? [first - 1, last + 1] : [first, last], [left, width - 14], false);
+  const right = width - 8 - 3.5 * words(last).length;  // half of the last label
+  const x = scale(first === last ? [first - 1, last + 1] : [first, last], [left, right], false);
   const y = scale(stretch, [bottom, 10], chart.log);
   plot.replaceChildren();
   const svg = add(plot, "svg", {viewBox: `0 0 ${width} ${height}`, height, "aria-hidden": "true"});
   for (const mark of marks) {
-    add(svg, "line", {class: "rule", x1: left, x2: width - 8, y1: y(mark), y2: y(mark)});
+    add(svg, "line", {class: "rule", x1: left, x2: right, y1: y(mark), y2: y(mark)});
     add(svg, "text", {x: left - 6, y: y(mark) + 4, "text-anchor": "end"}, words(mark));
   }
   const steps = first === last ? [first] : ticks(first, last, Math.max(2, Math.floor((width - left) / 90)));
   for (const step of steps)
     add(svg, "text", {x: x(step), y: bottom + 17, "text-anchor": "middle"}, step.toLocaleString("en"));
-  add(svg, "text", {x: (left + width - 14) / 2, y: height - 4, "text-anchor": "middle"},
+  add(svg, "text", {x: (left + right) / 2, y: height - 4, "text-anchor": "middle"},
       chart.log ? "step (logarithmic scale upwards)" : "step");
   chart.series.forEach((one, i) => {
     const line = values => "M" + one.x.map((step, at) => `${x(step).toFixed(1)},${y(values[at]).toFixed(1)}`).join("L");
@@ -76,7 +77,7 @@ function draw(plot, chart) {
     if (one.x.length < 12)
       one.x.forEach((step, at) => add(svg, "circle", {class: `s${i}`, cx: x(step), cy: y(one.y[at]), r: 3}));
   });
-  return {svg, x, y, bottom, from: left, to: width - 14, first, last};
+  return {svg, x, y, bottom, from: left, to: right, first, last};
 }
 
 // A plot with a cursor that follows pointer and arrow keys; the last column of its legend tells the values there.

@@ -83,7 +83,7 @@ class _Report:
         done, total = records[-1]["step"] if records else 0, self.resolved.get("steps")
         speeds = [record["images_per_sec"] for record in records if found.is_number(record.get("images_per_sec"))]
         key = {"preset": page.short(self.config.get("preset", "unknown")),
-               "steps done": page.number(done) + (f" of {page.number(total)}" if found.is_number(total) else ""),
+               "steps done": f"{done:,.0f}" + (f" of {total:,.0f}" if found.is_number(total) else ""),
                "images per second": page.number(median(speeds)) if speeds else "unknown",
                "device": page.short(self.resolved.get("device", "unknown")),
                "precision": page.short(self.resolved.get("precision", "unknown"))}
@@ -107,7 +107,7 @@ class _Report:
             bad.append(f"{len(there)} pictures lie there; {found.MOST_PICTURES} of them, evenly chosen, are shown.")
         what = self._what_a_picture_shows()
         figures = [page.picture(f"{what} {_when(one.step)}", f"{what} {_when(one.step)}", one.png, one.size,
-                                f'data-said="step {one.step}"') for one in good]
+                                f'data-said="step {one.step:,}"') for one in good]
         slider = (f'<p class="slider" hidden><label for="step">Step</label><input type="range" id="step" min="0" '
                   f'max="{len(good) - 1}" value="{len(good) - 1}"><output for="step" aria-live="polite"></output></p>')
         reals, without = _pictures([(0, self.folder / "reals.png")])
