@@ -29,7 +29,8 @@ Train DCGAN-style networks, and draw from them.
                 fastest here, pass by pass   fastgan plan --preset dcgan-64 --batch 64
   bench         measure what is fast here,
                 and what earned it           fastgan bench --suite step --batch 64
-  report        tables and pictures of that  fastgan report bench
+  report        a run as one page            fastgan report runs/00000-digits
+                or results of bench          fastgan report bench
   cost          what a step must cost at
                 least on a GPU, a model      fastgan cost --preset dcgan-64 --batch 128 --gpu h100
   doctor        what is installed, and whether it is ready

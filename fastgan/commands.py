@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import json
 import math
 import os
@@ -133,8 +132,6 @@ class Interpolate:
 
 
 def interpolate(args: list[str]) -> int:
-    import torch
-
     from fastgan import pictures
     from fastgan.data import to_uint8
 
@@ -144,8 +141,7 @@ def interpolate(args: list[str]) -> int:
         raise FastganError(f"--seeds {options.seeds} --frames {options.frames}: expected at least 2 of each")
     if len(source.shape) == 1:
         raise FastganError("interpolate draws images; this generator makes points, which `fastgan sample` plots")
-    stops = source.noise.from_seeds(seeds)
-    z = torch.cat([source.noise.path(a, b, options.frames) for a, b in itertools.pairwise(stops)])
+    z = source.noise.walk(seeds, options.frames)
     images = to_uint8(source.draw(z, _labels(source, options.label or "0", len(z))), source.unit_range)
     strip, moving = options.out.with_suffix(".png"), options.out.with_suffix(".gif")
     _writable(strip)
@@ -415,21 +411,34 @@ def bench(args: list[str]) -> int:
 
 @dataclass
 class Report:
-    """Draw what `fastgan bench` has measured: README.md with tables, pictures, and report.html, which holds all of it.
+    """Draw what lies in a folder: a run, or results of `fastgan bench`. Measures nothing.
 
-    Measures nothing. Of each workload the last run counts.
+    Of a run, which may still be going on: report.html with pictures over time, curves, plan, certificate and options.
+    Of results, the last run of each workload: README.md with tables, pictures, and report.html, which holds all of it.
     """
 
     folder: Positional[Path] = Path("bench")
-    """where bench.csv lies, and where the files go"""
+    """a run folder, or one where bench.csv lies"""
+    out: Path | None = None
+    """page of a run to write; report.html in the folder when not given"""
 
 
 def report(args: list[str]) -> int:
     options = _parse(Report, args, "report")
-    from fastgan.bench import report as page
+    from fastgan.bench import report as results
+    from fastgan.report import run
 
-    files = page.write(options.folder)
-    print(*files, sep="\n")
+    if run.is_run(options.folder):
+        if options.out is not None:
+            _writable(options.out)
+        print(run.write(options.folder, options.out))
+        return 0
+    if not (options.folder / results.results.NAME).is_file():
+        raise FastganError(f"{options.folder}: neither a run nor results lie there; expected a folder such as "
+                           "runs/00000-digits, or one in which `fastgan bench --out` has left bench.csv")
+    if options.out is not None:
+        raise FastganError(f"--out {options.out}: the pages of results go into their own folder; expected no --out")
+    print(*results.write(options.folder), sep="\n")
     return 0
 
 

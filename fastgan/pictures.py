@@ -78,7 +78,7 @@ def loss_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         for i, (key, name) in enumerate(names.items()):
             steps, values = (np.array([r[k] for r in records if key in r], float) for k in ("step", key))
             axes.plot(steps, values, color=f"C{i}", alpha=0.25, linewidth=0.8)
-            axes.plot(steps, _smooth(values), color=f"C{i}", linewidth=1.8, label=name)
+            axes.plot(steps, smooth(values), color=f"C{i}", linewidth=1.8, label=name)
         axes.grid(alpha=0.3)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)  # above, never over, the curves
     above.set_ylabel("loss")
@@ -87,7 +87,7 @@ def loss_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     _save_figure(figure, path)
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
+def smooth(values: np.ndarray) -> np.ndarray:
     """A centred moving average over a twentieth of the curve, whose window shrinks at both ends."""
     half = max(len(values) // 40, 1)
     return np.array([values[max(0, i - half): i + half + 1].mean() for i in range(len(values))])

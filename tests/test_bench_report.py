@@ -132,10 +132,11 @@ def test_the_page_holds_all_and_asks_for_nothing(written):
     folder = written
     page = (folder / "report.html").read_text()
     assert page.count("<img") == len(list(folder.glob("*.png"))) == page.count('src="data:image/png;base64,')
-    assert not re.search(r"https?:|src=\"(?!data:)|href=|@import|url\(", page)
-    assert '<p class="red">🔴' in page and "<strong>5</strong>" in page and "<em>2466.6</em>" in page
+    assert not re.search(r"https?:|src=\"(?!data:)|href=|@import|url\(|<script", page)
+    assert '<p class="bad">dcgan-64' in page and "<strong>5</strong>" in page and "<em>2466.6</em>" in page
     heads = re.findall(r"<tr>(.*?)</tr>", page)
-    assert heads[0].count("<th>") == heads[1].count("<td>")
+    assert heads[0].count('<th scope="col">') == heads[1].count("<td>") + heads[1].count('<th scope="row">')
+    assert all(alt.startswith("Chart: ") for alt in re.findall(r'<img alt="(.*?)"', page))
     for name in folder.glob("*.png"):
         assert f"]({name.name})" in (folder / "README.md").read_text()
 
@@ -176,6 +177,7 @@ def test_folders_that_cannot_be_are_found_before_anything_is_measured(capsys, mo
     (tmp_path / "bench.csv").write_text("another,version\n")
     assert "bench.csv has other columns" in fails(capsys, "bench", "--device", "cpu", "--out", str(tmp_path))
     assert "bench.csv has other columns" in fails(capsys, "report", str(tmp_path))
+    assert "expected no --out" in fails(capsys, "report", str(tmp_path), "--out", str(tmp_path / "page.html"))
 
 
 def test_the_command_and_its_report(capsys, monkeypatch, tmp_path):

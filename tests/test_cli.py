@@ -48,7 +48,7 @@ def test_help_is_instant():
 
 
 @pytest.mark.parametrize("command", ["train", "resume", "sample", "interpolate", "evaluate", "export", "presets",
-                                     "verify", "doctor"])
+                                     "verify", "report", "doctor"])
 def test_each_command_has_help(capsys, here, command):
     with pytest.raises(SystemExit) as end:
         cli.main([command, "--help"])

@@ -67,6 +67,9 @@ def test_run_folder(tiny):
     events = EventAccumulator(str(folder)).Reload()
     assert set(events.Tags()["scalars"]) == {tag for key, tag in TAGS.items() if key in records[0]}
     assert [point.value for point in events.Scalars("Loss/D")] == pytest.approx([r["loss_d"] for r in records])
+    assert {"Progress/D(x)", "Progress/D(G(z))", "Progress/diversity"} <= set(events.Tags()["scalars"])
+    assert {tag: [point.step for point in events.Images(tag)] for tag in events.Tags()["images"]} == {
+        "Samples/generated": [0, 3, 6], "Samples/real": [0]}
     assert Image.open(folder / "fakes000006.png").size == (2 * 66 + 2, 2 * 66 + 2)
 
 

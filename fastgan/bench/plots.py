@@ -148,6 +148,10 @@ def roofline(found: Sequence[Group]) -> Figure:
             shown.add(label)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for limits, widen in ((axes.get_xlim, axes.set_xlim), (axes.get_ylim, axes.set_ylim)):
+        low, high = limits()
+        middle = math.sqrt(low * high)
+        widen(min(low, middle / 3), max(high, middle * 3))  # a decade at least: one pass alone is not stretched
     _bandwidths(axes, found)
     axes.set_xlabel("operations per byte (the fewest bytes: each tensor read or written once)")
     axes.set_ylabel("TFLOP/s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -25,6 +26,10 @@ class Noise:
     def from_seeds(self, seeds: Sequence[int]) -> Tensor:
         """One latent a seed, (len(seeds), nz): the same on every device and in every company."""
         return torch.cat([self(1, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+    def walk(self, seeds: Sequence[int], count: int) -> Tensor:
+        """From each seed's latent to the next one's in `count` steps: ((len(seeds) - 1) * count, nz)."""
+        return torch.cat([self.path(a, b, count) for a, b in itertools.pairwise(self.from_seeds(seeds))])
 
     def path(self, start: Tensor, end: Tensor, count: int) -> Tensor:
         """`count` latents (count, nz) from start (nz,) to end (nz,), both included.

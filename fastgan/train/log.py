@@ -9,6 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from fastgan.files import replacing
 
 TAGS = {
@@ -19,6 +22,7 @@ TAGS = {
     "score_diversity": "Metrics/score_diversity", "score_novelty": "Metrics/score_novelty",
     "sec_per_step": "Timing/sec_per_step", "images_per_sec": "Timing/images_per_sec",
     "cpu_peak_gb": "Resources/cpu_peak_gb", "gpu_peak_gb": "Resources/gpu_peak_gb",
+    "diversity": "Progress/diversity",
 }
 
 
@@ -57,6 +61,12 @@ class RunLog:
             for key, value in record.items():
                 if key in TAGS:
                     self._events.add_scalar(TAGS[key], value, record["step"])
+
+    def picture(self, name: str, path: Path, step: int) -> None:
+        """A picture that lies in the run folder, for TensorBoard: under Samples/, by step."""
+        if self._events is not None:
+            with Image.open(path) as image:
+                self._events.add_image(f"Samples/{name}", np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def close(self) -> None:
         self._lines.close()

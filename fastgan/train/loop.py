@@ -157,6 +157,9 @@ class Trainer:
             self._train(log, bar)
 
     def _train(self, log: RunLog, bar: tqdm) -> None:
+        if self.step.steps == 0:
+            log.picture("generated", self.folder / "fakes_init.png", 0)
+            log.picture("real", self.folder / "reals.png", 0)
         run, clock, looked = self.config.run, _Clock(self.step.steps), self.step.steps
         saved, alerts = self.step.steps or None, Alerts(self.config.train.loss, log.records)
         while self.step.steps < self.total and self.stopped_by is None:
@@ -251,7 +254,9 @@ class Trainer:
 
     def _snapshot(self, log: RunLog) -> None:
         """Pictures, curves, the generator for use elsewhere and, last, the checkpoint that stands for all of it."""
-        self._picture(f"fakes{self.step.steps:06d}.png")
+        name = f"fakes{self.step.steps:06d}.png"
+        self._picture(name)
+        log.picture("generated", self.folder / name, self.step.steps)
         pictures.loss_curves(log.records, self.folder / "losses.png")
         self.pretrained().save(self.folder)
         checkpoint.save(self.folder / "checkpoints", self.step.steps, self.state_dict(), self.config.run.keep)
