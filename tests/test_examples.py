@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -10,18 +13,87 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
 
 
-def run(here: Path, *command: str, **environment: str) -> str:
+def run(here: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command in the folder `here`, for which the Python of the tests and this fastgan come first."""
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, env=surroundings(**environment))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def surroundings(**more: str) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run(command, cwd=here, env={**os.environ, "PATH": path, **environment}, check=True,
-                          capture_output=True, text=True).stdout
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", **more}
+
+
+def python(here: Path, name: str, *args: str) -> subprocess.CompletedProcess[str]:
+    return run(here, sys.executable, str(EXAMPLES / name), *args)
 
 
 def test_own_loop(tmp_path):
-    assert "ring.png" in run(tmp_path, sys.executable, str(EXAMPLES / "own_loop.py"), "20")
+    assert "ring.png" in python(tmp_path, "own_loop.py", "20").stdout
     assert (tmp_path / "ring.png").stat().st_size > 10_000
+
+
+def test_own_networks(tmp_path):
+    """6 steps: with 5 of the critic, G is updated."""
+    assert "critic's distance:" in python(tmp_path, "own_networks.py", "6").stdout
+    assert (tmp_path / "own_networks.png").stat().st_size > 1000
+
+
+def test_one_line_makes_the_textbooks_step(tmp_path):
+    """Two steps from the same weights on the same images tell the same losses."""
+    plain, converted = (python(tmp_path, f"dcgan_{name}.py", "2").stdout for name in ("textbook", "one_line"))
+    assert plain.startswith("step 2: loss D ")
+    told = [[float(word.strip(",\n")) for word in text.split() if "." in word] for text in (plain, converted)]
+    assert told[0] == pytest.approx(told[1], abs=0.002)
+
+
+def test_one_line_is_one_line():
+    """And its import; the docstrings tell which file is which."""
+    texts = [(EXAMPLES / f"dcgan_{name}.py").read_text().split('"""', 2)[2].splitlines()
+             for name in ("textbook", "one_line")]
+    changed = [line for line in difflib.ndiff(*texts) if line[0] in "+-" and line[1:].strip()]
+    assert [line[0] for line in changed] == ["+", "+"]
+    assert changed[0] == "+ import fastgan" and "fastgan.convert(netG" in changed[1]
+
+
+def test_two_lines(tmp_path):
+    done = python(tmp_path, "dcgan_two_lines.py", "2")
+    assert done.stdout.startswith("step 2: loss D ")
+    assert "without CUDA graphs" in done.stderr and "needs a CUDA device" in done.stderr
+
+
+def test_hugging_face_datasets(tmp_path):
+    pytest.importorskip("datasets", reason="needs the package datasets: pip install '.[examples]'")
+    python(tmp_path, "hugging_face_datasets.py", "1")
+    folder = tmp_path / "runs" / "00000-digits"
+    assert (folder / "fakes000001.png").is_file()
+    assert json.loads((folder / "training_options.json").read_text())["resolved"]["classes"] == list("0123456789")
+
+
+def test_lightning(tmp_path):
+    pytest.importorskip("lightning", reason="needs the package lightning: pip install '.[examples]'")
+    assert "'loss_d'" in python(tmp_path, "lightning_dcgan.py", "2").stdout
+
+
+def test_notebook(tmp_path):
+    """By a kernel where nbclient and ipykernel are installed, else its code cells in order, without the pictures."""
+    path = EXAMPLES / "digits.ipynb"
+    if importlib.util.find_spec("nbclient") and importlib.util.find_spec("ipykernel"):
+        run(tmp_path, sys.executable, "-c",
+            "import sys, nbclient, nbformat\nbook = nbformat.read(sys.argv[1], 4)\nnbformat.validate(book)\n"
+            "nbclient.NotebookClient(book, timeout=300).execute()", str(path), STEPS="2")
+    else:
+        cells = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]
+                 if cell["cell_type"] == "code"]
+        code = "\n".join(cells).replace("from IPython.display import Image", "Image = str")
+        run(tmp_path, sys.executable, "-c", code, STEPS="2")
+    for picture in ("samples.png", "walk.png", "runs/00000-digits/fakes000002.png"):
+        assert (tmp_path / picture).is_file()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell script")

@@ -1,0 +1,72 @@
+"""Your own networks, written with fastgan's blocks, and WGAN-GP (Gulrajani et al. 2017).
+
+    python examples/own_networks.py [STEPS]
+
+A block is convolution, batch normalisation and activation under the names they have in an `nn.Sequential`. Blocks can
+stand in any module; `Chain` hands those that follow each other to the engine together.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from fastgan import pictures
+from fastgan.config import DataConfig, ModelConfig, TrainConfig
+from fastgan.data import Loader, open_dataset, to_model_range, to_uint8
+from fastgan.nn import Chain, ConvBNAct, ConvTransposeBNAct, ConvTransposeBNReLU
+from fastgan.train import GANStep
+
+STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
+NZ, WIDTH = 64, 24
+# five updates of the critic for each of the generator
+WGAN = TrainConfig(loss="wgan-gp", gp=10.0, d_steps=5, lr=1e-4, beta1=0.0, beta2=0.9)
+
+
+class Generator(nn.Module):
+    """z (N, 64) -> (N, 1, 24, 24)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = nn.Linear(NZ, WIDTH * 4 * 3 * 3)
+        self.main = Chain(ConvTransposeBNReLU(WIDTH * 4, WIDTH * 2, 4, 2, 1),
+                          ConvTransposeBNReLU(WIDTH * 2, WIDTH, 4, 2, 1),
+                          ConvTransposeBNAct(WIDTH, 1, 4, 2, 1, norm=False, activation="tanh"), impl="native")
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.main(self.start(z).view(-1, WIDTH * 4, 3, 3))
+
+
+class Critic(nn.Module):
+    """(N, 1, 24, 24) -> (N,). Without batch normalisation: the penalty is on the gradient at single images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main = Chain(ConvBNAct(1, WIDTH, 4, 2, 1, norm=False, bias=True),
+                          ConvBNAct(WIDTH, WIDTH * 2, 4, 2, 1, norm=False, bias=True),
+                          ConvBNAct(WIDTH * 2, WIDTH * 4, 4, 2, 1, norm=False, bias=True), impl="native")
+        self.end = nn.Linear(WIDTH * 4 * 3 * 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.main(x).flatten(1)).squeeze(1)
+
+
+torch.manual_seed(0)
+device = "cuda" if torch.cuda.is_available() else "cpu"
+data = DataConfig(image_size="24", batch=64)
+loader = Loader(open_dataset(data), data, seed=0)
+generator, critic = Generator().to(device), Critic().to(device)
+step = GANStep(generator, critic, ModelConfig(nz=NZ), WGAN)
+
+for _ in tqdm(range(STEPS)):
+    pixels, _labels = loader.next_batch()  # uint8 (64, 1, 24, 24)
+    real = to_model_range(pixels.to(device), flip=False, unit_range=False, dtype=torch.float32)
+    losses = step(real)
+print("critic's distance:", round((losses["d_real"] - losses["d_fake"]).item(), 3))
+
+with torch.no_grad():
+    drawn = generator.eval()(torch.randn(64, NZ, device=device)).cpu()
+pictures.save(pictures.grid(to_uint8(drawn, False)), Path("own_networks.png"))
+print("own_networks.png")
