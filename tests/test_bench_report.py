@@ -157,7 +157,7 @@ def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 
 
 @pytest.mark.parametrize(("args", "words"), [
-    (["--device", "cuda"], "--device cuda: expected auto or one that is here: cpu"),
+    (["--device", "cuda"], "--device cuda: expected auto or one that is here: --device cpu"),
     (["--suite", "stepp"], "unknown suite 'stepp'; did you mean step"),
     (["--workload", "dcgan64"], "unknown workload 'dcgan64'; did you mean dcgan-64"),
     (["--contenders", "fastgan, nativ"], "unknown contender 'fastgan, nativ'; did you mean fastgan, native"),

@@ -147,7 +147,7 @@ def test_nothing_that_a_folder_says_is_more_than_text(tmp_path):
         "problem": {"kind": HOSTILE, "device": "cpu", "threads": 1, "dtype": HOSTILE, "tf32": False, "x": [HOSTILE]},
         "choice": HOSTILE, "trials": {HOSTILE: {"seconds": 1}}}]}))
     text = told(folder)
-    assert text.count(html.escape(HOSTILE)) > 30, "it is shown"
+    assert text.count(html.escape(HOSTILE)) >= 30, "it is shown"
     tags = Tags(text)
     assert [dict(attributes) for tag, attributes in tags.found if tag == "script"] == [
         {"type": "application/json", "id": "data"}, {}]
