@@ -13,7 +13,6 @@ cd "$work"
 show() { printf '\n$ %s\n' "$*" >&2; "$@"; }  # not into a pipe: `show ... | tail`
 fastgan() { "$python" -m fastgan "$@"; }
 done_with() { passed+=("$1"); }
-# whoever asks by `fastgan ... | grep -q` may leave fastgan talking to nobody
 has_option() { local help; help=$(fastgan "$1" --help) && [[ $help == *"$2"* ]]; }
 
 # small networks on small batches: this is about what works, not about pictures
