@@ -1,4 +1,4 @@
-# The whole habit in ten words: demo, test, check, aot, ptx, gpu, bench, faults, quality, clean. Everything but gpu
+# The whole habit in eleven words: demo, test, check, aot, ptx, gpu, bench, faults, quality, walk, clean. Everything but gpu
 # happens in .venv, beside this file; gpu runs in the PyTorch that is there, and installs nothing.
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -6,7 +6,7 @@ GPU_PYTHON ?= python3
 PTXSIM ?= ../shared/tools/ptxsim
 OUT ?= bench
 
-.PHONY: help demo test check aot ptx gpu bench faults quality clean
+.PHONY: help demo test check aot ptx gpu bench faults quality walk clean
 
 help:
 	@echo "make demo    train a DCGAN on handwritten digits (a few minutes on two CPU cores)"
@@ -16,6 +16,7 @@ help:
 	@echo "make bench   what is fast here, and what earned it: a quarter of an hour, then tables and pictures in OUT=bench"
 	@echo "make faults  kill fifty runs and resume them, and damage files in thousands of ways (half an hour)"
 	@echo "make quality score the demo's digits with a classifier (after make demo)"
+	@echo "make walk    a stranger's walk: own images, own network, kill, resume, export (examples/stranger.sh; minutes)"
 	@echo "make ptx     execute the compiled GPU kernels on the CPU, in a PTX simulator at PTXSIM (PTX=--quick: minutes)"
 	@echo "make gpu     all that a GPU can prove and measure, in ten minutes, with GPU_PYTHON (GPU=--quick: three minutes)"
 	@echo "make clean   remove .venv and caches (runs/ stays)"
@@ -46,6 +47,9 @@ faults: .venv/installed-dev
 
 quality: .venv/installed
 	$(PY) -m fastgan evaluate --metrics score --images 500
+
+walk: .venv/installed-dev
+	PYTHON="$(CURDIR)/$(PY)" bash examples/stranger.sh
 
 ptx: .venv/installed-dev
 	env -u TRITON_INTERPRET $(PY) -m proofs.ptx --ptxsim "$(PTXSIM)" $(PTX)

@@ -1,0 +1,162 @@
+"""The documents say what is so: links lead somewhere, code runs, commands parse, and each message has its entry."""
+
+from __future__ import annotations
+
+import ast
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastgan import commands, presets
+from fastgan.models import build
+from fastgan.train import runs
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+READ = {page: page.read_text() for page in PAGES}
+NOT_RUN = re.compile(r"<!-- not run: .+ -->\n\n?```python\n")
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def prose(text: str) -> str:
+    """Without blocks of code."""
+    return re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+
+
+def anchors(text: str) -> set[str]:
+    """Of headings, as hosts of repositories make them."""
+    headings = re.findall(r"^#+ (.+)$", prose(text), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pages
+def test_links(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(READ[page])):
+        if target.startswith(("http://", "https://")):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name) if name else page
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path.read_text()), target
+
+
+def test_anchors_are_found():
+    assert anchors("# A b\n## PyTorch's `x`: y\n```\n# no\n```") == {"a-b", "pytorchs-x-y"}
+
+
+def given(page: Path) -> dict[str, Any]:
+    """What a page's blocks take for given: a reader's own networks and batches."""
+    if page.name in ("README.md", "step.md"):
+        config = presets.get("digits", image_size="16", ngf=4, ndf=4, nz=8)
+        generator, discriminator = build(config.model, (1, 16, 16))
+        real, fake = torch.randn(2, 4, 1, 16, 16)
+        return {"config": config, "generator": generator, "discriminator": discriminator, "real": real, "fake": fake,
+                "batches": [real]}
+    return {}
+
+
+@pages
+def test_python_blocks(page, tmp_path, monkeypatch):
+    """One after the other in one namespace, in a temporary folder; runs are of 2 steps."""
+    text = READ[page]
+    blocks = re.findall(r"^```python\n(.*?)^```", NOT_RUN.sub("```not run\n", text), re.M | re.S)
+    assert len(NOT_RUN.findall(text)) <= 1
+    monkeypatch.chdir(tmp_path)
+    small: dict[str, Any] = {"steps": 2, "batch": 16, "ngf": 4, "ndf": 4, "grid": 4, "plan": "default",
+                             "tensorboard": False, "device": "cpu"}
+    get = presets.get
+    monkeypatch.setattr(presets, "get", lambda name, **values: get(name, **{**values, **small}))
+    namespace = given(page)
+    for block in blocks:
+        exec(compile(block, page.name, "exec"), namespace)
+
+
+def command_lines(text: str) -> Iterator[list[str]]:
+    """Of `fastgan`, in indented blocks without what columns or comments say behind them, and in running text."""
+    lines = re.findall(r"^    (?:torchrun .* -m )?fastgan (.*)$", text, re.M)
+    inline = re.findall(r"(?<!`)`fastgan ([a-z]+ [^`]*)`", " ".join(prose(text).split()))
+    for line in [*lines, *inline]:
+        words = shlex.split(re.split(r" {2,}|(?<=\S) #", line)[0])
+        yield ["1" if word == "N" else word for word in words]
+
+
+COMMANDS = [(page.name, words) for page in PAGES for words in command_lines(READ[page])]
+
+
+@pytest.mark.parametrize(("name", "words"), COMMANDS, ids=[f"{name}-{' '.join(words)}" for name, words in COMMANDS])
+def test_command_line(name, words, monkeypatch):
+    """Its options are there; nothing runs, as parsing ends in an exception that says so."""
+    class Parsed(Exception):
+        pass
+
+    parse: Callable[..., Any] = commands._parse
+
+    def only_parse(*args: Any, **kwargs: Any) -> None:
+        parse(*args, **kwargs)
+        raise Parsed
+
+    monkeypatch.setattr(commands, "_parse", only_parse)
+    monkeypatch.setattr(runs, "read_options", lambda folder: presets.get("digits"))
+    monkeypatch.setattr(runs, "newest", lambda folder: Path("runs/00000-digits"))
+    with pytest.raises((Parsed, SystemExit)):  # --help exits; what does not parse is a FastganError
+        commands.run(words[0], words[1:])
+
+
+def test_command_lines_are_found():
+    assert len(COMMANDS) > 30 and ["presets"] in [words for _, words in COMMANDS]
+
+
+SAID = {"FastganError", "warn", "_warn", "say"}
+WITH_ENTRY = ("train/", "data/", "config.py", "commands.py", "files.py")  # for errors; every warning has one
+
+
+def messages() -> Iterator[tuple[str, str]]:
+    """Where something is said to the user, and the longest part of it that is the same each time."""
+    package = ROOT / "fastgan"
+    for path in sorted(package.rglob("*.py")):
+        where = path.relative_to(package).as_posix()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not node.args:
+                continue
+            name = getattr(node.func, "id", getattr(node.func, "attr", None))
+            if name in SAID and (name != "FastganError" or where.startswith(WITH_ENTRY)):
+                parts = re.split(r"[…`]", constant(node.args[0]))
+                longest = max((part.strip(" ,;:\"'") for part in parts), key=len)
+                if len(longest) > 3:
+                    yield f"{where}:{node.lineno}", longest
+
+
+def constant(node: ast.expr) -> str:
+    """A message, … in the place of what changes."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(constant, node.values))
+    if isinstance(node, ast.BinOp):
+        return constant(node.left) + constant(node.right)
+    return str(node.value) if isinstance(node, ast.Constant) else "…"
+
+
+def test_messages_have_an_entry():
+    found = list(messages())
+    assert len(found) > 80
+    entries = READ[ROOT / "docs" / "troubleshooting.md"]
+    missing = [f"{where}: {part}" for where, part in found if part not in entries]
+    assert not missing, "docs/troubleshooting.md has no entry for\n" + "\n".join(missing)
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="Pythons write signatures differently; the page is 3.11's")
+def test_api_page_is_up_to_date():
+    """`python docs/api.py` writes it."""
+    assert runpy.run_path(str(ROOT / "docs" / "api.py"))["page"]() == READ[ROOT / "docs" / "api.md"]
+
+
+def test_index_names_every_page():
+    index = READ[ROOT / "docs" / "README.md"]
+    assert all(f"]({page.name})" in index for page in PAGES if page.parent.name == "docs" and page.name != "README.md")
