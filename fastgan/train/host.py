@@ -14,6 +14,9 @@ from tqdm import tqdm
 from fastgan.errors import FastganError
 
 
+quiet = False  # this process leaves all words to another
+
+
 @contextmanager
 def signals(stop: Callable[[signal.Signals], None]) -> Iterator[None]:
     """Call `stop` on Ctrl-C and SIGTERM inside the block; only the main thread of a program can."""
@@ -57,5 +60,7 @@ def peak_memory_gb() -> float:
 
 
 def say(line: str) -> None:
-    """A line for the person at the terminal that does not tear the progress bar."""
+    """A line for the person at the terminal that does not tear the progress bar; of several processes, from rank 0."""
+    if quiet:
+        return
     tqdm.write(f"fastgan: {line}", file=sys.stderr)
