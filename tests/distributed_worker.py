@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -150,6 +151,7 @@ def killed(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(240, exit=True)  # whoever waits for nobody says where
     torch.set_num_threads(1)
     average.BYTES = 4096  # several buckets, of networks as small as these
     if sys.argv[2:3] == ["kill"]:
