@@ -94,9 +94,11 @@ def _join() -> None:
         raise FastganError("this PyTorch was built without torch.distributed; expected one with it, or one process")
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
-        _store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
-        dist.init_process_group(backend, store=_store, rank=rank, world_size=size, timeout=PATIENCE)
-        _store = dist.PrefixStore("fastgan", _store)
+        store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+        # torchrun's store outlives a restart, and with it addresses at which nobody listens any more
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+        _store = dist.PrefixStore("words", store)
     except (RuntimeError, ValueError, OSError) as error:
         raise FastganError(f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} cannot join the others at "
                            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {first_line(error)}") from error
