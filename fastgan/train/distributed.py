@@ -26,7 +26,7 @@ from fastgan.errors import FastganError, first_line
 from fastgan.train import host
 
 Result = TypeVar("Result")
-PATIENCE = timedelta(minutes=10)  # for another process: longer than a plan's measuring or a snapshot takes
+PATIENCE = timedelta(minutes=30)  # for another process: longer than a plan's measuring, a snapshot or metrics take
 _LAST_WORDS = 3.0  # seconds in which a process that fails is heard
 _store: Any = None  # where last words are kept
 _alone = 0
@@ -80,6 +80,7 @@ def group() -> Iterator[World]:
             raise told from error
         raise
     finally:
+        host.quiet = False
         with suppress(Exception):  # of a group that has lost somebody
             dist.destroy_process_group()
 
@@ -98,7 +99,7 @@ def _join() -> None:
         # torchrun's store outlives a restart, and with it addresses at which nobody listens any more
         store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
-        _store = dist.PrefixStore("words", store)
+        _store, host.quiet = dist.PrefixStore("words", store), rank > 0
     except (RuntimeError, ValueError, OSError) as error:
         raise FastganError(f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} cannot join the others at "
                            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {first_line(error)}") from error

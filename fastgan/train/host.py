@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from fastgan.errors import FastganError
 
-
 quiet = False  # this process leaves all words to another
 
 
