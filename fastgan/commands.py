@@ -57,7 +57,7 @@ def train(args: list[str]) -> int:
         return _dry_run(config)
     from fastgan.train import Trainer
 
-    return _fit(lambda: Trainer(config), config)
+    return _fit(lambda: Trainer.launched(config), config)
 
 
 @dataclass
@@ -497,15 +497,20 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 
 def _fit(make: Callable[[], Trainer], config: Config) -> int:
+    from fastgan.train import distributed
+
     try:
-        trainer = make()
-        folder = trainer.fit()
+        with distributed.group() as world:
+            trainer = make()
+            folder = trainer.fit()
     except (MemoryError, RuntimeError) as error:
         from fastgan.verify.cost import shortage
 
         if not shortage.is_one(error):
             raise
         raise FastganError(shortage.words(config)) from error
+    if not world.first:
+        return 128 + trainer.stopped_by if trainer.stopped_by is not None else 0
     where = [("pictures", f"fakes{trainer.step.steps:06d}.png"), ("loss curves", "losses.png"),
              ("checkpoint", f"checkpoints/step{trainer.step.steps:06d}.pt"), ("generator", "generator.safetensors")]
     print("\n".join(f"{what + ':':13}{folder / name}" for what, name in where))

@@ -133,6 +133,8 @@ class TrainConfig:
     """Adam's epsilon"""
     adam_eps_hat: bool = False
     """epsilon beside the raw sqrt(v), as TensorFlow and MXNet have it, instead of the bias-corrected one"""
+    sync_bn: bool = False
+    """of several processes (torchrun): batch statistics of the whole batch instead of each process's part of it"""
     ema: float = 0.0
     """decay per step of the moving average of the generator; 0 keeps none"""
     epochs: Annotated[float, arg(aliases=["--niter"])] = 25

@@ -18,6 +18,7 @@ from torch import Tensor
 from fastgan.config import DataConfig
 from fastgan.data.dataset import Dataset, MemoryDataset
 from fastgan.data.loader import LoaderState
+from fastgan.data.part import WHOLE, Part
 from fastgan.data.resident import Resident
 from fastgan.data.streamed import Streamed
 
@@ -59,11 +60,11 @@ class Feed(Protocol):
         """End the worker processes, if there are any."""
 
 
-def make_feed(dataset: Dataset, config: DataConfig, seed: int, device: torch.device) -> Feed:
-    """The feed that suits the data; raises `FastganError` for a batch larger than the data."""
+def make_feed(dataset: Dataset, config: DataConfig, seed: int, device: torch.device, part: Part = WHOLE) -> Feed:
+    """The feed of a part of each batch that suits the data; raises `FastganError` for a batch larger than the data."""
     if isinstance(dataset, MemoryDataset) and fits(dataset, config, device):
-        return Resident(dataset, config, seed, device)
-    return Streamed(dataset, config, seed, device)
+        return Resident(dataset, config, seed, device, part)
+    return Streamed(dataset, config, seed, device, part)
 
 
 def fits(dataset: MemoryDataset, config: DataConfig, device: torch.device) -> bool:

@@ -14,6 +14,7 @@ from fastgan.config import DataConfig
 from fastgan.data.dataset import Dataset, MemoryDataset, StreamedDataset
 from fastgan.data.decode import Failures, unusable
 from fastgan.data.order import Order, Position
+from fastgan.data.part import WHOLE, Part
 
 
 class LoaderState(TypedDict):
@@ -26,14 +27,14 @@ class LoaderState(TypedDict):
 class Loader:
     """An endless source of batches; raises `FastganError` for a batch larger than the data.
 
-    A streamed set is decoded by `config.workers` processes, or in this one
-    when that is 0; what they decode ahead does not count in `state_dict`.
+    Of each batch of `config.batch` images it hands out `part`. A streamed set is decoded by `config.workers` processes,
+    or in this one when that is 0; what they decode ahead does not count in `state_dict`.
     """
 
-    def __init__(self, dataset: Dataset, config: DataConfig, seed: int) -> None:
+    def __init__(self, dataset: Dataset, config: DataConfig, seed: int, part: Part = WHOLE) -> None:
         self.dataset = dataset
         self.config = config
-        self._order = Order(len(dataset), config.batch, config.last_batch, seed)
+        self._order = Order(len(dataset), config.batch, config.last_batch, seed, part)
         self._position = Position(0, 0)
         self._data = dataset.data if isinstance(dataset, MemoryDataset) else None
         self._decoded: Iterator[tuple[Tensor, Tensor, Failures]] | None = None

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastgan.data.part import WHOLE, Part
 from fastgan.errors import FastganError
 
 
@@ -28,16 +29,18 @@ class Order:
 
     `last_batch` says what becomes of the r < batch images that are left at an epoch's end: "drop" skips them, "keep"
     gives a short batch, "pad" fills it from the start of the same epoch's order, and "rollover" completes it from the
-    next epoch's order and goes on behind there, like TensorFlow's next_batch. Indices are int64 tensors.
+    next epoch's order and goes on behind there, like TensorFlow's next_batch. Indices are int64 tensors. Positions are
+    those of whole batches; what is handed out is their `part`.
     """
 
-    def __init__(self, length: int, batch: int, last_batch: str, seed: int) -> None:
+    def __init__(self, length: int, batch: int, last_batch: str, seed: int, part: Part = WHOLE) -> None:
         if batch > length:
             raise FastganError(f"--batch {batch}: larger than the data; expected at most its {length} images")
         self.length = length
         self.batch = batch
         self.last_batch = last_batch
         self.seed = seed
+        self.part = part
         self._latest: tuple[int, Tensor] | None = None
 
     @property
@@ -47,7 +50,10 @@ class Order:
         return whole + (rest > 0 and self.last_batch in ("keep", "pad"))
 
     def indices(self, position: Position) -> Tensor:
-        """The batch at a position: int64 (B,)."""
+        """The part of the batch at a position: int64 (B,)."""
+        return self.part.take(self._whole(position))
+
+    def _whole(self, position: Position) -> Tensor:
         order = self._permutation(position.epoch)
         chosen = order[position.cursor : position.cursor + self.batch]
         missing = self.batch - len(chosen)
@@ -70,8 +76,9 @@ class Order:
         return position if position.cursor + needed <= self.length else Position(position.epoch + 1, 0)
 
     def size(self, position: Position) -> int:
-        """Images of the batch at a position; fewer than `batch` only where a short last batch is kept."""
-        return min(self.batch, self.length - position.cursor) if self.last_batch == "keep" else self.batch
+        """Images of the part of the batch at a position; fewer only where a short last batch is kept."""
+        whole = min(self.batch, self.length - position.cursor) if self.last_batch == "keep" else self.batch
+        return whole // self.part.of
 
     def resume(self, epoch: int, cursor: int, name: str) -> Position:
         """The position that another order of the same data reached; raises `FastganError` where `name` has none."""

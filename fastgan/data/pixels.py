@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from fastgan.data.part import WHOLE, Part
+
 MAX_RESIZED_PIXELS = 2**26
 CHUNK_BYTES = 2**24
 
@@ -89,16 +91,17 @@ def prepare(images: Tensor, channels: int, size: tuple[int, int], fit: str) -> T
     return prepared
 
 
-def to_model_range(batch: Tensor, *, flip: bool, unit_range: bool, dtype: torch.dtype) -> Tensor:
+def to_model_range(batch: Tensor, *, flip: bool, unit_range: bool, dtype: torch.dtype, part: Part = WHOLE) -> Tensor:
     """What the networks see: uint8 (B, C, H, W) -> `dtype` (B, C, H, W) in [-1, 1], channels_last.
 
     `unit_range` gives [0, 1]. `flip` mirrors each image with probability 1/2, drawn from the global generator of the
-    batch's device; nothing waits for the host. A floating-point batch (the gaussian set) is only cast.
+    batch's device, for the whole batch of which this is a `part`; nothing waits for the host. A floating-point batch
+    (the gaussian set) is only cast.
     """
     if batch.is_floating_point():
         return batch.to(dtype)
     if flip:
-        mirrored = torch.rand(len(batch), device=batch.device) < 0.5
+        mirrored = part.take(torch.rand(len(batch) * part.of, device=batch.device)) < 0.5
         batch = torch.where(mirrored[:, None, None, None], batch.flip(-1), batch)
     # half precisions cannot subtract 1 without losing the grey levels near 0: scale in float32, then round once
     images = batch.to(torch.promote_types(dtype, torch.float32), memory_format=torch.channels_last)

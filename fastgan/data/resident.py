@@ -13,6 +13,7 @@ from fastgan.config import DataConfig
 from fastgan.data.dataset import MemoryDataset
 from fastgan.data.loader import LoaderState
 from fastgan.data.order import Order, Position
+from fastgan.data.part import WHOLE, Part
 from fastgan.data.pixels import to_model_range
 
 MAX_QUEUED = 2**22  # indices, 32 MiB
@@ -24,19 +25,20 @@ class Resident:
     A short last batch has a row of its own, of which only the front counts.
     """
 
-    def __init__(self, dataset: MemoryDataset, config: DataConfig, seed: int, device: torch.device) -> None:
+    def __init__(self, dataset: MemoryDataset, config: DataConfig, seed: int, device: torch.device,
+                 part: Part = WHOLE) -> None:
         self.config = config
         self._name = dataset.name
-        self._order = Order(len(dataset), config.batch, config.last_batch, seed)
+        self._order = Order(len(dataset), config.batch, config.last_batch, seed, part)
         self._position = Position(0, 0)
         self._pin = device.type == "cuda"
         self._data = dataset.data.to(device)
         self._labels = None if dataset.labels is None else dataset.labels.to(device)
-        rows = min(self._order.batches_per_epoch, max(1, MAX_QUEUED // config.batch))
-        self._queue = torch.zeros(rows, config.batch, dtype=torch.int64, device=device)
+        self._size = config.batch // part.of
+        rows = min(self._order.batches_per_epoch, max(1, MAX_QUEUED // self._size))
+        self._queue = torch.zeros(rows, self._size, dtype=torch.int64, device=device)
         self._cursor = torch.zeros(1, dtype=torch.int64, device=device)
         self._ahead = 0  # rows that no step has used yet
-        self._size = config.batch
 
     @property
     def steps_per_epoch(self) -> int:
@@ -53,7 +55,7 @@ class Resident:
         # a warm-up may fetch more batches than are queued: it meets old rows, never memory behind the queue
         self._cursor.add_(1).remainder_(len(self._queue))
         images = to_model_range(self._data.index_select(0, chosen), flip=self.config.flip,
-                                unit_range=self.config.unit_range, dtype=torch.float32)
+                                unit_range=self.config.unit_range, dtype=torch.float32, part=self._order.part)
         return images, None if self._labels is None else self._labels.index_select(0, chosen)
 
     def done(self) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from fastgan.config import DataConfig
 from fastgan.data.dataset import Dataset, MemoryDataset
 from fastgan.data.loader import Loader, LoaderState
+from fastgan.data.part import WHOLE, Part
 from fastgan.data.pixels import to_model_range
 from fastgan.errors import FastganError
 
@@ -25,18 +26,19 @@ class Streamed:
     A short last batch fills the front of the buffers.
     """
 
-    def __init__(self, dataset: Dataset, config: DataConfig, seed: int, device: torch.device) -> None:
-        self.config = config
-        self._loader = Loader(dataset, config, seed)
+    def __init__(self, dataset: Dataset, config: DataConfig, seed: int, device: torch.device,
+                 part: Part = WHOLE) -> None:
+        self.config, self._part = config, part
+        self._loader = Loader(dataset, config, seed, part)
+        self._size = config.batch // part.of  # of the batch in the static buffers
         self._position = self._loader.state_dict()
         images = dataset.data.dtype if isinstance(dataset, MemoryDataset) else torch.uint8
-        self._static = [torch.empty(config.batch, *dataset.shape, dtype=images, device=device)]
+        self._static = [torch.empty(self._size, *dataset.shape, dtype=images, device=device)]
         if dataset.labels is not None:
-            self._static.append(torch.empty(config.batch, dtype=torch.int64, device=device))
+            self._static.append(torch.empty(self._size, dtype=torch.int64, device=device))
         self._staging = Staging(self._static, device) if device.type == "cuda" else None
         self._coming: list[Tensor] = []  # the next batch on the host, empty while there is none
         self._ready = False  # whether the next batch is in the static buffers
-        self._size = config.batch  # of the batch in them
 
     @property
     def steps_per_epoch(self) -> int:
@@ -51,7 +53,8 @@ class Streamed:
 
     def fetch(self) -> tuple[Tensor, Tensor | None]:
         images, *labels = (part[: self._size] for part in self._static)
-        images = to_model_range(images, flip=self.config.flip, unit_range=self.config.unit_range, dtype=torch.float32)
+        images = to_model_range(images, flip=self.config.flip, unit_range=self.config.unit_range, dtype=torch.float32,
+                                part=self._part)
         return images, labels[0] if labels else None
 
     def done(self) -> None:

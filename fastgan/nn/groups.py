@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from fastgan.errors import FastganError
-from fastgan.nn.chain import Chain
+from fastgan.nn.chain import Chain, flat, read
 
 # outside of a chain: layers that treat each image by itself
 _EACH_BY_ITSELF = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.Flatten, nn.Unflatten, nn.Identity, nn.ReLU,
@@ -67,3 +67,15 @@ def _outermost_chains(module: nn.Module, name: str) -> Iterator[Chain]:
     else:
         for key, child in module.named_children():
             yield from _outermost_chains(child, f"{name}.{key}" if name else key)
+
+
+def outside_of_stages(network: nn.Module, name: str = "network") -> list[str]:
+    """The batch normalisations of `network` that are no part of a stage, by name and kind: those that stand in no
+    `Chain`, or there behind something else than a convolution. Only stages can merge statistics over processes."""
+    if isinstance(network, Chain) and type(network).forward is Chain.forward:
+        parts = read(flat(network))
+        names = {module: f"{name}.{key}" for key, module in network.named_modules()}
+        return [word for part in parts if not isinstance(part, list) for word in outside_of_stages(part, names[part])]
+    if isinstance(network, nn.modules.batchnorm._BatchNorm):
+        return [f"{name} ({type(network).__name__})"]
+    return [word for key, child in network.named_children() for word in outside_of_stages(child, f"{name}.{key}")]

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError, first_line
-from fastgan.ops import autograd, plan, reference
+from fastgan.ops import autograd, plan, reference, synchronised
 from fastgan.ops.arguments import check_convolution
-from fastgan.ops.layers import Activation, BatchNorm, Block, Measurement, Owed
+from fastgan.ops.layers import Activation, BatchNorm, Block, Owed
 
 OLDEST = (8, 0)  # compute capability from which Triton's dot products run on tensor cores
 
@@ -47,7 +47,8 @@ class Reference:
 
 
 class Kernels:
-    """`fastgan.ops.native`, `fastgan.ops.triton` or what a plan makes of both, for float32, float16 and bfloat16."""
+    """`fastgan.ops.native`, `fastgan.ops.triton` or what a plan makes of both, for float32, float16 and bfloat16; and
+    `fastgan.ops.definition`, for float64 too, where statistics have to be known between two stages."""
 
     nothing = Owed()
 
@@ -67,26 +68,28 @@ class Kernels:
             if part is not None and part.shape != (channels,):
                 raise FastganError(f"batch normalisation of {len(part)} channels after a convolution that makes "
                                    f"{channels}: expected as many")
-        gamma = x.new_ones(channels, dtype=torch.float32) if norm.gamma is None else norm.gamma.float()
-        beta = torch.zeros_like(gamma) if norm.beta is None else norm.beta.float()
+        wide = reference.statistics_dtype(x.dtype)
+        gamma = x.new_ones(channels, dtype=wide) if norm.gamma is None else norm.gamma.to(wide)
+        beta = torch.zeros_like(gamma) if norm.beta is None else norm.beta.to(wide)
         if not norm.batch_statistics:
             assert norm.running_mean is not None and norm.running_var is not None
-            statistics = torch.stack([norm.running_mean.float(), torch.rsqrt(norm.running_var.float() + norm.eps)])
+            statistics = torch.stack([norm.running_mean.to(wide), torch.rsqrt(norm.running_var.to(wide) + norm.eps)])
             y, _ = autograd.stage(self.name, x, owes, convolution, 1, None, block.fuse)
             return y, Owed(statistics[:, None], gamma, beta, block.activation)
-        if len(x) // groups * size[0] * size[1] == 1:
+        count = len(x) // groups * size[0] * size[1]
+        if count * max(synchronised.processes(), 1) == 1:
             raise FastganError("Expected more than 1 value per channel when training, got an output of "
                                f"{len(x)}x{channels}x{size[0]}x{size[1]} in {groups} group(s)")
-        measurement = Measurement(norm.eps, norm.running_mean, norm.running_var, norm.num_batches_tracked,
-                                  norm.momentum)
-        y, statistics = autograd.stage(self.name, x, owes, convolution, groups, measurement, block.fuse)
-        return y, Owed(statistics, gamma, beta, block.activation)
+        y, statistics = autograd.stage(self.name, x, owes, convolution, groups, synchronised.measurement(norm),
+                                       block.fuse)
+        return y, Owed(synchronised.normalisation(statistics, norm, count), gamma, beta, block.activation)
 
     def finish(self, x: Tensor, owes: Owed, groups: int) -> Tensor:
         return autograd.normalise_activate(self.name, x, owes)
 
 
 REFERENCE, NATIVE, TRITON, PLAN = Reference(), Kernels("native"), Kernels("triton"), Kernels("plan")
+DEFINITION = Kernels("reference")
 _KERNELS = {"native": NATIVE, "triton": TRITON}
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -106,14 +109,14 @@ def resolve_for(impl: str, name: str, x: Tensor, dtype: torch.dtype) -> Engine:
     if impl == "auto" and plan.decides() and dtype in _DTYPES and x.numel():
         return PLAN
     if impl not in _KERNELS or x.numel() == 0:
-        return REFERENCE
+        return DEFINITION if synchronised.processes() else REFERENCE
     if dtype not in _DTYPES:
         raise FastganError(f"{name} of dtype {dtype}: impl {impl!r} computes in torch.float32, torch.float16 and "
                            "torch.bfloat16")
     reason = why_not(impl, x.device)
     if reason:
         _warn(f"{reason}; impl {impl!r} goes on with the reference engine")
-        return REFERENCE
+        return DEFINITION if synchronised.processes() else REFERENCE
     if check_device(impl, x.device) and dtype == torch.bfloat16:
         raise FastganError(f"{name} of dtype torch.bfloat16: Triton's interpreter computes it wrongly, expected "
                            "torch.float32 or torch.float16")

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError, first_line
+from fastgan.train import distributed
 from fastgan.train.host import say
 from fastgan.train.snapshot import Snapshot, distance
 
@@ -134,7 +135,10 @@ class GraphedStep:
         return FastganError(self._over)
 
     def _try_to_capture(self, phase: Hashable, inputs: tuple[Tensor, ...]) -> bool:
-        """Capture and check a phase; False where that fails. State and random state are as before either way."""
+        """Capture and check a phase; False where that fails. State and random state are as before either way.
+
+        Of several processes all fail where one does: they must go on making the same exchanges.
+        """
         before = None
         try:
             self.step.allocate(*inputs)
@@ -147,12 +151,23 @@ class GraphedStep:
             self._captured[phase] = self._capture(phase, device)
             if self._addresses != _addresses(self.step):  # a replay would write to memory that is no longer its own
                 raise FastganError("the step replaces tensors of its state; expected a step that changes them in place")
-            self._check(phase, before)
         except Exception as error:
             self._go_on_eagerly(_reason(error))
+        self._fail_with_others()
+        if before is not None and not self.failure:
+            try:
+                self._check(phase, before)
+            except Exception as error:
+                self._go_on_eagerly(_reason(error))
+            self._fail_with_others()
         if before is not None:
             self._put_back(before)
         return not self.failure
+
+    def _fail_with_others(self) -> None:
+        reason = next(filter(None, distributed.everyones(self.failure)), "")
+        if reason and not self.failure:
+            self._go_on_eagerly(f"another process cannot: {reason}")
 
     def _go_on_eagerly(self, reason: str) -> None:
         self.failure = reason

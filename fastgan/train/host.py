@@ -13,6 +13,8 @@ from tqdm import tqdm
 
 from fastgan.errors import FastganError
 
+quiet = False  # this process leaves all words to another
+
 
 @contextmanager
 def signals(stop: Callable[[signal.Signals], None]) -> Iterator[None]:
@@ -57,5 +59,7 @@ def peak_memory_gb() -> float:
 
 
 def say(line: str) -> None:
-    """A line for the person at the terminal that does not tear the progress bar."""
+    """A line for the person at the terminal that does not tear the progress bar; of several processes, from rank 0."""
+    if quiet:
+        return
     tqdm.write(f"fastgan: {line}", file=sys.stderr)

@@ -21,16 +21,16 @@ _taken: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 
 class Lock:
-    """The lock of a run folder, held from the start."""
+    """The lock of a run folder, held from the start; `another`: by another process, for this one too."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self._handle = folder, -1
+    def __init__(self, folder: Path, another: bool = False) -> None:
+        self.folder, self._handle, self._another = folder, -1, another
         self.take()
 
     def take(self) -> None:
         """Hold the lock, also where it is held already. Raises `FastganError` where someone else holds it, or where
         the folder cannot be written; where the file system knows no locks, says so and goes on."""
-        if self._handle >= 0:
+        if self._handle >= 0 or self._another:
             return
         try:
             handle = os.open(self.folder / FILE, os.O_RDWR | os.O_CREAT, 0o666)

@@ -11,7 +11,7 @@ import math
 import platform
 import signal
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from tqdm import tqdm
 from fastgan import __version__, pictures
 from fastgan.config import Config
 from fastgan.data import Dataset, Loader, make_feed, open_dataset, to_uint8
+from fastgan.data.part import Part
 from fastgan.errors import FastganError, first_line
 from fastgan.files import reason, remove_leftovers
 from fastgan.metrics import Metrics
@@ -32,12 +33,12 @@ from fastgan.nn import use
 from fastgan.ops.engines import check_device
 from fastgan.ops.plan import Plan, table
 from fastgan.ops.plan import use as use_plan
-from fastgan.train import checkpoint, planned, runs
+from fastgan.train import checkpoint, distributed, planned, runs
 from fastgan.train.alerts import Alerts
 from fastgan.train.diagnose import first_non_finite
 from fastgan.train.fed import FedStep
 from fastgan.train.graph import GraphedStep
-from fastgan.train.host import peak_memory_gb, pick_device, say, signals
+from fastgan.train.host import peak_memory_gb, say, signals
 from fastgan.train.lock import Lock
 from fastgan.train.log import RunLog
 from fastgan.train.precision import choose
@@ -52,7 +53,10 @@ class Trainer:
 
     def __init__(self, config: Config, lock: Lock | None = None) -> None:
         self.config = config.validate()
-        self.device = pick_device(config.run.device)
+        self.world = distributed.world()
+        part = Part(self.world.rank, self.world.size)
+        _check_parts(config, part.of)
+        self.device = distributed.pick_device(config.run.device)
         check_device(config.run.impl, self.device)
         self.plan: Plan | None = planned.pinned(config.run, self.device)
         precision = choose(config.run.precision, self.device)
@@ -60,11 +64,11 @@ class Trainer:
             raise FastganError(f"--graph on: CUDA graphs need a CUDA device, this run is on {self.device}; expected "
                                "auto or off")
         torch.manual_seed(config.run.seed)
-        self.dataset = open_dataset(config.data, config.run.seed)
+        self.dataset = distributed.local_first(lambda: open_dataset(config.data, config.run.seed))
         if config.data.cond and self.dataset.labels is None:
             raise FastganError(f"--cond: {self.dataset.name} has no labels; expected class subfolders or labelled data")
         self.classes = self.dataset.classes if config.data.cond else []
-        self.metrics = open_metrics(config, self.dataset, self.device)
+        self.metrics = open_metrics(config, self.dataset, self.device) if self.world.first else None
         networks = build(config.model, self.dataset.shape, len(self.classes))
         if lock is None or not checkpoint.newest_first(lock.folder / "checkpoints"):  # which has what became of them
             for network, given in zip(networks, (config.train.net_g, config.train.net_d), strict=True):
@@ -73,22 +77,40 @@ class Trainer:
         generator, discriminator = (
             use(network, config.run.impl).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             for network in networks)
-        self.feed = make_feed(self.dataset, config.data, config.run.seed, self.device)
+        self.feed = make_feed(self.dataset, config.data, config.run.seed, self.device, part)
         rest = len(self.dataset) % config.data.batch if config.data.last_batch == "keep" else 0
-        if rest == 1:
+        if rest == 1 or rest % part.of or (rest == part.of and not config.train.sync_bn):
             raise FastganError(f"--last-batch keep --batch {config.data.batch}: the last batch of {len(self.dataset)} "
-                               "would be 1 image, too few for statistics; expected drop, pad or rollover")
+                               f"would be {_images(rest, part.of)}, too few for statistics; expected drop, pad or "
+                               "rollover")
         self.step = GANStep(generator, discriminator, config.model, config.train, precision=precision,
-                            history=config.run.log_every)
+                            history=config.run.log_every, part=part)
         self.total = length(config, self.feed.steps_per_epoch)
         self.step.total.fill_(self.total)
-        self.eager = FedStep(self.feed, self.step, self.dataset.shape, [config.data.batch, *([rest] if rest else [])],
-                             bool(self.classes))
+        sizes = [size // part.of for size in (config.data.batch, rest) if size]
+        self.eager = FedStep(self.feed, self.step, self.dataset.shape, sizes, bool(self.classes))
         wanted = config.run.graph == "on" or (config.run.graph == "auto" and self.device.type == "cuda")
         self.graphed = GraphedStep(self.eager) if wanted else None
-        self.lock = lock or Lock(runs.create(Path(config.run.outdir), config))
+        self.lock = lock or _locked(distributed.agree(self._new_folder))
         self.folder = self.lock.folder
+        self._stopping = distributed.Stop()
         self.stopped_by: signal.Signals | None = None
+
+    def _new_folder(self) -> Path:
+        folder = runs.create(Path(self.config.run.outdir), self.config)
+        runs.mark_launch(folder, distributed.launch_names())
+        return folder
+
+    @classmethod
+    def launched(cls, config: Config) -> Trainer:
+        """A new run; or, where `torchrun` has started its processes again after it lost one, the run that they began,
+        from its last checkpoint."""
+        names = distributed.launch_names()[: None if distributed.restarted() else 1]
+        folder = distributed.agree(lambda: runs.of_launch(Path(config.run.outdir), names))
+        if folder is None:
+            return cls(config)
+        say(f"started again: going on in {folder}")
+        return cls.resume(folder, config)
 
     @classmethod
     def resume(cls, folder: Path, config: Config | None = None) -> Trainer:
@@ -99,9 +121,9 @@ class Trainer:
         """
         before = runs.read_options(folder)
         runs.check_resume(folder, before, config or before)
-        lock = Lock(folder)
+        lock = _locked(folder)
         try:
-            remove_leftovers(folder)
+            distributed.agree(lambda: remove_leftovers(folder))
             trainer = cls(config or before, lock)
             trainer._go_on(runs.read_resolved(folder))
         except BaseException:
@@ -116,10 +138,11 @@ class Trainer:
         if changed:
             say(f"not as it was: {', '.join(changed)}; the run goes on, rounded differently")
         folder = self.folder / "checkpoints"
-        if not checkpoint.newest_first(folder):
+        found = distributed.agree(lambda: checkpoint.read_newest(folder) if checkpoint.newest_first(folder) else None)
+        if found is None:
             say(f"no checkpoint in {folder}: the run was stopped before its first one, and begins again")
             return
-        state, path, problems = checkpoint.read_newest(folder)
+        state, path, problems = found
         for problem in problems:
             say(f"{problem}; going back to {path.name}")
         try:
@@ -135,7 +158,9 @@ class Trainer:
         try:
             if self.metrics is not None:
                 self.metrics.learn()
-            self.plan = planned.decide(self.config.run, self.plan, self.step, self.folder, self._like_a_batch())
+            self.plan = distributed.agree(lambda: planned.decide(self.config.run, self.plan, self.step, self.folder,
+                                                                 self._like_a_batch()))
+            distributed.same(self.step.state())
             with use_plan(self.plan):
                 self._fit()
         except OSError as error:
@@ -150,19 +175,20 @@ class Trainer:
     def _fit(self) -> None:
         self._write_options()
         if self.step.steps == 0:
-            self._first_pictures()
-        with (closing(RunLog(self.folder, self.step.steps, self.config.run.tensorboard)) as log,
-              tqdm(total=self.total, initial=self.step.steps, unit="step", dynamic_ncols=True,
-                   desc=self.folder.name) as bar, signals(self._stop)):
+            distributed.agree(self._first_pictures)
+        log = RunLog(self.folder, self.step.steps, self.config.run.tensorboard) if self.world.first else None
+        with (closing(log) if log is not None else nullcontext(),
+              tqdm(total=self.total, initial=self.step.steps, unit="step", dynamic_ncols=True, desc=self.folder.name,
+                   disable=log is None) as bar, signals(self._stop)):
             self._train(log, bar)
 
-    def _train(self, log: RunLog, bar: tqdm) -> None:
-        if self.step.steps == 0:
+    def _train(self, log: RunLog | None, bar: tqdm) -> None:
+        if self.step.steps == 0 and log is not None:
             log.picture("generated", self.folder / "fakes_init.png", 0)
             log.picture("real", self.folder / "reals.png", 0)
         run, clock, looked = self.config.run, _Clock(self.step.steps), self.step.steps
-        saved, alerts = self.step.steps or None, Alerts(self.config.train.loss, log.records)
-        while self.step.steps < self.total and self.stopped_by is None:
+        saved, alerts = self.step.steps or None, Alerts(self.config.train.loss, [] if log is None else log.records)
+        while self.step.steps < self.total and not self._told_to_stop():
             self._play()
             bar.update()
             done = self.step.steps
@@ -170,7 +196,7 @@ class Trainer:
                 continue
             # the one place where the host waits for the device
             values, looked = self._look(looked), done
-            if done % run.log_every == 0 or done == self.total:
+            if log is not None and (done % run.log_every == 0 or done == self.total):
                 record = {"step": done, **values, **self._facts(clock.lap(done))}
                 found = alerts.look(record)
                 log.write(record | {"alerts": found} if found else record)
@@ -181,7 +207,7 @@ class Trainer:
             if done % run.snap == 0 or done == self.total:
                 self._snapshot(log)
                 saved = done
-                if self.metrics is not None and self.stopped_by is None:
+                if log is not None and self.metrics is not None and self.stopped_by is None:
                     log.write({"step": done, **self.metrics.of(self.pretrained())})
                     clock.lap(done)  # measuring is not training
         # not in the loop: a signal may come at any line of it
@@ -192,13 +218,13 @@ class Trainer:
 
     def _like_a_batch(self) -> tuple[Tensor, ...]:
         """Noise in the shape of a batch, and labels where the networks take them."""
-        size, shape = self.config.data.batch, self.dataset.shape
+        size, shape = self.config.data.batch // self.world.size, self.dataset.shape
         return planned.like_a_batch(size, shape, bool(self.classes), self.device)
 
     def _play(self) -> None:
         """One step: the graph, or where it cannot (a short last batch), the same by hand."""
         size = self.eager.prepare()
-        if self.graphed is None or size < self.config.data.batch:
+        if self.graphed is None or size < self.config.data.batch // self.world.size:
             self.eager()
             return
         before = self.graphed.description
@@ -224,6 +250,8 @@ class Trainer:
 
     def _write_options(self) -> None:
         """Every option, and what was found out: again whenever what runs has changed."""
+        if not self.world.first:
+            return
         graph = "off" if self.graphed is None else self.graphed.description
         runs.write_options(self.folder, self.config, {
             "device": str(self.device), "steps": self.total, "shape": list(self.dataset.shape),
@@ -231,7 +259,7 @@ class Trainer:
             "skipped": self.dataset.skipped, "parameters": self.step.parameter_counts(),
             "engine": table.engines(self.plan) if self.config.run.impl == "auto" else self.config.run.impl,
             "plan": table.choices(self.plan),
-            "precision": self.step.precision, "graph": graph,
+            "precision": self.step.precision, "graph": graph, "processes": self.world.size,
             "discriminator": "real and fake together" if self.step.together else "real and fake one after the other",
             "versions": {"fastgan": __version__, "torch": torch.__version__, "python": platform.python_version()}})
 
@@ -252,8 +280,12 @@ class Trainer:
         loader.close()
         return torch.cat(batches)[:count]
 
-    def _snapshot(self, log: RunLog) -> None:
+    def _snapshot(self, log: RunLog | None) -> None:
         """Pictures, curves, the generator for use elsewhere and, last, the checkpoint that stands for all of it."""
+        distributed.agree(lambda: self._save(log))
+
+    def _save(self, log: RunLog | None) -> None:
+        assert log is not None
         name = f"fakes{self.step.steps:06d}.png"
         self._picture(name)
         log.picture("generated", self.folder / name, self.step.steps)
@@ -281,9 +313,18 @@ class Trainer:
 
     def _stop(self, received: signal.Signals) -> None:
         if self.stopped_by is not None:
+            if self.world.size > 1:
+                return  # torchrun may say it twice, and ends who does not listen
             raise KeyboardInterrupt
         self.stopped_by = received
-        say(f"{received.name}: saving after this step (once more to stop at once)")
+        say(f"{received.name}: saving after this step" + " (once more to stop at once)" * (self.world.size == 1))
+
+    def _told_to_stop(self) -> bool:
+        """Whether this process, or any other, has been, so that all end after the same step."""
+        number = self._stopping.number(0 if self.stopped_by is None else self.stopped_by)
+        if number:
+            self.stopped_by = signal.Signals(number)
+        return number > 0
 
     def _stop_at_non_finite(self, step: int, row: dict[str, float]) -> None:
         """Save the state, which is the last good one, with the batch, and say which tensor broke first."""
@@ -291,7 +332,9 @@ class Trainer:
         held = self.step.held
         assert held is not None
         wrong = next((key for key, value in row.items() if key != "diversity" and not math.isfinite(value)), "a loss")
-        path = self.folder / f"nonfinite{step + 1:06d}.pt"
+        mark = "" if self.world.first else f"-{self.world.rank}"
+        path = self.folder / f"nonfinite{step + 1:06d}{mark}.pt"
+        path.parent.mkdir(parents=True, exist_ok=True)  # of another machine
         tensors = {"real": held.real, "z": held.z, "labels": held.labels}
         checkpoint.write(path, {**self.state_dict(), **{name: None if tensor is None else tensor.cpu()
                                                         for name, tensor in tensors.items()}})
@@ -328,6 +371,26 @@ def open_metrics(config: Config, dataset: Dataset, device: torch.device) -> Metr
 def length(config: Config, steps_per_epoch: int) -> int:
     """Steps of a whole run."""
     return config.train.steps or math.ceil(config.train.epochs * steps_per_epoch)
+
+
+def _locked(folder: Path) -> Lock:
+    """The lock of a run folder, which rank 0 holds for all."""
+    held: list[Lock] = []
+    distributed.agree(lambda: held.append(Lock(folder)))
+    return held[0] if held else Lock(folder, another=True)
+
+
+def _check_parts(config: Config, processes: int) -> None:
+    """`FastganError` for a batch that cannot be divided among so many processes."""
+    batch, least = config.data.batch, 1 if config.train.sync_bn or config.model.architecture == "gaussian" else 2
+    if batch % processes or (processes > 1 and batch // processes < least):
+        raise FastganError(f"--batch {batch} with {processes} processes: each would have {_images(batch, processes)}; "
+                           f"expected a multiple of {processes}, and {least} or more for each")
+
+
+def _images(batch: int, processes: int) -> str:
+    whole, rest = divmod(batch, processes)
+    return f"{whole} {f'{rest}/{processes} ' * (rest > 0)}image{'s' * (batch != processes)}"
 
 
 class _Clock:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastgan import ops
+from fastgan.data.part import WHOLE, Part
 
 Told = tuple[Tensor, Tensor]  # a loss, and how real the images looked on average: scalars
 
@@ -74,9 +75,11 @@ LOSSES = {
 
 
 def gradient_penalty(discriminator: Callable[..., Tensor], real: Tensor, fake: Tensor,
-                     labels: tuple[Tensor, ...]) -> Tensor:
-    """E[(|grad D(x)| - 1)^2] at points drawn uniformly between real (N, ...) and fake (N, ...); a scalar."""
-    mix = torch.rand(len(real), *[1] * (real.dim() - 1), device=real.device, dtype=real.dtype)
+                     labels: tuple[Tensor, ...], part: Part = WHOLE) -> Tensor:
+    """E[(|grad D(x)| - 1)^2] at points drawn uniformly between real (N, ...) and fake (N, ...), which
+    are a `part` of a batch; a scalar."""
+    count = len(real) * part.of
+    mix = part.take(torch.rand(count, *[1] * (real.dim() - 1), device=real.device, dtype=real.dtype))
     between = torch.lerp(real, fake, mix).requires_grad_()
     (slope,) = torch.autograd.grad(discriminator(between, *labels).sum(), between, create_graph=True)
     return (slope.flatten(1).norm(dim=1) - 1).square().mean()

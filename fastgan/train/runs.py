@@ -16,6 +16,7 @@ from fastgan.errors import FastganError, one_line
 from fastgan.files import read_json, reason, replacing
 
 OPTIONS = "training_options.json"
+LAUNCH = "launch"  # of which launch of several processes a run is, for restarts
 # what a resumed run may do otherwise: none of these changes what is computed in a step (a learning rate that falls
 # towards the end of the run binds that end), but for rounding, which is a device's own and that of its precisions
 MAY_CHANGE = {"outdir", "data_root", "cache_gb", "workers", "strict", "epochs", "steps", "device", "precision", "impl",
@@ -51,6 +52,21 @@ def _rename(folder: Path, target: Path) -> Path:
         if error.errno == errno.ENOTEMPTY:
             raise FileExistsError from error
         raise
+
+
+def mark_launch(folder: Path, names: list[str]) -> None:
+    """Let a run be found again by the launch that began it; `names` as `distributed.launch_names` gives them."""
+    if names:
+        with replacing(folder / LAUNCH) as stream:
+            stream.write(("\n".join(names) + "\n").encode())
+
+
+def of_launch(outdir: Path, names: list[str]) -> Path | None:
+    """The newest run that a launch of one of these names has begun in `outdir`, None where there is none."""
+    for mark in sorted(outdir.glob(f"*/{LAUNCH}"), reverse=True):
+        if not set(names).isdisjoint(mark.read_text().splitlines()):
+            return mark.parent
+    return None
 
 
 def newest(outdir: Path) -> Path:

@@ -22,11 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.config import ModelConfig, TrainConfig
+from fastgan.data.part import WHOLE, Part
+from fastgan.errors import FastganError
 from fastgan.models.sampling import Noise
 from fastgan.nn import Chain, frozen, stat_groups
-from fastgan.nn.groups import is_divisible
+from fastgan.nn.groups import is_divisible, outside_of_stages
+from fastgan.ops import synchronised
 from fastgan.ops.casts import Casts
-from fastgan.train import schedule
+from fastgan.train import distributed, schedule
+from fastgan.train.average import Average
 from fastgan.train.ema import EMA
 from fastgan.train.held import Held, keep
 from fastgan.train.losses import LOSSES, gradient_penalty, r1_penalty
@@ -66,6 +70,7 @@ class GANStep:
         model: the noise. train: losses, optimizer and the order of updates.
         precision: "fp32", "tf32", "bf16", "fp16" or "auto" (`precision.py`).
         savings: what is left out of the textbook step. history: steps that the ring remembers.
+        part: which part of the batches this process sees; gradients and losses are averaged over all processes then.
 
     Attributes:
         steps: how many there were, on the host. total: how many there will be, on the device, for schedules.
@@ -73,15 +78,19 @@ class GANStep:
     """
 
     def __init__(self, generator: nn.Module, discriminator: nn.Module, model: ModelConfig, train: TrainConfig, *,
-                 precision: str = "auto", savings: Savings = Savings(), history: int = 1) -> None:
+                 precision: str = "auto", savings: Savings = Savings(), history: int = 1, part: Part = WHOLE) -> None:
         self.generator, self.discriminator, self.config = generator, discriminator, train
-        self.savings = savings
+        self.savings, self.part = savings, part
         self.noise = Noise(model.noise, model.noise_mean, model.nz)
         self.loss = LOSSES[train.loss]
         self.params_g: list[Tensor] = [p for p in generator.parameters() if p.requires_grad]
         self.params_d: list[Tensor] = [p for p in discriminator.parameters() if p.requires_grad]
         self.adam_g = make_adam(self.params_g, train.lr_g or train.lr, train, fused=savings.fused_adam)
         self.adam_d = make_adam(self.params_d, train.lr_d or train.lr, train, fused=savings.fused_adam)
+        self.average_g, self.average_d = (Average(params, part.of) if part.of > 1 else None
+                                          for params in (self.params_g, self.params_d))
+        if train.sync_bn and part.of > 1:
+            _check_stages(generator, discriminator)
         self.casts = Casts([*self.params_g, *self.params_d])
         self.ema = EMA(generator, train.ema, foreach=savings.foreach_ema) if train.ema else None
         self.device = self.params_g[0].device
@@ -121,6 +130,12 @@ class GANStep:
         wanted = self.savings.together
         return self._divisible and (self.device.type != "cpu" if wanted is None else wanted)
 
+    def _merged(self) -> int:
+        """Over how many processes batch statistics are merged; 0: not at all."""
+        if not self.config.sync_bn or self.part.of == 1:
+            return 0
+        return self.part.of if distributed.active() else 1
+
     def phase(self) -> Phase:
         """Of the next step."""
         config = self.config
@@ -129,7 +144,7 @@ class GANStep:
 
     def run(self, phase: Phase, real: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """The device's part of a step."""
-        with products(self.precision), self.casts.lent():
+        with products(self.precision), self.casts.lent(), synchronised.over(self._merged()):
             held = self._hold(real, labels)
             self._schedule()
             reuse = phase.both and self.config.fakes == "reuse"
@@ -156,7 +171,7 @@ class GANStep:
 
     def draw(self, like: Tensor) -> Tensor:
         """Latent vectors (N, nz) for a batch like `like`, from the device's generator."""
-        return self.noise(len(like), device=like.device, dtype=like.dtype)
+        return self.part.take(self.noise(len(like) * self.part.of, device=like.device, dtype=like.dtype))
 
     def generate(self, z: Tensor, given: tuple[Tensor, ...]) -> Tensor:
         with autocast(self.precision, self.device):
@@ -187,7 +202,7 @@ class GANStep:
         (on_real, d_real), (on_fake, d_fake) = self._on_real(real_logits), self._on_fake(fake_logits)
         loss = on_real + on_fake
         if penalty and config.loss == "wgan-gp":
-            slope = gradient_penalty(self.judge, held.real, held.fake, given)
+            slope = gradient_penalty(self.judge, held.real, held.fake, given, self.part)
             loss = loss + config.penalty_every * config.gp * slope
         if r1:
             slope = r1_penalty(self.loss.score(real_logits), real)
@@ -236,38 +251,51 @@ class GANStep:
                 adam.rate.copy_(factor * adam.defaults["lr"])
 
     def _update_discriminator(self, held: Held, phase: Phase) -> tuple[dict[str, Tensor], Tensor]:
+        self.adam_d.zero_grad(set_to_none=True)  # of a step that was broken off, or of somebody else
         if self.together or phase.penalty:
             loss, d_real, d_fake = self.discriminator_loss(held, phase.penalty)
-            grads = list(torch.autograd.grad(self.scale(loss), self.params_d, self._one))
+            grads, (loss, d_real, d_fake) = self._gradients(loss, self.params_d, self.average_d, d_real, d_fake)
         else:
-            loss, d_real, d_fake, grads = self._one_half_after_the_other(held)
+            grads, (loss, d_real, d_fake) = self._one_half_after_the_other(held)
         norm, skip = self._descend(loss, grads, self.params_d, self.adam_d, self.halted)
         self.casts.refresh(self.params_d)
-        return {"loss_d": loss.detach(), "grad_norm_d": norm, "d_real": d_real, "d_fake": d_fake}, skip
+        return {"loss_d": loss, "grad_norm_d": norm, "d_real": d_real, "d_fake": d_fake}, skip
 
-    def _one_half_after_the_other(self, held: Held) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        """`discriminator_loss` and its gradients, with the activations of one half at a time in memory.
+    def _one_half_after_the_other(self, held: Held) -> tuple[list[Tensor], list[Tensor]]:
+        """Gradients of `discriminator_loss` and what it tells, with the activations of one half at a time in memory.
 
         The second half's gradients are added to the first's one by one, as they come.
         """
         halves = [(held.real, self._on_real), (held.fake, self._on_fake)]
-        told = []
-        self.adam_d.zero_grad(set_to_none=True)  # of a step that was broken off, or of somebody else
+        told: list[tuple[Tensor, Tensor]] = []
         for images, on in halves if self.config.real_first else halves[::-1]:
             loss, probability = on(self.judge(images, *held.given()))
-            self.scale(loss).backward(self._one, inputs=self.params_d)
             told.append((loss.detach(), probability))
+            if self.average_d is None or len(told) == 1:
+                self.scale(loss).backward(self._one, inputs=self.params_d)
         (on_real, d_real), (on_fake, d_fake) = told if self.config.real_first else told[::-1]
-        return on_real + on_fake, d_real, d_fake, [p.grad for p in self.params_d if p.grad is not None]
+        both = [on_real + on_fake, d_real, d_fake]
+        if self.average_d is not None:  # once for both halves
+            return self.average_d.backward(self.scale(loss), self._one, both)
+        return [p.grad for p in self.params_d if p.grad is not None], both
+
+    def _gradients(self, loss: Tensor, params: list[Tensor], average: Average | None,
+                   *told: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Of a loss, and what is told of the step: the loss, detached, and `told`; both averaged over processes."""
+        scaled, numbers = self.scale(loss), [loss.detach(), *told]
+        if average is not None:
+            return average.backward(scaled, self._one, numbers)
+        return list(torch.autograd.grad(scaled, params, self._one)), numbers
 
     def _update_generator(self, fake: Tensor, held: Held, skip: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         loss = self.generator_loss(fake, held.given())
+        self.adam_g.zero_grad(set_to_none=True)
         unused = [] if self.savings.frozen else self.params_d
-        grads = torch.autograd.grad(self.scale(loss), [*self.params_g, *unused], self._one)[: len(self.params_g)]
-        norm, skip = self._descend(loss, grads, self.params_g, self.adam_g, skip)
+        grads, (loss,) = self._gradients(loss, [*self.params_g, *unused], self.average_g)
+        norm, skip = self._descend(loss, grads[: len(self.params_g)], self.params_g, self.adam_g, skip)
         if self.ema is not None:
             self.ema.update(skip)
-        return {"loss_g": loss.detach(), "grad_norm_g": norm}, skip
+        return {"loss_g": loss, "grad_norm_g": norm}, skip
 
     def _descend(self, loss: Tensor, grads: Sequence[Tensor], params: list[Tensor], adam: DeviceAdam,
                  skip: Tensor) -> tuple[Tensor, Tensor]:
@@ -343,3 +371,11 @@ class GANStep:
         parts = {"generator": self.generator, "discriminator": self.discriminator, "adam_g": self.adam_g,
                  "adam_d": self.adam_d, "scale": self.scale}
         return parts if self.ema is None else {**parts, "ema": self.ema.module}
+
+
+def _check_stages(generator: nn.Module, discriminator: nn.Module) -> None:
+    """`FastganError` for networks whose statistics cannot all be merged."""
+    outside = outside_of_stages(generator, "generator") + outside_of_stages(discriminator, "discriminator")
+    if outside:
+        raise FastganError(f"--sync-bn: {outside[0]} follows no convolution in a fastgan.nn.Chain, and its statistics "
+                           "stay those of one process; expected other networks, or no --sync-bn")

@@ -1,0 +1,102 @@
+"""Batch statistics of several processes as those of one batch: each process measures its part, and all are merged.
+
+Of P parts of as many elements each, with means m_p and biased variances v_p, by Chan's rule (Chan, Golub and LeVeque
+1979; no sum of squares from which a square is subtracted)
+
+    mean = E_p[m_p],  var = E_p[v_p + (m_p - mean)^2]
+
+One exchange a stage: [2, G, C] of every process goes to every process, which merges them in the same order, so that all
+have the same bits. Its gradient is a sum over processes of what each had for this one's statistics, and the gradient of
+that is an exchange again: gradients of gradients are right too.
+
+Whether others take part is said for the process, not for a thread: autograd calls backward passes from threads of its
+own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fastgan.ops.layers import BatchNorm, Measurement
+from fastgan.ops.reference import update_running_statistics
+
+_processes = 0
+
+
+class over:
+    """Within the block, batch statistics are those of `processes` processes, all of the default group, or 1, this one,
+    which exchanges nothing; 0: engines measure as they always do."""
+
+    def __init__(self, processes: int) -> None:
+        self.processes = processes
+
+    def __enter__(self) -> None:
+        global _processes
+        self.before, _processes = _processes, self.processes
+
+    def __exit__(self, *_: object) -> None:
+        global _processes
+        _processes = self.before
+
+
+def processes() -> int:
+    """How many take part; 0: nothing is merged."""
+    return _processes
+
+
+def measurement(norm: BatchNorm) -> Measurement:
+    """What a stage measures of its own part for `normalisation`, or all of it where nothing is merged."""
+    if _processes:
+        return Measurement()
+    return Measurement(norm.eps, norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum)
+
+
+def normalisation(statistics: Tensor, norm: BatchNorm, count: int) -> Tensor:
+    """Mean and rstd [2, G, C] of all parts, from mean and biased variance [2, G, C] of this one's `count` elements for
+    each channel and group; the running statistics updated by those of the whole batch.
+
+    As given where nothing is merged.
+    """
+    if not _processes:
+        return statistics
+    means, variances = (statistics[None] if _processes == 1 else _Exchange.apply(statistics)).unbind(1)  # [P, G, C]
+    mean = means.mean(0)
+    var = (variances + (means - mean).square()).mean(0)
+    if norm.running_mean is not None and norm.running_var is not None:
+        update_running_statistics(norm.running_mean, norm.running_var, norm.num_batches_tracked, mean.detach(),
+                                  var.detach(), count * _processes, norm.momentum)
+    elif norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(statistics.shape[1])
+    return torch.stack([mean, torch.rsqrt(var + norm.eps)])
+
+
+class _Exchange(torch.autograd.Function):
+    """One tensor of each process -> those of all (P, ...), in the order of their ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, mine: Tensor) -> Tensor:
+        everyone = mine.new_empty((dist.get_world_size(), *mine.shape))
+        dist.all_gather(list(everyone.unbind()), mine.contiguous())
+        return everyone
+
+    @staticmethod
+    def backward(ctx: Any, gradients: Tensor) -> Any:
+        return _Return.apply(gradients)
+
+
+class _Return(torch.autograd.Function):
+    """(P, ...) of each process -> the sum over processes of what each has for this one."""
+
+    @staticmethod
+    def forward(ctx: Any, gradients: Tensor) -> Tensor:
+        total = gradients.contiguous().clone()
+        dist.all_reduce(total)
+        return total[dist.get_rank()].clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return _Exchange.apply(gradient)

@@ -1,0 +1,141 @@
+"""Two processes on the CPU, by gloo, as torchrun starts them: one launch for what they compute, one with a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fastgan.data.order import Order, Position
+from fastgan.data.part import Part
+from fastgan.nn import Chain
+from fastgan.nn.groups import outside_of_stages
+from fastgan.train import Trainer, checkpoint, distributed
+from tests import distributed_worker as worker
+
+# How far parameters, statistics and losses may be from those of one process, after steps that move parameters by up to
+# 1e-3 each. Sums in another order differ by rounding, which Adam enlarges where it divides by a small gradient.
+ALLOWED = {"float64": 1e-9, "float32": 1e-5}
+ROOT = Path(__file__).parent.parent
+
+
+def launch(folder: Path, *arguments: object, restarts: int = 0, log: str = "log") -> str:
+    """What two processes of the worker said; they must end well."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts",
+               str(restarts), str(Path(worker.__file__)), *map(str, arguments)]
+    path = folder / log
+    with path.open("w") as stream:
+        done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, timeout=300, cwd=folder, env={
+            **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    said = path.read_text()
+    assert done.returncode == 0, said
+    return said
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a launch; in it `one`, a run of 3 steps by one process, which the two have gone on with."""
+    folder = tmp_path_factory.mktemp("distributed")
+    Trainer(worker.experiment(folder / "one", steps=3)).fit()
+    launch(folder, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> list[dict[str, Any]]:
+    """What each process found."""
+    return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
+
+
+def furthest(left: dict[str, Any], right: dict[str, Any]) -> float:
+    assert left.keys() == right.keys()
+    return max((left[key].double() - right[key].double()).abs().max().item() for key in left)
+
+
+@pytest.mark.parametrize("name", worker.SETTINGS)
+def test_two_processes_compute_what_one_computes(found, name):
+    one = worker.trained(name, Part())
+    assert furthest(found[0][name], one) < ALLOWED[name.split()[1].strip(",")]
+
+
+def test_with_statistics_of_their_own_they_do_not(found):
+    """The test above can fail."""
+    assert furthest(found[0]["local"], worker.trained("reference float64", Part())) > 1e-4
+
+
+@pytest.mark.parametrize("name", worker.SETTINGS)
+def test_processes_stay_the_same_to_the_last_bit(found, name):
+    assert furthest(found[0][name], found[1][name]) == 0
+
+
+def test_images_of_an_epoch_are_disjoint_and_complete(found):
+    mine, theirs = (torch.cat(each["seen"]) for each in found)
+    assert len(mine) == len(theirs) == 1797 // 64 * 32
+    assert len(torch.cat([mine, theirs]).unique()) == 1797 // 64 * 64
+    whole = Order(1797, 64, "drop", 0)
+    assert torch.equal(torch.cat([found[0]["seen"][0], found[1]["seen"][0]]), whole.indices(Position(0, 0)))
+
+
+def final(folder: Path) -> dict[str, Any]:
+    state = checkpoint.read_newest(folder / "checkpoints")[0]
+    return {**state["step"]["generator"], **state["step"]["discriminator"], "rng": state["rng"]}
+
+
+def test_checkpoints_go_from_one_process_to_two_and_back(folder, found):
+    whole = Trainer(worker.experiment(folder / "whole")).fit()
+    assert furthest(final(Path(found[0]["resumed"])), final(whole)) < ALLOWED["float32"]
+    by_two = Path(found[0]["folder"])
+    assert json.loads((by_two / "training_options.json").read_text())["resolved"]["processes"] == 2
+    Trainer.resume(by_two, worker.experiment(folder / "two")).fit()
+    assert furthest(final(by_two), final(whole)) < ALLOWED["float32"]
+
+
+def test_batch_that_cannot_be_divided(found):
+    assert found[0]["indivisible"] == ("--batch 63 with 2 processes: each would have 31 1/2 images; "
+                                       "expected a multiple of 2, and 1 or more for each")
+
+
+def test_sync_bn_names_the_normalisation_that_it_cannot_merge(found):
+    assert found[0]["batch normalisation outside"].startswith("--sync-bn: generator.bn0 (BatchNorm1d) follows no conv")
+
+
+def test_normalisations_outside_of_stages():
+    network = nn.Sequential(Chain(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.AvgPool2d(2), nn.BatchNorm2d(2)),
+                            nn.BatchNorm1d(3))
+    assert outside_of_stages(network) == ["network.0.3 (BatchNorm2d)", "network.1 (BatchNorm1d)"]
+
+
+def test_stop_of_one_process_stops_all_after_the_same_step(found):
+    assert 3 <= found[0]["steps when stopped"] == found[1]["steps when stopped"] <= 5
+
+
+def test_nan_of_one_process_stops_all(found):
+    assert [each["finite"] for each in found] == [[0.0], [0.0]]
+
+
+def test_error_on_rank_0_is_raised_by_all(found):
+    assert [each["rank 0 fails"] for each in found] == ["no room", "no room"]
+
+
+def test_killed_worker_is_started_again_and_the_run_goes_on(tmp_path):
+    options = {"preset": "digits", "image-size": 16, "ngf": 4, "ndf": 4, "nz": 8, "batch": 16, "steps": 7, "snap": 2,
+               "log-every": 1, "device": "cpu", "plan": "default", "grid": 4}
+    said = launch(tmp_path, tmp_path, "kill", "train", *(f"--{key}={value}" for key, value in options.items()),
+                  "--no-tensorboard", restarts=1)
+    assert "started again: going on in runs/00000-digits" in said
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["00000-digits"]
+    lines = (tmp_path / "runs/00000-digits/stats.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_launch_without_partners_is_none(monkeypatch):
+    assert not distributed.launched()
+    with distributed.group() as world:
+        assert world == (0, 1, 0)
