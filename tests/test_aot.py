@@ -14,7 +14,7 @@ from fastgan import presets
 from fastgan.errors import FastganError
 from fastgan.models import build
 from fastgan.nn import Chain, use
-from fastgan.train.step import GANStep
+from fastgan.train.step import GANStep, Savings
 from fastgan.verify import binary
 from fastgan.verify.binary import Binary, Job
 from fastgan.verify.launches import Launch, Pointer, record, training_step
@@ -223,7 +223,8 @@ def test_verify_imports_without_triton() -> None:
 def test_the_update_of_g_computes_no_weight_gradient_of_d() -> None:
     config = presets.get("dcgan-64", image_size="16", ngf=8, ndf=8)
     generator, discriminator = build(config.model, (3, 16, 16))
-    step = GANStep(use(generator, "triton"), use(discriminator, "triton"), config.model, config.train)
+    step = GANStep(use(generator, "triton"), use(discriminator, "triton"), config.model, config.train,
+                   savings=Savings(together=True))
     launches = record(lambda: step(torch.zeros(4, 3, 16, 16)), 80)
     assert names(launches).count("wgrad_kernel") == 3 + 3  # G's stages, and D's on real and fake together
     assert all(parameter.requires_grad for parameter in discriminator.parameters())
