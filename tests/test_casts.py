@@ -24,7 +24,7 @@ def weight() -> Tensor:
 
 
 def test_a_copy_for_the_length_of_a_block(weight):
-    casts = Casts([weight])
+    casts = Casts([weight], HALF)
     assert cast(weight, torch.float32) is weight and cast(weight, HALF) is not cast(weight, HALF)
     with casts.lent():
         copy = cast(weight, HALF)
@@ -37,7 +37,7 @@ def test_a_copy_for_the_length_of_a_block(weight):
 
 
 def test_copies_follow_the_weights(weight):
-    casts, still = Casts([weight]), weight.detach().clone().requires_grad_()
+    casts, still = Casts([weight], HALF), weight.detach().clone().requires_grad_()
     with casts.lent():
         copy = cast(weight, HALF)
         weight.data.add_(1)
@@ -53,7 +53,7 @@ def test_copies_follow_the_weights(weight):
 
 
 def test_lending_ends_with_an_error_too(weight):
-    outer, inner = Casts([weight]), Casts([weight])
+    outer, inner = Casts([weight], HALF), Casts([weight], HALF)
     with outer.lent():
         copy = cast(weight, HALF)
         with pytest.raises(ZeroDivisionError), inner.lent():

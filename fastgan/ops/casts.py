@@ -17,11 +17,14 @@ _lending: Casts | None = None  # no context variable: backward passes run in thr
 
 
 class Casts:
-    """Copies of some weights: each made when it is first asked for, and kept at its address for ever."""
+    """Copies in `dtype` of those of some parameters that are weights of convolutions, at addresses that never change.
 
-    def __init__(self, weights: Iterable[Tensor]) -> None:
-        self._weights = {id(weight): weight for weight in weights}
-        self._copies: dict[int, Tensor] = {}
+    dtype: None for no copies.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], dtype: torch.dtype | None) -> None:
+        self._weights = {id(one): one for one in parameters if one.dim() == 4 and dtype is not None}
+        self._copies = {key: weight.detach().to(dtype, copy=True) for key, weight in self._weights.items()}
 
     @contextmanager
     def lent(self) -> Iterator[None]:
@@ -42,13 +45,13 @@ class Casts:
             torch._foreach_copy_([self._copies[id(weight)] for weight in known], known)
 
     def take(self, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """The copy of one of the weights, None for a tensor that is none of them."""
-        if id(weight) not in self._weights:
-            return None
+        """The copy of one of the weights; None for a tensor that is none of them, or in another dtype."""
         copy = self._copies.get(id(weight))
-        if copy is None or copy.dtype != dtype:
-            copy = self._copies[id(weight)] = weight.detach().to(dtype, copy=True)
-        return copy
+        return None if copy is None or copy.dtype != dtype else copy
+
+    def tensors(self) -> list[Tensor]:
+        """The copies."""
+        return list(self._copies.values())
 
 
 def cast(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -91,12 +91,13 @@ class GANStep:
                                           for params in (self.params_g, self.params_d))
         if train.sync_bn and part.of > 1:
             _check_stages(generator, discriminator)
-        self.casts = Casts([*self.params_g, *self.params_d])
         self.ema = EMA(generator, train.ema, foreach=savings.foreach_ema) if train.ema else None
         self.device = self.params_g[0].device
         self.precision = choose(precision, self.device) if precision == "auto" else precision
         self.scale = LossScale(precision == "fp16", self.device)
         self.impl = next((module.impl for module in discriminator.modules() if isinstance(module, Chain)), "auto")
+        self.casts = Casts([*self.params_g, *self.params_d],
+                           None if self.impl == "reference" else HALF.get(self.precision))
         self._divisible = is_divisible(discriminator)
         # asked for before every replay, so not by a walk through all modules
         self._places: list[tuple[dict[str, Any], str]] = [
@@ -348,6 +349,7 @@ class GANStep:
         """Every tensor that a step changes and a later one reads, but for the random state: always the same tensors."""
         return [*(places[key] for places, key in self._places), *self.adam_g.tensors(), *self.adam_d.tensors(),
                 *self.scale.tensors(), *([] if self.ema is None else self.ema.tensors()), self.t, self.halted,
+                *self.casts.tensors(),
                 *(tensor for held in self._held.values() for tensor in held.tensors()), self.ring.rows]
 
     def state_dict(self) -> dict[str, Any]:
