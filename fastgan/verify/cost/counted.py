@@ -102,7 +102,7 @@ def ours_step(what: Experiment, impl: str) -> Prepared:
     batch = _batch(what)
     step.allocate(*batch)
     parameters = _named(generator, discriminator)
-    if impl == "triton" and step.precision in HALF:  # made in the first step, and this is a later one
+    if impl == "triton" and step.precision in HALF:  # what is read from them is read for their layers
         copies = {f"{name}, cast": step.casts.take(parameter, HALF[step.precision])
                   for name, parameter in parameters.items() if parameter.dim() == 4}
         parameters |= {name: copy for name, copy in copies.items() if copy is not None}
