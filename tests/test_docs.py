@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from fastgan import commands, presets
+from fastgan.commands import line
 from fastgan.models import build
 from fastgan.train import runs
 
@@ -83,8 +84,8 @@ def command_lines(text: str) -> Iterator[list[str]]:
     """Of `fastgan`, in indented blocks without what columns or comments say behind them, and in running text."""
     lines = re.findall(r"^    (?:torchrun .* -m )?fastgan (.*)$", text, re.M)
     inline = re.findall(r"(?<!`)`fastgan ([a-z]+ [^`]*)`", " ".join(prose(text).split()))
-    for line in [*lines, *inline]:
-        words = shlex.split(re.split(r" {2,}|(?<=\S) #", line)[0])
+    for command in [*lines, *inline]:
+        words = shlex.split(re.split(r" {2,}|(?<=\S) #", command)[0])
         yield ["1" if word == "N" else word for word in words]
 
 
@@ -97,13 +98,13 @@ def test_command_line(name, words, monkeypatch):
     class Parsed(Exception):
         pass
 
-    parse: Callable[..., Any] = commands._parse
+    parse: Callable[..., Any] = line.parse
 
     def only_parse(*args: Any, **kwargs: Any) -> None:
         parse(*args, **kwargs)
         raise Parsed
 
-    monkeypatch.setattr(commands, "_parse", only_parse)
+    monkeypatch.setattr(line, "parse", only_parse)
     monkeypatch.setattr(runs, "read_options", lambda folder: presets.get("digits"))
     monkeypatch.setattr(runs, "newest", lambda folder: Path("runs/00000-digits"))
     with pytest.raises((Parsed, SystemExit)):  # --help exits; what does not parse is a FastganError
@@ -115,7 +116,7 @@ def test_command_lines_are_found():
 
 
 SAID = {"FastganError", "warn", "_warn", "say"}
-WITH_ENTRY = ("train/", "data/", "config.py", "commands.py", "files.py")  # for errors; every warning has one
+WITH_ENTRY = ("train/", "data/", "config.py", "commands/", "files.py")  # for errors; every warning has one
 
 
 def messages() -> Iterator[tuple[str, str]]:

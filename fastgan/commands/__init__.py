@@ -1,0 +1,21 @@
+"""The subcommands: each parses its options, calls the library, prints what came of it. torch is imported late."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastgan.commands import drawing, proof, results, speed, training
+from fastgan.config import nearest
+from fastgan.errors import FastganError
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": training.train, "resume": training.resume, "sample": drawing.sample, "interpolate": drawing.interpolate,
+    "evaluate": results.evaluate, "export": results.export, "presets": training.list_presets, "verify": proof.verify,
+    "plan": speed.plan, "bench": speed.bench, "report": results.report, "cost": speed.cost, "doctor": proof.doctor}
+
+
+def run(name: str, args: list[str]) -> int:
+    """The exit code of the subcommand called `name`."""
+    if name not in COMMANDS:
+        raise FastganError(f"unknown command {name!r}; {nearest(name, list(COMMANDS))}")
+    return COMMANDS[name](args)

@@ -1,0 +1,116 @@
+"""`sample` and `interpolate`: pictures from a trained generator."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tyro.conf import Positional
+
+from fastgan.commands import line
+from fastgan.errors import FastganError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fastgan.models.pretrained import Pretrained
+
+
+@dataclass
+class Sample:
+    """Draw a grid of images from a trained generator."""
+
+    folder: Positional[Path | None] = None
+    """a run folder, any with generator.safetensors and config.json, or a netG.pth; the newest run when not given"""
+    seeds: str = "0-63"
+    """latents by seed, such as 0,1,4-6: a seed is the same picture in every grid"""
+    label: str | None = None
+    """class name or number, for a conditional generator; each in turn when not given"""
+    columns: int | None = None
+    """images in a row"""
+    out: Path = Path("samples.png")
+    """picture to write"""
+
+
+def sample(args: list[str]) -> int:
+    from fastgan import pictures
+    from fastgan.data import to_uint8
+
+    options = line.parse(Sample, args, "sample")
+    if options.columns is not None and options.columns < 1:
+        raise FastganError(f"--columns {options.columns}: expected 1 or more")
+    source, seeds = line.load(options.folder), _parse_seeds(options.seeds)
+    images = source.draw(source.noise.from_seeds(seeds), _labels(source, options.label, len(seeds)))
+    line.writable(options.out)
+    if len(source.shape) == 1:
+        pictures.scatter(options.out, generated=images)
+    else:
+        pictures.save(pictures.grid(to_uint8(images, source.unit_range), options.columns), options.out)
+    print(f"{len(seeds)} samples: {options.out}")
+    return 0
+
+
+@dataclass
+class Interpolate:
+    """Walk from latent to latent: a strip (png) and an animation (gif)."""
+
+    folder: Positional[Path | None] = None
+    """a run folder, any with generator.safetensors and config.json, or a netG.pth; the newest run when not given"""
+    seeds: str = "0,1"
+    """two or more latents by seed, such as 0,5,7"""
+    frames: int = 10
+    """images from one latent to the next"""
+    label: str | None = None
+    """class name or number, for a conditional generator"""
+    out: Path = Path("interpolation")
+    """writes OUT.png and OUT.gif"""
+
+
+def interpolate(args: list[str]) -> int:
+    from fastgan import pictures
+    from fastgan.data import to_uint8
+
+    options = line.parse(Interpolate, args, "interpolate")
+    source, seeds = line.load(options.folder), _parse_seeds(options.seeds)
+    if len(seeds) < 2 or options.frames < 2:
+        raise FastganError(f"--seeds {options.seeds} --frames {options.frames}: expected at least 2 of each")
+    if len(source.shape) == 1:
+        raise FastganError("interpolate draws images; this generator makes points, which `fastgan sample` plots")
+    z = source.noise.walk(seeds, options.frames)
+    images = to_uint8(source.draw(z, _labels(source, options.label or "0", len(z))), source.unit_range)
+    strip, moving = options.out.with_suffix(".png"), options.out.with_suffix(".gif")
+    line.writable(strip)
+    pictures.save(pictures.grid(images, options.frames), strip)
+    pictures.animation(images, moving)
+    print(f"strip: {strip}\nanimation: {moving}")
+    return 0
+
+
+def _parse_seeds(text: str) -> list[int]:
+    """[0, 1, 4, 5, 6] of "0,1,4-6"."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last < 2**63:
+            raise FastganError(f"--seeds {text}: expected numbers and ranges such as 0,1,4-6")
+        if len(seeds) + last - first >= 10_000:
+            raise FastganError(f"--seeds {text}: expected at most 10000 of them")
+        seeds += range(first, last + 1)
+    return seeds
+
+
+def _labels(source: Pretrained, label: str | None, count: int) -> Tensor | None:
+    """The label of each sample: one for all, or each class in turn; none for an unconditional generator."""
+    import torch
+
+    classes = source.classes
+    if not classes or label is None:
+        return source.labels_in_turn(count)
+    if label in classes:
+        return torch.full((count,), classes.index(label))
+    if label.isdecimal() and int(label) < len(classes):
+        return torch.full((count,), int(label))
+    raise FastganError(f"--label {label}: expected a class, {', '.join(classes)}, or its number")

@@ -1,0 +1,60 @@
+"""What the subcommands share: options out of words, one line for what does not parse, the run that is meant."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import tyro
+
+from fastgan.errors import FastganError
+
+if TYPE_CHECKING:
+    from fastgan.models.pretrained import Pretrained
+
+Options = TypeVar("Options")
+
+
+def parse(kind: type[Options], args: list[str], command: str, default: Options | None = None) -> Options:
+    """tyro's parse, with its framed error messages brought to one line."""
+    words = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(words):
+            known = {} if default is None else {"default": default}
+            return tyro.cli(kind, args=args, prog=f"fastgan {command}", **known)  # type: ignore[call-overload]
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise
+        raise FastganError(_one_line(words.getvalue())) from None
+
+
+def _one_line(framed: str) -> str:
+    """The text of tyro's box without its frame, its title and its advice on --help."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", framed).split("For full helptext")[0]
+    lines = [line.strip("│ ") for line in text.splitlines() if not re.match(r"[╭╰]", line)]
+    return re.sub(r"\s+", " ", " ".join(line for line in lines if line.strip("─ "))).replace(" .", ".").strip()
+
+
+def value_of(flag: str, args: list[str]) -> str | None:
+    """The value that follows `flag`, in either spelling: --preset NAME, --preset=NAME."""
+    for i, word in enumerate(args):
+        if word == flag and i + 1 < len(args):
+            return args[i + 1]
+        if word.startswith(flag + "="):
+            return word.partition("=")[2]
+    return None
+
+
+def writable(path: Path, option: str = "--out") -> None:
+    if not path.parent.is_dir():
+        raise FastganError(f"{option} {path}: no such folder: {path.parent}")
+
+
+def load(folder: Path | None) -> Pretrained:
+    from fastgan.models.pretrained import Pretrained
+    from fastgan.train import runs
+
+    return Pretrained.load(runs.newest(Path("runs")) if folder is None else folder)

@@ -1,0 +1,114 @@
+"""`evaluate`, `export` and `report`: what is made of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from fastgan.commands import line
+from fastgan.errors import FastganError
+
+
+@dataclass
+class Evaluate:
+    """Measure how good a run's generator is; a table, and metrics.json in the run's folder."""
+
+    folder: Positional[Path | None] = None
+    """a run folder; the newest one in runs/ when not given"""
+    metrics: str = ""
+    """some of fid,kid,is,score, as in `fastgan train`; the run's own when not given, or score where its data has labels
+    and fid where not"""
+    images: int = 2000
+    """fakes that are measured; only measures of equally many can be compared"""
+    metrics_weights: str | None = None
+    """file with InceptionV3's weights, which fid, kid and is need"""
+    device: str = "auto"
+    """auto | cpu | cuda | cuda:N | mps"""
+
+
+def evaluate(args: list[str]) -> int:
+    options = line.parse(Evaluate, args, "evaluate")
+    from fastgan.train import evaluate as measuring
+    from fastgan.train import runs
+
+    folder = options.folder or runs.newest(Path("runs"))
+    found = measuring.evaluate(folder, options.metrics, images=options.images, weights=options.metrics_weights,
+                               device=options.device)
+    print(*measuring.lines(found), f"metrics: {folder / measuring.FILE}", sep="\n")
+    return 0
+
+
+@dataclass
+class Export:
+    """Write a trained generator as files that need no fastgan, with a model card that says how to draw from them.
+
+    The images are compared with fastgan's before anything is written.
+    """
+
+    folder: Positional[Path | None] = None
+    """a run folder, any with generator.safetensors and config.json, or a netG.pth; the newest run when not given"""
+    format: Literal["safetensors", "torch.export", "onnx", "pytorch-example"] = "safetensors"
+    """weights and config.json, which ten lines of PyTorch build again | a program for torch.export.load | onnx |
+    netG.pth and netD.pth of PyTorch's DCGAN example"""
+    out: Path | None = None
+    """folder for the files; export/FORMAT in the run folder when not given"""
+    push: str | None = None
+    """a repository of the Hugging Face Hub, such as NAME/digits, to which the files are uploaded then"""
+
+
+def export(args: list[str]) -> int:
+    options = line.parse(Export, args, "export")
+    from fastgan.models import exported
+    from fastgan.train import runs, trained
+
+    if options.push is not None:
+        exported.need("hub", "--push")
+    folder = runs.newest(Path("runs")) if options.folder is None else options.folder
+    home = folder.parent if folder.is_file() else folder
+    out = options.out or home / "export" / options.format
+    is_run = home == folder
+    files = exported.export(
+        line.load(folder), options.format, out, facts=trained.facts(folder) if is_run else None,
+        discriminator=trained.discriminator(folder) if is_run and options.format == exported.EXAMPLE else None)
+    print(*(out / name for name in files), sep="\n")
+    if options.push is not None:
+        from fastgan.models.exported import hub
+
+        print(f"pushed: {hub.push(options.push, out, files)}")
+    return 0
+
+
+@dataclass
+class Report:
+    """Draw what lies in a folder: a run, or results of `fastgan bench`. Measures nothing.
+
+    Of a run, which may still be going on: report.html with pictures over time, curves, plan, certificate and options.
+    Of results, the last run of each workload: README.md with tables, pictures, and report.html, which holds all of it.
+    """
+
+    folder: Positional[Path] = Path("bench")
+    """a run folder, or one where bench.csv lies"""
+    out: Path | None = None
+    """page of a run to write; report.html in the folder when not given"""
+
+
+def report(args: list[str]) -> int:
+    options = line.parse(Report, args, "report")
+    from fastgan.bench import report as results
+    from fastgan.report import run
+
+    if run.is_run(options.folder):
+        if options.out is not None:
+            line.writable(options.out)
+        print(run.write(options.folder, options.out))
+        return 0
+    if not (options.folder / results.results.NAME).is_file():
+        raise FastganError(f"{options.folder}: neither a run nor results lie there; expected a folder such as "
+                           "runs/00000-digits, or one in which `fastgan bench --out` has left bench.csv")
+    if options.out is not None:
+        raise FastganError(f"--out {options.out}: the pages of results go into their own folder; expected no --out")
+    print(*results.write(options.folder), sep="\n")
+    return 0

@@ -1,0 +1,141 @@
+"""`train`, `resume` and the presets that they begin with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from fastgan import presets
+from fastgan.commands import line
+from fastgan.config import Config
+from fastgan.errors import FastganError
+
+if TYPE_CHECKING:
+    from fastgan.train import Trainer
+
+
+@dataclass
+class Train:
+    """Train a GAN in a new run folder. The defaults below are those of the chosen preset."""
+
+    config: OmitArgPrefixes[Config]
+    preset: str = "digits"
+    """ready-made experiment; `fastgan presets` lists them"""
+    dry_run: Annotated[bool, arg(aliases=["-n"])] = False
+    """print what would run, facts of the data and the memory it needs, and stop"""
+
+
+def train(args: list[str]) -> int:
+    name = line.value_of("--preset", args) or "digits"
+    chosen = presets.get(name)
+    options = line.parse(Train, args, "train", Train(chosen, name))
+    config = _given_wins(options.config, chosen)
+    if options.dry_run:
+        return _dry_run(config)
+    from fastgan.train import Trainer
+
+    return _fit(lambda: Trainer.launched(config), config)
+
+
+@dataclass
+class Resume:
+    """Go on with a run where its newest readable checkpoint left it; options may only prolong or relocate it."""
+
+    config: OmitArgPrefixes[Config]
+    folder: Positional[Path] = Path()
+    """a run folder; the newest one in runs/ when not given"""
+
+
+def resume(args: list[str]) -> int:
+    from fastgan.train import Trainer, runs
+
+    given = args and not args[0].startswith("-")
+    asked_for_help = any(word in args for word in ("-h", "--help"))
+    folder = Path(args[0]) if given else Path() if asked_for_help else runs.newest(Path("runs"))
+    before = Config() if asked_for_help and not given else runs.read_options(folder)
+    options = line.parse(Resume, args, "resume", Resume(before, folder))
+    config = _given_wins(options.config, before)
+    return _fit(lambda: Trainer.resume(folder, config), config)
+
+
+@dataclass
+class Presets:
+    """List the presets, or explain one."""
+
+    name: Positional[str | None] = None
+    """a preset to explain"""
+
+
+def list_presets(args: list[str]) -> int:
+    name = line.parse(Presets, args, "presets").name
+    if name is None:
+        for key, function in presets.PRESETS.items():
+            print(f"{key:20}{(function.__doc__ or '').splitlines()[0]}")
+        return 0
+    values, usual = presets.get(name).flat(), Config().flat()
+    print((presets.PRESETS[name].__doc__ or "").replace("\n    ", "\n"))
+    print("Options that differ from the defaults:")
+    print("\n".join(f"  {key} = {value}" for key, value in values.items() if value != usual[key] and key != "preset"))
+    return 0
+
+
+def _given_wins(given: Config, base: Config) -> Config:
+    """Let --epochs and --lr win over the finer `steps`, `lr_g`, `lr_d` that only the base has set."""
+    changed = {key for key, value in given.flat().items() if value != base.flat()[key]}
+    forget = {"steps": "epochs", "lr_g": "lr", "lr_d": "lr"}
+    return given.replace(**{fine: None for fine, coarse in forget.items() if coarse in changed and fine not in changed})
+
+
+def _fit(make: Callable[[], Trainer], config: Config) -> int:
+    from fastgan.train import distributed
+
+    try:
+        with distributed.group() as world:
+            trainer = make()
+            folder = trainer.fit()
+    except (MemoryError, RuntimeError) as error:
+        from fastgan.verify.cost import shortage
+
+        if not shortage.is_one(error):
+            raise
+        raise FastganError(shortage.words(config)) from error
+    if not world.first:
+        return 128 + trainer.stopped_by if trainer.stopped_by is not None else 0
+    where = [("pictures", f"fakes{trainer.step.steps:06d}.png"), ("loss curves", "losses.png"),
+             ("checkpoint", f"checkpoints/step{trainer.step.steps:06d}.pt"), ("generator", "generator.safetensors")]
+    print("\n".join(f"{what + ':':13}{folder / name}" for what, name in where))
+    if trainer.stopped_by is not None:
+        print(f"stopped by {trainer.stopped_by.name}; to go on: fastgan resume {folder}")
+        return 128 + trainer.stopped_by
+    return 0
+
+
+def _dry_run(config: Config) -> int:
+    """What would run; nothing is written."""
+    from fastgan.data import Loader, open_dataset
+    from fastgan.train.host import pick_device
+    from fastgan.train.loop import length, open_metrics
+    from fastgan.train.precision import choose
+    from fastgan.verify.cost.counted import Experiment
+    from fastgan.verify.cost.memory import estimate
+
+    device = pick_device(config.validate().run.device)
+    precision = choose(config.run.precision, device)
+    dataset = open_dataset(config.data, config.run.seed)
+    open_metrics(config, dataset, device)
+    per_epoch = Loader(dataset, config.data, config.run.seed).steps_per_epoch
+    classes = len(dataset.classes) if config.data.cond else 0
+    need = estimate(Experiment(config, config.data.batch, precision, dataset.shape, classes))
+    facts = {"data": dataset.summary(), "device": str(device), "precision": precision,
+             "steps": f"{length(config, per_epoch)} ({per_epoch} an epoch)",
+             "parameters": f"generator {need['generator']:,}, discriminator {need['discriminator']:,}",
+             "memory (model)": f"{need['peak'] / 2**20:,.0f} MB at the peak of a step, {need['state'] / 2**20:,.0f} of "
+                               "them weights, gradients and Adam"}
+    print(json.dumps(config.flat(), indent=2))
+    print("\n".join(f"{what + ':':17}{fact}" for what, fact in facts.items()))
+    return 0
