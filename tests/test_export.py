@@ -146,6 +146,15 @@ def test_the_card_names_a_folder_of_images_without_its_path(tmp_path):
     assert "| source | folder:cats |" in card and "jane" not in card
 
 
+def test_a_run_that_was_stopped_before_its_first_step(run, capsys):
+    """Its options say nothing yet of what was found out."""
+    options = json.loads((run / "training_options.json").read_text())
+    (run / "training_options.json").write_text(json.dumps({"config": options["config"]}))
+    assert cli.main(["export", str(run)]) == 0
+    card = (run / "export" / "safetensors" / "README.md").read_text()
+    assert "| data | unknown |" in card and "| steps | 2 of unknown, 16 images each |" in card
+
+
 def test_the_examples_networks_take_what_is_written(run, capsys):
     assert cli.main(["export", "--format", "pytorch-example", "--out", "given"]) == 0
     netG, netD = networks(nz=8, ngf=4, ndf=4)

@@ -433,6 +433,16 @@ def test_what_cannot_be_evaluated(tiny, capsys, args, message):
     assert not (folder / "metrics.json").exists()
 
 
+def test_evaluate_against_other_data(tiny, quick, capsys, tmp_path):
+    folder = Trainer(tiny(source=few_images(tmp_path / "images", 2, 130), channels=1, steps=1)).fit()
+    few_images(tmp_path / "images", 2, 140)
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(folder), "--metrics", "score", "--images", "100"]) == 0
+    assert f"images has changed since {folder} was trained on it; measured against" in capsys.readouterr().err
+    assert cli.main(["evaluate", str(Trainer(tiny(steps=1)).fit()), "--images", "100"]) == 0
+    assert "has changed" not in capsys.readouterr().err
+
+
 def test_evaluate_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["evaluate"]) == 2 and "no run in runs" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from fastgan.errors import FastganError
 from fastgan.files import replacing
 from fastgan.models.pretrained import Pretrained
 from fastgan.train import runs
-from fastgan.train.host import pick_device
+from fastgan.train.host import pick_device, say
 from fastgan.train.loop import open_metrics
 
 FILE = "metrics.json"
@@ -39,6 +39,8 @@ def evaluate(folder: Path, metrics: str = "", *, images: int = 2000, weights: st
         raise FastganError(f"--images {images}: expected 100 or more; of fewer, no measure says anything")
     config, source, place = runs.read_options(folder), Pretrained.load(folder), pick_device(device)
     dataset = open_dataset(config.data, config.run.seed)
+    if runs.read_resolved(folder).get("fingerprint", dataset.fingerprint) != dataset.fingerprint:
+        say(f"{dataset.name} has changed since {folder} was trained on it; measured against the images as they are now")
     metrics = metrics or config.run.metrics or ("score" if dataset.labels is not None else "fid")
     config = config.replace(metrics=metrics, metrics_images=images,
                             metrics_weights=weights or config.run.metrics_weights).validate()

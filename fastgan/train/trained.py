@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ def facts(folder: Path) -> dict[str, Any]:
     if not (folder / runs.OPTIONS).is_file():
         return {}
     config = runs.read_options(folder).flat()  # with the defaults of options that are younger than the run
-    resolved = json.loads((folder / runs.OPTIONS).read_text())["resolved"]
-    return {"config": config, "resolved": resolved, "steps": checkpoint.newest_step(folder / "checkpoints")}
+    return {"config": config, "resolved": runs.read_resolved(folder),
+            "steps": checkpoint.newest_step(folder / "checkpoints")}
 
 
 def discriminator(folder: Path) -> dict[str, Tensor] | None:

@@ -93,11 +93,12 @@ def _command(source: Pretrained, files: list[str]) -> list[str]:
 
 def _trained(config: Config, facts: dict[str, Any]) -> list[str]:
     """Tables of what is known of the run, and of all its options but paths."""
-    found = facts["resolved"]
-    rows = {"data": found["data"], "steps": f"{facts['steps']} of {found['steps']}, {config.data.batch} images each",
+    found = facts["resolved"]  # {} in a run that was stopped before its first step
+    rows = {"data": found.get("data", "unknown"),
+            "steps": f"{facts['steps']} of {found.get('steps', 'unknown')}, {config.data.batch} images each",
             "weights": f"their moving average, decay {config.train.ema}" if config.train.ema else "of the last step",
-            **{f"parameters of the {part}": f"{count:,}" for part, count in found["parameters"].items()},
-            **{f"version of {what}": version for what, version in found["versions"].items()}}
+            **{f"parameters of the {part}": f"{count:,}" for part, count in found.get("parameters", {}).items()},
+            **{f"version of {what}": version for what, version in found.get("versions", {}).items()}}
     options = {key: value for key, value in config.flat().items() if key not in _PRIVATE}
     kind, _, path = config.data.source.partition(":")
     options["source"] = f"{kind}:{Path(path).name}" if path else kind
