@@ -124,6 +124,11 @@ def test_error_on_rank_0_is_raised_by_all(found):
     assert [each["rank 0 fails"] for each in found] == ["no room", "no room"]
 
 
+def test_no_thread_of_the_group_is_left(found):
+    """One that wants the interpreter while that ends aborts a process that had done all its work."""
+    assert [each["threads left"] for each in found] == [[], []]
+
+
 def test_killed_worker_is_started_again_and_the_run_goes_on(tmp_path):
     options = {"preset": "digits", "image-size": 16, "ngf": 4, "ndf": 4, "nz": 8, "batch": 16, "steps": 7, "snap": 2,
                "log-every": 1, "device": "cpu", "plan": "default", "grid": 4}

@@ -64,6 +64,7 @@ class Average:
             raise RuntimeError("a parameter has no gradient: the loss does not depend on all of them")
         for work in self._works:
             work.wait()
+        self._works = []  # which keep the group's connections
         return [self._place[p][1] for p in self.params], list(means.unbind())
 
     def _take(self, parameter: Tensor) -> None:

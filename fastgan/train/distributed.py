@@ -10,6 +10,7 @@ A process that fails says so to the others before it ends, so that nobody waits 
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -93,6 +94,9 @@ def _join() -> None:
     global _store
     if not dist.is_available():
         raise FastganError("this PyTorch was built without torch.distributed; expected one with it, or one process")
+    # Its functions take the group there is when it is imported as a default argument. Imported later, by torch._dynamo,
+    # it would keep this group and its threads for good, and one that still wants the interpreter aborts the process.
+    importlib.import_module("torch.distributed.nn")
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
