@@ -149,7 +149,7 @@ def _check(folder: Path, before: int) -> int:
 
 def _check_end(folder: Path, right: dict[str, Any]) -> None:
     state = checkpoint.read_newest(folder / "checkpoints")[0]
-    if not _same(state, right):
+    if not same(state, right):
         raise Lost(f"the last checkpoint in {folder} is not that of a run which nobody killed")
     steps = [record["step"] for record in read_stats(folder / "stats.jsonl")]
     if steps != list(range(1, STEPS + 1)):
@@ -159,14 +159,14 @@ def _check_end(folder: Path, right: dict[str, Any]) -> None:
         raise Lost(f"left behind: {', '.join(map(str, left))}")
 
 
-def _same(one: Any, other: Any) -> bool:
+def same(one: Any, other: Any) -> bool:
     """Equal to the last bit, through dictionaries and lists."""
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(_same, one, other))
+        return len(one) == len(other) and all(map(same, one, other))
     return bool(one == other)
 
 

@@ -81,7 +81,7 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_again(tiny, capsys):
     torch.manual_seed(99)
     folder = Trainer.resume(stopped.folder).fit()
     assert "stopped before its first one, and begins again" in capsys.readouterr().err
-    assert kills._same(newest(folder), newest(whole))
+    assert kills.same(newest(folder), newest(whole))
 
 
 def test_what_a_kill_left_half_written_is_removed(tiny):
@@ -163,7 +163,7 @@ def test_files_that_cannot_grow(tiny, size):
     with files_up_to(size), pytest.raises(FastganError, match=r"^cannot write .*: File too large$"):
         trainer.fit()
     assert not list(folder.rglob("*.tmp"))
-    assert kills._same(newest(Trainer.resume(folder, tiny(steps=6)).fit()), newest(whole))
+    assert kills.same(newest(Trainer.resume(folder, tiny(steps=6)).fit()), newest(whole))
 
 
 @posix

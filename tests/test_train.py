@@ -23,6 +23,7 @@ from fastgan.train import Trainer, checkpoint
 from fastgan.train.log import TAGS, RunLog
 from fastgan.verify.cost.counted import Experiment
 from fastgan.verify.cost.memory import estimate
+from proofs.kills import same
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "digits": {},
@@ -34,17 +35,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "epsilon-hat": {"preset": "tf-dcgan-mnist", "holdout": 0},
     "gaussian": {"preset": "d2l-gan-gaussian", "source": "gaussian"},
 }
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equal to the last bit, through nested dictionaries and lists."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 def final_state(folder: Path) -> dict[str, Any]:
