@@ -162,17 +162,25 @@ def test_signal_before_the_first_step(tiny, monkeypatch):
     assert same(final_state(folder), final_state(Trainer(config).fit()))
 
 
-@pytest.mark.skipif(os.name != "posix", reason="sends SIGTERM to a process")
-def test_sigterm_to_a_process(tiny, tmp_path):
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGTERM to processes")
+@pytest.mark.parametrize("kind", ["memory", "streamed"])
+def test_sigterm_to_a_process_group(tmp_path, kind):
+    """As torchrun, schedulers and service managers send it: to the workers too, where data are streamed."""
     command = [sys.executable, "-m", "fastgan", "train", "--image-size", "16", "--ngf", "4", "--steps", "100000",
-               "--log-every", "1", "--no-tensorboard", "--outdir", str(tmp_path / "runs")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+               "--log-every", "1", "--no-tensorboard", "--plan", "default", "--outdir", str(tmp_path / "runs")]
+    if kind == "streamed":
+        for number in range(16):
+            Image.new("L", (16, 16), number).save(tmp_path / f"{number}.png")
+        command += ["--data", f"folder:{tmp_path}", "--cache-gb", "1e-9", "--workers", "2", "--batch", "8"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          start_new_session=True) as process:
         stats, deadline = tmp_path / "runs" / "00000-digits" / "stats.jsonl", time.monotonic() + 120
         while not (stats.exists() and stats.read_text()) and time.monotonic() < deadline:
             time.sleep(0.1)
-        process.terminate()
-        out, _ = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM
+        os.killpg(process.pid, signal.SIGTERM)
+        out, told = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, told
+    assert told.count("SIGTERM: saving after this step") == 1 and "Traceback" not in told
     assert "to go on: fastgan resume" in out
     checkpoint.read_newest(stats.parent / "checkpoints")
 

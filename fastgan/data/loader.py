@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
 from collections.abc import Iterator
 from typing import TypedDict
@@ -85,6 +86,7 @@ class Loader:
             sampler=self._order.walk(self._position),
             batch_size=None,  # each index of the sampler is already a whole batch
             num_workers=self.config.workers,
+            worker_init_fn=_leave_signals,
             generator=torch.Generator(),  # else DataLoader would draw its workers' seed from the global generator
         ))
 
@@ -95,3 +97,10 @@ class Loader:
             if (path, reason) not in self.dataset.skipped:
                 self.dataset.skipped.append((path, reason))
                 warnings.warn(f"{path}: {reason}; the next readable image takes its place", stacklevel=4)
+
+
+def _leave_signals(_: int) -> None:
+    """In a worker: what tells a whole process group to stop is the trainer's to answer, which needs one more batch and
+    ends its workers then; they end by themselves where it is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
