@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,12 +63,24 @@ def experiment(outdir: Path, **values: Any) -> Config:
     return presets.get("digits", **{**small, **values})
 
 
-def refused(**values: Any) -> str:
+def refused(resumed: Path | None = None, **values: Any) -> str:
+    config = experiment(Path("refused"), **values)
     try:
-        Trainer(experiment(Path("refused"), **values))
+        Trainer(config) if resumed is None else Trainer.resume(resumed, config)
     except FastganError as error:
         return str(error)
     return ""
+
+
+def unlike(folder: Path, rank: int) -> dict[str, str]:
+    """What is said to processes of which each was given something else."""
+    data = {}
+    for kind, count, grey in (("other images", 64, rank), ("more images", 64 + rank, 0)):
+        images = np.full((count, 16, 16), grey, np.uint8)
+        np.savez(folder / f"{kind}{rank}.npz", images=images)
+        data[kind] = refused(source=f"npz:{folder}/{kind}{rank}.npz")
+    return {**data, "options": refused(batch=64 >> rank, lr=0.5), "resumed": refused(
+        folder / "one" / "00000-digits", snap=3 + rank)}
 
 
 def seen(config: Config) -> list[Tensor]:
@@ -120,6 +133,7 @@ def scenarios(folder: Path) -> None:
         found["folder"] = str(Trainer(experiment(folder / "two", steps=3)).fit())
         found["resumed"] = str(Trainer.resume(folder / "one" / "00000-digits", experiment(folder / "one")).fit())
         found["steps when stopped"] = stopped(folder / "stopped")
+        found["unlike"] = unlike(folder, world.rank)
         found["finite"] = broken()
         found["rank 0 fails"] = failing()
     found["threads left"] = sorted(name for path in Path("/proc/self/task").glob("*/comm")

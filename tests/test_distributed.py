@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,18 @@ def test_normalisations_outside_of_stages():
 
 def test_stop_of_one_process_stops_all_after_the_same_step(found):
     assert 3 <= found[0]["steps when stopped"] == found[1]["steps when stopped"] <= 5
+
+
+@pytest.mark.parametrize(("kind", "other"), [
+    ("other images", r"data 64 images of fingerprint \w{12} instead of 64 images of fingerprint \w{12}"),
+    ("more images", r"data 65 images of fingerprint \w{12} instead of 64 images of fingerprint \w{12}"),
+    ("options", "--batch 32 instead of 64"), ("resumed", "--snap 4 instead of 3"),
+])
+def test_processes_with_other_data_or_options_are_refused(found, kind, other):
+    said = [each["unlike"][kind] for each in found]
+    assert said[0] == said[1]
+    assert re.fullmatch(f"process 1 of 2 has other options or data than process 0: {other}; "
+                        "expected the same everywhere", said[0])
 
 
 def test_nan_of_one_process_stops_all(found):

@@ -200,6 +200,17 @@ def everyones(mine: Result) -> list[Result]:
     return found
 
 
+def compare(mine: dict[str, Any]) -> None:
+    """`FastganError`, raised by all, that names the first process to which something else was given than to rank 0."""
+    first, *others = everyones(mine)
+    for rank, theirs in enumerate(others, 1):
+        other = [f"{key} {theirs.get(key)} instead of {value}" for key, value in first.items()
+                 if theirs.get(key) != value]
+        if other:
+            raise FastganError(f"process {rank} of {world().size} has other options or data than process 0: "
+                               f"{', '.join(other)}; expected the same everywhere")
+
+
 def same(tensors: Iterable[Tensor]) -> None:
     """Make these tensors what they are on rank 0, in place."""
     if world().size > 1:

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastgan import __version__, pictures
-from fastgan.config import Config
+from fastgan.config import Config, option
 from fastgan.data import Dataset, Loader, make_feed, open_dataset, to_uint8
 from fastgan.data.part import Part
 from fastgan.errors import FastganError, first_line
@@ -44,6 +44,10 @@ from fastgan.train.log import RunLog
 from fastgan.train.precision import choose
 from fastgan.train.step import GANStep
 
+# what may differ between processes on several machines: devices, and where files lie
+MACHINES_OWN = {"device", "gpu_data_gb", "source", "data_root", "workers", "outdir", "plan", "net_g", "net_d",
+                "metrics_weights"}
+
 
 class Trainer:
     """`Trainer(config).fit()` trains in a new run folder; `Trainer.resume(folder).fit()` goes on in an old one.
@@ -65,6 +69,8 @@ class Trainer:
                                "auto or off")
         torch.manual_seed(config.run.seed)
         self.dataset = distributed.local_first(lambda: open_dataset(config.data, config.run.seed))
+        if part.of > 1:
+            distributed.compare(_in_common(config, self.dataset, precision))
         if config.data.cond and self.dataset.labels is None:
             raise FastganError(f"--cond: {self.dataset.name} has no labels; expected class subfolders or labelled data")
         self.classes = self.dataset.classes if config.data.cond else []
@@ -378,6 +384,13 @@ def _locked(folder: Path) -> Lock:
     held: list[Lock] = []
     distributed.agree(lambda: held.append(Lock(folder)))
     return held[0] if held else Lock(folder, another=True)
+
+
+def _in_common(config: Config, dataset: Dataset, precision: str) -> dict[str, Any]:
+    """What must be the same in all processes, by the words of the command line."""
+    values = {option(key): value for key, value in config.flat().items() if key not in MACHINES_OWN}
+    return {"fastgan": __version__, "torch": torch.__version__, **values, "--precision": precision,
+            "data": f"{len(dataset)} images of fingerprint {dataset.fingerprint[:12]}"}
 
 
 def _check_parts(config: Config, processes: int) -> None:
