@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ import fastgan
 from fastgan import cli
 from fastgan.config import DataConfig
 from fastgan.data import open_dataset
+from fastgan.data.loader import lost_worker
 from fastgan.errors import FastganError
 from fastgan.models.pretrained import Pretrained
 from fastgan.train import Trainer, checkpoint, lock, runs
@@ -196,6 +198,44 @@ def test_a_disk_that_is_really_full(tiny, small_disk):
     for path in checkpoint.newest_first(folder / "checkpoints")[1:]:
         path.unlink()
     assert newest(Trainer.resume(folder, config.replace(keep=1, steps=left + 1)).fit())["step"]["steps"] == left + 1
+
+
+def streamed(folder: Path, **values: Any) -> dict[str, Any]:
+    """Options for 8 images in `folder` that two processes decode."""
+    folder.mkdir()
+    for number in range(8):
+        Image.new("L", (16, 16), number).save(folder / f"{number}.png")
+    return {"source": f"folder:{folder}", "cache_gb": 1e-9, "workers": 2, "batch": 4, "snap": 100, **values}
+
+
+@posix
+def test_a_worker_is_killed(tiny, tmp_path):
+    trainer = Trainer(tiny(**streamed(tmp_path / "images", steps=100_000)))
+    fetch = trainer.feed.fetch
+
+    def kill_one() -> Any:
+        if trainer.step.steps == 3:
+            workers = multiprocessing.active_children()
+            assert len(workers) == 2
+            os.kill(workers[0].pid, signal.SIGKILL)
+        return fetch()
+
+    trainer.feed.fetch = kill_one  # type: ignore[method-assign]
+    with pytest.raises(FastganError, match=r"^process \d+, which decodes images, was ended by signal Killed; .*"
+                                           rf"to go on: fastgan resume {trainer.folder}$"):
+        trainer.fit()
+
+
+@pytest.mark.parametrize(("error", "words"), [
+    (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that"),
+     "process 7, which decodes images, was ended by signal Bus error"),
+    (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"),
+     "process 7, 8, which decodes images, was ended"),
+    (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "a process that decodes images was ended"),
+    (RuntimeError("CUDA out of memory"), None), (BrokenPipeError(errno.EPIPE, "Broken pipe"), None),
+], ids=["shared memory", "seen late", "amid a batch", "other error", "other connection"])
+def test_words_for_a_lost_worker(error, words):
+    assert lost_worker(error) == words
 
 
 def test_a_line_of_which_the_disk_takes_half(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import warnings
 from collections.abc import Iterator
@@ -97,6 +98,20 @@ class Loader:
             if (path, reason) not in self.dataset.skipped:
                 self.dataset.skipped.append((path, reason))
                 warnings.warn(f"{path}: {reason}; the next readable image takes its place", stacklevel=4)
+
+
+def lost_worker(error: Exception) -> str | None:
+    """Words for the end of a worker process that was killed; None for other errors.
+
+    PyTorch raises it by a signal's handler, in whichever line the program then is; where it was just fetching a batch,
+    the connection breaks first.
+    """
+    found = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([^.]*))?", str(error))
+    if found is not None:
+        return f"process {found[1]}, which decodes images, was ended{f' by signal {found[2]}' if found[2] else ''}"
+    if isinstance(error, ConnectionResetError | EOFError):
+        return "a process that decodes images was ended"
+    return None
 
 
 def _leave_signals(_: int) -> None:

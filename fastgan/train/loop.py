@@ -23,6 +23,7 @@ from tqdm import tqdm
 from fastgan import __version__, pictures
 from fastgan.config import Config, option
 from fastgan.data import Dataset, Loader, make_feed, open_dataset, to_uint8
+from fastgan.data.loader import lost_worker
 from fastgan.data.part import Part
 from fastgan.errors import FastganError, first_line
 from fastgan.files import reason, remove_leftovers
@@ -169,7 +170,13 @@ class Trainer:
             distributed.same(self.step.state())
             with use_plan(self.plan):
                 self._fit()
-        except OSError as error:
+        except (RuntimeError, EOFError, OSError) as error:
+            lost = lost_worker(error)
+            if lost is not None:
+                raise FastganError(f"{lost}; expected enough memory, in /dev/shm too, or fewer --workers; to go on: "
+                                   f"fastgan resume {self.folder}") from error
+            if not isinstance(error, OSError):
+                raise
             raise FastganError(f"cannot write to {self.folder}: {reason(error)}") from error
         finally:
             self.feed.close()
