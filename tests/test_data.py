@@ -7,6 +7,8 @@ import itertools
 import math
 import multiprocessing
 import struct
+import subprocess
+import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -633,6 +635,15 @@ def test_close_ends_the_workers(tmp_path):
     loader.load_state_dict({"epoch": 0, "cursor": 0})
     assert torch.equal(loader.next_batch()[0], first)
     loader.close()
+
+
+def test_a_program_ends_whose_loader_is_still_open(tmp_path):
+    """At its exit Python ends the workers by SIGTERM, and waits for them."""
+    write_images(tmp_path, 5)
+    program = ("from fastgan.config import DataConfig\nfrom fastgan.data import Loader, open_dataset\n"
+               f"config = DataConfig(source='folder:{tmp_path}', image_size='8', batch=2, cache_gb=1e-9)\n"
+               "loader = Loader(open_dataset(config), config, 0)\nloader.next_batch()\n")
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 def test_batch_larger_than_the_data():

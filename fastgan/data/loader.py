@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import TypedDict
@@ -115,7 +117,18 @@ def lost_worker(error: Exception) -> str | None:
 
 
 def _leave_signals(_: int) -> None:
-    """In a worker: what tells a whole process group to stop is the trainer's to answer, which needs one more batch and
-    ends its workers then; they end by themselves where it is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """In a worker: what tells a whole process group to stop is the trainer's to answer, which needs one more batch.
+
+    SIGTERM from the trainer itself must end it, as at the trainer's exit PyTorch and Python wait for workers. Where a
+    system cannot tell who sent it (macOS, Windows) it ends the worker whoever that was.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_by_parent, daemon=True).start()
+
+
+def _end_by_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
