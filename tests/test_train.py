@@ -353,5 +353,14 @@ def test_full_disk_while_logging(tiny, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("fastgan.train.log.RunLog.write", full)
-    with pytest.raises(FastganError, match=r"cannot write to .*the disk is full"):
+    with pytest.raises(FastganError, match=rf"^cannot read or write {trainer.folder}: the disk is full"):
         trainer.fit()
+
+
+def test_a_file_that_cannot_be_read_is_named(tiny, monkeypatch):
+    def unreadable(self: Any, record: Any) -> None:
+        raise PermissionError(13, "Permission denied", "weights.pt")
+
+    monkeypatch.setattr("fastgan.train.log.RunLog.write", unreadable)
+    with pytest.raises(FastganError, match=r"^cannot read or write weights\.pt: Permission denied$"):
+        Trainer(tiny()).fit()

@@ -18,6 +18,7 @@ CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 Failures = list[tuple[str, str]]  # (path, reason)
+Decoded = tuple[Tensor, Tensor, Failures]
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,18 @@ class ImageFiles(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor, Failures]:
+    def __getitem__(self, indices: list[int]) -> Decoded | FastganError:
+        """As `decode`, whose error is returned: raised in a worker, it would come with that one's traceback."""
+        try:
+            return self.decode(indices)
+        except FastganError as error:
+            return error
+
+    def decode(self, indices: list[int]) -> Decoded:
         """A batch uint8 (B, C, H, W), the int64 (B,) indices it really came from, and the failures on the way.
 
-        An unreadable image is replaced by the next readable one, the first following the last.
+        An unreadable image is replaced by the next readable one, the first following the last; `FastganError` where
+        there is none.
         """
         images, chosen = [], []
         failures: Failures = []

@@ -68,7 +68,7 @@ def open_files(paths: list[Path], root: Path, name: str, labelling: Labelling, c
     if len(paths) * math.prod(decoder.shape) <= config.cache_gb * 1e9:
         return _decode_into_memory(paths, decoder, name, labelling, config.strict)
     files = ImageFiles(paths, decoder)
-    *_, failures = files[[0]]  # when nothing is readable, say so now and in this process
+    *_, failures = files.decode([0])  # when nothing is readable, say so now and in this process
     if config.strict and failures:
         raise unusable(*failures[0])
     labels, classes = labelling

@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader
 
 from fastgan.config import DataConfig
 from fastgan.data.dataset import Dataset, MemoryDataset, StreamedDataset
-from fastgan.data.decode import Failures, unusable
+from fastgan.data.decode import Decoded, Failures, unusable
 from fastgan.data.order import Order, Position
 from fastgan.data.part import WHOLE, Part
+from fastgan.errors import FastganError
 
 
 class LoaderState(TypedDict):
@@ -41,7 +42,7 @@ class Loader:
         self._order = Order(len(dataset), config.batch, config.last_batch, seed, part)
         self._position = Position(0, 0)
         self._data = dataset.data if isinstance(dataset, MemoryDataset) else None
-        self._decoded: Iterator[tuple[Tensor, Tensor, Failures]] | None = None
+        self._decoded: Iterator[Decoded | FastganError] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -78,11 +79,14 @@ class Loader:
     def _next_decoded(self) -> tuple[Tensor, Tensor]:
         if self._decoded is None:
             self._decoded = self._decode_ahead()
-        images, chosen, failures = next(self._decoded)
+        decoded = next(self._decoded)
+        if isinstance(decoded, FastganError):
+            raise decoded
+        images, chosen, failures = decoded
         self._report(failures)
         return images, chosen
 
-    def _decode_ahead(self) -> Iterator[tuple[Tensor, Tensor, Failures]]:
+    def _decode_ahead(self) -> Iterator[Decoded | FastganError]:
         assert isinstance(self.dataset, StreamedDataset)
         return iter(DataLoader(
             self.dataset.files,

@@ -177,7 +177,7 @@ class Trainer:
                                    f"fastgan resume {self.folder}") from error
             if not isinstance(error, OSError):
                 raise
-            raise FastganError(f"cannot write to {self.folder}: {reason(error)}") from error
+            raise FastganError(f"cannot read or write {error.filename or self.folder}: {reason(error)}") from error
         finally:
             self.feed.close()
             if self.graphed is not None:
