@@ -86,6 +86,17 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_again(tiny, capsys):
     assert kills.same(newest(folder), newest(whole))
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_newest_checkpoint_does_not_push_out_those_that_can_be_read(tiny, capsys, keep):
+    folder = Trainer(tiny(snap=2)).fit()
+    (folder / "checkpoints" / "step000006.pt").write_bytes(b"bad")
+    Trainer.resume(folder, tiny(snap=2, steps=5, keep=keep)).fit()
+    assert "going back to step000004.pt" in capsys.readouterr().err
+    kept = [path.stem for path in checkpoint.newest_first(folder / "checkpoints")]
+    assert kept == ["step000006", "step000005", "step000004"][: keep + 1]
+    assert newest(Trainer.resume(folder, tiny(snap=2, keep=1)).fit())["step"]["steps"] == 6
+
+
 def test_what_a_kill_left_half_written_is_removed(tiny):
     folder = Trainer(tiny()).fit()
     for path in (folder / ".config.json.1.tmp", folder / "checkpoints" / ".step000009.pt.1.tmp"):

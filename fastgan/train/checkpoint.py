@@ -15,10 +15,14 @@ from fastgan.files import replacing
 
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write `step000500.pt` and remove all but the newest `keep`; `FastganError` when the disk is full."""
+    """Write `step000500.pt` and remove all but the newest `keep`; `FastganError` when the disk is full.
+
+    Newer ones, which could not be read when the run went on, neither count nor are removed.
+    """
     path = folder / f"step{step:06d}.pt"
     write(path, state)
-    for old in newest_first(folder)[keep:]:
+    done = [old for old in newest_first(folder) if _step(old) <= step]
+    for old in done[keep:]:
         old.unlink(missing_ok=True)
     return path
 
@@ -67,11 +71,14 @@ def read_newest(folder: Path) -> tuple[dict[str, Any], Path, list[str]]:
 
 def newest_step(folder: Path) -> int | None:
     """The step of the newest checkpoint, unread; None when there is none."""
-    return next((int(path.stem.removeprefix("step")) for path in newest_first(folder)), None)
+    return next(map(_step, newest_first(folder)), None)
 
 
 def newest_first(folder: Path) -> list[Path]:
     """The checkpoints in a folder, by step, as numbers: step999999 comes before step1000000."""
-    found = [(int(match[1]), path) for path in folder.glob("step*.pt")
-             if (match := re.fullmatch(r"step(\d+)\.pt", path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
+    found = [path for path in folder.glob("step*.pt") if re.fullmatch(r"step\d+\.pt", path.name)]
+    return sorted(found, key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step"))
