@@ -20,6 +20,7 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     Newer ones, which could not be read when the run went on, neither count nor are removed.
     """
     path = folder / f"step{step:06d}.pt"
+    folder.mkdir(exist_ok=True)
     write(path, state)
     done = [old for old in newest_first(folder) if _step(old) <= step]
     for old in done[keep:]:
