@@ -6,6 +6,7 @@ import gzip
 import itertools
 import math
 import multiprocessing
+import os
 import struct
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from PIL import Image
 
 from fastgan.config import DataConfig
 from fastgan.data import Loader, open_dataset, sources, to_model_range, to_uint8
+from fastgan.data.folder import find_images
 from fastgan.data.order import Order, Position
 from fastgan.data.pixels import UnusableImage, fit_images, to_channels
 from fastgan.errors import FastganError
@@ -393,6 +395,20 @@ def test_holdout_that_leaves_nothing(holdout):
 def test_arrays_beyond_this_machines_memory(monkeypatch):
     monkeypatch.setattr(sources, "physical_memory", lambda: 10**6)
     refused(DataConfig(), "--image-size 64", "digits", "0.0 GB")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need rights on Windows")
+def test_linked_class_folders(tmp_path):
+    """And links that lead back, or nowhere."""
+    write_images(tmp_path / "elsewhere", 2)
+    write_images(tmp_path / "set" / "birds", 3)
+    for name, target in (("cats", "../elsewhere"), ("birds/around", ".."), ("birds/nowhere.png", "../nothing.png")):
+        (tmp_path / "set" / name).symlink_to(target)
+    found = find_images(tmp_path / "set")
+    assert [str(path.relative_to(tmp_path / "set")) for path in found] == [
+        "birds/000.png", "birds/001.png", "birds/002.png", "cats/000.png", "cats/001.png"]
+    data = open_dataset(DataConfig(source=f"folder:{tmp_path}/set", image_size="8"))
+    assert data.classes == ["birds", "cats"] and len(data) == 5
 
 
 def test_damaged_images_are_skipped_and_named(tmp_path):

@@ -307,10 +307,12 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
 @posix
 def test_no_permission(tiny, tmp_path, nobody, capsys):
     run = Trainer(tiny()).fit().relative_to(tmp_path)
-    Path("images/one").mkdir(parents=True)
-    Image.new("L", (16, 16)).save("images/one/0.png")
+    for name in ("images/one", "some/seen", "some/hidden"):
+        Path(name).mkdir(parents=True)
+        Image.new("L", (16, 16)).save(f"{name}/0.png")
     np.savez("set.npz", images=np.zeros((2, 8, 8), np.uint8))
-    for path, mode in ((Path("images"), 0), (Path("set.npz"), 0), (run, 0o555), (Path("runs"), 0o555)):
+    for path, mode in ((Path("images"), 0), (Path("some/hidden"), 0), (Path("set.npz"), 0), (run, 0o555),
+                       (Path("runs"), 0o555)):
         path.chmod(mode)
     nobody()
     capsys.readouterr()
@@ -324,7 +326,7 @@ def test_no_permission(tiny, tmp_path, nobody, capsys):
     assert f"cannot write to {run}: Permission denied" in refused("resume", str(run), "--steps", "9")
     assert "--outdir runs: cannot make a run folder there: Permission denied" in refused("train", "--device", "cpu")
     assert "cannot write runs/x.png: Permission denied" in refused("sample", str(run), "--out", "runs/x.png")
-    for source in ("folder:images", "folder:images/one", "idx:images/one", "npz:set.npz"):
+    for source in ("folder:images", "folder:images/one", "folder:some", "idx:images/one", "npz:set.npz"):
         assert "Permission denied" in refused("train", "--data", source, "--image-size", "16")
 
 

@@ -38,15 +38,32 @@ Labelling = tuple[Tensor | None, list[str]]  # labels int64 (N,) and the names o
 
 
 def find_images(folder: Path) -> list[Path]:
-    """All image files below a folder, sorted; `FastganError` when there are none."""
+    """All image files below a folder, links followed, sorted; `FastganError` when there are none.
+
+    Raises `OSError` for a folder that may not be read.
+    """
     if not folder.is_dir():
         raise FastganError(f"folder:{folder}: {'not a folder' if folder.exists() else 'no such folder'}; "
                            "expected a folder of images")
-    next(os.scandir(folder), None)  # raises where nobody may look inside; `rglob` would find nothing there
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = sorted(_walk(folder, frozenset()))
     if not paths:
         raise FastganError(f"folder:{folder}: no images; expected files ending in {', '.join(sorted(SUFFIXES))}")
     return paths
+
+
+def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    """Images in and below a folder, through links too; `OSError` where one may not look, as images would be missing."""
+    facts = folder.stat()
+    here = (facts.st_dev, facts.st_ino)
+    if here in above:  # a link back to where it lies
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = Path(entry.path)
+            if entry.is_dir():
+                yield from _walk(path, above | {here})
+            elif path.suffix.lower() in SUFFIXES and entry.is_file():
+                yield path
 
 
 def label_by_folder(paths: list[Path], root: Path) -> Labelling:
