@@ -117,6 +117,25 @@ def test_runs_that_start_at_once_get_a_folder_each(tiny, tmp_path):
     assert sorted((tmp_path / "runs").iterdir()) == sorted(made)
 
 
+def test_the_newest_run_is_that_of_the_highest_number(tiny, tmp_path):
+    for name in ("99999-digits", "100000-digits", "00007-digits"):
+        (tmp_path / name).mkdir()
+        runs.write_options(tmp_path / name, tiny(), {})
+    assert runs.newest(tmp_path).name == "100000-digits"
+    assert runs.create(tmp_path, tiny()).name == "100001-digits"
+
+
+def test_others_files_beside_the_runs(tmp_path):
+    for name in ("99999-digits", "100000-digits"):
+        (tmp_path / name).mkdir()
+        runs.mark_launch(tmp_path / name, ["ours"])
+    (tmp_path / "zz").mkdir()
+    (tmp_path / "zz" / "launch").write_bytes(b"\xff")
+    (tmp_path / "zzz" / "launch").mkdir(parents=True)
+    assert runs.of_launch(tmp_path, []) is None and runs.of_launch(tmp_path, ["theirs"]) is None
+    assert runs.of_launch(tmp_path, ["ours"]) == tmp_path / "100000-digits"
+
+
 def test_a_folder_is_one_process_at_a_time(tiny):
     trainer = Trainer(tiny(steps=3))
     with pytest.raises(FastganError, match=rf"digits is in use by process {os.getpid()} on .*; expected one"):

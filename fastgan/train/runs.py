@@ -30,8 +30,7 @@ def create(outdir: Path, config: Config) -> Path:
     aside = outdir / f".{secrets.token_hex(4)}.tmp"
     try:
         outdir.mkdir(parents=True, exist_ok=True)
-        number = 1 + max((int(match[1]) for path in outdir.iterdir() if (match := re.match(r"(\d+)-", path.name))),
-                         default=-1)
+        number = 1 + max(map(_number, outdir.iterdir()), default=-1)
         (aside / "checkpoints").mkdir(parents=True)
         write_options(aside, config, {})
         while True:
@@ -63,18 +62,26 @@ def mark_launch(folder: Path, names: list[str]) -> None:
 
 def of_launch(outdir: Path, names: list[str]) -> Path | None:
     """The newest run that a launch of one of these names has begun in `outdir`, None where there is none."""
-    for mark in sorted(outdir.glob(f"*/{LAUNCH}"), reverse=True):
-        if not set(names).isdisjoint(mark.read_text().splitlines()):
-            return mark.parent
+    begun = [path.parent for path in outdir.glob(f"*/{LAUNCH}")] if names else []
+    for run in sorted(begun, key=_number, reverse=True):
+        with contextlib.suppress(OSError):  # of somebody else's, whatever it may be
+            if not set(names).isdisjoint((run / LAUNCH).read_text(errors="replace").splitlines()):
+                return run
     return None
 
 
 def newest(outdir: Path) -> Path:
     """The run with the highest number, or `FastganError`."""
-    runs = sorted(path.parent for path in outdir.glob(f"[0-9]*/{OPTIONS}"))  # not what a kill left half made
+    runs = [path.parent for path in outdir.glob(f"[0-9]*/{OPTIONS}")]  # not what a kill left half made
     if not runs:
         raise FastganError(f"no run in {outdir}: expected folders such as 00000-digits; give one, or train first")
-    return runs[-1]
+    return max(runs, key=_number)
+
+
+def _number(run: Path) -> int:
+    """That with which the name of a run folder begins, -1 where it is none."""
+    match = re.match(r"(\d+)-", run.name)
+    return int(match[1]) if match else -1
 
 
 def write_options(folder: Path, config: Config, resolved: dict[str, Any]) -> None:
