@@ -257,11 +257,29 @@ def test_imports_and_trains_without_triton(here):
 ], ids=["networks", "batch", "others"])
 def test_out_of_memory_says_what_would_fit(capsys, here, monkeypatch, memory, expected):
     def exhausted(self: Trainer) -> None:
+        monkeypatch.setattr("fastgan.memory.limit", lambda: memory)
         torch.empty(2**60, dtype=torch.uint8)
 
     monkeypatch.setattr(Trainer, "fit", exhausted)
-    monkeypatch.setattr("fastgan.verify.cost.shortage.physical_memory", lambda: memory)
     assert cli.main(["train", *SMALL, "--batch", "512"]) == 2
     told = capsys.readouterr().err
     assert "error: out of memory on cpu at --batch 512: by the model a step needs " in told
     assert f"expected {expected}" in told
+
+
+@pytest.mark.parametrize(("args", "place", "expected"), [
+    (["train", "--dry-run"], "fastgan.verify.cost.memory.estimate", "out of memory on cpu at --batch 16"),
+    (["evaluate"], "fastgan.metrics.Metrics.learn", "--images 2000: out of memory while they were measured"),
+], ids=["dry-run", "evaluate"])
+def test_out_of_memory_elsewhere(capsys, here, monkeypatch, args, place, expected):
+    """What `estimate` lacks, it has again where the words are made."""
+    if args[0] == "evaluate":
+        assert cli.main(["train", *SMALL, "--steps", "1"]) == 0
+    capsys.readouterr()
+
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(place, exhausted)
+    assert cli.main([*args, *(SMALL if args[0] == "train" else [])]) == 2
+    assert expected in capsys.readouterr().err

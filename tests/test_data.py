@@ -10,6 +10,7 @@ import os
 import struct
 import subprocess
 import sys
+import tracemalloc
 import warnings
 import zipfile
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fastgan import memory
 from fastgan.config import DataConfig
 from fastgan.data import Loader, open_dataset, sources, to_model_range, to_uint8
 from fastgan.data.folder import find_images
@@ -393,8 +395,59 @@ def test_holdout_that_leaves_nothing(holdout):
 
 
 def test_arrays_beyond_this_machines_memory(monkeypatch):
-    monkeypatch.setattr(sources, "physical_memory", lambda: 10**6)
+    monkeypatch.setattr(memory, "limit", lambda: 10**6)
     refused(DataConfig(), "--image-size 64", "digits", "0.0 GB")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+                         ids=["python", "torch"])
+def test_data_that_fills_the_memory(monkeypatch, error):
+    def exhausted(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(sources, "prepare", exhausted)
+    monkeypatch.setattr(memory, "limit", lambda: 5 * 2**30)
+    refused(DataConfig(), "--data digits", "out of memory while it was read, of 5,120 MB here")
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
+    monkeypatch.setattr(sources, "prepare", lambda *_: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        open_dataset(DataConfig())
+
+
+def test_an_array_is_held_once_while_it_is_read(tmp_path):
+    images = np.zeros((1000, 64, 64), np.uint8)
+    np.savez(tmp_path / "set.npz", images=images)
+    tracemalloc.start()
+    open_dataset(DataConfig(source=f"npz:{tmp_path}/set.npz"))
+    peak = tracemalloc.get_traced_memory()[1]  # without torch's memory
+    tracemalloc.stop()
+    assert images.nbytes < peak < 1.8 * images.nbytes
+
+
+@pytest.mark.parametrize(("membership", "file"), [
+    ("0::/a/b", "a/memory.max"), ("0::/", "memory.max"), ("0::/elsewhere", "memory.max"),
+    ("3:cpu:/c\n4:memory:/docker/1", "memory/docker/1/memory.limit_in_bytes"),
+    ("4:memory:/docker/1", "memory/memory.limit_in_bytes"),
+])
+def test_memory_that_a_control_group_limits(tmp_path, monkeypatch, membership, file):
+    monkeypatch.setattr(memory, "_MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(memory, "_GROUPS", tmp_path)
+    (tmp_path / "membership").write_text(f"{membership}\n")
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text("max\n")
+    assert memory.limit() > 10**7
+    (tmp_path / file).write_text("10000000\n")
+    assert memory.limit() == 10**7
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of POSIX")
+def test_memory_that_ulimit_limits(monkeypatch):
+    import resource
+
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (10**7 if kind == resource.RLIMIT_AS else 5, -1))
+    assert memory.limit() == 10**7
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links need rights on Windows")

@@ -31,12 +31,19 @@ class Evaluate:
 
 def evaluate(args: list[str]) -> int:
     options = line.parse(Evaluate, args, "evaluate")
+    from fastgan import memory
     from fastgan.train import evaluate as measuring
     from fastgan.train import runs
 
     folder = options.folder or runs.newest(Path("runs"))
-    found = measuring.evaluate(folder, options.metrics, images=options.images, weights=options.metrics_weights,
-                               device=options.device)
+    try:
+        found = measuring.evaluate(folder, options.metrics, images=options.images, weights=options.metrics_weights,
+                                   device=options.device)
+    except (MemoryError, RuntimeError) as error:
+        if not memory.ran_out(error):
+            raise
+        raise FastganError(f"--images {options.images}: out of memory while they were measured; expected fewer, or "
+                           "other programs to leave more") from error
     print(*measuring.lines(found), f"metrics: {folder / measuring.FILE}", sep="\n")
     return 0
 

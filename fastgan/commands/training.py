@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,7 +37,8 @@ def train(args: list[str]) -> int:
     options = line.parse(Train, args, "train", Train(chosen, name))
     config = _given_wins(options.config, chosen)
     if options.dry_run:
-        return _dry_run(config)
+        with _shortage_in_words(config):
+            return _dry_run(config)
     from fastgan.train import Trainer
 
     return _fit(lambda: Trainer.launched(config), config)
@@ -94,16 +96,9 @@ def _given_wins(given: Config, base: Config) -> Config:
 def _fit(make: Callable[[], Trainer], config: Config) -> int:
     from fastgan.train import distributed
 
-    try:
-        with distributed.group() as world:
-            trainer = make()
-            folder = trainer.fit()
-    except (MemoryError, RuntimeError) as error:
-        from fastgan.verify.cost import shortage
-
-        if not shortage.is_one(error):
-            raise
-        raise FastganError(shortage.words(config)) from error
+    with _shortage_in_words(config), distributed.group() as world:
+        trainer = make()
+        folder = trainer.fit()
     if not world.first:
         return 128 + trainer.stopped_by if trainer.stopped_by is not None else 0
     where = [("pictures", f"fakes{trainer.step.steps:06d}.png"), ("loss curves", "losses.png"),
@@ -113,6 +108,20 @@ def _fit(make: Callable[[], Trainer], config: Config) -> int:
         print(f"stopped by {trainer.stopped_by.name}; to go on: fastgan resume {folder}")
         return 128 + trainer.stopped_by
     return 0
+
+
+@contextmanager
+def _shortage_in_words(config: Config) -> Iterator[None]:
+    """Out of memory is a `FastganError` that names the batch which would fit."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        from fastgan import memory
+        from fastgan.verify.cost import shortage
+
+        if not memory.ran_out(error):
+            raise
+        raise FastganError(shortage.words(config)) from error
 
 
 def _dry_run(config: Config) -> int:

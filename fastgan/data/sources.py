@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastgan import memory
 from fastgan.config import DataConfig, nearest, option, parse_size
 from fastgan.data.dataset import Dataset, MemoryDataset
 from fastgan.data.folder import find_images, label_by_folder, open_files
 from fastgan.data.idx import read_idx_folder
 from fastgan.data.npz import read_npz
 from fastgan.data.pixels import UnusableImage, prepare
-from fastgan.data.untrusted import physical_memory
 from fastgan.errors import FastganError, one_line
 from fastgan.files import reason
 
@@ -40,6 +40,12 @@ def open_dataset(config: DataConfig, seed: int = 0) -> Dataset:
     except OSError as error:
         raise FastganError(f"--data {config.source}: cannot read {error.filename}: {reason(error)}; "
                            "expected files that this user may read") from error
+    except (MemoryError, RuntimeError) as error:
+        if not memory.ran_out(error):
+            raise
+        raise FastganError(f"--data {config.source}: out of memory while it was read, of {memory.limit() / 2**20:,.0f} "
+                           "MB here; expected fewer images, a smaller --image-size, or images as files, which stay on "
+                           "the disk where they are more than --cache-gb: folder:DIR") from error
 
 
 def _open(config: DataConfig, seed: int) -> Dataset:
@@ -78,7 +84,7 @@ def _open_arrays(parts: list[Part], name: str, config: DataConfig, classes: list
     shapes = {images.shape[1:] for images, _ in parts}
     if len(shapes) > 1:
         raise FastganError(f"{name}: images of {' and '.join(map(str, shapes))}; expected one shape in all parts")
-    images = torch.from_numpy(np.concatenate([images for images, _ in parts]))
+    images = torch.from_numpy(_join([images for images, _ in parts]))
     images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
     images = _after_holdout(images, config)
     channels, size = config.channels or images.shape[1], parse_size(config.image_size)
@@ -94,10 +100,15 @@ def _open_arrays(parts: list[Part], name: str, config: DataConfig, classes: list
     return MemoryDataset(name=name, data=data, labels=_after_holdout(labels, config), classes=classes)
 
 
+def _join(arrays: list[np.ndarray]) -> np.ndarray:
+    """One after the other; a single one as it is, as a copy may be more than memory holds."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
 def _join_labels(labels: list[np.ndarray | None]) -> Tensor | None:
     """int64 (N,), or None unless every part has labels."""
     known = [array for array in labels if array is not None]
-    return torch.from_numpy(np.concatenate(known).astype(np.int64)) if len(known) == len(labels) else None
+    return torch.from_numpy(_join(known).astype(np.int64)) if len(known) == len(labels) else None
 
 
 def _after_holdout(items: Items, config: DataConfig) -> Items:
@@ -109,7 +120,7 @@ def _after_holdout(items: Items, config: DataConfig) -> Items:
 
 
 def _check_memory(needed: int, config: DataConfig) -> None:
-    held = physical_memory()
+    held = memory.limit()
     if needed > held:
         raise FastganError(f"--image-size {config.image_size}: {config.source} would need {needed / 1e9:.1f} GB; "
                            f"expected at most this machine's {held / 1e9:.1f} GB, or images as files: folder:DIR")

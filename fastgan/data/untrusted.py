@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import BinaryIO
 
+from fastgan import memory
+
 PIECE = 2**20
-
-
-def physical_memory() -> int:
-    """Bytes of memory of this machine; without bound where the system does not tell."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else sys.maxsize
 
 
 def read_exactly(stream: BinaryIO, count: int) -> bytearray:
@@ -19,10 +14,10 @@ def read_exactly(stream: BinaryIO, count: int) -> bytearray:
 
     Read in pieces, and one byte further than declared: memory follows what the stream really holds, so a header that
     lies costs nothing, and a compressed stream reaches its end and verifies its checksum. Raises `ValueError` with
-    what was found when the stream holds fewer or more, and before reading when it declares more than the machine has.
+    what was found when the stream holds fewer or more, and before reading when it declares more than there is memory.
     """
-    if count > physical_memory():
-        raise ValueError(f"its header declares {count} bytes, expected at most this machine's {physical_memory()}")
+    if count > (held := memory.limit()):
+        raise ValueError(f"its header declares {count} bytes, expected at most the {held} that fit here")
     data = bytearray()
     while len(data) <= count and (piece := stream.read(min(PIECE, count + 1 - len(data)))):
         data += piece
