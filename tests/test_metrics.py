@@ -7,6 +7,7 @@ features is computed from those of a small network, beside torch-fidelity's own 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -197,6 +198,24 @@ def test_the_judge_is_kept(own_cache, monkeypatch):
     assert metrics("score").of_reals() == first, "damaged: trained again, to the same"
     metrics("score", config=presets.get("digits", image_size="16", holdout=100).data)
     assert len(list(own_cache.iterdir())) == 2, "other images have another judge"
+
+
+def test_another_folder_of_the_same_names_and_sizes_has_a_judge_of_its_own(own_cache, monkeypatch, tmp_path):
+    """Streamed: all that their fingerprint knows is equal."""
+    monkeypatch.setattr(judge, "STEPS", 5)
+    reals = open_dataset(DIGITS).data[:120].squeeze(1).numpy()  # type: ignore[attr-defined]
+    found = []
+    for name, images in (("digits", reals), ("negatives", 255 - reals)):
+        for i, pixels in enumerate(images):
+            path = tmp_path / name / f"{i % 2}" / f"{i}.png"
+            path.parent.mkdir(exist_ok=True, parents=True)
+            Image.fromarray(pixels).save(path, compress_level=0)
+            os.utime(path, (1, 1))
+        config = presets.get("digits", source=f"folder:{tmp_path / name}", image_size="16", cache_gb=1e-7,
+                             workers=0).data
+        found.append((open_dataset(config).fingerprint, metrics("score", config=config).of_reals()))
+    assert found[0][0] == found[1][0] and found[0][1] != found[1][1]
+    assert len(list(own_cache.iterdir())) == 2
 
 
 def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Iterator
 
 from torch import Tensor
@@ -11,6 +12,9 @@ from tqdm import tqdm
 
 from fastgan.config import DataConfig
 from fastgan.data import Dataset, Loader
+from fastgan.data.dataset import StreamedDataset
+
+SAMPLED = 256  # files whose content tells streamed sets apart, beside every file's time
 
 
 class Reals:
@@ -34,5 +38,16 @@ class Reals:
 
     def key(self, *more: str) -> str:
         """A name for what is found out about these images, as they are decoded, by what `more` says."""
-        facts = (self.dataset.fingerprint, str(self.dataset.shape), self._config.fit, *more)
+        facts = (self.dataset.fingerprint, _content(self.dataset), str(self.dataset.shape), self._config.fit, *more)
         return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:24]
+
+
+def _content(dataset: Dataset) -> str:
+    """What tells a streamed set from another of the same names and sizes, which is all that its fingerprint knows."""
+    if not isinstance(dataset, StreamedDataset):
+        return ""
+    paths = dataset.files.paths
+    digest = hashlib.sha256("\n".join(str(path.stat().st_mtime_ns) for path in paths).encode())
+    for path in paths[:: math.ceil(len(paths) / SAMPLED)]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
