@@ -44,6 +44,13 @@ def bench_report(tmp_path: Path) -> Path:
     return tmp_path / "report.html"
 
 
+def test_a_run_without_anything_yet(browser, tmp_path):
+    test_report.options(tmp_path)
+    browser.open(write(tmp_path), 360)
+    assert browser.complaints == []
+    assert "No pictures of fakes yet." in browser.ask("document.querySelector('#samples').textContent")
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1400])
 @pytest.mark.parametrize("page", ["report", "bench_report"])

@@ -112,7 +112,8 @@ class _Report:
                   f'max="{len(good) - 1}" value="{len(good) - 1}"><output for="step" aria-live="polite"></output></p>')
         reals, without = _pictures([(0, self.folder / "reals.png")])
         figures += [page.picture("Real data, for comparison", "Real data", one.png, one.size) for one in reals]
-        return (f'<div class="slides">{slider if good else ""}<div class="pair">{"".join(figures)}</div></div>'
+        kind = ' class="slides"' if good else ""  # what the script puts under the slider
+        return (f'<div{kind}>{slider if good else ""}<div class="pair">{"".join(figures)}</div></div>'
                 + "".join(f'<p class="missing">{page.text(words)}</p>'
                           for words in bad + without + ["No pictures of fakes yet."] * (not there)))
 
