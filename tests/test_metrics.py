@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import torch_fidelity
 from PIL import Image
@@ -196,6 +197,11 @@ def test_the_judge_is_kept(own_cache, monkeypatch):
     path.write_bytes(path.read_bytes()[:1000])
     torch.rand(1)  # what others draw in between is of no account
     assert metrics("score").of_reals() == first, "damaged: trained again, to the same"
+    whole = safetensors.torch.load_file(path)
+    for other in ({"fc.weight": torch.ones(3)}, {**whole, "known": whole["known"][:, 1:].contiguous()},
+                  {**whole, "labels": whole["labels"][1:].clone()}):
+        safetensors.torch.save_file(other, path)
+        assert metrics("score").of_reals() == first, "other tensors: trained again"
     metrics("score", config=presets.get("digits", image_size="16", holdout=100).data)
     assert len(list(own_cache.iterdir())) == 2, "other images have another judge"
 

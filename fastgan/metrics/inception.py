@@ -57,7 +57,8 @@ class Inception:
         self.real: dict[str, Tensor] = {}
         if self.names != ["is"]:
             digest = hashlib.sha256(self.weights.read_bytes()).hexdigest()
-            self.real = kept(f"inception-{reals.key(EXTRACTOR, self.features, digest)}", lambda: self._learn(reals))
+            self.real = kept(f"inception-{reals.key(EXTRACTOR, self.features, digest)}",
+                             {"features": ("n", "d"), "mu": ("d",), "sigma": ("d", "d")}, lambda: self._learn(reals))
 
     def _learn(self, reals: Reals) -> dict[str, Tensor]:
         from torch_fidelity.metric_fid import fid_features_to_statistics

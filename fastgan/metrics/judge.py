@@ -24,7 +24,7 @@ from tqdm import trange
 
 from fastgan.data import Dataset
 from fastgan.errors import FastganError
-from fastgan.metrics.kept import kept
+from fastgan.metrics.kept import Shapes, kept
 from fastgan.metrics.reals import Reals
 
 SIDE, SMALL_SIDE = 32, 16  # the longer side of what the classifier sees, and of what distances are taken between
@@ -47,7 +47,11 @@ class Judge:
         self.network = _network(channels, self.size, self.classes).to(device)
 
     def learn(self, reals: Reals) -> None:
-        tensors = kept(f"judge-{reals.key('judge', RECIPE)}", lambda: self._learn(reals))
+        channels, small = reals.dataset.shape[0], _within(self.size, SMALL_SIDE)
+        shapes: Shapes = {
+            "unseen": ("u", channels, *self.size), "labels": ("u",), "known": ("k", channels * math.prod(small)),
+            **{f"network.{name}": tuple(tensor.shape) for name, tensor in self.network.state_dict().items()}}
+        tensors = kept(f"judge-{reals.key('judge', RECIPE)}", shapes, lambda: self._learn(reals))
         self.network.load_state_dict({name[len("network."):]: tensor for name, tensor in tensors.items()
                                       if name.startswith("network.")})
         self.known = tensors["known"].to(self.device)
