@@ -57,7 +57,16 @@ def test_a_discriminator_that_often_errs_has_not_won():
 
 def test_the_values_of_a_critic_are_no_probabilities():
     records = series(80, **WON, **GROWING)
-    assert raised(records, "wgan-gp") == {} and "discriminator won" in raised(records, "hinge")
+    assert raised(records, "wgan-gp") == raised(records, "least-squares") == {}
+    assert "discriminator won" in raised(records, "softmax")
+
+
+def test_hinge_is_won_where_the_loss_of_d_ends():
+    """As in a run of digits at 16x16 with --ngf 4 --ndf 16 --nz 8 --batch 8 --lr-d 0.005 --lr-g 1e-7."""
+    won = {"d_real": (0.94, 0.985), "d_fake": (0.068, 0.064), "loss_d": (0.0, 0.0), "loss_g": (2.79, 2.83)}
+    assert raised(series(60, **won), "hinge") == {"discriminator won": 310}
+    assert raised(series(60, **{**won, "loss_d": (1.09, 0.16)}), "hinge") == {}, "a game that goes on"
+    assert raised(series(60, **WON, **GROWING), "hinge") == {}, "of steps without D's loss nothing is known"
 
 
 def test_diversity_falls_below_half_of_its_past():
@@ -98,6 +107,14 @@ def test_records_without_losses_are_passed_over():
         del record["loss_g"]
     measured: list[Record] = [{"step": 100, "fid": 12.0}]
     assert raised([*records[:10], *measured, *records[10:]]) == {"discriminator won": 310}
+
+
+def test_checkpoints_are_named_where_there_are_some():
+    records = series(80, **WON, **GROWING)
+    for saved in (True, False):
+        alerts = Alerts("bce")
+        (words,) = [line for record in records for line in alerts.look(record, saved).values()]
+        assert ("earlier checkpoints" in words) == saved
 
 
 def test_words_say_what_was_seen_and_what_to_try():

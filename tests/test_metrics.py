@@ -414,9 +414,11 @@ def test_measuring_can_begin_with_a_resume(tiny, quick):
 
 def test_alerts_are_said_and_kept(tiny, capsys, monkeypatch):
     monkeypatch.setattr("fastgan.train.alerts.Alerts._collapsed", lambda self: "they are all alike")
-    folder = Trainer(tiny()).fit()
+    folder = Trainer(tiny(tensorboard=True)).fit()
     assert [r["alerts"] for r in read_stats(folder / "stats.jsonl") if "alerts" in r] == [
         {"mode collapse": "they are all alike"}]
+    (told,) = EventAccumulator(str(folder)).Reload().Tensors("Alerts/mode collapse/text_summary")
+    assert told.tensor_proto.string_val == [b"they are all alike"]
     assert capsys.readouterr().err.count("fastgan: they are all alike") == 1
 
 

@@ -26,8 +26,8 @@ class Chart(NamedTuple):
 CHARTS = (
     Chart("Losses", "of discriminator and generator, as --loss defines them",
           {"loss_d": "discriminator", "loss_g": "generator"}),
-    Chart("What D believes", "mean output of the discriminator for real and for generated images: a probability, but "
-          "for wgan-gp; where both are near 0.5 it cannot tell them apart",
+    Chart("What D believes", "mean output of the discriminator for real and for generated images; where both are "
+          "equal it cannot tell them apart. A probability, but for wgan-gp and least-squares",
           {"d_real": "D(x), real", "d_fake": "D(G(z)), generated"}),
     Chart("Gradient norms", "over all parameters of a network",
           {"grad_norm_d": "discriminator", "grad_norm_g": "generator"}, logarithmic=True),

@@ -1,6 +1,8 @@
 """What goes wrong in a run that goes on all the same, in plain words, from the records of its log alone.
 
-    discriminator won    d_real > 0.98 and d_fake < 0.02 in nine of ten records of 300 steps, and loss_g not falling
+    discriminator won    d_real > 0.98 and d_fake < 0.02 in nine of ten records of 300 steps, and loss_g not falling;
+                         for hinge, which asks no more of D than logits of 1 and -1: loss_d < 0.02 instead; not for
+                         wgan-gp and least squares, whose best D still tells G where to go
     mode collapse        diversity, over 100 steps, below half of what it was at its best (0.5 at least); or, over 500
                          steps, below a fifth of the reals'
 
@@ -16,44 +18,53 @@ from typing import Any
 
 FEWEST = 10  # records, however far apart they are
 LONGEST = 500  # steps that any rule looks back
-RETURN = "earlier checkpoints are in the run's folder"
 
 
 class Alerts:
     """Told every record of a run in turn, those from before a resume first; each alert comes once."""
 
     def __init__(self, loss: str, records: Iterable[dict[str, Any]] = ()) -> None:
-        self._has_probabilities = loss != "wgan-gp"  # a critic's values have no bounds
+        self._loss = loss
         self._recent: deque[dict[str, Any]] = deque()
         self._best = 0.0
         self._said: set[str] = set()
         for record in records:
             self.look(record)
 
-    def look(self, record: dict[str, Any]) -> dict[str, str]:
-        """The alerts that this record raises, a line each, by their names."""
+    def look(self, record: dict[str, Any], saved: bool = False) -> dict[str, str]:
+        """The alerts that this record raises, a line each, by their names; `saved`: the run has checkpoints."""
         if not {"d_real", "d_fake", "diversity"} <= record.keys():
             return {}
         self._recent.append(record)
         while len(self._recent) > FEWEST and self._recent[1]["step"] <= record["step"] - LONGEST:
             self._recent.popleft()
         found = {"discriminator won": self._won(), "mode collapse": self._collapsed()}
-        new = {name: words for name, words in found.items() if words and name not in self._said}
+        back = "; earlier checkpoints are in the run's folder" * saved
+        new = {name: words + back for name, words in found.items() if words and name not in self._said}
         self._said |= new.keys()
         return new
 
     def _won(self) -> str:
         records = self._last(300)
-        clear = sum(record["d_real"] > 0.98 and record["d_fake"] < 0.02 for record in records)
+        clear = sum(map(self._clear, records))
         losses = [record["loss_g"] for record in records if "loss_g" in record]
-        if not self._has_probabilities or clear < 0.9 * len(records) or len(losses) < 2:
+        if clear < 0.9 * len(records) or len(losses) < 2:
             return ""
         before, after = median(losses[: len(losses) // 2]), median(losses[len(losses) // 2 :])
         if after < before:
             return ""
         return (f"the discriminator has won: for {records[-1]['step'] - records[0]['step']} steps it has known nearly "
                 f"every real and fake image, and the generator's loss went from {before:.1f} to {after:.1f}. Try a "
-                f"smaller --lr-d, a smaller --ndf or --label-smoothing 0.1; {RETURN}")
+                "smaller --lr-d, " + ("a smaller --ndf or --label-smoothing 0.1" if self._loss in ("bce", "minimax")
+                                      else "a smaller --ndf or --loss bce"))
+
+    def _clear(self, record: dict[str, Any]) -> bool:
+        """Does D know nearly every image?"""
+        if self._loss in ("wgan-gp", "least-squares"):
+            return False
+        if self._loss == "hinge":
+            return record.get("loss_d", 1.0) < 0.02
+        return record["d_real"] > 0.98 and record["d_fake"] < 0.02
 
     def _collapsed(self) -> str:
         now = _diversity(self._last(100))
@@ -66,7 +77,7 @@ class Alerts:
             self._best = max(self._best, now or 0.0)
             return ""
         return (f"mode collapse: the fakes of a batch vary {now:.0%} as much as the reals, {past}. "
-                f"Try a smaller --lr-g, a larger --batch or another --loss; {RETURN}")
+                "Try a smaller --lr-g, a larger --batch or another --loss")
 
     def _last(self, steps: int) -> list[dict[str, Any]]:
         """The records of the last `steps` steps, and more where they are few; none in a run that is younger."""

@@ -61,6 +61,8 @@ class RunLog:
             for key, value in record.items():
                 if key in TAGS:
                     self._events.add_scalar(TAGS[key], value, record["step"])
+            for name, words in record.get("alerts", {}).items():
+                self._events.add_text(f"Alerts/{name}", words, record["step"])
 
     def picture(self, name: str, path: Path, step: int) -> None:
         """A picture that lies in the run folder, for TensorBoard: under Samples/, by step."""

@@ -211,7 +211,7 @@ class Trainer:
             values, looked = self._look(looked), done
             if log is not None and (done % run.log_every == 0 or done == self.total):
                 record = {"step": done, **values, **self._facts(clock.lap(done))}
-                found = alerts.look(record)
+                found = alerts.look(record, saved is not None)
                 log.write(record | {"alerts": found} if found else record)
                 for words in found.values():
                     say(words)
