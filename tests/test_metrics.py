@@ -30,7 +30,7 @@ from fastgan.data import open_dataset
 from fastgan.errors import FastganError
 from fastgan.metrics import Metrics, inception, judge
 from fastgan.metrics.reals import Reals
-from fastgan.train import Trainer, checkpoint
+from fastgan.train import Trainer, checkpoint, evaluate
 from fastgan.train.log import TAGS, read_stats
 
 CPU = torch.device("cpu")
@@ -439,11 +439,29 @@ def test_evaluate(tiny, quick, capsys):
     assert cli.main(["evaluate", str(folder), "--images", "100", "--device", "cpu"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "100 fakes against digits: 1797 images, 1x16x16, 10 classes, cached in 0.5 MB"
-    found = json.loads((folder / "metrics.json").read_text())
-    assert (found["metrics"], found["images"]) == ("score", 100), "its data has labels"
+    (found,) = json.loads((folder / "metrics.json").read_text())["measured"]
+    assert (found["metrics"], found["images"], found["step"]) == ("score", 100, 6), "its data has labels"
     row = next(line.split() for line in out if line.startswith("score_confidence"))
     assert row[1:3] == [f"{found[who]['score_confidence']:.4g}" for who in ("fakes", "reals")]
     assert out[-1] == f"metrics: {folder / 'metrics.json'}"
+
+
+def test_what_was_measured_before_stays_until_it_is_measured_anew(tiny, quick, tiny_weights):
+    folder = Trainer(tiny(steps=3)).fit()
+    before = {"data": "digits", "images": 500, "metrics": "score,fid", "reals": {"score_accuracy": 1},
+              "fakes": {"score_novelty": 2, "fid": 3}}
+    (folder / "metrics.json").write_text(json.dumps(before))
+
+    def measured() -> list[dict[str, Any]]:
+        return json.loads((folder / "metrics.json").read_text())["measured"]
+
+    score = evaluate.evaluate(folder, "score", images=100)
+    assert measured() == [before | {"fakes": {"fid": 3}, "reals": {}}, score]
+    Trainer.resume(folder, tiny(steps=6)).fit()
+    fid = evaluate.evaluate(folder, "fid", images=100, weights=tiny_weights)
+    assert measured() == [score, fid] and (score["step"], fid["step"]) == (3, 6)
+    (folder / "metrics.json").write_text('{"measured": [3]}')
+    assert evaluate.evaluate(folder, "score", images=100)["metrics"] == "score" and len(measured()) == 1
 
 
 @pytest.mark.parametrize(("args", "message"), [

@@ -169,6 +169,25 @@ def test_an_alert_and_a_step_that_was_not_finite(folder):
     assert "step 210: the fakes grow alike" in words and "step 211 was not finite" in words
 
 
+def test_metrics_are_told_with_their_step(folder):
+    fid = {"step": 100, "date": "2026-01-02T03:04:05+00:00", "data": "digits", "images": 500, "fakes": {"fid": 7.5}}
+    (folder / "metrics.json").write_text(json.dumps({"measured": [
+        fid, {**fid, "step": 200, "images": 600, "fakes": {"score_novelty": 0.5}}]}))
+    words = part(told(folder), "metrics")
+    first, second = words.split("600 fakes")
+    assert "500 fakes against digits, after step 100, 2026-01-02" in first and "fid 7.5" in first
+    assert "Not of the run as it is: it has gone on to step 200." in first
+    assert "after step 200" in second and "score_novelty 0.5" in second and "Not of the run" not in second
+
+
+def test_metrics_of_the_log_where_nothing_was_evaluated(folder):
+    (folder / "metrics.json").unlink()
+    words = part(told(folder), "metrics")
+    assert "There is no metrics.json; the log has, of step 200:" in words and "fid 12.5" in words
+    log(folder, records())
+    assert part(told(folder), "metrics") == "Metrics There is no metrics.json: the run was not evaluated."
+
+
 DAMAGES = {
     "training_options.json": [b"", b"{", b"[]", b"\xff\xfe", b'{"config": 3, "resolved": []}', b"[" * 100_000],
     "stats.jsonl": [b"", b"\xff\n3\n{}\n{\"step\": \"x\"}\n", b'{"step": 1, "loss_d": NaN, "loss_g": 1e999}\n' * 3,

@@ -74,12 +74,17 @@ class _Report:
     def _log(self) -> tuple[list[dict[str, Any]], int]:
         return found.records(self.folder / LOG)
 
+    @cached_property
+    def _records(self) -> list[dict[str, Any]]:
+        """Of the log, none where it cannot be read."""
+        try:
+            return self._log[0]
+        except FastganError:
+            return []
+
     def summary(self) -> str:
         """The run in a few numbers, as far as they are known."""
-        try:
-            records, _ = self._log
-        except FastganError:
-            records = []
+        records = self._records
         done, total = records[-1]["step"] if records else 0, self.resolved.get("steps")
         speeds = [record["images_per_sec"] for record in records if found.is_number(record.get("images_per_sec"))]
         key = {"preset": page.short(self.config.get("preset", "unknown")),
@@ -158,13 +163,35 @@ class _Report:
                 f'<div class="charts">{"".join(figure for figure, _ in drawn)}</div>')
 
     def metrics(self) -> str:
+        """What `fastgan evaluate` found, or else the last numbers in the log."""
+        if not (self.folder / METRICS).exists() and (logged := self._logged_metrics()):
+            return logged
         told = found.json_of(self.folder / METRICS, f"There is no {METRICS}: the run was not evaluated.")
+        measured = told.get("measured", [told])  # one measurement, as it was written before there were several
+        return "\n".join(map(self._measured, measured))
+
+    def _logged_metrics(self) -> str:
+        from fastgan.train.evaluate import MEANINGS
+
+        last = next((record for record in reversed(self._records) if record.keys() & MEANINGS.keys()), None)
+        if last is None:
+            return ""
+        rows = [(page.short(name), _value(last[name])) for name in MEANINGS if name in last]
+        return (f"<p>There is no {METRICS}; the log has, of step {last['step']:,}:</p>"
+                + page.table("Metrics", ["metric", "fakes"], rows))
+
+    def _measured(self, told: dict[str, Any]) -> str:
         fakes, reals = (part if isinstance(part, dict) else {} for part in map(told.get, ("fakes", "reals")))
         rows = [(page.short(name), _value(fakes.get(name)), _value(reals.get(name)))
                 for name in dict.fromkeys([*fakes, *reals])]
         if not rows:
             raise FastganError(f"{METRICS} cannot be read: no metrics are in it")
-        return (f"<p>{_value(told.get('images'))} fakes against {page.short(told.get('data', 'unknown data'))}</p>"
+        step, done = told.get("step"), self._records[-1]["step"] if self._records else 0
+        when = f", after step {step:,}, {told.get('date')}" if found.is_number(step) else ", after an unknown step"
+        old = f'<p class="missing">Not of the run as it is: it has gone on to step {done:,}.</p>'
+        against = page.short(f"{told.get('data', 'unknown data')}{when}")
+        return (f"<p>{_value(told.get('images'))} fakes against {against}</p>"
+                + (old if found.is_number(step) and step < done else "")
                 + page.table("Metrics", ["metric", "fakes", "reals"], rows))
 
     def plan(self) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from fastgan import __version__
 from fastgan.data import open_dataset
 from fastgan.errors import FastganError
-from fastgan.files import replacing
+from fastgan.files import read_json, replacing
 from fastgan.models.pretrained import Pretrained
-from fastgan.train import runs
+from fastgan.train import checkpoint, runs
 from fastgan.train.host import pick_device, say
 from fastgan.train.loop import open_metrics
 
@@ -30,8 +31,9 @@ MEANINGS = {
 
 def evaluate(folder: Path, metrics: str = "", *, images: int = 2000, weights: str | None = None,
              device: str = "auto") -> dict[str, Any]:
-    """{"data", "images", "metrics", "fakes", "reals", "version"}, also written to metrics.json in `folder`.
+    """{"step", "date", "data", "images", "metrics", "fakes", "reals", "version"}, "step" None where no checkpoint lies.
 
+    Also written to metrics.json in `folder`: {"measured": [...]}, with what was measured before and is not known anew.
     `metrics` as --metrics has them; when empty the run's own, else score where its data has labels, and fid where not.
     Raises `FastganError` for a folder without a run, and for what cannot be measured.
     """
@@ -48,11 +50,25 @@ def evaluate(folder: Path, metrics: str = "", *, images: int = 2000, weights: st
     assert measures is not None, "metrics are named"
     measures.learn()
     source.generator.to(place)
-    found = {"data": dataset.summary(), "images": images, "metrics": metrics, "fakes": measures.of(source),
-             "reals": measures.of_reals(), "version": __version__}
+    step, now = checkpoint.newest_step(folder / "checkpoints"), datetime.now(timezone.utc)
+    found = {"step": step, "date": now.isoformat(timespec="seconds"), "data": dataset.summary(), "images": images,
+             "metrics": metrics, "fakes": measures.of(source), "reals": measures.of_reals(), "version": __version__}
     with replacing(folder / FILE) as stream:
-        stream.write((json.dumps(found, indent=2) + "\n").encode())
+        stream.write((json.dumps({"measured": [*_before(folder / FILE, found), found]}, indent=2) + "\n").encode())
     return found
+
+
+def _before(path: Path, found: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the file holds, without the numbers that were found anew; nothing of one that cannot be read."""
+    try:
+        told = read_json(path)
+        measured = told.get("measured", [told])  # one measurement, as it was written before there were several
+        names = found["fakes"] | found["reals"]
+        kept = [one | {who: {name: value for name, value in one[who].items() if name not in names}
+                       for who in ("fakes", "reals")} for one in measured]
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        return []
+    return [one for one in kept if one["fakes"]]
 
 
 def lines(found: dict[str, Any]) -> list[str]:
