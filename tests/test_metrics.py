@@ -40,9 +40,11 @@ DIGITS = presets.get("digits", image_size="16").data
 class Tiny(FeatureExtractorBase):
     """Features of 8 fixed random projections of 4x4 pixels, and logits of 5."""
 
+    width = 8
+
     def __init__(self, name: str, features_list: list[str], **_: Any) -> None:
         super().__init__(name, features_list)
-        weights = torch.randn(48, 13, generator=torch.Generator().manual_seed(0)) / 300
+        weights = torch.randn(48, self.width + 5, generator=torch.Generator().manual_seed(0)) / 300
         self.register_buffer("weights", weights)
 
     @staticmethod
@@ -60,7 +62,7 @@ class Tiny(FeatureExtractorBase):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         assert images.dtype == torch.uint8 and images.shape[1] == 3
         small = nn.functional.adaptive_avg_pool2d(images.float(), 4).flatten(1) @ self.weights
-        layers = {"eight": small[:, :8], "five": small[:, 8:]}
+        layers = {"eight": small[:, :-5], "five": small[:, -5:]}
         return tuple(layers[name] for name in self.features_list)
 
 
@@ -136,6 +138,34 @@ def test_the_judge_knows_the_digits(score):
     found = score.of_reals()
     assert found["score_accuracy"] > 0.93 and found["score_confidence"] > 0.9
     assert (found["score_classes"], found["score_diversity"], found["score_novelty"]) == (10, 1, 1)
+
+
+def test_no_doubts_about_a_judge_that_knows_the_digits(score):
+    assert score.doubts() == []
+
+
+def test_a_judge_that_guesses_is_doubted(own_cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(judge, "STEPS", 5)
+    config = presets.get("digits", source=few_images(tmp_path / "images", 2, 120), image_size="16", channels=1).data
+    (words,) = metrics("score", config=config).doubts()
+    assert words.startswith("score says little: its classifier is right about ")
+    assert "the most frequent class alone makes 50%" in words
+
+
+def test_fid_of_fewer_images_than_dimensions_is_doubted(tiny_weights, own_cache, monkeypatch):
+    monkeypatch.setattr(Tiny, "width", 600)
+    (words,) = metrics("fid", tiny_weights, images=500).doubts()
+    assert "covariances in 600 dimensions, of which 500 fakes cannot tell" in words
+    assert metrics("fid", tiny_weights, images=600).doubts() == metrics("kid,is", tiny_weights).doubts() == []
+
+
+def test_the_bars_of_measures_move_image_by_image(score, digits, monkeypatch):
+    """Rather than only when hundreds are done."""
+    sizes: list[int] = []
+    monkeypatch.setattr(score.measures[0], "see", lambda images: sizes.append(len(images)) or {"x": torch.zeros(1)})
+    monkeypatch.setattr(score.measures[0], "tell", lambda seen: {})
+    of(score, digits[0])
+    assert sum(sizes) == 500 and max(sizes) == 32
 
 
 def test_score_of_copies(score, digits):

@@ -25,7 +25,6 @@ from fastgan.metrics.reals import Reals
 
 EXTRACTOR = "inception-v3-compat"  # in torch-fidelity's registry
 MOST_REALS, MOST_OF_KID = 50_000, 10_000  # whose statistics are taken; whose features are kept for KID's subsets
-BATCH = 32  # images at once: at 299x299 each needs 10 MB
 
 
 class Inception:
@@ -57,6 +56,7 @@ class Inception:
         self.real: dict[str, Tensor] = {}
         if self.names != ["is"]:
             digest = hashlib.sha256(self.weights.read_bytes()).hexdigest()
+            self.count = min(MOST_REALS, len(reals.dataset))
             self.real = kept(f"inception-{reals.key(EXTRACTOR, self.features, digest)}",
                              {"features": ("n", "d"), "mu": ("d",), "sigma": ("d", "d")}, lambda: self._learn(reals))
 
@@ -71,9 +71,8 @@ class Inception:
 
     @torch.no_grad()
     def see(self, images: Tensor) -> dict[str, Tensor]:
-        found = [self.network(part.to(self.device)) for part in to_channels(images, 3).split(BATCH)]
-        layers = tuple(torch.cat(parts).cpu() for parts in zip(*found, strict=True))
-        return self.network.convert_features_tuple_to_dict(layers)
+        layers = self.network(to_channels(images, 3).to(self.device))
+        return self.network.convert_features_tuple_to_dict(tuple(layer.cpu() for layer in layers))
 
     def tell(self, seen: dict[str, Tensor]) -> dict[str, float]:
         from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
@@ -98,6 +97,14 @@ class Inception:
 
     def of_reals(self) -> dict[str, float]:
         return {}
+
+    def doubts(self, images: int) -> list[str]:
+        if "fid" not in self.names:
+            return []
+        counts, dimensions = {"fakes": images, "reals": self.count}, len(self.real["mu"])
+        few = " and ".join(f"{count} {what}" for what, count in counts.items() if count < dimensions)
+        return [f"fid says little: it compares covariances in {dimensions} dimensions, of which {few} cannot tell; "
+                f"expected {dimensions} images or more of both, or kid"] * bool(few)
 
 
 def find_weights(names: list[str], given: str | None) -> Path:

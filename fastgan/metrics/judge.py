@@ -30,6 +30,7 @@ from fastgan.metrics.reals import Reals
 SIDE, SMALL_SIDE = 32, 16  # the longer side of what the classifier sees, and of what distances are taken between
 MOST, UNSEEN = 20_000, 2_000  # reals that are used, and how many of them are not learnt
 STEPS, BATCH, RATE = 600, 64, 2e-3
+LEAST = 0.25  # of the way from guessing to certainty, else the classifier knows nothing
 RECIPE = "1"  # another where any of the above, or the network, is another
 
 
@@ -88,6 +89,12 @@ class Judge:
 
     def of_reals(self) -> dict[str, float]:
         return self.real
+
+    def doubts(self, images: int) -> list[str]:
+        right, chance = self.real["score_accuracy"], self.share.max().item()
+        return [f"score says little: its classifier is right about {right:.0%} of new reals, where the most frequent "
+                f"class alone makes {chance:.0%}; expected classes that can be told apart"
+                ] * (right < chance + LEAST * (1 - chance))
 
     def _spread(self, seen: dict[str, Tensor]) -> Tensor:
         """(classes,): mean distance of features from their mean, in each class as it is judged; 0 in an empty one."""

@@ -20,7 +20,7 @@ from fastgan.data import Dataset, to_uint8
 from fastgan.errors import FastganError
 from fastgan.metrics.inception import Inception
 from fastgan.metrics.judge import Judge
-from fastgan.metrics.reals import Reals
+from fastgan.metrics.reals import AT_ONCE, Reals
 from fastgan.models.pretrained import Pretrained
 
 FEWEST = 100  # reals
@@ -40,6 +40,9 @@ class Measure(Protocol):
 
     def of_reals(self) -> dict[str, float]:
         """What `tell` says of real images that were not learnt, where that says something."""
+
+    def doubts(self, images: int) -> list[str]:
+        """Why the numbers of so many fakes say little, a line each; after `learn`."""
 
 
 class Metrics:
@@ -88,13 +91,21 @@ class Metrics:
         """What real images reach, for the numbers of which that is not plain."""
         return {name: value for measure in self.measures for name, value in measure.of_reals().items()}
 
+    def doubts(self) -> list[str]:
+        """Why these numbers say little, a line each."""
+        return [words for measure in self.measures for words in measure.doubts(self.images)]
+
     def _fakes(self, source: Pretrained) -> Iterator[Tensor]:
-        """uint8 (n, C, H, W), in parts of about one size: batch statistics need more than a remainder."""
+        """uint8 (n, C, H, W), `AT_ONCE` at most, drawn in parts of about one size: batch statistics need more than a
+        remainder."""
         labels = self._labels() if source.classes else None
         parts = torch.arange(self.images).tensor_split(math.ceil(self.images / CHUNK))
-        for part in tqdm(parts, unit="chunk", desc="measuring fakes", leave=False, dynamic_ncols=True):
-            drawn = source.draw(source.noise.from_seeds(part.tolist()), None if labels is None else labels[part])
-            yield to_uint8(drawn, source.unit_range)
+        with tqdm(total=self.images, unit="image", desc="measuring fakes", leave=False, dynamic_ncols=True) as bar:
+            for part in parts:
+                drawn = source.draw(source.noise.from_seeds(part.tolist()), None if labels is None else labels[part])
+                for images in to_uint8(drawn, source.unit_range).split(AT_ONCE):
+                    yield images
+                    bar.update(len(images))
 
     def _labels(self) -> Tensor:
         assert self.labels is not None, "a conditional generator has learnt from labels"

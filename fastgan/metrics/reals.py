@@ -14,15 +14,16 @@ from fastgan.config import DataConfig
 from fastgan.data import Dataset, Loader
 from fastgan.data.dataset import StreamedDataset
 
+AT_ONCE = 32  # images that a measure sees together: InceptionV3 needs 10 MB for each, and a second on a slow CPU
 SAMPLED = 256  # files whose content tells streamed sets apart, beside every file's time
 
 
 class Reals:
-    """A data set in batches of at most 256; the beginning of its order is a fair sample of it."""
+    """A data set in batches of at most `AT_ONCE`; the beginning of its order is a fair sample of it."""
 
     def __init__(self, dataset: Dataset, config: DataConfig) -> None:
         self.dataset = dataset
-        self._config = dataclasses.replace(config, batch=min(256, len(dataset)), last_batch="keep")
+        self._config = dataclasses.replace(config, batch=min(AT_ONCE, len(dataset)), last_batch="keep")
 
     def batches(self, most: int, words: str) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Images uint8 (B, C, H, W) and labels (B,), `most` images or all, under a progress bar with these words."""

@@ -49,6 +49,8 @@ def evaluate(folder: Path, metrics: str = "", *, images: int = 2000, weights: st
     measures = open_metrics(config, dataset, place)
     assert measures is not None, "metrics are named"
     measures.learn()
+    for words in measures.doubts():
+        say(words)
     source.generator.to(place)
     step, now = checkpoint.newest_step(folder / "checkpoints"), datetime.now(timezone.utc)
     found = {"step": step, "date": now.isoformat(timespec="seconds"), "data": dataset.summary(), "images": images,

@@ -165,6 +165,8 @@ class Trainer:
         try:
             if self.metrics is not None:
                 self.metrics.learn()
+                for words in self.metrics.doubts():
+                    say(words)
             self.plan = distributed.agree(lambda: planned.decide(self.config.run, self.plan, self.step, self.folder,
                                                                  self._like_a_batch()))
             distributed.same(self.step.state())
