@@ -339,20 +339,23 @@ class Evil:
         return Path.touch, (self.path,)
 
 
-WRONG: dict[str, Callable[[Path], Any]] = {
-    "text": lambda path: path.write_text("hello"),
-    "empty": lambda path: path.touch(),
-    "other tensors": lambda path: torch.save({"main.0.weight": torch.ones(3)}, path),
-    "code": lambda path: torch.save({"fc.weight": Evil(path.with_name("executed"))}, path),
+WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "text": (lambda path: path.write_text("junk\n"), "it is damaged or something else"),
+    "empty": (lambda path: path.touch(), "it is damaged or something else"),
+    "other tensors": (lambda path: torch.save({"main.0.weight": torch.ones(3)}, path),
+                      "it has no Conv2d_1a_3x3.conv.weight"),
+    "code": (lambda path: torch.save({"fc.weight": Evil(path.with_name("executed"))}, path),
+             "it calls for code, getattr, which is never run"),
 }
 
 
-@pytest.mark.parametrize("write", WRONG.values(), ids=WRONG)
-def test_a_file_that_holds_other_things(write, tmp_path):
+@pytest.mark.parametrize(("write", "reason"), WRONG.values(), ids=WRONG)
+def test_a_file_that_holds_other_things(write, reason, tmp_path):
     write(tmp_path / "weights.pth")
-    with pytest.raises(FastganError, match=r"weights\.pth does not hold InceptionV3's weights") as caught:
+    with pytest.raises(FastganError) as caught:
         inception.Inception(["fid"], str(tmp_path / "weights.pth"), CPU)
-    assert "\n" not in str(caught.value) and "weights_only" not in str(caught.value)
+    assert f"weights.pth does not hold InceptionV3's weights as torch-fidelity has them ({reason}); expected" in str(
+        caught.value)
     assert not (tmp_path / "executed").exists()
 
 
@@ -516,6 +519,14 @@ def test_evaluate_against_other_data(tiny, quick, capsys, tmp_path):
     assert f"images has changed since {folder} was trained on it; measured against" in capsys.readouterr().err
     assert cli.main(["evaluate", str(Trainer(tiny(steps=1)).fit()), "--images", "100"]) == 0
     assert "has changed" not in capsys.readouterr().err
+
+
+def test_points_are_not_evaluated(tiny, capsys):
+    folder = Trainer(tiny("d2l-gan-gaussian", source="gaussian", steps=1)).fit()
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(folder)]) == 2
+    assert capsys.readouterr().err == (f"fastgan: error: {folder} makes points, and all metrics are of images; "
+                                       "expected a run that makes images\n")
 
 
 def test_evaluate_nothing(tmp_path, capsys, monkeypatch):

@@ -11,7 +11,6 @@ here a file has to be there, is first read by one that does not, and what is cac
 from __future__ import annotations
 
 import hashlib
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from fastgan.data.pixels import to_channels
 from fastgan.errors import FastganError, first_line
 from fastgan.metrics.kept import kept
 from fastgan.metrics.reals import Reals
+from fastgan.models.weights import why_not
 
 EXTRACTOR = "inception-v3-compat"  # in torch-fidelity's registry
 MOST_REALS, MOST_OF_KID = 50_000, 10_000  # whose statistics are taken; whose features are kept for KID's subsets
@@ -47,9 +47,8 @@ class Inception:
             network = utils.create_feature_extractor(EXTRACTOR, layers, cuda=False, verbose=False,
                                                      feature_extractor_weights_path=str(self.weights))
         except Exception as error:  # whatever a foreign file, or its unpickler, raises
-            reason = "no plain tensors" if isinstance(error, pickle.UnpicklingError) else first_line(error)
             raise FastganError(f"{self.weights} does not hold InceptionV3's weights as torch-fidelity has them "
-                               f"({reason}); expected the file from {_address()}") from error
+                               f"({why_not(error)}); expected the file from {_address()}") from error
         self.network = network.to(device)
 
     def learn(self, reals: Reals) -> None:

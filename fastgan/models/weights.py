@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 from pathlib import Path
 
 import safetensors.torch
@@ -26,7 +27,7 @@ def read(path: Path) -> dict[str, Tensor]:
             return safetensors.torch.load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # foreign or damaged files fail in many ways
-        raise FastganError(f"cannot read weights from {path}: {_why_not(error)}; {_WRITTEN_BY}") from error
+        raise FastganError(f"cannot read weights from {path}: {why_not(error)}; {_WRITTEN_BY}") from error
     if not isinstance(state, dict):
         raise FastganError(f"{path} is no state_dict, it holds a {type(state).__name__}; {_WRITTEN_BY}")
     for name, value in state.items():
@@ -62,10 +63,16 @@ def _size(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a single number"
 
 
-def _why_not(error: Exception) -> str:
+def why_not(error: Exception) -> str:
+    """Why a file could not be read, or what it holds not be loaded, in a few words: the first name of several."""
     if isinstance(error, OSError):
         return error.strerror or first_line(error)
     if code := re.search(r"GLOBAL (\S+)", str(error)):
         return f"it calls for code, {code[1]}, which is never run"
-    # torch's own words here advise to load it all the same
-    return "it is damaged or something else" if isinstance(error, pickle.UnpicklingError) else first_line(error)
+    if key := re.search(r'(Missing|Unexpected) key\(s\) in state_dict: "([^"]+)"', str(error)):
+        return f"it has {'no ' * (key[1] == 'Missing')}{key[2]}"
+    if size := re.search(r"size mismatch for ([^:]+)", str(error)):
+        return f"its {size[1]} has another size"
+    # torch's own words here advise to load it all the same, or are those of a step of its unpickler
+    nothing_said = isinstance(error, (pickle.UnpicklingError, struct.error, LookupError, EOFError, ValueError))
+    return "it is damaged or something else" if nothing_said else first_line(error)

@@ -40,6 +40,8 @@ def evaluate(folder: Path, metrics: str = "", *, images: int = 2000, weights: st
     if images < 100:
         raise FastganError(f"--images {images}: expected 100 or more; of fewer, no measure says anything")
     config, source, place = runs.read_options(folder), Pretrained.load(folder), pick_device(device)
+    if len(source.shape) == 1:
+        raise FastganError(f"{folder} makes points, and all metrics are of images; expected a run that makes images")
     dataset = open_dataset(config.data, config.run.seed)
     if runs.read_resolved(folder).get("fingerprint", dataset.fingerprint) != dataset.fingerprint:
         say(f"{dataset.name} has changed since {folder} was trained on it; measured against the images as they are now")
