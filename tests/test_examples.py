@@ -35,6 +35,22 @@ def python(here: Path, name: str, *args: str) -> subprocess.CompletedProcess[str
     return run(here, sys.executable, str(EXAMPLES / name), *args)
 
 
+def needs(*packages: str) -> None:
+    """Skip without these packages, but fail where CI says that everything is to run."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        told = f"needs {', '.join(missing)}: pip install '.[examples]'"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(told)
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("true", pytest.fail.Exception), ("", pytest.skip.Exception)])
+def test_a_missing_package_is_skipped_but_not_in_ci(monkeypatch, ci, outcome):
+    monkeypatch.setenv("CI", ci)
+    needs("json")
+    with pytest.raises(outcome, match="needs no_such_package: pip install"):
+        needs("json", "no_such_package")
+
+
 def test_own_loop(tmp_path):
     assert "ring.png" in python(tmp_path, "own_loop.py", "20").stdout
     assert (tmp_path / "ring.png").stat().st_size > 10_000
@@ -70,7 +86,7 @@ def test_two_lines(tmp_path):
 
 
 def test_hugging_face_datasets(tmp_path):
-    pytest.importorskip("datasets", reason="needs the package datasets: pip install '.[examples]'")
+    needs("datasets")
     python(tmp_path, "hugging_face_datasets.py", "1")
     folder = tmp_path / "runs" / "00000-digits"
     assert (folder / "fakes000001.png").is_file()
@@ -78,22 +94,16 @@ def test_hugging_face_datasets(tmp_path):
 
 
 def test_lightning(tmp_path):
-    pytest.importorskip("lightning", reason="needs the package lightning: pip install '.[examples]'")
+    needs("lightning")
     assert "'loss_d'" in python(tmp_path, "lightning_dcgan.py", "2").stdout
 
 
 def test_notebook(tmp_path):
-    """By a kernel where nbclient and ipykernel are installed, else its code cells in order, without the pictures."""
-    path = EXAMPLES / "digits.ipynb"
-    if importlib.util.find_spec("nbclient") and importlib.util.find_spec("ipykernel"):
-        run(tmp_path, sys.executable, "-c",
-            "import sys, nbclient, nbformat\nbook = nbformat.read(sys.argv[1], 4)\nnbformat.validate(book)\n"
-            "nbclient.NotebookClient(book, timeout=300).execute()", str(path), STEPS="2")
-    else:
-        cells = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]
-                 if cell["cell_type"] == "code"]
-        code = "\n".join(cells).replace("from IPython.display import Image", "Image = str")
-        run(tmp_path, sys.executable, "-c", code, STEPS="2")
+    """By a kernel, as a reader runs it."""
+    needs("nbclient", "ipykernel")
+    run(tmp_path, sys.executable, "-c",
+        "import sys, nbclient, nbformat\nbook = nbformat.read(sys.argv[1], 4)\nnbformat.validate(book)\n"
+        "nbclient.NotebookClient(book, timeout=300).execute()", str(EXAMPLES / "digits.ipynb"), STEPS="2")
     for picture in ("samples.png", "walk.png", "runs/00000-digits/fakes000002.png"):
         assert (tmp_path / picture).is_file()
 
