@@ -182,6 +182,8 @@ def test_the_examples_generator_becomes_a_program(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("changes", "shape", "classes", "reason"), [
     ({}, (3, 32, 32), [], "images of 32x32"), ({}, (3, 64, 64), ["a", "b"], "--cond"),
     ({"norm_d": "all"}, (3, 64, 64), [], "--norm-d all"), ({"bn_eps": 1e-3}, (3, 64, 64), [], "--bn-eps 0.001"),
+    ({"noise": "uniform"}, (3, 64, 64), [], "--noise uniform"),
+    ({"noise_mean": 0.5}, (3, 64, 64), [], "--noise-mean 0.5"),
     ({"architecture": "oreilly"}, (1, 28, 28), [], "--architecture oreilly")], ids=lambda value: str(value))
 def test_what_the_example_cannot_build_is_refused(tmp_path, changes, shape, classes, reason):
     config = presets.get("digits", **NARROW, **changes)

@@ -37,9 +37,14 @@ def _check(source: Pretrained) -> None:
         reason = f"--norm-d {model.norm_d}"
     elif not math.isclose(model.bn_eps, _BN_EPS, rel_tol=1e-6):
         reason = f"--bn-eps {model.bn_eps}"
+    elif model.noise != "normal":
+        reason = f"--noise {model.noise}"
+    elif model.noise_mean != 0:
+        reason = f"--noise-mean {model.noise_mean}"
     if reason:
         raise FastganError(f"--format pytorch-example: this was trained with {reason}; that example's networks have "
-                           f"--architecture dcgan, 64x64, no labels, --norm-d skip-first, --bn-eps {_BN_EPS}")
+                           f"--architecture dcgan, 64x64, no labels, --norm-d skip-first, --bn-eps {_BN_EPS}, "
+                           "--noise normal, --noise-mean 0")
 
 
 def _saved(state: dict[str, Tensor]) -> bytes:
