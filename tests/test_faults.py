@@ -252,7 +252,8 @@ def test_a_worker_is_killed(tiny, tmp_path):
         return fetch()
 
     trainer.feed.fetch = kill_one  # type: ignore[method-assign]
-    with pytest.raises(FastganError, match=r"^process \d+, which decodes images, was ended by signal Killed; .*"
+    # the signal is told by a handler; where the next batch was being waited for, PyTorch may only see that it is gone
+    with pytest.raises(FastganError, match=r"^process \d+, which decodes images, was ended( by signal Killed)?; .*"
                                            rf"to go on: fastgan resume {trainer.folder}$"):
         trainer.fit()
 
