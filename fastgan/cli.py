@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     The exit code is 0, 1 for a certificate that says no, 2 after an error, or 128 + signal after Ctrl-C or SIGTERM.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files may be no text
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0

@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 from fastgan import _cpu, cli, presets
+from fastgan.errors import FastganError
 from fastgan.ops.native import extension
 from fastgan.ops.triton import launch
-from fastgan.train import Trainer
+from fastgan.train import Trainer, runs
 from fastgan.verify import doctor
 
 SMALL = ["--image-size", "16", "--ngf", "4", "--ndf", "4", "--nz", "8", "--batch", "16", "--snap", "2", "--grid", "4",
@@ -229,8 +230,6 @@ def test_resume_with_a_changed_option_shows_the_difference(capsys, here):
 
 
 def test_debug_shows_the_traceback():
-    from fastgan.errors import FastganError
-
     with pytest.raises(FastganError):
         cli.main(["train", "--image-size", "40", "--debug"])
 
@@ -283,3 +282,20 @@ def test_out_of_memory_elsewhere(capsys, here, monkeypatch, args, place, expecte
     monkeypatch.setattr(place, exhausted)
     assert cli.main([*args, *(SMALL if args[0] == "train" else [])]) == 2
     assert expected in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are no UTF-8")
+def test_names_that_are_no_text(here):
+    """In what is known of a run, and as where to write."""
+    assert cli.main(["train", *SMALL, "--steps", "1", "--plan", "default"]) == 0
+    run = Path("runs/00000-digits")
+    options = json.loads((run / "training_options.json").read_text())
+    options["resolved"].update(data="o\udcff", classes=["o\udcff"])
+    (run / "training_options.json").write_text(json.dumps(options))
+    assert cli.main(["report", str(run)]) == 0 and cli.main(["export", str(run)]) == 0
+    assert "| data | o\\udcff |" in (run / "export" / "safetensors" / "README.md").read_text()
+    with pytest.raises(FastganError, match="no UTF-8"):
+        runs.create(Path("o\udcff"), presets.get("digits"))
+    program = [sys.executable, "-m", "fastgan", "sample", str(run), "--out", "o\udcff.png"]
+    found = subprocess.run(program, capture_output=True, check=True, env={**os.environ, "PYTHONUTF8": "1"})
+    assert found.stdout.endswith(b"o\\udcff.png\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import itertools
 import math
 import multiprocessing
@@ -771,6 +772,27 @@ def test_strict_streaming_stops_in_one_line(tmp_path, workers):
     loader.close()
     (tmp_path / "000.png").write_bytes(b"")
     refused(config, "000.png")
+
+
+def test_fingerprint_of_streamed_files_stays(tmp_path):
+    """Runs resume by it."""
+    for name in ("ä", "b"):
+        write_images(tmp_path / name, 1, size=(4, 4))
+    data = open_dataset(DataConfig(source=f"folder:{tmp_path}", cache_gb=1e-12))
+    sizes = [(name, (tmp_path / name).stat().st_size) for name in ("b/000.png", "ä/000.png")]
+    known = "".join(f"{name} {size}\n" for name, size in sizes).encode()
+    assert data.fingerprint == hashlib.sha256(known).hexdigest()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are no UTF-8")
+@pytest.mark.parametrize("cache_gb", [1.0, 1e-12], ids=["cached", "streamed"])
+def test_names_that_are_no_text(tmp_path, cache_gb):
+    root = tmp_path / os.fsdecode(b"se\xfft")
+    for name in (b"\xff", b"two\nlines", "ä b".encode()):
+        write_images(root / os.fsdecode(name), 1, size=(4, 4))
+    data = open_dataset(DataConfig(source=f"folder:{root}", cache_gb=cache_gb))
+    assert data.classes == [r"two\nlines", "ä b", r"\udcff"] and data.name == r"se\udcfft"
+    assert len(data.fingerprint) == 64
 
 
 def test_fingerprints_follow_content_or_names_and_sizes(tmp_path):

@@ -21,9 +21,10 @@ from torch import nn
 from fastgan import cli, presets
 from fastgan.errors import FastganError
 from fastgan.models import build, exported
+from fastgan.models.exported import card
 from fastgan.models.exported.forms import FORMS
 from fastgan.models.pretrained import Pretrained
-from fastgan.train import Trainer
+from fastgan.train import Trainer, checkpoint
 from tests.dcgan_example import named, networks
 from tests.preset_cases import CASES
 
@@ -146,6 +147,16 @@ def test_the_card_names_a_folder_of_images_without_its_path(tmp_path):
     assert "| source | folder:cats |" in card and "jane" not in card
 
 
+def test_the_card_shows_names_as_they_are(tmp_path):
+    source = trained("digits")
+    source.classes = ["<b>x</b>", "*a* | `b`", "no\udcfftext"]
+    facts = {"config": presets.get("digits", source="folder:/x/<i>").flat(), "steps": 7,
+             "resolved": {"data": "[c](d): 9 images"}}
+    text = card.write(source, "torch.export", facts, []).splitlines()
+    assert r"Labels: 0 is \<b\>x\</b\>, 1 is \*a\* \| \`b\`, 2 is no" + "\udcfftext." in text
+    assert r"| source | folder:\<i\> |" in text and r"| data | \[c\](d): 9 images |" in text
+
+
 def test_a_run_that_was_stopped_before_its_first_step(run, capsys):
     """Its options say nothing yet of what was found out."""
     options = json.loads((run / "training_options.json").read_text())
@@ -169,6 +180,9 @@ def test_the_examples_networks_take_what_is_written(run, capsys):
     Path("given/config.json").unlink()
     assert "--out given has a netG.pth that was not exported" in fails(
         capsys, str(run), "--format", "pytorch-example", "--out", "given")
+    checkpoint.write(run / "checkpoints" / "step000009.pt", {"model": 1})
+    assert "step000009.pt holds no discriminator; expected a checkpoint of fastgan" in fails(
+        capsys, str(run), "--format", "pytorch-example")
 
 
 def test_the_examples_generator_becomes_a_program(tmp_path, monkeypatch):

@@ -532,4 +532,15 @@ def test_points_are_not_evaluated(tiny, capsys):
 def test_evaluate_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["evaluate"]) == 2 and "no run in runs" in capsys.readouterr().err
-    assert cli.main(["evaluate", "nowhere"]) == 2 and "nowhere is no run folder" in capsys.readouterr().err
+    assert cli.main(["evaluate", "nowhere"]) == 2
+    assert capsys.readouterr().err == ("fastgan: error: nowhere is no run folder: cannot read training_options.json "
+                                       "(No such file or directory)\n")
+
+
+def test_evaluate_against_images_of_another_size(tiny, capsys):
+    folder = Trainer(tiny(steps=1)).fit()
+    options = folder / "training_options.json"
+    options.write_text(options.read_text().replace('"image_size": "16"', '"image_size": "32"'))
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(folder)]) == 2
+    assert "makes images of 1x16x16, those of digits have 1x32x32; expected" in capsys.readouterr().err

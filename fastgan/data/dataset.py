@@ -108,5 +108,7 @@ class StreamedDataset(Dataset):
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
         for path in self.files.paths:
-            digest.update(f"{path.relative_to(self.root).as_posix()} {path.stat().st_size}\n".encode())
+            # a name may be no text, and has surrogates then
+            facts = f"{path.relative_to(self.root).as_posix()} {path.stat().st_size}\n"
+            digest.update(facts.encode(errors="surrogatepass"))
         return digest.hexdigest()

@@ -71,9 +71,14 @@ def label_by_folder(paths: list[Path], root: Path) -> Labelling:
     parts = [path.relative_to(root).parts for path in paths]
     if any(len(part) == 1 for part in parts):
         return None, []
-    classes = sorted({part[0] for part in parts})
-    index = {name: i for i, name in enumerate(classes)}
-    return torch.tensor([index[part[0]] for part in parts]), classes
+    names = sorted({part[0] for part in parts})
+    index = {name: i for i, name in enumerate(names)}
+    return torch.tensor([index[part[0]] for part in parts]), [printable(name) for name in names]
+
+
+def printable(name: str) -> str:
+    """A file's name as text: what cannot be printed, such as a line's end or bytes that are no UTF-8, as in Python."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
 
 
 def open_files(paths: list[Path], root: Path, name: str, labelling: Labelling, config: DataConfig) -> Dataset:

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastgan import memory
 from fastgan.config import DataConfig, nearest, option, parse_size
 from fastgan.data.dataset import Dataset, MemoryDataset
-from fastgan.data.folder import find_images, label_by_folder, open_files
+from fastgan.data.folder import find_images, label_by_folder, open_files, printable
 from fastgan.data.idx import read_idx_folder
 from fastgan.data.npz import read_npz
 from fastgan.data.pixels import UnusableImage, prepare
@@ -57,9 +57,9 @@ def _open(config: DataConfig, seed: int) -> Dataset:
     path = Path(argument).expanduser()
     match kind:
         case "idx":
-            return _open_arrays(read_idx_folder(path, config.split), path.resolve().name, config)
+            return _open_arrays(read_idx_folder(path, config.split), printable(path.resolve().name), config)
         case "npz":
-            return _open_arrays(read_npz(path, config.split), path.stem, config)
+            return _open_arrays(read_npz(path, config.split), printable(path.stem), config)
         case "folder":
             return _open_folder(path, config)
         case "digits":
@@ -76,7 +76,8 @@ def _open_folder(folder: Path, config: DataConfig) -> Dataset:
     paths = find_images(folder)
     labels, classes = label_by_folder(paths, folder)
     labels = labels if labels is None else _after_holdout(labels, config)
-    return open_files(_after_holdout(paths, config), folder, folder.resolve().name, (labels, classes), config)
+    return open_files(_after_holdout(paths, config), folder, printable(folder.resolve().name), (labels, classes),
+                      config)
 
 
 def _open_arrays(parts: list[Part], name: str, config: DataConfig, classes: list[str] | None = None) -> MemoryDataset:

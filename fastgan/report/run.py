@@ -39,7 +39,7 @@ def write(folder: Path, out: Path | None = None) -> Path:
         raise FastganError(f"{folder} is no run folder: expected {OPTIONS}, {LOG} or pictures of fakes in it")
     out = out or folder / NAME
     with replacing(out) as stream:
-        stream.write(_Report(folder).page().encode())
+        stream.write(_Report(folder).page().encode(errors="backslashreplace"))
     return out
 
 

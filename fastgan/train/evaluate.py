@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,9 @@ def evaluate(folder: Path, metrics: str = "", *, images: int = 2000, weights: st
     if len(source.shape) == 1:
         raise FastganError(f"{folder} makes points, and all metrics are of images; expected a run that makes images")
     dataset = open_dataset(config.data, config.run.seed)
+    if dataset.shape != source.shape:
+        raise FastganError(f"{folder} makes images of {_size(source.shape)}, those of {dataset.name} have "
+                           f"{_size(dataset.shape)}; expected in its options what it was trained on")
     if runs.read_resolved(folder).get("fingerprint", dataset.fingerprint) != dataset.fingerprint:
         say(f"{dataset.name} has changed since {folder} was trained on it; measured against the images as they are now")
     metrics = metrics or config.run.metrics or ("score" if dataset.labels is not None else "fid")
@@ -60,6 +64,10 @@ def evaluate(folder: Path, metrics: str = "", *, images: int = 2000, weights: st
     with replacing(folder / FILE) as stream:
         stream.write((json.dumps({"measured": [*_before(folder / FILE, found), found]}, indent=2) + "\n").encode())
     return found
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _before(path: Path, found: dict[str, Any]) -> list[dict[str, Any]]:

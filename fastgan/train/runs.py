@@ -27,6 +27,9 @@ MAY_CHANGE = {"outdir", "data_root", "cache_gb", "workers", "strict", "epochs", 
 def create(outdir: Path, config: Config) -> Path:
     """A new folder with the next free number, which holds its options from its first moment on; two runs that start at
     once get two."""
+    if re.search("[\ud800-\udfff]", str(outdir)):
+        raise FastganError(f"--outdir {outdir}: no UTF-8, without which TensorBoard writes and safetensors reads "
+                           "nothing; expected another folder")
     aside = outdir / f".{secrets.token_hex(4)}.tmp"
     try:
         outdir.mkdir(parents=True, exist_ok=True)
@@ -92,8 +95,9 @@ def write_options(folder: Path, config: Config, resolved: dict[str, Any]) -> Non
 
 def read_options(folder: Path) -> Config:
     """The configuration of a run. Raises `FastganError` when `folder` holds none that can be."""
+    told = _read(folder)
     try:
-        return Config.from_flat(_read(folder)["config"]).validate()
+        return Config.from_flat(told["config"]).validate()
     except FastganError as error:
         raise FastganError(f"{folder / OPTIONS}: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
@@ -114,7 +118,8 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _no_run(folder: Path, error: Exception) -> FastganError:
-    return FastganError(f"{folder} is no run folder: cannot read {OPTIONS} ({one_line(error)})")
+    why = reason(error) if isinstance(error, OSError) else one_line(error)
+    return FastganError(f"{folder} is no run folder: cannot read {OPTIONS} ({why})")
 
 
 def check_resume(folder: Path, before: Config, now: Config) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fastgan.errors import FastganError
 from fastgan.train import checkpoint, runs
 from fastgan.train.host import say
 
@@ -21,10 +22,17 @@ def facts(folder: Path) -> dict[str, Any]:
 
 
 def discriminator(folder: Path) -> dict[str, Tensor] | None:
-    """The state_dict in the newest readable checkpoint; None where the folder has none."""
+    """The state_dict in the newest readable checkpoint; None where the folder has none.
+
+    Raises `FastganError` for one that is none of fastgan's.
+    """
     if checkpoint.newest_step(folder / "checkpoints") is None:
         return None
     state, path, problems = checkpoint.read_newest(folder / "checkpoints")
     for problem in problems:
         say(f"{problem}; taking the discriminator of {path.name}")
-    return state["step"]["discriminator"]
+    try:
+        return state["step"]["discriminator"]
+    except (KeyError, TypeError) as error:
+        raise FastganError(f"{path} holds no discriminator; expected a checkpoint of fastgan, or another --format"
+                           ) from error

@@ -49,7 +49,7 @@ def export(source: Pretrained, form: str, out: Path, *, facts: dict[str, Any] | 
         generator = plain(source)
         files = {CONFIG: _config(source, form, generator), **FORMS[form].write(generator)}
         _compare(source, form, files)
-    files[_CARD] = card.write(source, form, facts or {}, list(files)).encode()
+    files[_CARD] = card.write(source, form, facts or {}, list(files)).encode(errors="backslashreplace")
     _write(out, files)
     return list(files)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def write(source: Pretrained, form: str, facts: dict[str, Any], files: list[str]
     return "\n".join([
         "---", f"library_name: {'onnx' if form == 'onnx' else 'pytorch'}",
         "pipeline_tag: unconditional-image-generation", "tags: [gan, dcgan, fastgan]", "---", "",
-        f"# {config.preset if config else 'DCGAN'}: a generator of {what}", "",
+        f"# {_plain(config.preset) if config else 'DCGAN'}: a generator of {what}", "",
         f"Written by `fastgan export --format {form}`, fastgan {__version__}. To use it takes {_NEEDS[form]}.", "",
         *code, "", "## What was trained", "", *(_trained(config, facts) if config else [
             "Not known here: the weights came without the options of their run."])]) + "\n"
@@ -37,7 +38,7 @@ def _program(source: Pretrained, form: str) -> list[str]:
     notes = [f"`images` are points, ({shape})." if len(source.shape) == 1 else
              f"`images` is ({shape}); its bytes are `({pixels}).clip(0, 255).round()`."]
     if source.classes:
-        notes += ["", "Labels: " + ", ".join(f"{i} is {name}" for i, name in enumerate(source.classes)) + "."]
+        notes += ["", "Labels: " + ", ".join(f"{i} is {_plain(name)}" for i, name in enumerate(source.classes)) + "."]
     if source.model.sample_bn == "batch":
         notes += ["", "Batch normalisation uses the statistics of the batch that is drawn, as in training: an image "
                   "depends on those drawn with it, and one drawn alone is another."]
@@ -102,6 +103,11 @@ def _trained(config: Config, facts: dict[str, Any]) -> list[str]:
     options = {key: value for key, value in config.flat().items() if key not in _PRIVATE}
     kind, _, path = config.data.source.partition(":")
     options["source"] = f"{kind}:{Path(path).name}" if path else kind
-    return ["| | |", "|---|---|", *(f"| {what} | {fact} |" for what, fact in rows.items()), "",
+    return ["| | |", "|---|---|", *(f"| {what} | {_plain(fact)} |" for what, fact in rows.items()), "",
             "<details><summary>All options</summary>", "", "| option | value |", "|---|---|",
-            *(f"| {key} | {value} |" for key, value in options.items()), "", "</details>"]
+            *(f"| {key} | {_plain(value)} |" for key, value in options.items()), "", "</details>"]
+
+
+def _plain(value: object) -> str:
+    """A value as text in Markdown, whatever signs it has."""
+    return re.sub(r"([\\`*_\[\]<>&|~$])", r"\\\1", " ".join(str(value).split()))
