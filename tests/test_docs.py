@@ -55,7 +55,7 @@ def test_anchors_are_found():
 
 def given(page: Path) -> dict[str, Any]:
     """What a page's blocks take for given: a reader's own networks and batches."""
-    if page.name in ("README.md", "step.md"):
+    if page.name in ("README.md", "step.md", "plan.md"):
         config = presets.get("digits", image_size="16", ngf=4, ndf=4, nz=8)
         generator, discriminator = build(config.model, (1, 16, 16))
         real, fake = torch.randn(2, 4, 1, 16, 16)

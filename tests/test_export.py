@@ -152,7 +152,11 @@ def test_the_card_shows_names_as_they_are(tmp_path):
     source.classes = ["<b>x</b>", "*a* | `b`", "no\udcfftext"]
     facts = {"config": presets.get("digits", source="folder:/x/<i>").flat(), "steps": 7,
              "resolved": {"data": "[c](d): 9 images"}}
+    facts["measured"] = [{"images": 100, "data": "a|b", "step": 9,
+                          "fakes": {"fid": 12.3456, "is": 2}, "reals": {"is": 3}}]
     text = card.write(source, "torch.export", facts, []).splitlines()
+    assert text[-6:] == [r"100 fakes against a\|b, after step 9:", "", "| metric | fakes | reals |", "|---|---|---|",
+                         "| fid | 12.35 |  |", "| is | 2 | 3 |"]
     assert r"Labels: 0 is \<b\>x\</b\>, 1 is \*a\* \| \`b\`, 2 is no" + "\udcfftext." in text
     assert r"| source | folder:\<i\> |" in text and r"| data | \[c\](d): 9 images |" in text
 
@@ -302,3 +306,39 @@ def test_push_uploads_what_was_exported(run, capsys, monkeypatch):
     assert cli.main(["export", str(run), "--push", "somebody/digits"]) == 2  # the server is gone
     error = capsys.readouterr().err
     assert "--push somebody/digits: " in error and f"the files are in {out}" in error
+
+
+@pytest.mark.parametrize("name", ["digits", "oreilly-gan-mnist", "tf-dcgan-mnist", "d2l-gan-gaussian", "conditional"])
+def test_an_export_comes_back(tmp_path, name):
+    source = trained(name)
+    exported.export(source, "safetensors", tmp_path)
+    back = exported.load(tmp_path)
+    assert (back.shape, back.classes, back.unit_range) == (source.shape, source.classes, source.unit_range)
+    z, labels = source.noise.from_seeds(range(5)), source.labels_in_turn(5)
+    assert torch.equal(back.noise.from_seeds(range(5)), z)
+    images = source.draw(z, labels)
+    assert float((back.draw(z, labels) - images).abs().max()) <= 1e-5 * float(images.abs().max())
+
+
+def test_an_export_is_sampled(run, capsys):
+    assert cli.main(["export", str(run)]) == 0
+    for name, where in (("one", run), ("other", run / "export" / "safetensors")):
+        assert cli.main(["sample", str(where), "--seeds", "0-3", "--out", f"{name}.png"]) == 0
+    assert Path("one.png").read_bytes() == Path("other.png").read_bytes()
+
+
+@pytest.mark.parametrize(("key", "value", "reason"), [
+    ("format", "onnx", "it is of --format onnx, expected safetensors"), ("range", [0, 2], r"\(0, 2\)"),
+    ("layers", [["Sequential", {}]], "layer 'Sequential' with : expected one of ConvTranspose2d"),
+    ("layers", [["Linear", {"in_features": 100, "out_features": 2**40}]], "Linear makes"),
+    ("layers", [["Linear", {"in_features": 100, "device": "cuda"}]], "layer 'Linear' with in_features, device"),
+    ("layers", [], r"its layers make \(100,\), expected \(1, 32, 32\)"), ("layers", 3, "not iterable"),
+    ("noise", {}, "'length'"), ("classes", [1], "classes: expected a list of names"),
+    ("shape", [1, 32], r"expected \(1, 32\)"), ("shape", [1, 32, -32], "expected sides from 1")])
+def test_what_is_no_export_is_refused(tmp_path, key, value, reason):
+    exported.export(trained("digits"), "safetensors", tmp_path)
+    told = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(told | {key: value}))
+    with pytest.raises(FastganError, match=f"cannot read the export in .*{reason}") as failed:
+        exported.load(tmp_path)
+    assert "\n" not in str(failed.value)

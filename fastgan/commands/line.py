@@ -54,7 +54,9 @@ def writable(path: Path, option: str = "--out") -> None:
 
 
 def load(folder: Path | None) -> Pretrained:
+    from fastgan.models import exported
     from fastgan.models.pretrained import Pretrained
     from fastgan.train import runs
 
-    return Pretrained.load(runs.newest(Path("runs")) if folder is None else folder)
+    folder = folder or runs.newest(Path("runs"))
+    return exported.load(folder) if exported.is_export(folder) else Pretrained.load(folder)

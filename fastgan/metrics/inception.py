@@ -35,7 +35,7 @@ class Inception:
             from torch_fidelity import registry, utils
         except ImportError as error:
             raise FastganError(f"--metrics {','.join(names)}: torch-fidelity cannot be imported ({first_line(error)}); "
-                               "expected it installed: pip install 'fastgan[metrics]'") from error
+                               "expected it installed: pip install torch-fidelity") from error
         self.names, self.device = names, device
         layer = registry.FEATURE_EXTRACTORS_REGISTRY[EXTRACTOR].get_default_feature_layer_for_metric
         self.features, self.logits = layer("fid"), layer("isc")

@@ -66,11 +66,11 @@ class Pretrained:
             config: dict[str, Any] = read_json(folder / CONFIG)
             model, shape = ModelConfig(**config["model"]), tuple(config["shape"])
             classes, unit_range = config["classes"], config["unit_range"]
-            _check(model, shape, classes, unit_range)
+            check(model, shape, classes, unit_range)
             with torch.device("meta"):  # what it would take is compared with what is there, before memory is taken
                 generator, _ = build(model, shape, len(classes))
             weights = safetensors.torch.load_file(folder / WEIGHTS)
-            _check_shapes(generator, weights)
+            check_shapes(generator, weights, WEIGHTS)
             generator.to_empty(device="cpu").load_state_dict(weights)
             return cls(generator, model, shape, classes, unit_range)
         except FastganError as error:
@@ -79,7 +79,7 @@ class Pretrained:
             raise FastganError(f"cannot read the generator in {folder}: {first_line(error)}") from error
 
 
-def _check(model: ModelConfig, shape: tuple[Any, ...], classes: Any, unit_range: Any) -> None:
+def check(model: ModelConfig, shape: tuple[Any, ...], classes: Any, unit_range: Any) -> None:
     """ValueError for a description that is none."""
     check_types(ModelConfig, vars(model))
     if not all(typed.is_of(side, int) and 0 < side <= MAX_SIDE for side in shape):
@@ -90,12 +90,12 @@ def _check(model: ModelConfig, shape: tuple[Any, ...], classes: Any, unit_range:
         raise ValueError("unit_range: expected true or false; noise_mean: expected a finite number")
 
 
-def _check_shapes(generator: nn.Module, weights: dict[str, Tensor]) -> None:
-    """ValueError for the first tensor of a generator that is not among the weights in its shape."""
+def check_shapes(generator: nn.Module, weights: dict[str, Tensor], file: str) -> None:
+    """ValueError for the first tensor of a generator that is not among the weights of `file` in its shape."""
     for name, tensor in generator.state_dict().items():
         if name not in weights or weights[name].shape != tensor.shape:
             found = "none" if name not in weights else f"one of {tuple(weights[name].shape)}"
-            raise ValueError(f"{WEIGHTS} has {found} for {name}, expected {tuple(tensor.shape)}")
+            raise ValueError(f"{file} has {found} for {name}, expected {tuple(tensor.shape)}")
 
 
 def _json(value: dict[str, Any]) -> bytes:

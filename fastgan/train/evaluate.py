@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -59,10 +59,12 @@ def evaluate(folder: Path, metrics: str = "", *, images: int = 2000, weights: st
         say(words)
     source.generator.to(place)
     step, now = checkpoint.newest_step(folder / "checkpoints"), datetime.now(timezone.utc)
+    fakes, reals = measures.of(source), measures.of_reals()
     found = {"step": step, "date": now.isoformat(timespec="seconds"), "data": dataset.summary(), "images": images,
-             "metrics": metrics, "fakes": measures.of(source), "reals": measures.of_reals(), "version": __version__}
+             "metrics": metrics, "fakes": fakes, "reals": reals, "version": __version__}
+    before = measured(folder, anew={*fakes, *reals})
     with replacing(folder / FILE) as stream:
-        stream.write((json.dumps({"measured": [*_before(folder / FILE, found), found]}, indent=2) + "\n").encode())
+        stream.write((json.dumps({"measured": [*before, found]}, indent=2) + "\n").encode())
     return found
 
 
@@ -70,14 +72,14 @@ def _size(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def _before(path: Path, found: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the file holds, without the numbers that were found anew; nothing of one that cannot be read."""
+def measured(folder: Path, anew: Collection[str] = ()) -> list[dict[str, Any]]:
+    """What metrics.json of a run holds, as `evaluate` returned it, without metrics of these names; [] of none that can
+    be read."""
     try:
-        told = read_json(path)
-        measured = told.get("measured", [told])  # one measurement, as it was written before there were several
-        names = found["fakes"] | found["reals"]
-        kept = [one | {who: {name: value for name, value in one[who].items() if name not in names}
-                       for who in ("fakes", "reals")} for one in measured]
+        told = read_json(folder / FILE)
+        found = told.get("measured", [told])  # one measurement, as it was written before there were several
+        kept = [one | {who: {name: value for name, value in one[who].items() if name not in anew}
+                       for who in ("fakes", "reals")} for one in found]
     except (OSError, ValueError, TypeError, AttributeError, KeyError):
         return []
     return [one for one in kept if one["fakes"]]

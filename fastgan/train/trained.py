@@ -8,17 +8,17 @@ from typing import Any
 from torch import Tensor
 
 from fastgan.errors import FastganError
-from fastgan.train import checkpoint, runs
+from fastgan.train import checkpoint, evaluate, runs
 from fastgan.train.host import say
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    """training_options.json, and "steps", those that were done; nothing where there is no such file."""
+    """training_options.json, "steps", those that were done, and "measured", as in metrics.json; {} without options."""
     if not (folder / runs.OPTIONS).is_file():
         return {}
     config = runs.read_options(folder).flat()  # with the defaults of options that are younger than the run
     return {"config": config, "resolved": runs.read_resolved(folder),
-            "steps": checkpoint.newest_step(folder / "checkpoints")}
+            "steps": checkpoint.newest_step(folder / "checkpoints"), "measured": evaluate.measured(folder)}
 
 
 def discriminator(folder: Path) -> dict[str, Tensor] | None:

@@ -17,6 +17,9 @@ from fastgan.verify import machine
 
 _PACKAGES = ("torch", "torchvision", "triton", "numpy", "pillow", "safetensors", "tensorboard", "matplotlib",
              "scikit-learn", "tyro", "tqdm")
+_OPTIONAL = {"torch-fidelity": "--metrics fid,kid,is", "onnx": "export --format onnx",
+             "onnxscript": "export --format onnx", "onnxruntime": "export --format onnx",
+             "huggingface_hub": "export --push"}
 
 
 def report() -> list[tuple[str, str]]:
@@ -29,6 +32,8 @@ def report() -> list[tuple[str, str]]:
         ("fastgan", fastgan.__version__),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         *((name, version or "not installed") for name, version in found.items()),
+        *((name, machine.version(name) or f"not installed; {use} needs it: pip install {name}")
+          for name, use in _OPTIONAL.items()),
         ("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, "
                 f"{torch.backends.cpu.get_cpu_capability()}"),
         ("gpu", _gpu(device)),

@@ -16,10 +16,11 @@ from fastgan.errors import FastganError
 from fastgan.files import reason, replacing
 from fastgan.models.exported import card, example
 from fastgan.models.exported.forms import FORMS
+from fastgan.models.exported.loaded import is_export, load
 from fastgan.models.exported.plain import PlainGenerator, plain
 from fastgan.models.pretrained import CONFIG, Pretrained
 
-__all__ = ["EXAMPLE", "FORMATS", "export", "need", "plain"]
+__all__ = ["EXAMPLE", "FORMATS", "export", "is_export", "load", "need", "plain"]
 
 EXAMPLE = "pytorch-example"
 FORMATS = (*FORMS, EXAMPLE)
@@ -33,8 +34,10 @@ def export(source: Pretrained, form: str, out: Path, *, facts: dict[str, Any] | 
     """Write `source` into the folder `out`, made if it is not there, once what is written makes the same images.
 
     Args:
-        form: one of `FORMATS`. facts: of the run, for the model card: the content of its training_options.json, and
-            "steps", how many were done. discriminator: its state_dict, which "pytorch-example" writes too.
+        form: one of `FORMATS`.
+        facts: of the run, for the model card: the content of its training_options.json, "steps", how many were done,
+            and "measured", a list of what `evaluate` returned.
+        discriminator: its state_dict, which "pytorch-example" writes too.
 
     Returns the names of the files. Raises `FastganError` for an unknown form, a network that it cannot hold, a missing
     package, and a folder that cannot be written or has files of these names from elsewhere.
@@ -92,15 +95,8 @@ def _write(out: Path, files: dict[str, bytes]) -> None:
         there = [name for name in files if (out / name).exists()]
     except OSError as error:
         raise FastganError(f"--out {out}: cannot make this folder: {reason(error)}") from error
-    if there and not _is_export(out):
+    if there and not is_export(out):
         raise FastganError(f"--out {out} has a {there[0]} that was not exported; expected another folder")
     for name, content in files.items():
         with replacing(out / name) as stream:
             stream.write(content)
-
-
-def _is_export(out: Path) -> bool:
-    try:
-        return str(json.loads((out / CONFIG).read_text())["made_by"]).startswith("fastgan export")
-    except (OSError, ValueError, KeyError, TypeError):
-        return False

@@ -27,7 +27,8 @@ def write(source: Pretrained, form: str, facts: dict[str, Any], files: list[str]
         f"# {_plain(config.preset) if config else 'DCGAN'}: a generator of {what}", "",
         f"Written by `fastgan export --format {form}`, fastgan {__version__}. To use it takes {_NEEDS[form]}.", "",
         *code, "", "## What was trained", "", *(_trained(config, facts) if config else [
-            "Not known here: the weights came without the options of their run."])]) + "\n"
+            "Not known here: the weights came without the options of their run."]),
+        *_measured(facts.get("measured", []))]) + "\n"
 
 
 def _program(source: Pretrained, form: str) -> list[str]:
@@ -106,6 +107,21 @@ def _trained(config: Config, facts: dict[str, Any]) -> list[str]:
     return ["| | |", "|---|---|", *(f"| {what} | {_plain(fact)} |" for what, fact in rows.items()), "",
             "<details><summary>All options</summary>", "", "| option | value |", "|---|---|",
             *(f"| {key} | {_plain(value)} |" for key, value in options.items()), "", "</details>"]
+
+
+def _measured(found: list[dict[str, Any]]) -> list[str]:
+    """Tables of what `fastgan evaluate` found."""
+    lines = ["", "## What was measured"] if found else []
+    for one in found:
+        lines += ["", f"{one.get('images', '?')} fakes against {_plain(one.get('data', 'unknown data'))}, after step "
+                  f"{one.get('step', 'unknown')}:", "", "| metric | fakes | reals |", "|---|---|---|"]
+        lines += [f"| {_plain(name)} | {_number(value)} | {_number(one['reals'].get(name))} |"
+                  for name, value in one["fakes"].items()]
+    return lines
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, (int, float)) else ""
 
 
 def _plain(value: object) -> str:

@@ -24,7 +24,7 @@ from fastgan.nn.same import ConvTransposeSame
 
 Described = tuple[str, dict[str, Any]]  # a class of torch.nn and its arguments
 
-_ARGUMENTS = {
+ARGUMENTS = {
     "ConvTranspose2d": ("in_channels", "out_channels", "kernel_size", "stride", "padding", "output_padding"),
     "BatchNorm2d": ("num_features", "eps"), "BatchNorm1d": ("num_features", "eps"),
     "Linear": ("in_features", "out_features"), "ReLU": (), "Tanh": (), "Flatten": (), "ZeroPad2d": ("padding",),
@@ -107,8 +107,8 @@ def _tuples(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe(layer: nn.Module, batch_statistics: bool) -> Described:
-    kind = next(kind for kind in _ARGUMENTS if isinstance(layer, getattr(nn, kind)))
-    arguments = {name: getattr(layer, name) for name in _ARGUMENTS[kind]}
+    kind = next(kind for kind in ARGUMENTS if isinstance(layer, getattr(nn, kind)))
+    arguments = {name: getattr(layer, name) for name in ARGUMENTS[kind]}
     if isinstance(layer, (nn.ConvTranspose2d, nn.Linear)):
         arguments["bias"] = layer.bias is not None
     elif isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) and batch_statistics:
