@@ -70,7 +70,7 @@ def scatter(path: Path, **points: Tensor) -> None:
 
 
 def loss_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Losses above, D's beliefs below, by step; thin lines are the records, thick ones their moving average."""
+    """Losses above, D's beliefs below, by step; thin lines are the records, thick ones their running median."""
     figure = Figure(figsize=(9, 6), dpi=120, layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     for axes, names in ((above, {"loss_d": "discriminator", "loss_g": "generator"}),
@@ -88,9 +88,12 @@ def loss_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """A centred moving average over a twentieth of the curve, whose window shrinks at both ends."""
+    """A centred running median over a twentieth of the curve, mirrored at its ends: no outlier moves it."""
+    if not len(values):
+        return values
     half = max(len(values) // 40, 1)
-    return np.array([values[max(0, i - half): i + half + 1].mean() for i in range(len(values))])
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(values, half, "symmetric"), 2 * half + 1)
+    return np.asarray(np.median(windows[:, :: math.ceil(half / 50)], axis=1))  # a hundred of a window say as much
 
 
 def _save_figure(figure: Figure, path: Path) -> None:

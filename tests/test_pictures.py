@@ -39,6 +39,15 @@ def test_loss_curves_of_any_number_of_records(tmp_path):
         assert Image.open(tmp_path / f"{count}.png").size == (1080, 720)
 
 
+@pytest.mark.parametrize("count", [1, 2, 30, 500, 5000])
+def test_the_thick_line_follows_the_curve_and_no_outlier(count):
+    curve = np.linspace(1, 2, count)
+    assert np.abs(pictures.smooth(curve) - curve).max() < 0.05
+    if count > 2:
+        curve[count // 3] = 1000
+        assert pictures.smooth(curve).max() < 2.05 and len(pictures.smooth(curve)) == count
+
+
 def test_animation_goes_there_and_back(tmp_path):
     frames = torch.stack([torch.full((1, 64, 64), 50 * i, dtype=torch.uint8) for i in range(4)])
     pictures.animation(frames, tmp_path / "walk.gif")

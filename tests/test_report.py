@@ -19,6 +19,7 @@ from fastgan.models import build
 from fastgan.models.pretrained import Pretrained
 from fastgan.report import curves, found, write
 from fastgan.train import Trainer
+from fastgan.train.lock import Lock
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror='alert(2)'>\" --><!--"
 
@@ -217,7 +218,7 @@ def test_a_missing_part_is_named(folder, name):
     text = html.unescape(told(folder))
     told_of = {"fakes000100.png": "picture", "config.json": "no trained generator",
                "generator.safetensors": "no trained generator"}
-    assert told_of.get(name, f"here is no {name}") in text
+    assert told_of.get(name, f"There is no {name}") in text
 
 
 def test_pictures_too_many_are_chosen_evenly(folder):
@@ -243,7 +244,23 @@ def test_a_log_that_is_being_written(folder):
         stream.write('{"step": 300, "loss_')
     options(folder, steps=1000)
     text = told(folder)
-    assert "200 of 1,000" in text and "the run goes on, or was stopped" in text
+    assert "200 of 1,000" in text and "the run goes on, or was stopped." in text
+
+
+def test_a_run_that_goes_on_and_one_that_was_stopped(folder):
+    options(folder, steps=1000)
+    training = Lock(folder)
+    assert "UTC; the run goes on." in told(folder)
+    training.release()
+    assert "UTC; the run was stopped before its end." in told(folder)
+    Lock(folder).release()  # who asked has not kept it
+
+
+def test_facts_are_silent_on_what_there_is_none_of(folder):
+    """Ten classes in the data, none in a generator that is not conditional."""
+    options(folder, classes=[], data="digits: 1797 images, 10 classes")
+    words = part(told(folder), "facts")
+    assert "10 classes" in words and "none" not in words
 
 
 def test_long_curves_are_thinned_and_keep_their_ends():
@@ -261,6 +278,18 @@ def test_a_logarithmic_scale_only_where_it_helps_and_can_be(values, log_scale):
 def test_out(folder, tmp_path):
     assert cli.main(["report", str(folder), "--out", str(tmp_path / "page.html")]) == 0
     assert (tmp_path / "page.html").stat().st_size > 10_000 and not (folder / "report.html").exists()
+
+
+def test_without_a_folder_it_is_of_results_or_else_of_the_newest_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["report"]) == 2 and "no run in runs: expected" in capsys.readouterr().err
+    for name in ("00000-digits", "00001-digits"):
+        Path("runs", name).mkdir(parents=True)
+        options(Path("runs", name))
+    assert cli.main(["report"]) == 0 and capsys.readouterr().out == "runs/00001-digits/report.html\n"
+    Path("bench").mkdir()
+    Path("bench/bench.csv").touch()
+    assert cli.main(["report"]) == 2 and "bench.csv" in capsys.readouterr().err
 
 
 def test_neither_a_run_nor_results(tmp_path, capsys):

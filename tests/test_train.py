@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fastgan.errors import FastganError
 from fastgan.models.pretrained import Pretrained
-from fastgan.train import Trainer, checkpoint
+from fastgan.train import Trainer, checkpoint, loop
 from fastgan.train.log import TAGS, RunLog
 from fastgan.verify.cost.counted import Experiment
 from fastgan.verify.cost.memory import estimate
@@ -39,6 +39,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def final_state(folder: Path) -> dict[str, Any]:
     return checkpoint.read_newest(folder / "checkpoints")[0]
+
+
+@pytest.mark.parametrize(("count", "classes", "columns"), [(64, 3, 9), (64, 2, 8), (64, 10, 10), (100, 10, 10),
+                                                           (12, 12, 12), (64, 0, None), (8, 10, None), (64, 17, None)])
+def test_each_class_has_its_columns_near_a_square(count, classes, columns):
+    assert loop._columns(count, classes) == columns
 
 
 def test_run_folder(tiny):

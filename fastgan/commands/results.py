@@ -96,8 +96,8 @@ class Report:
     Of results, the last run of each workload: README.md with tables, pictures, and report.html, which holds all of it.
     """
 
-    folder: Positional[Path] = Path("bench")
-    """a run folder, or one where bench.csv lies"""
+    folder: Positional[Path | None] = None
+    """a run folder, or one where bench.csv lies; when not given bench/ where it lies there, else the newest run"""
     out: Path | None = None
     """page of a run to write; report.html in the folder when not given"""
 
@@ -106,16 +106,19 @@ def report(args: list[str]) -> int:
     options = line.parse(Report, args, "report")
     from fastgan.bench import report as results
     from fastgan.report import run
+    from fastgan.train import runs
 
-    if run.is_run(options.folder):
+    name = results.results.NAME
+    folder = options.folder or (Path("bench") if Path("bench", name).is_file() else runs.newest(Path("runs")))
+    if run.is_run(folder):
         if options.out is not None:
             line.writable(options.out)
-        print(run.write(options.folder, options.out))
+        print(run.write(folder, options.out))
         return 0
-    if not (options.folder / results.results.NAME).is_file():
-        raise FastganError(f"{options.folder}: neither a run nor results lie there; expected a folder such as "
+    if not (folder / name).is_file():
+        raise FastganError(f"{folder}: neither a run nor results lie there; expected a folder such as "
                            "runs/00000-digits, or one in which `fastgan bench --out` has left bench.csv")
     if options.out is not None:
         raise FastganError(f"--out {options.out}: the pages of results go into their own folder; expected no --out")
-    print(*results.write(options.folder), sep="\n")
+    print(*results.write(folder), sep="\n")
     return 0

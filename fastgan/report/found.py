@@ -41,7 +41,7 @@ def json_of(path: Path, otherwise: str) -> dict[str, Any]:
 def records(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The records of a log, and how many lines of it are none. A run that goes on may be writing the last one."""
     good: list[dict[str, Any]] = []
-    lines = _bytes(path, MOST_LOG, f"there is no {path.name}: the run has logged nothing yet").splitlines()
+    lines = _bytes(path, MOST_LOG, f"There is no {path.name}: the run has logged nothing yet").splitlines()
     for line in lines:
         try:
             record = json.loads(line)
@@ -72,7 +72,7 @@ def evenly(parts: list[Any], most: int) -> list[Any]:
 
 def picture(path: Path, step: int = 0) -> Picture:
     """Raises `FastganError` for what is no whole PNG of a sensible size."""
-    png = _bytes(path, MOST_BYTES, f"there is no {path.name}")
+    png = _bytes(path, MOST_BYTES, f"There is no {path.name}")
     try:
         with Image.open(path, formats=["PNG"]) as image:
             size = image.size

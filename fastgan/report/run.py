@@ -19,7 +19,7 @@ from fastgan import pictures, presets
 from fastgan.errors import FastganError, first_line
 from fastgan.files import replacing
 from fastgan.report import curves, found, page
-from fastgan.train import planned
+from fastgan.train import lock, planned
 from fastgan.train.runs import OPTIONS
 
 NAME = "report.html"
@@ -49,7 +49,7 @@ class _Report:
         self.charts: list[dict[str, Any]] = []  # what the script draws
         self.untold: list[str] = []  # trouble that has no section of its own
         try:
-            options = found.json_of(folder / OPTIONS, f"there is no {OPTIONS}")
+            options = found.json_of(folder / OPTIONS, f"There is no {OPTIONS}")
         except FastganError as error:
             self.untold.append(str(error))
             options = {}
@@ -93,8 +93,12 @@ class _Report:
                "device": page.short(self.resolved.get("device", "unknown")),
                "precision": page.short(self.resolved.get("precision", "unknown"))}
         cards = "".join(f"<div><dt>{what}</dt><dd>{value}</dd></div>" for what, value in key.items())
-        return (f'<dl class="key">{cards}</dl>\n<p class="soft">As of {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC'
-                + ("; the run goes on, or was stopped." if found.is_number(total) and done < total else ".") + "</p>")
+        state = ""
+        if found.is_number(total) and done < total:
+            state = {True: "; the run goes on", False: "; the run was stopped before its end",
+                     None: "; the run goes on, or was stopped"}[lock.held(self.folder)]
+        return (f'<dl class="key">{cards}</dl>\n'
+                f'<p class="soft">As of {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC{state}.</p>')
 
     def alerts(self) -> str:
         told = [(record["step"], words) for record in self._log[0] if isinstance(record.get("alerts"), dict)
@@ -158,7 +162,7 @@ class _Report:
         note = f'<p class="missing">{bad} lines of {LOG} cannot be read and are left out.</p>' if bad else ""
         if not drawn:
             return f"{note}<p>The log has no curves yet.</p>"
-        return (f'{note}<p class="soft">Thin lines are the records, thick ones their moving average. A pointer over a '
+        return (f'{note}<p class="soft">Thin lines are the records, thick ones their running median. A pointer over a '
                 f"plot, or the arrow keys within it, choose a step, whose values stand below it.</p>\n"
                 f'<div class="charts">{"".join(figure for figure, _ in drawn)}</div>')
 
@@ -225,10 +229,10 @@ class _Report:
                 + page.folded(f"All {len(rows)} checks", table))
 
     def facts(self) -> str:
-        """What was found out when the run began; the plan has a section of its own."""
+        """What was found out when the run began, if anything; the plan has a section of its own."""
         if not self.resolved:
             return '<p class="missing">Not known.</p>'
-        return _facts("Facts", {key: value for key, value in self.resolved.items() if key != "plan"})
+        return _facts("Facts", {key: value for key, value in self.resolved.items() if key != "plan" and value != []})
 
     def options(self) -> str:
         if not self.config:

@@ -63,6 +63,21 @@ class Lock:
         self.release()
 
 
+def held(folder: Path) -> bool | None:
+    """Does a process train in this run folder? None where that cannot be known. Takes the lock, for that moment."""
+    try:
+        handle = os.open(folder / FILE, os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        _lock(handle)
+        return False
+    except OSError as error:
+        return True if error.errno in _HELD else None
+    finally:
+        os.close(handle)
+
+
 def _lock(handle: int) -> None:
     """Raises OSError at once where the file is locked."""
     if sys.platform == "win32":

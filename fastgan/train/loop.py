@@ -429,5 +429,5 @@ class _Clock:
 
 
 def _columns(count: int, classes: int) -> int | None:
-    """A column for each class where that fits the page."""
-    return classes if 1 < classes <= min(count, 16) else None
+    """The same number of columns for each class, near a square, where that fits the page."""
+    return classes * max(1, round(math.sqrt(count) / classes)) if 1 < classes <= min(count, 16) else None
