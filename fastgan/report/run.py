@@ -229,7 +229,7 @@ class _Report:
                 + page.folded(f"All {len(rows)} checks", table))
 
     def facts(self) -> str:
-        """What was found out when the run began, if anything; the plan has a section of its own."""
+        """What was found out when the run began, without what is empty; the plan has a section of its own."""
         if not self.resolved:
             return '<p class="missing">Not known.</p>'
         return _facts("Facts", {key: value for key, value in self.resolved.items() if key != "plan" and value != []})
