@@ -17,7 +17,7 @@ from fastgan.errors import FastganError
 from fastgan.ops.native import extension
 from fastgan.ops.triton import launch
 from fastgan.train import Trainer, runs
-from fastgan.verify import doctor
+from fastgan.verify import doctor, machine
 
 SMALL = ["--image-size", "16", "--ngf", "4", "--ndf", "4", "--nz", "8", "--batch", "16", "--snap", "2", "--grid", "4",
          "--no-tensorboard", "--device", "cpu"]
@@ -147,6 +147,14 @@ def test_doctor_says_why_an_engine_cannot_be_used(monkeypatch):
     assert found["triton engine"] == "not usable: needs a CUDA device" and found["CUDA graphs"] == "no CUDA device"
     monkeypatch.setattr(launch, "INTERPRETED", True)
     assert dict(doctor.report())["triton engine"] == "in Triton's interpreter, for tests"
+
+
+def test_doctor_says_which_packages_are_for_what(monkeypatch):
+    versions = machine.version
+    monkeypatch.setattr(machine, "version", lambda name: None if name == "onnx" else versions(name))
+    found = dict(doctor.report())
+    assert found["onnx"] == "not installed; export --format onnx needs it: pip install onnx"
+    assert found["verdict"].startswith("ready to train")
 
 
 def test_doctor_says_what_is_compiled(monkeypatch):
