@@ -61,5 +61,5 @@ def doctor(args: list[str]) -> int:
     from fastgan.verify.doctor import report as findings
 
     for subject, finding in findings():
-        print(f"{subject:14}{finding}")
+        print(f"{subject:17}{finding}")
     return 0
