@@ -116,7 +116,8 @@ def test_command_lines_are_found():
 
 
 SAID = {"FastganError", "warn", "_warn", "say"}
-WITH_ENTRY = ("train/", "data/", "config.py", "commands/", "files.py", "models/", "metrics/", "report/")  # for errors; every warning has one
+# rooms whose errors have an entry; every warning has one
+WITH_ENTRY = ("train/", "data/", "config.py", "commands/", "files.py", "models/", "metrics/", "report/")
 
 
 def messages() -> Iterator[tuple[str, str]]:

@@ -122,7 +122,10 @@ def _tell(error: BaseException) -> BaseException:
         words = _last_words()
         _store.set(f"heard{mine.rank}", "")
         if isinstance(error, FastganError) and not lost:
-            # everybody fails alike: rank 0 says so for all
+            # everybody fails alike: rank 0 says so for all, if not yet, then soon
+            if str(error) in words.values():
+                _wait_for(lambda: _store.check(["ended0"]))
+                words = _last_words()
             return SystemExit(2) if words.get(0) == str(error) else error
         if lost and words:
             rank, why = min(words.items())
