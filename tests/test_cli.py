@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -305,6 +306,9 @@ def test_names_that_are_no_text(here):
     assert "| data | o\\udcff |" in (run / "export" / "safetensors" / "README.md").read_text()
     with pytest.raises(FastganError, match="no UTF-8"):
         runs.create(Path("o\udcff"), presets.get("digits"))
+    shutil.copytree(run, "r\udcff")
+    with pytest.raises(FastganError, match="r\udcff: no UTF-8"):
+        Trainer.resume(Path("r\udcff"))
     program = [sys.executable, "-m", "fastgan", "sample", str(run), "--out", "o\udcff.png"]
     found = subprocess.run(program, capture_output=True, check=True, env={**os.environ, "PYTHONUTF8": "1"})
     assert found.stdout.endswith(b"o\\udcff.png\n")

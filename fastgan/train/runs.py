@@ -27,9 +27,7 @@ MAY_CHANGE = {"outdir", "data_root", "cache_gb", "workers", "strict", "epochs", 
 def create(outdir: Path, config: Config) -> Path:
     """A new folder with the next free number, which holds its options from its first moment on; two runs that start at
     once get two."""
-    if re.search("[\ud800-\udfff]", str(outdir)):
-        raise FastganError(f"--outdir {outdir}: no UTF-8, without which TensorBoard writes and safetensors reads "
-                           "nothing; expected another folder")
+    _check_text(outdir)
     aside = outdir / f".{secrets.token_hex(4)}.tmp"
     try:
         outdir.mkdir(parents=True, exist_ok=True)
@@ -44,6 +42,12 @@ def create(outdir: Path, config: Config) -> Path:
         raise FastganError(f"--outdir {outdir}: cannot make a run folder there: {reason(error)}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _check_text(folder: Path) -> None:
+    if re.search("[\ud800-\udfff]", str(folder)):
+        raise FastganError(f"{folder}: no UTF-8, without which TensorBoard writes and safetensors reads nothing; "
+                           "expected a folder of another name")
 
 
 def _rename(folder: Path, target: Path) -> Path:
@@ -123,7 +127,8 @@ def _no_run(folder: Path, error: Exception) -> FastganError:
 
 
 def check_resume(folder: Path, before: Config, now: Config) -> None:
-    """`FastganError` that shows, per key, what a resumed run must not change."""
+    """`FastganError` that shows, per key, what a resumed run must not change, or that nothing can be written there."""
+    _check_text(folder)
     old, new = before.flat(), now.flat()
     may = MAY_CHANGE if before.train.lr_schedule == "constant" else MAY_CHANGE - {"epochs", "steps"}
     changed = [f"{key} {old[key]} -> {new[key]}" for key in old if old[key] != new[key] and key not in may]
