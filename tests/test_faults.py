@@ -59,7 +59,18 @@ def test_a_killed_run_loses_nothing_but_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(kills, "_moment", lambda draw, life, outdir: (outdir, 0.0))
     told = kills.prove(tmp_path, 1, seed=2)
     assert "killed after" in told[0] and "equal" in told[0]
-    assert told[-1].endswith("nothing lost"), told
+    assert told[-1].startswith("1 of 1 runs killed") and told[-1].endswith("nothing lost"), told
+
+
+def test_runs_begin_until_enough_were_killed(tmp_path, monkeypatch):
+    """One that ends before its kill proves nothing."""
+    stories = iter(["ended before its kill", "killed after 1 s", "ended before its kill", "killed after 2 s"])
+    monkeypatch.setattr(kills, "_process", lambda arguments, moment: (0, ""))
+    monkeypatch.setattr(kills.checkpoint, "read_newest", lambda folder: ({},))
+    monkeypatch.setattr(kills, "_run", lambda *given: next(stories))
+    assert kills.prove(tmp_path, 2, seed=0)[-1].startswith("2 of 4 runs killed")
+    monkeypatch.setattr(kills, "_run", lambda *given: "ended before its kill")
+    assert kills.prove(tmp_path, 2, seed=0)[-1].startswith("0 of 6 runs killed")
 
 
 def test_what_a_kill_must_not_take_is_seen(tiny):
