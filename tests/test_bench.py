@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -297,6 +298,26 @@ def test_who_fails_stops_nobody(when):
 def test_rounds_end_at_the_deadline_but_not_before_three():
     assert len(play({"a": Player([], "a")}, 9, time.monotonic() - 1)["a"].seconds) == rounds.LEAST
     assert play({"a": Player([], "a")}, 0)["a"].peak_mb == 1.0
+
+
+def test_ctrl_c_before_an_answer_is_awaited(monkeypatch):
+    """No thread is left for which a program waits at its end: that took as long as the patience, ten minutes."""
+    start = threading.Timer.start
+
+    def interrupted(timer):
+        start(timer)
+        raise KeyboardInterrupt
+
+    one = rounds.Worker(OURS, "cpu", 1)
+    before = set(threading.enumerate())
+    monkeypatch.setattr(threading.Timer, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        one.turn()
+    one.close()
+    left = set(threading.enumerate()) - before
+    for thread in left:
+        thread.cancel()
+    assert left and all(thread.daemon for thread in left)
 
 
 def test_a_process_that_ends_is_a_reason(monkeypatch):

@@ -79,6 +79,7 @@ class Worker:
     def _ask(self, **order: Any) -> dict[str, Any]:
         assert self._process.stdin is not None and self._process.stdout is not None
         timer = threading.Timer(PATIENCE, self._lose_patience)
+        timer.daemon = True  # Ctrl-C may come before the `try`: a program does not wait at its end for this one
         timer.start()
         try:
             self._process.stdin.write(json.dumps(order) + "\n")
