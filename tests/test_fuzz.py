@@ -32,7 +32,7 @@ from fastgan import presets
 from fastgan.config import DataConfig
 from fastgan.data import open_dataset
 from fastgan.errors import FastganError
-from fastgan.models import DCGANGenerator
+from fastgan.models import DCGANGenerator, exported
 from fastgan.models.pretrained import Pretrained
 from fastgan.ops.plan import Choice, Plan, Problem, Step, Trial, stored, table
 from fastgan.train import Trainer, checkpoint, runs
@@ -296,13 +296,21 @@ def test_checkpoint_state(run):
     path.unlink()
 
 
-def test_generator(place):
-    folder, copy = place / "generator", place / "damaged"
-    folder.mkdir()
+@pytest.mark.parametrize("form", ["saved", "exported"])
+def test_generator(place, form):
+    """As a run keeps it, and as `fastgan export` writes it."""
+    folder, copy = place / form, place / f"{form}-damaged"
     model = presets.get("digits", nz=8, ngf=4).model
-    Pretrained(DCGANGenerator(8, 4, 1, 16), model, (1, 16, 16), [], False).save(folder)
+    source = Pretrained(DCGANGenerator(8, 4, 1, 16).eval(), model, (1, 16, 16), [], False)
+    if form == "saved":
+        folder.mkdir()
+        source.save(folder)
+    else:
+        exported.export(source, "safetensors", folder)
+    load = Pretrained.load if form == "saved" else exported.load
     shutil.copytree(folder, copy)
-    config, weights = json.loads((folder / "config.json").read_text()), (folder / "generator.safetensors").read_bytes()
+    (stored_weights,) = folder.glob("*.safetensors")
+    config, weights = json.loads((folder / "config.json").read_text()), stored_weights.read_bytes()
     tensors = safetensors.torch.load(weights)
     other = st.sampled_from(sorted(tensors)).flatmap(lambda name: st.sampled_from(
         [torch.zeros(3), tensors[name].double(), tensors[name].to(torch.int8), tensors[name].T.contiguous()]).map(
@@ -312,10 +320,10 @@ def test_generator(place):
     @given(json_damage(config), damage(weights) | other, st.booleans(), st.booleans())
     def check(described, weighed, first, second):
         (copy / "config.json").write_bytes(described if first else json.dumps(config).encode())
-        (copy / "generator.safetensors").write_bytes(weighed if second else weights)
+        (copy / stored_weights.name).write_bytes(weighed if second else weights)
 
         def draw() -> None:
-            source = Pretrained.load(copy)
+            source = load(copy)
             source.draw(source.noise.from_seeds([0, 1]), source.labels_in_turn(2))
         named(draw)
 
