@@ -212,7 +212,9 @@ def test_ctrl_c_in_the_middle(tmp_path):
     """With processes of its own under way, for real; none of them is left."""
     program = [sys.executable, "-m", "fastgan", "bench", "--suite", "step", "--batch", "2", "--device", "cpu",
                "--contenders", "textbook, NCHW", "--rounds", "100000", "--out", str(tmp_path)]
-    process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               # a shell's background job ignores SIGINT, and so would all that it starts
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     try:
         while not (children := _children(process.pid)) and process.poll() is None:
             time.sleep(0.2)
