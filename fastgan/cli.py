@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in args:
             raise
         interrupted = isinstance(error, KeyboardInterrupt)
-        print("fastgan: interrupted" if interrupted else f"fastgan: error: {error}", file=sys.stderr)
+        print("fastgan: interrupted" if interrupted else f"fastgan: error: {_printable(error)}", file=sys.stderr)
         return 130 if interrupted else 2
     except BrokenPipeError:  # `fastgan presets | head`: nobody listens any more, the flush at exit included
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -72,5 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # of a file that nobody has thought of
         if "--debug" in args:
             raise
-        print(f"fastgan: error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        told = f"fastgan: error: {error.filename or 'a file'}: {error.strerror or error}"
+        print(_printable(told), file=sys.stderr)
         return 2
+
+
+def _printable(message: object) -> str:
+    """A message with line ends and control characters written out: names of files may hold any."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message))

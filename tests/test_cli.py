@@ -39,6 +39,10 @@ def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     return captured.err
 
 
+def test_an_error_is_one_line_whatever_a_file_is_called(capsys, here):
+    assert r"folder:a\nb\x1b[31m: " in fails(capsys, "train", "--data", "folder:a\nb\x1b[31m")
+
+
 def test_help_is_instant():
     program = "import sys, time; t = time.perf_counter(); from fastgan.cli import main; main(['--help']); " \
               "print(time.perf_counter() - t); print([m for m in ('torch', 'tyro', 'matplotlib') if m in sys.modules])"
