@@ -48,7 +48,7 @@ for name, parameter in [*netG.named_parameters(), *netD.named_parameters()]:
         nn.init.normal_(parameter, 1.0, 0.02)
 
 # D's logits: the loss has the sigmoid in it
-step = GANStep(fastgan.convert(netG, impl="native"), fastgan.convert(netD[:-1], impl="native"), ModelConfig(nz=NZ),
+step = GANStep(fastgan.convert(netG), fastgan.convert(netD[:-1]), ModelConfig(nz=NZ),
                TrainConfig(lr=LR, beta1=BETAS[0], beta2=BETAS[1]))
 step = GraphedStep(step)  # the same calls, one CUDA graph
 

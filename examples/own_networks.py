@@ -33,7 +33,7 @@ class Generator(nn.Module):
         self.start = nn.Linear(NZ, WIDTH * 4 * 3 * 3)
         self.main = Chain(ConvTransposeBNReLU(WIDTH * 4, WIDTH * 2, 4, 2, 1),
                           ConvTransposeBNReLU(WIDTH * 2, WIDTH, 4, 2, 1),
-                          ConvTransposeBNAct(WIDTH, 1, 4, 2, 1, norm=False, activation="tanh"), impl="native")
+                          ConvTransposeBNAct(WIDTH, 1, 4, 2, 1, norm=False, activation="tanh"))
 
     def forward(self, z: Tensor) -> Tensor:
         return self.main(self.start(z).view(-1, WIDTH * 4, 3, 3))
@@ -46,7 +46,7 @@ class Critic(nn.Module):
         super().__init__()
         self.main = Chain(ConvBNAct(1, WIDTH, 4, 2, 1, norm=False, bias=True),
                           ConvBNAct(WIDTH, WIDTH * 2, 4, 2, 1, norm=False, bias=True),
-                          ConvBNAct(WIDTH * 2, WIDTH * 4, 4, 2, 1, norm=False, bias=True), impl="native")
+                          ConvBNAct(WIDTH * 2, WIDTH * 4, 4, 2, 1, norm=False, bias=True))
         self.end = nn.Linear(WIDTH * 4 * 3 * 3, 1)
 
     def forward(self, x: Tensor) -> Tensor:

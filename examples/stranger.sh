@@ -49,7 +49,7 @@ show "$python" -c '
 import torch, fastgan
 from torch import nn
 mine = nn.Sequential(nn.Conv2d(3, 8, 4, 2, 1), nn.BatchNorm2d(8), nn.LeakyReLU(0.2), nn.Conv2d(8, 1, 32), nn.Flatten(0))
-theirs, x = fastgan.convert(mine, impl="native"), torch.randn(4, 3, 64, 64)
+theirs, x = fastgan.convert(mine), torch.randn(4, 3, 64, 64)
 print(*theirs.fastgan_report, sep="\n")
 torch.testing.assert_close(theirs(x), mine(x), rtol=1e-4, atol=1e-5)
 '

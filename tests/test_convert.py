@@ -16,6 +16,8 @@ import fastgan
 import fastgan.nn as fnn
 from fastgan.errors import FastganError
 from fastgan.models import DCGANDiscriminator, DCGANGenerator, OReillyGenerator, TFDiscriminator
+from fastgan.ops import engines
+from fastgan.ops.native import extension
 from tests.test_nn import CHANGES, image, layers
 from tests.test_ops import assert_same, results
 
@@ -58,9 +60,10 @@ def test_sequential_becomes_a_chain():
     model = nn.Sequential(*layers())
     eager, converted = both(model)
     assert type(converted) is fnn.Chain and type(model) is nn.Sequential
-    assert converted.fastgan_report == ["0, 1, 2: fused Conv2d + BatchNorm2d + LeakyReLU",
-                                        "3, 4, 5: fused Conv2d + BatchNorm2d + ReLU",
-                                        "6, 7: fused ConvTranspose2d + Tanh"]
+    assert converted.fastgan_report == [
+        "0, 1, 2: Conv2d + BatchNorm2d + LeakyReLU as PyTorch operators (engine: reference)",
+        "3, 4, 5: Conv2d + BatchNorm2d + ReLU as PyTorch operators (engine: reference)",
+        "6, 7: ConvTranspose2d + Tanh as PyTorch operators (engine: reference)"]
     for _ in range(2):
         assert_equal_networks(eager, converted, image())
     back = fastgan.to_eager(converted)
@@ -68,14 +71,29 @@ def test_sequential_becomes_a_chain():
     assert_equal_networks(eager, back, image())
 
 
+def test_the_default_engine_of_a_cpu_is_native_where_it_was_compiled(monkeypatch):
+    """Nothing is measured and no engine is named, and still the compiled kernels run; the report names them."""
+    ran: list[str] = []
+    for one in (engines.REFERENCE, engines.NATIVE):
+        monkeypatch.setattr(one, "finish", lambda *args, of=one: ran.append(of.name) or type(of).finish(of, *args))
+    fastgan.convert(nn.Sequential(*layers()).float())(image().float())
+    expected = "reference" if extension.why_not(torch.device("cpu")) else "native"
+    assert ran == [expected]
+    report = fastgan.convert(nn.Sequential(*layers()).float()).fastgan_report
+    assert all(line.endswith(f"(engine: {expected})") for line in report) and len(report) == 3
+    assert (": fused Conv2d + BatchNorm2d + LeakyReLU (" in report[0]) == (expected == "native")
+    reference = fastgan.convert(nn.Sequential(*layers()).float(), impl="reference").fastgan_report
+    assert all("as PyTorch operators (engine: reference)" in line for line in reference)
+
+
 def test_attributes_used_in_sequence():
     eager, converted = both(ByAttributes())
     assert type(converted) is ByAttributes
     assert converted.fastgan_report == [
-        "conv1, bn1, leaky_relu: fused Conv2d + BatchNorm2d + LeakyReLU",
-        "ups.0, norms.0, act: fused ConvTranspose2d + BatchNorm2d + ReLU",
-        "ups.1, norms.1, act: fused Conv2d + BatchNorm2d + ReLU",
-        "last.0, last.1: fused Conv2d + Tanh"]
+        "conv1, bn1, leaky_relu: Conv2d + BatchNorm2d + LeakyReLU as PyTorch operators (engine: reference)",
+        "ups.0, norms.0, act: ConvTranspose2d + BatchNorm2d + ReLU as PyTorch operators (engine: reference)",
+        "ups.1, norms.1, act: Conv2d + BatchNorm2d + ReLU as PyTorch operators (engine: reference)",
+        "last.0, last.1: Conv2d + Tanh as PyTorch operators (engine: reference)"]
     assert type(converted.last) is fnn.Chain
     for training in (True, False, True):
         assert_equal_networks(eager.train(training), converted.train(training), image())
@@ -258,7 +276,7 @@ def test_forwards_that_are_left(kind, reason):
 
 def test_output_read_twice_ends_a_sequence():
     eager, converted = both(Twice())
-    assert converted.fastgan_report == ["conv: fused Conv2d",
+    assert converted.fastgan_report == ["conv: Conv2d as PyTorch operators (engine: reference)",
                                         "bn: left as it is, its neighbours in forward are no fusable layers"]
     assert_same({"y": eager(image())}, {"y": converted(image())})
 
@@ -277,14 +295,14 @@ def test_compiles_as_a_full_graph():
     assert_same(results(eager, image(), eager), results(compiled, image(), converted))
 
 
-@pytest.mark.parametrize(("make", "shape", "fused"), [
+@pytest.mark.parametrize(("make", "shape", "blocks"), [
     (lambda: DCGANGenerator(7, 4, 3, 32), (5, 7), 4), (lambda: DCGANDiscriminator(4, 3, 32), (5, 3, 32, 32), 4),
     (OReillyGenerator, (5, 100), 4), (TFDiscriminator, (5, 1, 28, 28), 2),
 ], ids=["dcgan-generator", "dcgan-discriminator", "oreilly-generator", "tf-discriminator"])
-def test_models_of_the_presets(make, shape, fused):
+def test_models_of_the_presets(make, shape, blocks):
     model = make().double()
     eager, converted = fastgan.to_eager(copy.deepcopy(model)), fastgan.convert(model)
-    assert sum(": fused " in line for line in converted.fastgan_report) == fused
+    assert sum("(engine: " in line for line in converted.fastgan_report) == blocks
     assert not any(isinstance(module, fnn.Chain) for module in eager.modules())
     torch.manual_seed(6)
     x = torch.randn(shape, dtype=torch.float64)

@@ -34,7 +34,7 @@ from fastgan.data import open_dataset
 from fastgan.errors import FastganError
 from fastgan.models import DCGANGenerator, exported
 from fastgan.models.pretrained import Pretrained
-from fastgan.ops.plan import Choice, Plan, Problem, Step, Trial, stored, table
+from fastgan.ops.plan import Choice, Plan, Problem, Trial, stored, table
 from fastgan.train import Trainer, checkpoint, runs
 from fastgan.train.log import read_stats
 
@@ -212,7 +212,7 @@ def test_plans(place, monkeypatch):
     problem = Problem("forward", "cpu", 1, "float32", False, (2, 3, 8, 8), True, (4, 3, 4, 4), "float32", stride=(2, 2),
                       padding=(1, 1))
     plan = Plan({problem: Choice("reference", {"reference": Trial(1.0, 0.5), "native/gemm": Trial(failure="wrong")})},
-                step=Step(1.0, 0.5))
+                step={"reference": 1.0, "plan": 0.5})
     stored.export(path, plan, facts)
     assert stored.remember(facts, plan) == ""
     kept, cached = json.loads(path.read_text()), json.loads(stored.place(facts).read_text())

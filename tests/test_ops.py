@@ -72,7 +72,7 @@ class Eager(nn.Module):
     def fused(self, x: Tensor, **options: Any) -> Tensor:
         conv, norm = self.conv, self.norm
         given: dict[str, Any] = {"stride": conv.stride, "padding": conv.padding, "activation": self.activation,
-                                 "training": self.training, "stat_groups": self.groups}
+                                 "training": self.training, "stat_groups": self.groups, "impl": "reference"}
         function = ops.conv_bn_act
         if isinstance(conv, nn.ConvTranspose2d):
             function, given["output_padding"] = ops.conv_transpose_bn_act, conv.output_padding

@@ -73,7 +73,8 @@ def folder(tmp_path: Path) -> Path:
     draw(run, "fakes_init.png", "fakes000100.png", "fakes000200.png", "reals.png")
     generator(run, [HOSTILE, "one"])
     (run / "plan.json").write_text(json.dumps({
-        "format": 1, "machine": {"device": "a CPU"}, "kernels": True, "step": [0.5, 0.25], "problems": [{
+        "format": 2, "machine": {"device": "a CPU"}, "engine": "plan", "step": {"reference": 0.5, "plan": 0.25},
+        "problems": [{
             "problem": {"kind": "loss", "device": "cpu", "threads": 1, "dtype": "float32", "tf32": False, "x": [64]},
             "choice": "native", "trials": {"native": {"seconds": 0.001}, "reference": {"seconds": 0.002}}}]}))
     check = {"what": "G1", "engine": "triton", "precision": "float32", "width": None, "passed": True, "error": "",
@@ -101,7 +102,7 @@ def test_a_run_is_told_whole(folder):
     text = told(folder)
     assert text.count("data:image/png;base64,") == 5, "three pictures of fakes, the reals, the interpolation"
     assert "200 of 200" in text and "goes on" not in text
-    assert "native 1 of 1 passes; a step takes 250.0 ms by the plan, 500.0 ms eagerly" in part(text, "plan")
+    assert "native 1 of 1 passes; ms of a step: plan 250.0, reference 500.0" in part(text, "plan")
     assert "loss 64, float32 native 1.000 2.000" in part(text, "plan")
     assert "pass: 1 check" in part(text, "certificate") and "1.0e-07 2.0e-07 3.0e-07 pass" in part(text, "certificate")
     assert "score_classes 9.5 10" in part(text, "metrics")
@@ -144,7 +145,8 @@ def test_nothing_that_a_folder_says_is_more_than_text(tmp_path):
                         "worst": HOSTILE, "quantities": {}}]}))
     (folder / "metrics.json").write_text(json.dumps({"data": HOSTILE, "images": HOSTILE,
                                                      "fakes": {HOSTILE: HOSTILE}, "reals": {HOSTILE: 1}}))
-    (folder / "plan.json").write_text(json.dumps({"kernels": True, "machine": {HOSTILE: HOSTILE}, "problems": [{
+    (folder / "plan.json").write_text(json.dumps({
+        "engine": "plan", "step": {}, "machine": {HOSTILE: HOSTILE}, "problems": [{
         "problem": {"kind": HOSTILE, "device": "cpu", "threads": 1, "dtype": HOSTILE, "tf32": False, "x": [HOSTILE]},
         "choice": HOSTILE, "trials": {HOSTILE: {"seconds": 1}}}]}))
     text = told(folder)

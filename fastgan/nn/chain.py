@@ -39,8 +39,9 @@ class Chain(nn.Sequential):
         impl. stat_groups: G; each of G equal parts of the batch goes through as if it had come alone, in order: its
             own batch statistics, and G updates of the running ones. `fastgan.nn.stat_groups` sets it for a while.
 
-    Input, output, gradients, errors and state_dict keys are those of `nn.Sequential`. Nested `Chain`s and plain
-    `nn.Sequential`s run as if their layers stood in this one, unless they carry hooks.
+    Input, output, gradients and state_dict keys are those of `nn.Sequential`, and on the reference engine errors are
+    too; the other engines raise `FastganError`, a ValueError. The layers of nested `Chain`s and plain `nn.Sequential`s
+    run as if they were this one's, unless those have hooks.
     """
 
     def __init__(self, *layers: nn.Module | OrderedDict[str, nn.Module], impl: str = "auto") -> None:

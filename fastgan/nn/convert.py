@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastgan.errors import FastganError
 from fastgan.nn.chain import Chain, opens, read, why_not
 from fastgan.nn.traced import Traced, own_children, trace
+from fastgan.ops import engines
 from fastgan.ops.arguments import check_impl
 
 _LAYERS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
@@ -31,8 +32,11 @@ def convert(model: nn.Module, impl: str = "auto") -> nn.Module:
     A forward is read through torch.fx only where nothing can change it unseen: no branches, no `with`, no globals but
     torch's, no attributes but numbers, words and tuples of them.
 
-    Returns the new network; its `fastgan_report` is a list of lines that say for each convolution and batch
-    normalisation whether it was fused, and if not, why. Raises `FastganError` for an engine that is not there.
+    impl: the engine, as in `fastgan.ops`.
+
+    Returns the new network. Its `fastgan_report` is a list of lines: for each convolution and batch normalisation,
+    whether it was fused and by which engine, or why not; the engine is that of the device and dtype which the network
+    has when it is converted. Raises `FastganError` for an unknown engine.
     """
     check_impl(impl)
     _check_model(model)
@@ -170,8 +174,15 @@ class _Conversion(_Rebuild):
                 named = [next(remaining) for layer in block if layer is not None]
                 if id(block[0]) not in self.told:
                     self.told.update(id(layer) for _, layer in named)
-                    self.report.append(f"{', '.join(label for label, _ in named)}: fused "
-                                       f"{' + '.join(type(layer).__name__ for _, layer in named)}")
+                    kinds = " + ".join(type(layer).__name__ for _, layer in named)
+                    engine = self.engine(block[0].weight)
+                    what = f"{kinds} as PyTorch operators" if engine == "reference" else f"fused {kinds}"
+                    self.report.append(f"{', '.join(label for label, _ in named)}: {what} (engine: {engine})")
+
+    def engine(self, weight: Tensor) -> str:
+        """The engine of a convolution with this weight, as far as it is known before the first call."""
+        name = engines.named(self.impl, weight.device, weight.dtype)
+        return "reference" if engines.why_not(name, weight.device) else name
 
     def leave(self, label: str, layer: nn.Module, reason: str) -> None:
         if isinstance(layer, _LAYERS) and id(layer) not in self.told:

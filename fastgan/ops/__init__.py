@@ -10,8 +10,9 @@
 
 `impl` names the engine: "reference" is the definition in PyTorch operators; "native" fused kernels in C++ around a
 library's convolution or a matrix product, where they were compiled; "triton" one kernel for each stage, on NVIDIA GPUs
-from sm_80 on (and in Triton's interpreter); "auto" is what the plan in use says, for each pass of each stage
-(`fastgan.ops.plan`), and the reference where there is none.
+from sm_80 on (and in Triton's interpreter); "auto" follows the plan in use, for each pass of each stage
+(`fastgan.ops.plan`), and without one is the device's default: native on a CPU where it was compiled, else
+the reference.
 """
 
 from __future__ import annotations

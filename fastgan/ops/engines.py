@@ -26,6 +26,7 @@ OLDEST = (8, 0)  # compute capability from which Triton's dot products run on te
 
 
 class Engine(Protocol):
+    name: str
     nothing: Any
 
     def stage(self, x: Tensor, owes: Any, block: Block, groups: int) -> tuple[Tensor, Any]: ...
@@ -36,6 +37,7 @@ class Engine(Protocol):
 class Reference:
     """`reference.py`, for everything."""
 
+    name = "reference"
     nothing: tuple[BatchNorm | None, Activation] = (None, Activation())
 
     def stage(self, x: Tensor, owes: tuple[BatchNorm | None, Activation], block: Block,
@@ -90,13 +92,14 @@ class Kernels:
 
 REFERENCE, NATIVE, TRITON, PLAN = Reference(), Kernels("native"), Kernels("triton"), Kernels("plan")
 DEFINITION = Kernels("reference")
-_KERNELS = {"native": NATIVE, "triton": TRITON}
+_KERNELS = {"native": NATIVE, "triton": TRITON, "plan": PLAN}
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def resolve(impl: str, x: Tensor) -> Engine:
-    """The engine that `impl` means for x, the input of a convolution; `FastganError` where it cannot be. "auto" is what
-    the plan in use says (`fastgan.ops.plan`), the reference where there is none.
+    """The engine that `impl` means for x, the input of a convolution; `FastganError` where it cannot be. "auto" follows
+    the plan in use (`fastgan.ops.plan`), and without one is the device's default: native on a CPU where it was
+    compiled, else the reference.
 
     An engine that cannot run on a device (a GPU that is too old, nothing compiled, no Triton) is told once, in a
     warning, and the reference takes over.
@@ -106,8 +109,7 @@ def resolve(impl: str, x: Tensor) -> Engine:
 
 def resolve_for(impl: str, name: str, x: Tensor, dtype: torch.dtype) -> Engine:
     """As `resolve`, for a tensor of that name whose elements are computed with as `dtype`."""
-    if impl == "auto" and plan.decides() and dtype in _DTYPES and x.numel():
-        return PLAN
+    impl = named(impl, x.device, dtype)
     if impl not in _KERNELS or x.numel() == 0:
         return DEFINITION if synchronised.processes() else REFERENCE
     if dtype not in _DTYPES:
@@ -121,6 +123,13 @@ def resolve_for(impl: str, name: str, x: Tensor, dtype: torch.dtype) -> Engine:
         raise FastganError(f"{name} of dtype torch.bfloat16: Triton's interpreter computes it wrongly, expected "
                            "torch.float32 or torch.float16")
     return _KERNELS[impl]
+
+
+def named(impl: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The engine that `impl` names, "plan" included, for tensors of that device and dtype."""
+    if impl != "auto":
+        return impl
+    return plan.engine_of(device) if dtype in _DTYPES else "reference"
 
 
 def check_device(impl: str, device: torch.device) -> bool:

@@ -199,15 +199,15 @@ class _Report:
                 + page.table("Metrics", ["metric", "fakes", "reals"], rows))
 
     def plan(self) -> str:
-        """Which engine for which pass, what each took, and what eager PyTorch takes."""
+        """The engine of each pass, the time of each candidate, and the time of a whole step under each engine."""
         told = found.json_of(self.folder / planned.FILE, f"There is no {planned.FILE}: nothing was measured; engine: "
                                                          f"{self.resolved.get('engine', 'unknown')}")
-        problems = told["problems"]
+        problems, engine = told["problems"], told["engine"]
         counts = Counter(str(row["choice"]) for row in problems)
-        step = told.get("step")
-        worth = f"; a step takes {1e3 * step[1]:.1f} ms by the plan, {1e3 * step[0]:.1f} ms eagerly" if step else ""
+        step = sorted(told["step"].items(), key=lambda item: item[1])
+        worth = "; ms of a step: " + ", ".join(f"{name} {1e3 * took:.1f}" for name, took in step) if step else ""
         verdict = ", ".join(f"{name} {count}" for name, count in counts.most_common()) + f" of {len(problems)} passes"
-        chosen = verdict if told.get("kernels") else f"eager PyTorch, which is faster as a whole than: {verdict}"
+        chosen = verdict if engine == "plan" else f"{engine}, which is faster as a whole than: {verdict}"
         table = page.table("Plan", ["pass", "engine", "ms", "ms of eager PyTorch"], map(_pass, problems))
         return (f"<p>{page.short(f'{chosen}{worth}')}</p>" + page.folded(f"All {len(problems)} passes", table)
                 + page.folded("Where it was made", _facts("Machine of the plan", told.get("machine", {}))))

@@ -272,7 +272,7 @@ class Trainer:
             "device": str(self.device), "steps": self.total, "shape": list(self.dataset.shape),
             "data": self.dataset.summary(), "fingerprint": self.dataset.fingerprint, "classes": self.classes,
             "skipped": self.dataset.skipped, "parameters": self.step.parameter_counts(),
-            "engine": table.engines(self.plan) if self.config.run.impl == "auto" else self.config.run.impl,
+            "engine": table.engine(self.plan, self.device) if self.config.run.impl == "auto" else self.config.run.impl,
             "plan": table.choices(self.plan),
             "precision": self.step.precision, "graph": graph, "processes": self.world.size,
             "discriminator": "real and fake together" if self.step.together else "real and fake one after the other",

@@ -31,11 +31,9 @@ def pinned(run: RunConfig, device: torch.device) -> Plan | None:
 
 
 def decide(run: RunConfig, pinned: Plan | None, step: GANStep, folder: Path, batch: tuple[Tensor, ...]) -> Plan | None:
-    """What impl "auto" means in this run, None for eager PyTorch; said in one line, and kept in its folder."""
-    if run.impl != "auto" or len(candidates.engines(step.device)) == 1:
+    """What impl "auto" means in this run, None for the device's default. It is printed, and kept in the run folder."""
+    if run.impl != "auto" or run.plan == "default" or len(candidates.engines(step.device)) == 1:
         return None
-    if run.plan == "default":
-        return Plan() if candidates.default(step.device) != "reference" else None
     facts = stored.machine(step.device)
     plan = pinned or _of_folder(folder, facts, step.device)
     if plan is None:
@@ -108,6 +106,6 @@ def _tell_unknown(plan: Plan, name: str, step: GANStep, batch: tuple[Tensor, ...
     with undone(step, batch):
         asked = measure.record(lambda: _steps(step, batch))
     unknown = [problem for problem in asked if problem not in plan.choices]
-    if unknown and plan.kernels:
-        say(f"{name} has no word on {len(unknown)} of {len(asked)} passes, first {unknown[0].words()}: "
+    if unknown and plan.engine == "plan":
+        say(f"{name} has no entry for {len(unknown)} of {len(asked)} passes, first {unknown[0].words()}: "
             f"{candidates.default(step.device)} computes them")

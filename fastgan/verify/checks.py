@@ -101,8 +101,10 @@ def stages_of(config: Config) -> list[stages.Stage]:
 
 
 def under_auto(config: Config, device: torch.device) -> dict[str, str]:
-    """The engine that impl "auto" gives each stage: by the plan in use, else the reference."""
-    usual = "reference" if len(candidates.engines(device)) == 1 else "reference; in training, the fastest measured"
+    """The engine that impl "auto" gives each stage: by the plan in use, else the device's default."""
+    usual = candidates.default(device)
+    if len(candidates.engines(device)) > 1:
+        usual += "; in training, the fastest measured"
     return {stage.name: _planned(stage) if active() else usual for stage in stages_of(config)}
 
 
@@ -110,8 +112,10 @@ def _planned(stage: stages.Stage) -> str:
     """The engines that compute a stage's passes by the plan in use."""
     plan, weight = active(), stage.layers[0].weight
     assert plan is not None and isinstance(weight, torch.Tensor)
+    if plan.engine != "plan":
+        return plan.engine
     found = {choice.candidate.partition("/")[0] for problem, choice in plan.choices.items()
-             if plan.kernels and (problem.weight, problem.x[1:]) == (tuple(weight.shape), stage.shape)}
+             if (problem.weight, problem.x[1:]) == (tuple(weight.shape), stage.shape)}
     return " and ".join(sorted(found)) or "reference"
 
 

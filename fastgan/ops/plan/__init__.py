@@ -20,7 +20,7 @@ import torch
 from fastgan.ops.plan.candidates import default
 from fastgan.ops.plan.problem import Problem
 
-__all__ = ["Choice", "Plan", "Problem", "Step", "Trial", "active", "decides", "use"]
+__all__ = ["Choice", "Plan", "Problem", "Trial", "active", "engine_of", "use"]
 
 
 class Trial(NamedTuple):
@@ -37,25 +37,19 @@ class Choice(NamedTuple):
     trials: dict[str, Trial]
 
 
-class Step(NamedTuple):
-    """Seconds of a whole training step, by PyTorch's operators and by the plan."""
-
-    eager: float
-    plan: float
-
-
 class Plan:
-    """What computes each problem; what it does not know, the device's default computes.
+    """The engine of each problem. A problem without a choice runs on the device's default engine.
 
     Attributes:
-        choices. step: what a whole step took, where that was measured.
-        kernels: whether the plan is followed at all; otherwise everything is eager PyTorch.
+        choices: by problem.
+        engine: "plan" to follow the choices, or the engine that runs every problem, with its own defaults, because
+            the step as a whole is fastest on it.
+        step: seconds of the whole step under "plan" and under each engine, where that was measured.
     """
 
-    def __init__(self, choices: dict[Problem, Choice] | None = None, *, kernels: bool = True,
-                 step: Step | None = None) -> None:
-        self.choices = choices or {}
-        self.kernels, self.step = kernels, step
+    def __init__(self, choices: dict[Problem, Choice] | None = None, *, engine: str = "plan",
+                 step: dict[str, float] | None = None) -> None:
+        self.choices, self.engine, self.step = choices or {}, engine, step or {}
 
     def choose(self, problem: Problem) -> str:
         choice = self.choices.get(problem)
@@ -66,7 +60,7 @@ _active: Plan | None = None
 
 
 class use:
-    """Let a plan say what impl "auto" means, from now on, or in a `with` block until its end; None: eager PyTorch."""
+    """Make impl "auto" follow a plan, from now on or within a `with` block; None: the device's default engine."""
 
     def __init__(self, plan: Plan | None) -> None:
         global _active
@@ -85,6 +79,6 @@ def active() -> Plan | None:
     return _active
 
 
-def decides() -> bool:
-    """Whether impl "auto" means kernels now."""
-    return _active is not None and _active.kernels
+def engine_of(device: torch.device) -> str:
+    """What impl "auto" now means on a device: "plan", or the name of an engine."""
+    return default(device) if _active is None else _active.engine

@@ -17,12 +17,13 @@ from tqdm import tqdm
 
 from fastgan.errors import first_line
 from fastgan.ops import definition
-from fastgan.ops.plan import Choice, Plan, Step, Trial, candidates, check, stored, use
+from fastgan.ops.plan import Choice, Plan, Trial, candidates, check, stored, use
 from fastgan.ops.plan.example import Example, caller, draw
 from fastgan.ops.plan.problem import Problem
 from fastgan.ops.plan.stored import Known
 
 ROUNDS = 5
+STEP_ROUNDS = 9  # of whole steps: the last decision, between engines that are often a few percent apart
 HOPELESS = 2.0  # x the fastest of the first round: not timed again
 SAMPLE, REPEATS = 2e-3, 20  # seconds that a sample of fast calls should last, of at most how many calls
 LONG = 0.02  # seconds
@@ -37,7 +38,7 @@ def make(workload: Callable[[], object], known: Known | None = None, *, rounds: 
         known: what was measured before, and is not measured again. rounds: in which candidates take turns.
         tune: whether Triton's tiles are candidates, too.
 
-    The plan's `kernels` says whether the workload as a whole is faster than with PyTorch's operators alone.
+    The plan's `engine` is the fastest for the workload as a whole: "plan", its choices, or one engine for all of it.
     """
     if torch.cuda.is_available():
         assert not torch.cuda.is_current_stream_capturing(), "a plan is made before a graph is captured"
@@ -45,11 +46,9 @@ def make(workload: Callable[[], object], known: Known | None = None, *, rounds: 
     problems = record(workload)
     bar = tqdm(problems, desc="plan", unit="pass", disable=not progress, dynamic_ncols=True, leave=False)
     plan = Plan({problem: choices.get(problem) or examine(problem, rounds, tune) for problem in bar})
-    if all(choice.candidate == "reference" for choice in plan.choices.values()):
-        plan.kernels = False
-        return plan
-    plan.step = steps.get(stored.workload(problems)) or _whole(workload, plan, rounds)
-    plan.kernels = plan.step.plan < plan.step.eager
+    if problems:
+        plan.step = steps.get(stored.workload(problems)) or _whole(workload, plan)
+        plan.engine = min(plan.step, key=lambda name: plan.step[name])
     return plan
 
 
@@ -115,11 +114,11 @@ def directly(engine: str, name: str, *arguments: Any, **choice: Any) -> Any:
 
 
 def race(calls: Mapping[str, Callable[[], object]], device: torch.device, rounds: int,
-         sleep: int = 5_000_000) -> dict[str, float]:
-    """Median seconds of each call, taken in turns. The first round warms up, and who is hopeless in it is out.
+         sleep: int = 5_000_000, enough: float = ENOUGH) -> dict[str, float]:
+    """Median seconds of each call, in interleaved rounds. The first one warms up and excludes calls that are hopeless.
 
-    rounds: fewer where calls are long. sleep: cycles (some 3 ms) for which a GPU waits before each sample, so that the
-    host is ahead of it.
+    enough: seconds after which there are no further rounds than `FEW`. sleep: cycles (some 3 ms) for which a GPU waits
+    before each sample, so that the host is ahead of it.
     """
     def lap(name: str, repeats: int) -> float:
         return (_lap_on_cuda(calls[name], repeats, sleep) if device.type == "cuda" else _lap(calls[name], repeats))
@@ -132,7 +131,7 @@ def race(calls: Mapping[str, Callable[[], object]], device: torch.device, rounds
     samples: dict[str, list[float]] = {name: [] for name in left}
     start = time.perf_counter()
     for done in range(rounds):
-        if done >= FEW and time.perf_counter() - start > ENOUGH:
+        if done >= FEW and time.perf_counter() - start > enough:
             break
         for name in left:
             samples[name].append(lap(name, repeats[name]))
@@ -159,18 +158,19 @@ def _lap_on_cuda(call: Callable[[], object], repeats: int, sleep: int) -> float:
     return start.elapsed_time(end) / 1000 / repeats
 
 
-def _whole(workload: Callable[[], object], plan: Plan, rounds: int) -> Step:
-    def under(plan: Plan | None) -> Callable[[], None]:
+def _whole(workload: Callable[[], object], plan: Plan) -> dict[str, float]:
+    """Seconds of the workload under each engine's defaults and under the plan's choices."""
+    def under(plan: Plan) -> Callable[[], None]:
         def call() -> None:
             with use(plan):
                 workload()
         return call
 
-    device, calls = torch.device(next(iter(plan.choices)).device), {"eager": under(None), "plan": under(plan)}
+    device = torch.device(next(iter(plan.choices)).device)
+    calls = {engine: under(Plan(engine=engine)) for engine in candidates.engines(device)} | {"plan": under(plan)}
     for call in calls.values():
-        call()  # what is there for the first time takes longer
-    taken = race(calls, device, rounds, sleep=200_000_000)
-    return Step(taken["eager"], taken["plan"])
+        call()  # the first call allocates and compiles
+    return race(calls, device, STEP_ROUNDS, sleep=200_000_000, enough=math.inf)
 
 
 @contextmanager

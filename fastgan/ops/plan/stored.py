@@ -1,7 +1,7 @@
 """Plans as JSON: one that a user pins, and the cache of what was measured on a machine.
 
-    a plan     {"format", "machine", "kernels", "step", "problems": [{"problem", "choice", "trials"}]}
-    the cache  {"format", "machine", "steps": {workload: [eager, plan]}, "problems": [...]}, a file for each machine
+    a plan     {"format", "machine", "engine", "step": {engine: seconds}, "problems": [{"problem", "choice", "trials"}]}
+    the cache  {"format", "machine", "steps": {workload: {engine: seconds}}, "problems": [...]}, a file for each machine
 
 The machine is everything but the problem that decides which engine is fastest. What cannot be read is measured again.
 """
@@ -24,16 +24,16 @@ from fastgan import typed
 from fastgan.errors import FastganError, first_line
 from fastgan.files import cache_folder, read_json, replacing
 from fastgan.ops.layers import ENGINES
-from fastgan.ops.plan import Choice, Plan, Problem, Step, Trial, candidates
+from fastgan.ops.plan import Choice, Plan, Problem, Trial, candidates
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Known(NamedTuple):
     """What was measured on a machine, and seconds of the workloads that were timed as a whole."""
 
     choices: dict[Problem, Choice]
-    steps: dict[str, Step]
+    steps: dict[str, dict[str, float]]
 
 
 def folder() -> Path:
@@ -85,7 +85,7 @@ def recall(facts: dict[str, str]) -> tuple[Known, str]:
         found = read_json(path)
         if found["format"] != FORMAT or found["machine"] != facts:
             raise ValueError("made by another version, or on another machine")
-        steps = {name: Step(float(eager), float(plan)) for name, (eager, plan) in found["steps"].items()}
+        steps = {name: _seconds(step) for name, step in found["steps"].items()}
         return Known(_choices(found["problems"]), steps), ""
     except FileNotFoundError:
         return Known({}, {}), ""
@@ -96,7 +96,7 @@ def recall(facts: dict[str, str]) -> tuple[Known, str]:
 def remember(facts: dict[str, str], plan: Plan) -> str:
     """Add a plan's measurements to the machine's file; why that cannot be done, in words, "" where it could."""
     before, _ = recall(facts)  # as it is now: others may have added to it
-    took = {} if plan.step is None else {workload(plan.choices): plan.step}
+    took = {workload(plan.choices): plan.step} if plan.step else {}
     known = Known({**before.choices, **plan.choices}, {**before.steps, **took})
     if known == before:
         return ""
@@ -111,7 +111,7 @@ def remember(facts: dict[str, str], plan: Plan) -> str:
 
 def export(path: Path, plan: Plan, facts: dict[str, str]) -> None:
     """A plan as a file to pin. Raises `FastganError` where it cannot be written."""
-    _write(path, {"format": FORMAT, "machine": facts, "kernels": plan.kernels, "step": plan.step,
+    _write(path, {"format": FORMAT, "machine": facts, "engine": plan.engine, "step": plan.step,
                   "problems": _rows(plan.choices)})
 
 
@@ -120,19 +120,25 @@ def read(path: Path, device: torch.device) -> tuple[Plan, dict[str, str]]:
     names an engine which cannot run on the device."""
     try:
         found = read_json(path)
-        if found["format"] != FORMAT or not isinstance(found["kernels"], bool):
+        if found["format"] != FORMAT:
             raise ValueError("its format is not that of this version")
-        step = None if found["step"] is None else Step(*map(float, found["step"]))
-        plan, facts = Plan(_choices(found["problems"]), kernels=found["kernels"], step=step), dict(found["machine"])
+        plan = Plan(_choices(found["problems"]), engine=found["engine"], step=_seconds(found["step"]))
+        facts = dict(found["machine"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise FastganError(f"{path} is no plan ({_reason(error)}); expected auto, default, or a file that "
                            "`fastgan plan --export FILE` has written") from error
-    for problem, choice in plan.choices.items():
-        engine = choice.candidate.partition("/")[0]
+    named = {choice.candidate.partition("/")[0] for problem, choice in plan.choices.items()
+             if problem.device == device.type}
+    for engine in sorted(named | {plan.engine} - {"plan"}):
         reason = candidates.why_not(engine, device) if engine in ENGINES else f"expected {', '.join(ENGINES)}"
-        if reason and problem.device == device.type:
+        if reason:
             raise FastganError(f"{path} names the engine {engine!r}: {reason}")
     return plan, facts
+
+
+def _seconds(step: dict[str, float]) -> dict[str, float]:
+    """Raises TypeError, among others, for anything else."""
+    return {str(name): float(seconds) for name, seconds in step.items()}
 
 
 def _rows(choices: dict[Problem, Choice]) -> list[dict[str, Any]]:

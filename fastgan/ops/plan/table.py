@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from fastgan.ops.plan import Choice, Plan, Trial
+import torch
+
+from fastgan.ops.plan import Choice, Plan, Trial, candidates
 
 
 def lines(plan: Plan) -> Iterator[str]:
@@ -29,24 +31,27 @@ def _line(name: str, trial: Trial, choice: Choice) -> str:
 
 
 def verdict(plan: Plan) -> str:
-    """One line: who computes what, and what that is worth."""
-    took = "" if plan.step is None else (f"; a step takes {1e3 * plan.step.plan:.1f} ms by the plan, "
-                                         f"{1e3 * plan.step.eager:.1f} ms eagerly")
-    return f"{engines(plan)}{took}"
+    """One line: the engine, or the engine of each pass, and milliseconds of a whole step under each."""
+    order = sorted(plan.step.items(), key=lambda item: item[1])
+    took = ", ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in order)
+    return counts(plan) + (f"; ms of a step: {took}" if took else "")
 
 
-def engines(plan: Plan | None) -> str:
-    """How many passes each candidate computes."""
-    if plan is None or not plan.kernels:
-        return "reference (eager PyTorch)"
-    if not plan.choices:
-        return "the device's default, nothing measured"
-    counts = Counter(choice.candidate for choice in plan.choices.values())
-    return ", ".join(f"{name} {count}" for name, count in counts.most_common()) + f" of {len(plan.choices)} passes"
+def engine(plan: Plan | None, device: torch.device) -> str:
+    """What computes on a device where impl is "auto"."""
+    return f"{candidates.default(device)}, nothing measured" if plan is None else counts(plan)
+
+
+def counts(plan: Plan) -> str:
+    """The engine of everything, or how many passes each candidate computes."""
+    if plan.engine != "plan":
+        return plan.engine
+    number = Counter(choice.candidate for choice in plan.choices.values())
+    return ", ".join(f"{name} {count}" for name, count in number.most_common()) + f" of {len(plan.choices)} passes"
 
 
 def choices(plan: Plan | None) -> dict[str, str]:
     """What computes each problem, in words."""
-    if plan is None or not plan.kernels:
+    if plan is None or plan.engine != "plan":
         return {}
     return {problem.words(): choice.candidate for problem, choice in plan.choices.items()}
