@@ -138,6 +138,12 @@ def test_debian_fashion_mnist():
     assert data.data.float().mean().item() == pytest.approx(73.1, abs=0.1)
 
 
+def test_torchvision_is_optional(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(FastganError, match=r"--data mnist: torchvision cannot be imported .*pip install torchv"):
+        open_dataset(DataConfig(source="mnist"))
+
+
 @pytest.mark.parametrize("source, folder", [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")])
 def test_torchvision_reads_what_is_already_there(tmp_path, source, folder):
     train, labels = write_idx(tmp_path / folder / "raw", "train", 7)

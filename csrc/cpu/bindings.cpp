@@ -2,6 +2,10 @@
 // the environment names another.
 #include <pybind11/stl.h>
 
+#ifdef FASTGAN_X86
+#include <cpuid.h>
+#endif
+
 #include <array>
 #include <cstdlib>
 #include <tuple>
@@ -14,11 +18,18 @@
 namespace fastgan {
 namespace {
 
+#ifdef FASTGAN_X86
+bool has_f16c() {  // clang's __builtin_cpu_supports does not know it
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && ecx & bit_F16C;
+}
+#endif
+
 std::vector<const Kernels*> usable() {  // the best first
     std::vector<const Kernels*> tables;
 #ifdef FASTGAN_X86
     __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
         tables.push_back(&avx512::kernels);

@@ -16,7 +16,7 @@ from fastgan.data.folder import find_images, label_by_folder, open_files, printa
 from fastgan.data.idx import read_idx_folder
 from fastgan.data.npz import read_npz
 from fastgan.data.pixels import UnusableImage, prepare
-from fastgan.errors import FastganError, one_line
+from fastgan.errors import FastganError, first_line, one_line
 from fastgan.files import reason
 
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "celeba": "CelebA"}
@@ -160,8 +160,11 @@ def _open_celeba(config: DataConfig) -> Dataset:
 
 def _fetch(kind: str, config: DataConfig, **part: Any) -> Any:
     """torchvision's own dataset object, downloaded below `data_root` if it is not there."""
-    from torchvision import datasets  # slow to import
-
+    try:
+        from torchvision import datasets  # slow to import
+    except Exception as error:  # one that was built for another torch raises anything
+        raise FastganError(f"{option('source')} {kind}: torchvision cannot be imported ({first_line(error)}); expected "
+                           "it installed: pip install torchvision") from error
     root = Path(config.data_root).expanduser()
     try:
         return getattr(datasets, TORCHVISION[kind])(root, download=True, **part)

@@ -15,9 +15,10 @@ from fastgan.ops.native import extension
 from fastgan.ops.plan import stored
 from fastgan.verify import machine
 
-_PACKAGES = ("torch", "torchvision", "triton", "numpy", "pillow", "safetensors", "tensorboard", "matplotlib",
+_PACKAGES = ("torch", "triton", "numpy", "pillow", "safetensors", "tensorboard", "matplotlib",
              "scikit-learn", "tyro", "tqdm")
-_OPTIONAL = {"torch-fidelity": "--metrics fid,kid,is", "onnx": "export --format onnx",
+_OPTIONAL = {"torchvision": "--data mnist, fashion-mnist, cifar10 or celeba",
+             "torch-fidelity": "--metrics fid,kid,is", "onnx": "export --format onnx",
              "onnxscript": "export --format onnx", "onnxruntime": "export --format onnx",
              "huggingface_hub": "export --push"}
 
