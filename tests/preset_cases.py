@@ -110,14 +110,13 @@ def example_names(stages: int) -> Names:
 
 @dataclass(frozen=True)
 class Case:
-    """A preset against a document; `changes`: widths where its own are too slow in float64 on a CPU, and the paper's
-    learning rate where the demo has its own."""
+    """A preset against a document; `widths` where its own are too slow in float64 on a CPU."""
 
     plain: ModuleType
     names: Callable[[], Names]
     shape: tuple[int, ...]
     batch: int = 3
-    changes: dict[str, Any] = field(default_factory=dict)
+    widths: dict[str, Any] = field(default_factory=dict)
     two_noises: bool = False
     nhwc: bool = False
     # kept by fastgan's BatchNorm, never updated nor read in the document
@@ -125,22 +124,22 @@ class Case:
 
 
 CASES = {
-    "digits": Case(dcgan_2015, lambda: example_names(3), (1, 32, 32), changes={"lr": 2e-4}),
-    "mxnet-dcgan-mnist": Case(mxnet_dcgan, mxnet_names, (3, 64, 64), changes={"ngf": 24, "ndf": 20}),
+    "digits": Case(dcgan_2015, lambda: example_names(3), (1, 32, 32)),
+    "mxnet-dcgan-mnist": Case(mxnet_dcgan, mxnet_names, (3, 64, 64), widths={"ngf": 24, "ndf": 20}),
     "oreilly-gan-mnist": Case(oreilly_gan, oreilly_names, (1, 28, 28), nhwc=True, unread=("running_",)),
     "d2l-gan-gaussian": Case(d2l_gaussian, gaussian_names, (2,), batch=6),
-    "d2l-dcgan-pokemon": Case(d2l_dcgan, pokemon_names, (3, 64, 64), changes={"ngf": 12, "ndf": 10}),
+    "d2l-dcgan-pokemon": Case(d2l_dcgan, pokemon_names, (3, 64, 64), widths={"ngf": 12, "ndf": 10}),
     "tf-dcgan-mnist": Case(tf_dcgan, tf_names, (1, 28, 28), batch=8, two_noises=True, nhwc=True),
     "dcgan-64": Case(dcgan_2015, lambda: example_names(4), (3, 64, 64)),
     "dcgan-32": Case(dcgan_2015, lambda: example_names(3), (3, 32, 32), batch=5),
-    "dcgan-128": Case(dcgan_2015, lambda: example_names(5), (3, 128, 128), changes={"ngf": 16, "ndf": 12}),
+    "dcgan-128": Case(dcgan_2015, lambda: example_names(5), (3, 128, 128), widths={"ngf": 16, "ndf": 12}),
 }
 
 
 def new_step(name: str, **changes: Any) -> GANStep:
     """A float64 step of the preset; all trained values start off 0 and 1, the same for all changes but of shapes."""
     case = CASES[name]
-    config = presets.get(name, **{**case.changes, **changes})
+    config = presets.get(name, **{**case.widths, **changes})
     held = presets.get(name).model.fix_gamma
     torch.manual_seed(0)
     networks = build(config.model, case.shape)

@@ -273,7 +273,7 @@ def test_errors_of_sampling(capsys, here, tiny):
 def test_resume_with_a_changed_option_shows_the_difference(capsys, here):
     assert cli.main(["train", *SMALL, "--steps", "2"]) == 0
     capsys.readouterr()
-    assert "batch 16 -> 8, lr 0.001 -> 0.1" in fails(capsys, "resume", "runs/00000-digits", "--lr", "0.1",
+    assert "batch 16 -> 8, lr 0.0002 -> 0.1" in fails(capsys, "resume", "runs/00000-digits", "--lr", "0.1",
                                                       "--batch", "8")
 
 

@@ -130,7 +130,7 @@ def test_export_of_a_run(run, capsys, tmp_path):
     config = json.loads((run / "export" / "safetensors" / "config.json").read_text())
     assert config["shape"] == [3, 64, 64] and config["noise"] == {"kind": "normal", "mean": 0.0, "length": 8}
     card = (run / "export" / "safetensors" / "README.md").read_text()
-    for line in ("# digits: a generator of 3x64x64 images", "| steps | 2 of 2, 16 images each |", "| lr | 0.001 |",
+    for line in ("# digits: a generator of 3x64x64 images", "| steps | 2 of 2, 16 images each |", "| lr | 0.0002 |",
                  "| weights | their moving average, decay 0.9 |", "| source | digits |"):
         assert line in card
     assert str(tmp_path) not in card  # nor any other word of where it was trained

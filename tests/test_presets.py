@@ -68,7 +68,7 @@ ADAM_PAPER = {"lr": 2e-4, "beta1": 0.5, "beta2": 0.999, "adam_eps": 1e-8}
 TF_MNIST = {"source": "mnist", "split": "train", "holdout": 5000, "image_size": "28", "channels": 1, "flip": False,
             "last_batch": "rollover"}
 FIELDS: dict[str, dict[str, Any]] = {
-    "digits": {"source": "digits", "image_size": "32", "lr": 1e-3, "lr_g": None, "lr_d": None},
+    "digits": {"source": "digits", "image_size": "32"},
     "mxnet-dcgan-mnist": {
         **ADAM_PAPER, "source": "mnist", "split": "all", "holdout": 0, "image_size": "64", "channels": 3,
         "fit": "stretch", "flip": False, "unit_range": False, "batch": 64, "last_batch": "pad", "nz": 100,
