@@ -122,10 +122,44 @@ def test_dcgan_names_are_understood(here, capsys):
 def test_dry_run_tells_and_writes_nothing(capsys, here):
     assert cli.main(["train", "--dry-run"]) == 0
     out = capsys.readouterr().out
-    for fact in ("1797 images, 1x32x32", "3000 (28 an epoch)", "generator 369,600, discriminator 166,784",
-                 " MB at the peak of a step"):
+    for fact in ("1797 images, 1x32x32", "3000 (28 an epoch)",
+                 "generator 369,600 parameters, discriminator 166,784", " MB at the peak of a step"):
         assert fact in out
     assert not list(here.iterdir())
+
+
+def test_a_run_begins_with_its_facts(capsys, here):
+    """Those of --dry-run, and its folder; a resumed run tells where it goes on."""
+    args = ["train", *SMALL, "--plan", "default", "--steps", "4"]
+    assert cli.main([*args, "--dry-run"]) == 0
+    facts = capsys.readouterr().out.split("}\n")[1].splitlines()
+    assert cli.main(args) == 0
+    begun = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in begun[:6]] == ["data", "networks", "device", "steps", "memory (model)",
+                                                          "folder"]
+    assert begun[:5] == facts and begun[5].split() == ["folder:", "runs/00000-digits"]
+    assert cli.main(["resume", "runs/00000-digits", "--steps", "5"]) == 0
+    assert "5 (112 an epoch), of which 4 are made" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("schedule", "args", "told"), [
+    ("constant", [], "has made 4 of 4 steps; to go on: fastgan resume runs/00000-digits --steps 8"),
+    ("constant", ["--steps", "3", "--metrics", "score"], "has made 4 of 3 steps; to go on"),
+    ("cosine", [], "has made 4 of 4 steps; its learning rate has fallen to 0; expected a new run"),
+], ids=["at its end", "fewer steps", "no learning rate left"])
+def test_a_finished_run_has_nothing_to_do(capsys, here, schedule, args, told):
+    """No step is made and no file is written."""
+    def files():
+        return {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*") if path.name != ".lock"}
+
+    assert cli.main(["train", *SMALL, "--plan", "default", "--steps", "4", "--lr-schedule", schedule]) == 0
+    before = files()
+    capsys.readouterr()
+    assert cli.main(["resume", "runs/00000-digits", *args]) == 0
+    out, err = capsys.readouterr()
+    assert f"nothing to do: the run {told}" in " ".join(err.split())
+    assert "memory" not in out and "pictures:    runs/00000-digits/fakes000004.png" in out
+    assert files() == before
 
 
 def test_presets_are_listed_and_explained(capsys):

@@ -62,3 +62,10 @@ def test_preset_keeps_what_it_is_given():
     config = presets.get("dcgan-64", batch=32, lr=1e-4, ngf=16)
     assert (config.data.batch, config.train.lr, config.model.ngf, config.preset) == (32, 1e-4, 16, "dcgan-64")
     assert presets.get("dcgan-64").data.batch == 128
+
+
+def test_label_embeddings_start_weaker_than_z():
+    """As strong as z, N(0, 1), they make the generator draw one image a class."""
+    for network in build(presets.get("dcgan-32", nz=100, ngf=4, ndf=4).model, (1, 32, 32), 50):
+        weight = network.embedding.weight
+        assert weight.std().item() == pytest.approx(0.1, rel=0.05) and abs(weight.mean()) < 0.01

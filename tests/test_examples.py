@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks import lines
+from benchmarks import presets as shown
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -108,18 +109,45 @@ def test_notebook(tmp_path):
         assert (tmp_path / picture).is_file()
 
 
-@pytest.mark.skipif(os.name != "posix", reason="a shell script")
-def test_fashion_mnist(tmp_path):
-    """On files in the format of the real ones."""
+def write_idx(folder: Path) -> None:
+    """Files in the format of Fashion-MNIST's: noise, and labels in turn."""
     for part, count in (("train", 200), ("t10k", 20)):
         pixels = np.random.default_rng(0).integers(0, 256, (count, 28, 28), dtype=np.uint8)
         header = np.array([0x803, count, 28, 28], ">u4").tobytes()
-        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
         labels, header = np.arange(count, dtype=np.uint8) % 10, np.array([0x801, count], ">u4").tobytes()
-        (tmp_path / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
+
+
+def test_notebook_is_stored_as_it_ran():
+    """Each cell in order, with its pictures, without errors and the names of folders."""
+    book = json.loads((EXAMPLES / "digits.ipynb").read_text())
+    cells = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
+    assert "/" not in "".join(line for output in outputs for line in output.get("text", [])).replace("step/s", "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell script")
+def test_fashion_mnist(tmp_path):
+    write_idx(tmp_path)
     run(tmp_path, "sh", str(EXAMPLES / "fashion_mnist.sh"), DATA=str(tmp_path), STEPS="1")
     assert (tmp_path / "ankle-boots.png").is_file()
     assert (tmp_path / "runs" / "00000-dcgan-32" / "fakes000001.png").is_file()
+
+
+def test_picture_of_presets(tmp_path, monkeypatch):
+    """A step of each preset that it shows, on narrow networks."""
+    write_idx(tmp_path)
+    small = {"ngf": 4, "ndf": 4, "batch": 16, "holdout": 0, "plan": "default", "tensorboard": False}
+    monkeypatch.setattr(shown, "SHOWN", [one._replace(options=one.options | small, steps=1) for one in shown.SHOWN])
+    monkeypatch.setattr(sys, "argv", ["presets", "--idx", str(tmp_path), "--outdir", str(tmp_path / "runs"), "--out",
+                                      str(tmp_path / "presets.png")])
+    shown.main()
+    assert (tmp_path / "presets.png").stat().st_size > 10_000
+    assert len(list((tmp_path / "runs").glob("*/fakes000001.png"))) == len(shown.SHOWN) == 3
 
 
 def test_what_each_line_earns(tmp_path, monkeypatch, capsys):

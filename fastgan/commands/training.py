@@ -17,6 +17,7 @@ from fastgan.config import Config
 from fastgan.errors import FastganError
 
 if TYPE_CHECKING:
+    from fastgan.data import Dataset
     from fastgan.train import Trainer
 
 
@@ -98,6 +99,10 @@ def _fit(make: Callable[[], Trainer], config: Config) -> int:
 
     with _shortage_in_words(config), distributed.group() as world:
         trainer = make()
+        if world.first and trainer.step.steps < trainer.total:
+            facts = _facts(config, trainer.dataset, str(trainer.device), trainer.step.precision, world.size)
+            begun = f", of which {trainer.step.steps} are made" * (trainer.step.steps > 0)
+            _print_facts({**facts, "steps": facts["steps"] + begun, "folder": str(trainer.folder)})
         folder = trainer.fit()
     if not world.first:
         return 128 + trainer.stopped_by if trainer.stopped_by is not None else 0
@@ -126,25 +131,38 @@ def _shortage_in_words(config: Config) -> Iterator[None]:
 
 def _dry_run(config: Config) -> int:
     """What would run; nothing is written."""
-    from fastgan.data import Loader, open_dataset
+    from fastgan.data import open_dataset
     from fastgan.train.host import pick_device
-    from fastgan.train.loop import length, open_metrics
+    from fastgan.train.loop import open_metrics
     from fastgan.train.precision import choose
-    from fastgan.verify.cost.counted import Experiment
-    from fastgan.verify.cost.memory import estimate
 
     device = pick_device(config.validate().run.device)
     precision = choose(config.run.precision, device)
     dataset = open_dataset(config.data, config.run.seed)
     open_metrics(config, dataset, device)
+    print(json.dumps(config.flat(), indent=2))
+    _print_facts(_facts(config, dataset, str(device), precision))
+    return 0
+
+
+def _facts(config: Config, dataset: Dataset, device: str, precision: str, processes: int = 1) -> dict[str, str]:
+    """What runs, and the memory that a step needs of each process, by the model of `fastgan cost`."""
+    from fastgan.data import Loader
+    from fastgan.train.loop import length
+    from fastgan.verify.cost.counted import Experiment
+    from fastgan.verify.cost.memory import estimate
+
     per_epoch = Loader(dataset, config.data, config.run.seed).steps_per_epoch
     classes = len(dataset.classes) if config.data.cond else 0
-    need = estimate(Experiment(config, config.data.batch, precision, dataset.shape, classes))
-    facts = {"data": dataset.summary(), "device": str(device), "precision": precision,
-             "steps": f"{length(config, per_epoch)} ({per_epoch} an epoch)",
-             "parameters": f"generator {need['generator']:,}, discriminator {need['discriminator']:,}",
-             "memory (model)": f"{need['peak'] / 2**20:,.0f} MB at the peak of a step, {need['state'] / 2**20:,.0f} of "
-                               "them weights, gradients and Adam"}
-    print(json.dumps(config.flat(), indent=2))
-    print("\n".join(f"{what + ':':17}{fact}" for what, fact in facts.items()))
-    return 0
+    need = estimate(Experiment(config, config.data.batch // processes, precision, dataset.shape, classes))
+    return {"data": dataset.summary(),
+            "networks": f"generator {need['generator']:,} parameters, discriminator {need['discriminator']:,}",
+            "device": f"{device}{f', {processes} processes' * (processes > 1)}; precision {precision}, "
+                      f"engine {config.run.impl}",
+            "steps": f"{length(config, per_epoch)} ({per_epoch} an epoch)",
+            "memory (model)": f"{need['peak'] / 2**20:,.0f} MB at the peak of a step, {need['state'] / 2**20:,.0f} of "
+                              "them weights, gradients and Adam"}
+
+
+def _print_facts(facts: dict[str, str]) -> None:
+    print("\n".join(f"{what + ':':17}{fact}" for what, fact in facts.items()), flush=True)

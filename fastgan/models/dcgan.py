@@ -107,10 +107,16 @@ class DCGANDiscriminator(nn.Module):
 
 
 def initialise(network: nn.Module, gamma_std: float, fix_gamma: bool) -> None:
-    """Convolutions from N(0, 0.02), batch normalisation scales from N(1, gamma_std), or 1 and held there."""
+    """Convolutions from N(0, 0.02), batch normalisation scales from N(1, gamma_std), or 1 and held there.
+
+    Label embeddings start from N(0, 0.1): at PyTorch's N(0, 1) they are as strong as z, and the generator learns to
+    ignore z within a class.
+    """
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.normal_(module.weight, 0.0, 0.02)
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight, 1.0, 0.0 if fix_gamma else gamma_std)
             module.weight.requires_grad_(not fix_gamma)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, 0.0, 0.1)

@@ -160,18 +160,21 @@ class Trainer:
             raise FastganError(f"{path} does not fit the run's own options: {first_line(error)}") from error
 
     def fit(self) -> Path:
-        """Train to the end, or to Ctrl-C or SIGTERM, which save first; returns the run folder."""
+        """Train to the end, or to Ctrl-C or SIGTERM, which save first; returns the run folder.
+
+        Of a run that has come to its end, nothing is written.
+        """
         self.lock.take()
         try:
-            if self.metrics is not None:
-                self.metrics.learn()
-                for words in self.metrics.doubts():
-                    say(words)
-            self.plan = distributed.agree(lambda: planned.decide(self.config.run, self.plan, self.step, self.folder,
-                                                                 self._like_a_batch()))
-            distributed.same(self.step.state())
-            with use_plan(self.plan):
-                self._fit()
+            if self.step.steps < self.total:
+                self._begin()
+                with use_plan(self.plan):
+                    self._fit()
+            else:
+                on = (f"to go on: fastgan resume {self.folder} --steps {2 * self.step.steps}"
+                      if self.config.train.lr_schedule == "constant" else
+                      "its learning rate has fallen to 0; expected a new run by `fastgan train`")
+                say(f"nothing to do: the run has made {self.step.steps} of {self.total} steps; {on}")
         except (RuntimeError, EOFError, OSError) as error:
             lost = lost_worker(error)
             if lost is not None:
@@ -186,6 +189,16 @@ class Trainer:
                 self.graphed.close()
             self.lock.release()
         return self.folder
+
+    def _begin(self) -> None:
+        """What is found out before the first step: the measures' reals, and the plan."""
+        if self.metrics is not None:
+            self.metrics.learn()
+            for words in self.metrics.doubts():
+                say(words)
+        self.plan = distributed.agree(lambda: planned.decide(self.config.run, self.plan, self.step, self.folder,
+                                                             self._like_a_batch()))
+        distributed.same(self.step.state())
 
     def _fit(self) -> None:
         self._write_options()
