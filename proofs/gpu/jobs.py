@@ -74,7 +74,7 @@ def plan(only: str | None, cores: int, commit: str = "") -> list[Part]:
     speed = [
         facts,
         Part("compile", 55, 80, "kernels, nvcc, torch.compile beside",
-             [Job("nvcc"), *kernels("triton", precisions="bf16 fp16 tf32 fp32", batches="128 64 1024", tiles="yes"),
+             [Job("nvcc"), *kernels("triton", precisions="bf16 fp16 tf32 fp32", batches="128 64 1024", gemms="yes"),
               *(Job("warm", {**each}, patience=90, deaths=1) for each in compiled)]),
         Part("steps", 70, 110, f"whole steps at batch {', '.join(BATCHES)} in turns: textbooks and each engine",
              [Job("steps", {"batches": " ".join(BATCHES)}, deaths=6)]),

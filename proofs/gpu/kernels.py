@@ -24,13 +24,10 @@ NEAR = 1e-2  # relative rms between two results in bfloat16: a wrong tap is far 
 def tensors(gemm: Gemm) -> tuple[Tensor, Tensor, Tensor]:
     """x, weight and the gradient of y, bfloat16, channels_last."""
     generator = torch.Generator().manual_seed(0)
-    n, ci, height, width = gemm.x
-    sides = (2 * height, 2 * width) if gemm.transposed else (height // 2, width // 2)
-    shapes = gemm.x, (ci, gemm.to, 4, 4) if gemm.transposed else (gemm.to, ci, 4, 4), (n, gemm.to, *sides)
-    scales = 1.0, (16 * ci) ** -0.5, 1.0
+    scales = 1.0, (16 * gemm.x[1]) ** -0.5, 1.0
     x, weight, gy = (
         (torch.randn(shape, generator=generator) * scale).to(library.DEVICE, torch.bfloat16).contiguous(
-            memory_format=torch.channels_last) for shape, scale in zip(shapes, scales, strict=True))
+            memory_format=torch.channels_last) for shape, scale in zip(gemm.shapes(), scales, strict=True))
     return x, weight, gy
 
 

@@ -41,6 +41,8 @@ PRESET: tuple[str, dict[str, Any]] = ("dcgan-64", {})
 REPEATS = 200
 TOGETHER = True  # D sees real and fake images in one call, as the step has it on a GPU
 FEW = 2  # images, on which a step is recorded
+LEAST_CHANNELS = 64  # of a GEMM worth timing
+RAW = (128, 128, 64, 8, 3)  # the tile with which raw operands are compared
 
 
 def architecture() -> int:
@@ -98,13 +100,13 @@ def _settings(problem: Problem) -> Iterator[None]:
         yield
 
 
-def passes(precision: str, batch: int) -> dict[str, Problem]:
+def passes(precision: str, batch: int, device: torch.device | None = None) -> dict[str, Problem]:
     """The distinct passes of a step, by what they compute, in order."""
-    cfg = config(batch)
-    generator, discriminator = steps.networks(cfg, DEVICE)
+    cfg, device = config(batch), device or DEVICE
+    generator, discriminator = steps.networks(cfg, device)
     step = GANStep(generator, discriminator, cfg.model, cfg.train, precision=precision,
                    savings=Savings(together=TOGETHER))
-    few = planned.like_a_batch(FEW, shape_of(cfg), False, DEVICE)
+    few = planned.like_a_batch(FEW, shape_of(cfg), False, device)
     with products(precision):
         found = measure.record(lambda: step(*few))
     wide = [problem._replace(x=(problem.x[0] * batch // FEW, *problem.x[1:])) for problem in found]
@@ -163,29 +165,56 @@ def graphed(step: GANStep) -> GraphedStep:
     return GraphedStep(step)
 
 
-def compiler_jobs(precisions: list[str], batches: list[int], with_tiles: bool) -> list[Any]:
-    """All kernels that steps of these precisions and batch sizes launch on this architecture, without repetition."""
-    from fastgan.ops.triton import tiles
+def compiler_jobs(precisions: list[str], batches: list[int], with_gemms: bool) -> dict[str, Callable[[], Any]]:
+    """All kernels that steps of these precisions and batch sizes launch on this architecture, by what distinguishes
+    them; with_gemms: those of tuning, of `pointer_gemm` and of the experiment too. A call compiles one, and gives a
+    `fastgan.verify.binary.Binary`, or None. No device is asked for anything but its architecture."""
+    from fastgan.ops.triton.tiles import Tile
     from fastgan.verify import binary, launches
 
-    found: dict[str, Any] = {}
+    found: dict[str, Callable[[], Any]] = {}
+
+    def add(run: Callable[[], object]) -> None:
+        for key, job in binary.jobs(launches.record(run, architecture()), architecture()).items():
+            found.setdefault(key, partial(binary.build, job))
+
     for precision in precisions:
         for batch in batches:
-            given = launches.training_step(config(batch), batch, {"fp32": "ieee"}.get(precision, precision))
-            found |= binary.jobs(launches.record(given, architecture()), architecture())
-    for tile in tile_candidates() if with_tiles else ():
-        with tiles.using(convolve=tile, wgrad=tile):
-            given = launches.training_step(config(batches[0]), batches[0], precisions[0])
-            found |= {key: job for key, job in binary.jobs(launches.record(given, architecture()),
-                                                           architecture()).items() if job.is_gemm()}
-    return list(found.values())
+            run = launches.training_step(config(batch), batch, {"fp32": "ieee"}.get(precision, precision))
+            add(run)
+            if with_gemms and precision == "bf16":
+                with _apart():
+                    add(run)
+                for name, gemm in gemms(batch).items():
+                    given = [torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
+                             for shape in gemm.shapes()]
+                    for tile in (None, Tile(*RAW), *tile_candidates()):
+                        add(pointer_gemm(gemm.kind, *given, gemm.transposed, tile))
+                    found[f"descriptors {name}"] = partial(_compile_experiment, gemm, given)
+    return found
 
 
-def compile_kernel(job: Any) -> Any:
-    """A `fastgan.verify.binary.Binary`, with the PTX's kinds of matrix multiplication; its `error` is "" when right."""
+def _compile_experiment(gemm: Gemm, given: list[Tensor]) -> None:
     from fastgan.verify import binary
+    from proofs.gpu.experiments import tma
 
-    return binary.build(job)
+    with binary._Target(architecture()), tma.only_compiling():
+        tma.run(gemm.kind, *given, gemm.transposed)
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """Within the block Triton's engine does what is owed to an operand in a kernel of its own."""
+    from fastgan.ops.triton import engine
+
+    stage, backward = engine.stage, engine.stage_backward
+    try:
+        engine.stage = lambda *given: stage(*given[:-1], False)  # type: ignore[assignment, misc]
+        engine.stage_backward = (  # type: ignore[assignment]
+            lambda *given: backward(*given[:-2], False, given[-1]))  # type: ignore[misc]
+        yield
+    finally:
+        engine.stage, engine.stage_backward = stage, backward
 
 
 def contenders(compiled: tuple[str, ...] = ()) -> list[Contender]:
@@ -246,6 +275,13 @@ class Gemm(NamedTuple):
     to: int
     transposed: bool
 
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of x, weight and y."""
+        n, channels, height, width = self.x
+        sides = (2 * height, 2 * width) if self.transposed else (height // 2, width // 2)
+        weight = (channels, self.to) if self.transposed else (self.to, channels)
+        return self.x, (*weight, 4, 4), (n, self.to, *sides)
+
     @property
     def flops(self) -> float:
         n, channels, height, width = self.x
@@ -256,7 +292,7 @@ class Gemm(NamedTuple):
 def gemms(batch: int) -> dict[str, Gemm]:
     """Distinct passes of 4x4 convolutions of stride 2 with whole tiles of channels on both sides."""
     found: dict[str, Gemm] = {}
-    for problem in passes("bf16", batch).values():
+    for problem in passes("bf16", batch, torch.device("cpu")).values():
         if problem.kind not in candidates.CONVOLUTIONS or problem.weight[2:] != (4, 4) or problem.stride != (2, 2):
             continue
         to = problem.weight[1] if problem.transposed else problem.weight[0]
@@ -265,9 +301,6 @@ def gemms(batch: int) -> dict[str, Gemm]:
             kind = "convT" if one.transposed else "conv"
             found[f"{one.kind} {kind} {'x'.join(map(str, one.x))} -> {to}"] = one
     return found
-
-
-LEAST_CHANNELS = 64
 
 
 def pointer_gemm(kind: str, x: Tensor, weight: Tensor, gy: Tensor, transposed: bool, tile: Any) -> Callable[[], Tensor]:
@@ -297,9 +330,6 @@ def tile_candidates() -> list[Any]:
              (128, 128, 64, 8, 3), (128, 128, 64, 8, 4), (128, 128, 32, 8, 4), (128, 256, 64, 8, 3), (64, 64, 64, 4, 1),
              (128, 128, 64, 8, 1)]
     return [Tile(*one) for one in found]
-
-
-RAW = (128, 128, 64, 8, 3)  # the tile with which raw operands are compared
 
 
 def chosen_for(run: Callable[[], object]) -> list[dict[str, Any]]:

@@ -11,8 +11,10 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from proofs.gpu.child import Worker
 from proofs.gpu.folder import ROOT
@@ -117,19 +119,21 @@ def kernels(worker: Worker) -> None:
         return
     if variant.endswith(":stages1"):
         library.one_stage()
-    jobs = library.compiler_jobs(worker.options["precisions"].split(), [*map(int, worker.options["batches"].split())],
-                                 "tiles" in worker.options)[number::of]
+    jobs = list(library.compiler_jobs(worker.options["precisions"].split(), [
+        *map(int, worker.options["batches"].split())], "gemms" in worker.options).items())[number::of]
     counts = {"kernels": 0, "with wgmma": 0, "spilling": 0}
 
-    def build(job: object) -> None:
-        made = library.compile_kernel(job)
+    def build(compiler: Callable[[], Any]) -> None:
+        made = compiler()
+        counts["kernels"] += 1
+        if made is None:
+            return
         if made.error:
             raise RuntimeError(made.error)
-        counts["kernels"] += 1
         counts["with wgmma"] += "wgmma" in made.ptx
         counts["spilling"] += made.stack + made.local > 0
 
-    worker.each([(job.key, partial(build, job)) for job in jobs], engine=variant)
+    worker.each([(key, partial(build, compiler)) for key, compiler in jobs], engine=variant)
     for name, count in counts.items():
         worker.row(f"slice {number} of {of}", name, count, engine=variant, result="fact")
 

@@ -9,6 +9,8 @@ are channels and columns are pixels: a reshaped box stays in shared memory only 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -98,10 +100,32 @@ def run(kind: str, x: Tensor, weight: Tensor, gy: Tensor, transposed: bool) -> T
     return _to_coarse(fine, weight, torch.empty_like(coarse))
 
 
+_compiling = False
+
+
+@contextmanager
+def only_compiling() -> Iterator[None]:
+    """Within the block kernels are compiled and not started."""
+    global _compiling
+    _compiling = True
+    try:
+        yield
+    finally:
+        _compiling = False
+
+
+def _start(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    if _compiling:
+        kernel.warmup(*arguments, grid=grid, **options)
+    else:
+        kernel[grid](*arguments, **options)
+
+
 def _to_coarse(fine: Tensor, weight: Tensor, out: Tensor) -> Tensor:
     (n, a, h, w), b = out.shape, weight.shape[1]
     box, rows = _box(PIXELS, n, h, w), min(CHANNELS, a)
-    to_coarse_kernel[(n * h * w // _size(box), a // rows)](
+    _start(
+        to_coarse_kernel, (n * h * w // _size(box), a // rows),
         _described(fine, (n, h, 2, w, 2 * b), (box[0], box[1], 1, box[2], min(DEPTH, b))),
         _described(weight, (a, 16 * b), (rows, min(DEPTH, b))), _described(out, (n, h, w, a), (*box, rows)),
         A=a, B=b, H=h, W=w, BI=box[0], BH=box[1], BW=box[2], BC=rows, BK=min(DEPTH, b), **_options(rows))
@@ -111,7 +135,8 @@ def _to_coarse(fine: Tensor, weight: Tensor, out: Tensor) -> Tensor:
 def _to_fine(coarse: Tensor, weight: Tensor, out: Tensor) -> Tensor:
     (n, a, h, w), b = coarse.shape, weight.shape[1]
     box, rows = _box(PIXELS, n, h, w), min(CHANNELS, b)
-    to_fine_kernel[(n * h * w // _size(box), b // rows, 4)](
+    _start(
+        to_fine_kernel, (n * h * w // _size(box), b // rows, 4),
         _described(coarse, (n, h, w, a), (*box, min(DEPTH, a))),
         _described(weight, (a, 16 * b), (min(DEPTH, a), rows)),
         _described(out, (n, h, 2, w, 2 * b), (box[0], box[1], 1, box[2], rows)),
@@ -126,7 +151,8 @@ def _wgrad(coarse: Tensor, fine: Tensor) -> Tensor:
     each = -(-total // max(1, min(total, SPLIT // across)))
     parts = -(-total // each)
     gw = torch.empty((parts, a, 4, 4, b), dtype=torch.float32, device=coarse.device)
-    wgrad_kernel[(a // rows, 16 * (b // columns), parts)](
+    _start(
+        wgrad_kernel, (a // rows, 16 * (b // columns), parts),
         _described(coarse, (n * h * w, a), (_size(box), rows)),
         _described(fine, (n, h, 2, w, 2 * b), (box[0], box[1], 1, box[2], columns)), gw, each, total,
         A=a, B=b, H=h, W=w, BI=box[0], BH=box[1], BW=box[2], BM=rows, BN=columns, **_options(rows))
