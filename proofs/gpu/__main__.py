@@ -90,7 +90,8 @@ def examine(parts: list[Part], out: Path, work: Path, seconds: float) -> int:
 def _run(part: Part, out: Path, work: Path, deadline: float) -> None:
     """All jobs of a part at once; the tar is renewed and a line of progress printed while they run."""
     print(f"{part.name} (at most {deadline - time.monotonic():.0f} s): {part.words}", flush=True)
-    threads = [threading.Thread(target=jobs.supervise, args=(job, part.name, number, out / folder.CSV, work, deadline))
+    threads = [threading.Thread(target=jobs.supervise, args=(job, part.name, number, out / folder.CSV, work, deadline),
+                                daemon=True)
                for number, job in enumerate(part.jobs)]
     for thread in threads:
         thread.start()

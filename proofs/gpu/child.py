@@ -6,7 +6,9 @@ not answer afterwards ends the process.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -83,7 +85,14 @@ class Worker:
             os._exit(LOST)
 
 
+def _die_with_parent() -> None:
+    """Linux: nobody is left to use the device when the command is killed."""
+    with suppress(Exception):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def main() -> None:
+    _die_with_parent()
     kind, part, path, journal, *options = sys.argv[1:]
     if stand_in := os.environ.get("FASTGAN_STAND_IN"):
         import_module(stand_in).install()

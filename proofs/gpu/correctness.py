@@ -8,12 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from proofs.gpu import library
+from proofs.gpu import jobs, library
 from proofs.gpu.child import Worker
 from proofs.gpu.folder import CSV
 from proofs.gpu.rows import read
 
-BATCH = 128
+BATCH = int(jobs.CHECKED)
 STEPS = 10
 
 
@@ -45,9 +45,8 @@ def _examine(worker: Worker, name: str, problem: object, variant: str, precision
     used, worst = given.used(first)
     worker.row(name, "of the allowed error", used, result="ok" if used <= 1 else "wrong", note=worst, **key)
     worker.row(name, "bits", _digest(first), result="fact", **key)
-    apart = sum((_bits(one) != _bits(other)).any().long()
-                for _ in range(library.REPEATS) for one, other in zip(given(engine), first, strict=True))
-    apart = int(apart)
+    apart = int(sum((_bits(one) != _bits(other)).any().long()
+                    for _ in range(library.REPEATS) for one, other in zip(given(engine), first, strict=True)))
     worker.row(name, f"of {library.REPEATS} repeats differ", apart, result="wrong" if apart else "ok", **key)
 
 
@@ -95,8 +94,8 @@ def _replay(worker: Worker, engine: str, precision: str) -> None:
         torch.manual_seed(7)
         for real in reals:
             call(real)
-        if in_graph and call.failure:
-            raise RuntimeError(f"no graph: {call.failure}")
+        if reason := getattr(call, "failure", ""):
+            raise RuntimeError(f"no graph: {reason}")
         states.append([tensor.detach().clone() for tensor in step.state()])
     apart = sum(not torch.equal(_bits(one), _bits(other)) for one, other in zip(*states, strict=True))
     finite = all(bool(torch.isfinite(tensor).all()) for tensor in step.adam_g.tensors() if tensor.is_floating_point())
