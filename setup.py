@@ -3,7 +3,8 @@
 `fastgan._cpu` is compiled once for each instruction set and chooses among them when it is loaded. Without a compiler
 fastgan is installed all the same, without the engine. `fastgan._cuda` is compiled where nvcc is found, for the
 architectures in csrc/cuda/architectures that it knows and, as PTX, for newer ones; FASTGAN_BUILD_CUDA=0 in the
-environment leaves it out, and 1 makes it an error that it cannot be built.
+environment leaves it out, and 1 makes it an error that it cannot be built. FASTGAN_CUDA_ARCHITECTURES="90" compiles for
+that one alone, and FASTGAN_BUILD_CPU=0 leaves out `fastgan._cpu`.
 """
 
 from __future__ import annotations
@@ -49,7 +50,10 @@ class Build(build_ext):
         for path in (folder, target.parent):
             path.mkdir(parents=True, exist_ok=True)
         known = subprocess.run(["nvcc", "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
-        archs = [arch for arch in (CUDA / "architectures").read_text().split() if f"compute_{arch}" in known]
+        asked = os.environ.get("FASTGAN_CUDA_ARCHITECTURES") or (CUDA / "architectures").read_text()
+        archs = [arch for arch in asked.split() if f"compute_{arch}" in known]
+        if not archs:
+            raise RuntimeError(f"nvcc knows none of the architectures {asked.split()}")
         flags = ["-std=c++17", "-O3", f"-I{INCLUDE}", f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}",
                  *(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs)]
         if sys.platform != "win32":
@@ -112,6 +116,7 @@ def cuda() -> list[Extension]:
 
 
 setup(
-    ext_modules=[extension("fastgan._cpu", [BINDINGS, *KERNELS], CPU), *cuda()],
+    ext_modules=[*([] if os.environ.get("FASTGAN_BUILD_CPU") == "0" else [
+        extension("fastgan._cpu", [BINDINGS, *KERNELS], CPU)]), *cuda()],
     cmdclass={"build_ext": Build},
 )

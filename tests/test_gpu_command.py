@@ -1,249 +1,288 @@
-"""`make gpu`, as far as it goes without a GPU: parts that succeed, fail, hang and crash, and the report of them."""
+"""`python -m proofs.gpu` without a GPU: every part on a stand-in (gpu_stand_in.py), and what faults leave of it."""
 
 from __future__ import annotations
 
 import json
 import os
+import random
+import re
 import subprocess
 import sys
-import textwrap
+import tarfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
-from fastgan.bench import results, run
-from fastgan.bench.results import Row
 from proofs.gpu import __main__ as command
-from proofs.gpu import certify, facts, native, parts, tested, timed
-from proofs.gpu.parts import ROOT, Part
+from proofs.gpu import folder, jobs, rows, tables
+from proofs.gpu.rows import Row, read
+from tests.gpu_stand_in import DEVICE
 
-FACTS: dict[str, str | None] = {"date": "2026-11-23", "device": "NVIDIA H100 80GB HBM3", "driver": None}
-FOLDER = "nvidia-h100-80gb-hbm3-2026-11-23"
+ROOT = Path(__file__).parents[1]
+PTXSIM = (ROOT / os.environ.get("PTXSIM", "../shared/tools/ptxsim")).resolve()
+SIMULATED = (PTXSIM / "ptxsim.py").is_file()
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are watched as Linux has them")
 
-
-def python(code: str) -> list[str]:
-    return [sys.executable, "-c", textwrap.dedent(code)]
-
-
-def isolated(code: str) -> subprocess.CompletedProcess[str]:
-    """In a process that has no tyro."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(python("import sys; sys.modules['tyro'] = None\n" + code), capture_output=True, text=True,
-                          cwd=ROOT, env=environment, timeout=120)
-
-
-def test_everything_imports_without_the_command_lines_parser():
-    done = isolated("import proofs.gpu.__main__, proofs.gpu.certify, proofs.gpu.native, proofs.gpu.tested\n"
-                    "import proofs.gpu.journal, proofs.gpu.timed, fastgan.bench.worker, tests.conftest, tests.test_gpu")
-    assert done.returncode == 0, done.stderr
-
-
-def test_without_a_device_nothing_is_claimed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert command.main(["--out", str(tmp_path / "results")]) == 0
-    assert capsys.readouterr().out == "no CUDA device: nothing was tested or measured\n"
-    assert not (tmp_path / "results").exists()
-
-
-def test_interpreted_kernels_are_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert command.main(["--out", str(tmp_path)]) == 2
-    assert "TRITON_INTERPRET is set" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("quick", [False, True], ids=["whole", "quick"])
-def test_limits_fit_into_the_time(quick):
-    planned = command.parts(quick)
-    assert [part.name for part in planned] == ["native", "tests", "certificates", "timings"]
-    assert sum(part.limit for part in planned) <= command.SECONDS
-
-
-@pytest.mark.parametrize(("lacking", "codes", "code", "words"), [
-    (["nvcc", "pybind11"], [], 0, "the native engine is left out: no nvcc, no pybind11 here"),
-    ([], [0, 0], 0, "fastgan._cpu and fastgan._cuda are built"), ([], [1], 1, "the native engine could not be built"),
-    ([], [0, 1], 1, "the native engine could not be built")], ids=["left out", "built", "fails", "cannot be loaded"])
-def test_native_engine_is_built_where_it_can_be(lacking, codes, code, words, monkeypatch, capsys):
-    commands: list[list[str]] = []
-    monkeypatch.setattr(native, "missing", lambda: lacking)
-    monkeypatch.setattr(native.subprocess, "call", lambda line, cwd: commands.append(line) or codes[len(commands) - 1])
-    assert native.main() == code and len(commands) == len(codes)
-    assert capsys.readouterr().out.splitlines()[-1] == words
-    assert not commands or commands[0][1:] == ["setup.py", "build_ext", "--inplace"]
+TOOLS = {
+    "nvcc": """
+import pathlib, subprocess, sys
+given = sys.argv[1:]
+if "--list-gpu-arch" in given:
+    print("compute_90")
+elif "-shared" in given:
+    assert "-gencode=arch=compute_100,code=sm_100" not in given
+    source = pathlib.Path("stub.c")
+    source.write_text('#include <Python.h>\\nstatic struct PyModuleDef stub = {PyModuleDef_HEAD_INIT, "_cuda"};\\n'
+                      'PyMODINIT_FUNC PyInit__cuda(void) { return PyModule_Create(&stub); }\\n')
+    import sysconfig
+    subprocess.run(["/usr/bin/env", "gcc", "-shared", "-fPIC", "-I" + sysconfig.get_path("include"), "stub.c", "-o",
+                    given[given.index("-o") + 1]], check=True)
+elif "-o" in given:
+    pathlib.Path(given[given.index("-o") + 1]).touch()
+""",
+    "fake-cc": "import pathlib, sys; pathlib.Path(sys.argv[sys.argv.index('-o') + 1]).touch()",
+    "ncu": """
+import subprocess, sys
+given = sys.argv[1:]
+if "--version" in given:
+    sys.exit()
+assert given[:2] == ["--clock-control", "none"]
+subprocess.run(given[given.index(sys.executable):], check=True)
+print('==PROF== a line of its own\\n"ID","Kernel Name","Grid Size","Metric Name","Metric Unit","Metric Value"')
+print('"0","convolve_kernel","(8, 1, 1)","Duration","us","12.5"\\n"0","convolve_kernel","(8, 1, 1)","Other","","1"')
+""",
+    "compute-sanitizer": """
+import subprocess, sys
+if "--version" not in sys.argv:
+    subprocess.run(sys.argv[sys.argv.index(sys.executable):], check=True)
+    print("========= ERROR SUMMARY: 0 errors")
+""",
+}
 
 
-def test_what_a_build_needs(monkeypatch):
-    monkeypatch.setattr(native.shutil, "which", lambda name: name if name == "g++" else None)
-    monkeypatch.setattr(native.importlib.util, "find_spec", lambda name: None if name == "pybind11" else name)
-    assert native.missing() == ["nvcc", "pybind11"]
+@pytest.fixture(scope="module")
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stands in for the commands of CUDA."""
+    place = tmp_path_factory.mktemp("tools")
+    for name, text in TOOLS.items():
+        (place / name).write_text(f"#!{sys.executable}\n{text}")
+        (place / name).chmod(0o755)
+    return place
 
 
-HANGS = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('begun', flush=True); time.sleep(60)"
+def environment(tools: Path, **more: str) -> dict[str, str]:
+    """Of a rehearsal; it sees no tyro."""
+    (tools / "tyro.py").write_text("raise ImportError('not installed here')\n")
+    path = os.pathsep.join(filter(None, (more.pop("PYTHONPATH", ""), str(tools), str(ROOT))))
+    return {**os.environ, "FASTGAN_STAND_IN": "tests.gpu_stand_in", "PTXSIM": str(PTXSIM), "OMP_NUM_THREADS": "1",
+            "PATH": f"{tools}:{os.environ['PATH']}", "FASTGAN_CC": str(tools / "fake-cc"), **more, "PYTHONPATH": path}
 
 
-def test_parts_that_fail_spoil_nothing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(parts, "GRACE", 0.5)
-    planned = [Part("good", python("print('all | well')"), 60), Part("bad", python("raise SystemExit('no good')"), 60),
-               Part("stuck", python(HANGS), 5),
-               Part("dead", python("import os; print('now', flush=True); os.abort()"), 60),
-               Part("told", [*python("import sys; print(sys.argv)"), "{folder}", "{seconds}"], 60)]
-    begin = time.monotonic()
-    assert command.examine(tmp_path, FACTS, planned) == 1
-    assert time.monotonic() - begin < 30
-    folder = tmp_path / FOLDER
-    assert json.loads((folder / "facts.json").read_text()) == FACTS
-    assert (folder / "stuck.log").read_text() == "begun\n"
-    text = (folder / "README.md").read_text()
-    for line in ("# NVIDIA H100 80GB HBM3, 2026-11-23", "| good | passed | 0 | all / well |",
-                 "| bad | failed | 0 | no good |", "| driver | unknown |"):
-        assert line in text
-    assert "| stuck | stopped at its limit of 5 s |" in text and "| dead | crashed (SIGABRT) |" in text
-    assert f"['-c', '{folder}', '25']" in text
-    assert "FAILED: bad, stuck, dead; " in capsys.readouterr().out
+def start(out: Path, tools: Path, *arguments: str, **more: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", "proofs.gpu", "--seconds", "900", "--out", str(out), *arguments],
+                            cwd=ROOT, stdout=(out.parent / "log").open("wb"), stderr=subprocess.STDOUT,
+                            env=environment(tools, **more))
 
 
-def test_whoever_a_part_started_ends_with_it(tmp_path):
-    """A grandchild would go on holding the device."""
-    code = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {HANGS!r}]).pid)"
-    parts.run(Part("parent", python(code), 30), tmp_path, 60)
-    status = Path("/proc") / (tmp_path / "parent.log").read_text().split()[0] / "status"
-    deadline = time.monotonic() + 10
-    while status.exists() and "State:\tZ" not in status.read_text() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not status.exists() or "State:\tZ" in status.read_text()
+def rehearse(out: Path, tools: Path, *arguments: str, **more: str) -> list[Row]:
+    process = start(out, tools, *arguments, **more)
+    process.wait(600)
+    return read(out / folder.CSV)
+
+
+def in_tar(out: Path, work: Path) -> list[Row]:
+    work.mkdir(exist_ok=True)
+    folder.unpack(out / folder.TAR, work)
+    return read(work / folder.CSV)
+
+
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory: pytest.TempPathFactory, tools: Path) -> tuple[Path, list[Row]]:
+    """Every part from the first line to the last, with an engine that crashes its process and one that hangs."""
+    out = tmp_path_factory.mktemp("rehearsal") / "out"
+    return out, rehearse(out, tools, FASTGAN_FAULT="crash native,hang reference")
+
+
+def test_every_part_has_found_something(rehearsed):
+    out, found = rehearsed
+    log = (out.parent / "log").read_text()
+    quantities = {(row.part, row.quantity) for row in found}
+    expected = {("prepare", "compiled"), ("passes", "of the allowed error"), ("passes", "bits"), ("steps", "step"),
+                ("replays", "of 71 tensors differ"), ("auto", "chosen"), ("auto", "8 steps"), ("compiled", "step"),
+                ("profile", "of a step"), ("counters", "Duration"), ("sanitizer", "ERROR SUMMARY: 0 errors"),
+                ("compile", "compiled")}
+    if SIMULATED:
+        expected |= {("prepare", "kernels"), ("compile", "kernels"), ("gemm", "rate"), ("tiles", "usual tile")}
+    assert expected <= quantities, (expected - quantities, log[-3000:])
+    names = [part.name for part in jobs.plan(None, 2)]
+    assert [row.name for row in found if row.quantity == "took"] == list(dict.fromkeys(names)), log[-3000:]
+    bad = [row for row in found if row.result in rows.BAD and (row.part, row.engine) not in (
+        ("passes", "native"), ("passes", "reference"), ("others", "native"), ("others", "reference"))]
+    assert bad == []
+    assert {"fastgan, native, CUDA graph", "textbook, channels_last, autocast, CUDA graph"} <= {
+        row.name for row in found if row.part == "steps"}
+    assert {row.engine for row in found if row.part == "gemm"} == (
+        {"library", "pointers", "descriptors"} if SIMULATED else {""})
+
+
+def test_what_crashes_or_hangs_costs_its_item_and_twice_its_engine(rehearsed):
+    _, found = rehearsed
+    for engine, result, note in (("native", "crashed", "SIGSEGV"), ("reference", "hung", "killed")):
+        lost = [row for row in found if row.part == "passes" and row.engine == engine and row.result == result]
+        assert len(lost) == 2 and all(note in row.note for row in lost)
+        assert len({row.name for row in lost}) == 2
+        done = [row for row in found if row.part == "passes" and row.engine == engine
+                and row.quantity == "of 2 repeats differ" and row.result == "ok"]
+        assert len(done) == 4 and not {row.name for row in done} & {row.name for row in lost}
+        assert any("what was left, after 2 lost" in row.note for row in found
+                   if row.engine == engine and row.result == "not run")
+
+
+def test_what_is_taken_away(rehearsed, tmp_path):
+    out, found = rehearsed
+    files = sorted(path.name for path in out.iterdir())
+    assert len(files) <= 8 and {folder.CSV, folder.README, folder.TAR, "tuning.json"} <= set(files)
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+", name) for name in files)
+    assert in_tar(out, tmp_path) == found
+    assert json.loads((tmp_path / "tuning.json").read_text())["problems"]
+    assert "ncu.csv" in {path.name for path in tmp_path.iterdir()}
+    text = (out / folder.README).read_text()
+    assert text.startswith(f"# {DEVICE}, 20") and "crashed: SIGSEGV" in text
+    with tarfile.open(out / folder.TAR) as tar:
+        assert any(name.endswith(".log") for name in tar.getnames())
+
+
+@pytest.mark.skipif(not SIMULATED, reason="no PTX simulator, no tiles")
+def test_tiles_are_a_file_that_can_be_committed(rehearsed):
+    found = json.loads((rehearsed[0] / "tiles.json").read_text())
+    own = json.loads((ROOT / "fastgan/ops/triton/tiles/sm_90.json").read_text())
+    assert found["programs"] == own["programs"] and found["rules"][-len(own["rules"]):] == own["rules"]
+    assert len(found["rules"]) > len(own["rules"])
+
+
+def test_import_fills_a_folder_and_the_tables(rehearsed, tmp_path):
+    out, found = rehearsed
+    page = tmp_path / "docs" / "page.md"
+    page.parent.mkdir()
+    page.write_text(f"before\n{tables.BEGIN}\n{tables.END}\nafter\n")
+    results = tmp_path / "docs" / "results" / "gpu"
+    tables.update((page,), results)
+    assert page.read_text() == f"before\n{tables.BEGIN}\n{tables.NOTHING}\n{tables.END}\nafter\n"
+    place = folder.bring_in(out / folder.TAR, results)
+    assert re.fullmatch(r"a-stand-in-9000-\d{4}-\d\d-\d\d", place.name) and read(place / folder.CSV) == found
+    assert folder.bring_in(out / folder.TAR, results) == place and read(place / folder.CSV) == found
+    assert {path.name for path in place.iterdir()} >= {folder.README, "tuning.json"}
+    tables.update((page,), results)
+    text = page.read_text()
+    row = next(row for row in found if row.name == "fastgan, native, CUDA graph" and row.note.startswith("median"))
+    assert f"| fastgan, native, CUDA graph | {float(row.value):.3g} |" in text
+    assert f"(results/gpu/{place.name}/README.md)" in text and tables.NOTHING not in text
+    assert text.startswith("before\n") and text.endswith(f"{tables.END}\nafter\n")
+
+
+def test_pages_have_a_place_for_the_tables():
+    page = ROOT / "docs" / "performance.md"
+    before = page.read_text()
+    assert tables.BEGIN in before
+    tables.update((page,))
+    assert page.read_text() == before
+
+
+FEW = {"FASTGAN_PARTS": "prepare passes", "FASTGAN_ENGINES": "reference native"}
+
+
+def test_wrong_results_and_a_lost_device(tmp_path, tools):
+    found = rehearse(tmp_path / "out", tools, "--only", "correctness",
+                     **{**FEW, "FASTGAN_FAULT": "wrong reference,lose native"})
+    wrong = {row.result for row in found if row.engine == "reference" and row.quantity == "of the allowed error"}
+    assert wrong == {"wrong"}
+    lost = [row for row in found if row.engine == "native" and row.result == "failed"]
+    assert len(lost) == 2 and all("illegal memory access" in row.note for row in lost)
+    assert in_tar(tmp_path / "out", tmp_path / "tar") == found
+
+
+OLD = sorted(Path(os.__file__).parent.glob("ensurepip/_bundled/setuptools-65*.whl"))
+
+
+@pytest.mark.parametrize(("fault", "result", "note"), [
+    ("no nvcc", "not run", "no nvcc here"), ("no pybind11", "not run", "no pybind11 here"),
+    pytest.param("setuptools 65", "ok", "", marks=pytest.mark.skipif(not OLD, reason="Python brings no such wheel"))])
+def test_machine_that_lacks_something(fault, result, note, tmp_path, tools):
+    """csrc/ is left out, and a row says why; an old setuptools compiles it."""
+    more = {"PYTHONPATH": str(OLD[0])} if fault == "setuptools 65" else {"FASTGAN_FAULT": fault}
+    done = subprocess.run([sys.executable, "-m", "proofs.gpu.child", "nvcc", "prepare", str(tmp_path / "rows"),
+                           str(tmp_path / "journal")], cwd=ROOT, capture_output=True, text=True,
+                          env=environment(tools, FASTGAN_CACHE=str(tmp_path), **more))
+    (row,) = read(tmp_path / "rows")
+    assert (row.engine, row.result, row.note) == ("native", result, note), done.stdout + done.stderr
+    assert len(list(tmp_path.glob("_cuda*"))) == (result == "ok")
+
+
+def test_full_disk(tmp_path, tools):
+    """The reserve makes room for what is known."""
+    found = rehearse(tmp_path / "out", tools, "--only", "correctness",
+                     **{**FEW, "FASTGAN_PARTS": "passes", "FASTGAN_FAULT": "full disk"})
+    assert len([row for row in found if row.quantity == "of 2 repeats differ"]) > 8
+    assert in_tar(tmp_path / "out", tmp_path / "tar") == found
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [folder.README, folder.CSV, folder.TAR]
+
+
+def test_killed_at_a_random_moment(tmp_path, tools):
+    out = tmp_path / "out"
+    process = start(out, tools, "--only", "correctness", **{**FEW, "FASTGAN_PARTS": "passes"})
+    deadline = time.monotonic() + 120
+    while len(read(out / folder.CSV)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(random.uniform(0, 1.5))
+    known = read(out / folder.CSV)
+    time.sleep(3)  # a second for the tar to follow, on a machine that has others to serve
+    process.kill()
+    process.wait()
+    kept = in_tar(out, tmp_path / "tar")
+    assert len(known) >= 3 and set(known) <= set(kept) <= set(read(out / folder.CSV))
+
+
+def test_time_that_is_planned_is_there():
+    for only, seconds in (("correctness", 100), ("speed", 380), (None, 480)):
+        parts = jobs.plan(only, 16)
+        assert sum(part.expected for part in parts) + command.CLOSING <= seconds
+        assert len({part.name for part in parts}) == len(parts)
+        assert command.timeline(parts)[-1].endswith("in all")
 
 
 def test_parts_that_no_longer_fit_are_not_run(tmp_path):
-    passed = iter([0.0, 0.0, 545.0])
-    planned = [Part("first", python("pass"), 60), Part("second", python("pass"), 60)]
-    assert command.examine(tmp_path, FACTS, planned, clock=lambda: next(passed)) == 0
-    text = (tmp_path / FOLDER / "README.md").read_text()
-    assert "| first | passed |" in text and "| second | not run |  | no time was left |" in text
+    part = jobs.Part("late", 60, 60, "never begun", [jobs.Job("facts")])
+    assert command.examine([part], tmp_path / "out", tmp_path / "work", 10) == 0
+    (row,) = read(tmp_path / "out" / folder.CSV)
+    assert (row.name, row.result, row.note) == ("late", "not run", "no time was left")
 
 
-def test_a_second_folder_of_a_day(tmp_path):
-    assert [facts.new_folder(tmp_path, FACTS).name for _ in range(3)] == [FOLDER, f"{FOLDER}-2", f"{FOLDER}-3"]
+def test_rows_are_whole_or_not_there(tmp_path):
+    path = tmp_path / folder.CSV
+    rows.append(path, Row("a", "one", value="1"))
+    with path.open("a") as file:
+        file.write("a,half of a r")
+    rows.append(path, Row("a", 'two, "quoted"\nlines'))
+    rows.append(path, Row("a", "three | columns"))
+    rows.append(path, Row("a", "one", value="2"))
+    assert [(row.name, row.value) for row in read(path)] == [
+        ("one", "2"), ('two, "quoted" lines', ""), ("three | columns", "")]
+    assert all(line.count("|") == 7 for line in "\n".join(folder.lines(read(path))).splitlines() if "three" in line)
 
 
-def test_facts(monkeypatch):
-    properties = SimpleNamespace(name="NVIDIA H100", major=9, minor=0, total_memory=80 * 2**30)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
-    found = facts.collect()
-    assert found["capability"] == "sm_90" and found["torch"] == torch.__version__
-    assert facts.collect("abc")["commit"] == "abc"
+def test_unpacking_stays_in_its_folder(tmp_path):
+    (tmp_path / "evil").write_text("x")
+    with tarfile.open(tmp_path / "tar", "w") as tar:
+        tar.add(tmp_path / "evil", "../outside")
+        tar.add(tmp_path / "evil", "inside/good")
+    folder.unpack(tmp_path / "tar", tmp_path / "to")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file() and path.name != "tar"] == ["evil", "good"]
 
 
-TESTS = """
-    import os, time, pytest, torch
-    pytestmark = pytest.mark.gpu
-    broken = False
-    def wait():
-        if broken:
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
-    torch.cuda.is_available, torch.cuda.synchronize = lambda: True, wait
-
-    def test_good(): pass
-    @pytest.mark.parametrize("case", ["one", "lazy r1"])
-    def test_wrong(case): assert case == "one", "1 | 2"
-    def test_loses_the_device():
-        global broken
-        broken = True
-        wait()
-    def test_after_it(): wait()
-    def test_kills_its_process(): os.abort()
-    def test_hangs(): time.sleep(60)
-    def test_skipped(): pytest.skip("no time")
-    def test_last(): pass
-    """
-
-
-def test_tests_go_on_after_a_crash(tmp_path, capsys):
-    (tmp_path / "test_it.py").write_text(textwrap.dedent(TESTS))
-    assert tested.main([str(tmp_path), "--files", str(tmp_path / "test_it.py"), "--patience", "4"]) == 1
-    assert capsys.readouterr().out.splitlines()[-1] == "4 passed, 4 failed, 1 skipped"
-    found = {name.partition("::")[2]: test for name, test in tested.read(tmp_path / "tests.jsonl").items()}
-    assert [test.outcome for test in found.values()] == [
-        "passed", "passed", "failed", "failed", "passed", "failed", "failed", "skipped", "passed"]
-    assert found["test_loses_the_device"].why.endswith("CUDA error: an illegal memory access was encountered")
-    assert found["test_kills_its_process"].why == "killed its process (-6)"
-    assert found["test_hangs"].why == "hung: nothing in 4 s"
-    (tmp_path / "results").mkdir()
-    command.report.write(tmp_path, FACTS, [], False)
-    text = (tmp_path / "README.md").read_text()
-    assert "| test_wrong | 1 | 1 |  |  | 0.0 |" in text and "AssertionError: 1 / 2" in text
-    assert "| 1 | Skipped: no time |" in text
-
-
-def test_tests_that_cannot_begin_have_failed(tmp_path, capsys):
-    (tmp_path / "test_it.py").write_text("import nothing_of_this_name")
-    assert tested.main([str(tmp_path), "--files", str(tmp_path / "test_it.py")]) == 1
-    assert capsys.readouterr().out.splitlines()[-1] == "0 passed, 0 failed, 0 skipped"
-
-
-def certificate(preset: str, *, device: str) -> dict[str, Any]:
-    if preset == "broken":
-        raise RuntimeError("CUDA error")
-    one = {"measure": "rms", "ours": 1.0, "eager": 2.0, "allowed": 4.0, "used": 0.25}
-    check = {"what": "conv 3", "engine": "triton", "precision": "bfloat16", "width": None, "passed": preset == "right",
-             "error": "", "worst": "y", "quantities": {"y": one, "grad x": {**one, "used": "inf"}}}
-    return {"preset": preset, "passed": preset == "right", "operations": [check], "steps": [check]}
-
-
-@pytest.fixture
-def verifier(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = SimpleNamespace(lines=lambda found: ["a table"], as_json=json.dumps, verdict=lambda found: "judged")
-    monkeypatch.setattr(certify, "certificate", certificate)
-    monkeypatch.setattr(certify, "table", table)
-
-
-@pytest.mark.usefixtures("verifier")
-def test_certificates(tmp_path, capsys):
-    assert certify.main([str(tmp_path), "right"]) == 0
-    assert certify.main([str(tmp_path), "broken", "right", "wrong"]) == 1
-    assert capsys.readouterr().out.splitlines()[-1] == "broken RuntimeError: CUDA error; right judged; wrong judged"
-    command.report.write(tmp_path, FACTS, [], False)
-    text = (tmp_path / "README.md").read_text()
-    assert "| right | triton | bfloat16 | 2 of 2 | inf | conv 3: grad x |" in text
-    assert "| wrong | triton | bfloat16 | conv 3 | y |" in text
-
-
-@pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[run.Order]:
-    """What the suite was asked for; it measures nothing, and finds two contenders."""
-    orders: list[run.Order] = []
-
-    def measure(order: run.Order, done: run.Done) -> None:
-        orders.append(order)
-        row = Row(order.commit, "2026-11-23", "a device", "1", "2", "3", "step/dcgan-64", "textbook", "tf32", 64)
-        done.rows += [row.timed([0.2, 0.2, 0.4], 64, None, None, None),
-                      Row(**{**vars(row), "contender": "fastgan, triton", "error": "wrong: D has 3 x"})]
-        done.late.append("step/dcgan-64, batch 256")
-        results.append(done.path, done.rows)
-        if order.rounds == 1:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(timed.run, "measure", measure)
-    return orders
-
-
-def test_timings(told, tmp_path, capsys):
-    assert timed.main([str(tmp_path), "--device", "cpu", "--batch", "64", "--seconds", "90", "--commit", "abc"]) == 1
-    (order,) = told
-    assert (order.suites, order.batches, order.minutes, order.commit) == (("step",), [64], 1.5, "abc")
-    assert "textbook, NCHW" in order.names and not any("compile" in name or "plan" in name for name in order.names)
-    assert capsys.readouterr().out.splitlines()[-1] == (
-        "1 measurements; 1 contenders failed; no time was left for step/dcgan-64, batch 256")
-    command.report.write(tmp_path, FACTS, [], True)
-    text = (tmp_path / "README.md").read_text()
-    assert "| textbook | tf32 | 200 | 200 - 400 | 320 |" in text
-    assert "| fastgan, triton | tf32 | wrong: D has 3 x |" in text
-
-
-def test_timings_that_are_interrupted_are_kept(told, tmp_path, capsys):
-    assert timed.main([str(tmp_path), "--device", "cpu", "--rounds", "1"]) == 1
-    assert "what was measured is kept" in capsys.readouterr().out
-    assert len(results.read(tmp_path / "bench.csv")) == 2
+def test_arguments(capsys: Any):
+    assert command.main(["--dry-run"]) == 0
+    assert "sanitizer" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        command.main([])

@@ -75,6 +75,51 @@ def test_native_engine_that_was_not_built(monkeypatch):
         extension.of(torch.device("cpu"))
 
 
+def test_only_our_own_warnings_are_errors_in_tests():
+    """By their first word: PyTorch's, raised within a call of ours, fail no test."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.warn_explicit("cudnn found no plan", UserWarning, "library.py", 1, module="fastgan.ops.library")
+    assert len(caught) == 1
+    with pytest.raises(UserWarning, match="no kernels"):
+        warnings.warn("fastgan: no kernels", stacklevel=1)
+
+
+def no_image(*arguments: Any) -> None:
+    raise RuntimeError("measure kernel, grid of 1x1x1: no kernel image is available for execution on the device")
+
+
+def test_compiled_kernel_that_cannot_be_started(monkeypatch):
+    """As csrc/cuda/launch.h says it, on a device that it was not compiled for."""
+    monkeypatch.setattr(extension.of(torch.device("cpu")), "measure", no_image)
+    result = assert_warns_once(lambda: train("native"), "measure kernel, grid of 1x1x1: no kernel image|"
+                               "fastgan::stage goes on with the reference engine")
+    torch.testing.assert_close(result, train("reference"))
+
+
+def lose_the_device(monkeypatch: pytest.MonkeyPatch, capturing: bool = False) -> None:
+    def lost() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(library, "cuda", SimpleNamespace(
+        is_initialized=lambda: True, is_current_stream_capturing=lambda: capturing, synchronize=lost))
+
+
+def test_lost_device_is_no_kernels_fault(monkeypatch):
+    """An earlier kernel's error comes back from every later launch, and says nothing of that kernel."""
+    monkeypatch.setattr(extension.of(torch.device("cpu")), "measure", no_image)
+    lose_the_device(monkeypatch)
+    with pytest.raises(RuntimeError, match="an illegal memory access was encountered"):
+        train("native")
+    assert library.failed("native") == []
+
+
+def test_nobody_waits_for_the_device_in_a_capture(monkeypatch):
+    monkeypatch.setattr(extension.of(torch.device("cpu")), "measure", no_image)
+    lose_the_device(monkeypatch, capturing=True)
+    with pytest.warns(UserWarning, match="goes on with the reference engine"):
+        train("native")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="names of compiled modules are others")
 def test_native_engine_of_another_interpreter(monkeypatch, tmp_path):
     """Or of another processor, or half copied: what the dynamic linker refuses."""

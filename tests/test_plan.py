@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import fastgan.nn as fnn
 from fastgan import cli, ops
 from fastgan.errors import FastganError, KernelError
-from fastgan.ops import definition, engines, reference
+from fastgan.ops import definition, engines, library, reference
 from fastgan.ops.plan import Choice, Plan, Problem, Trial, candidates, example, measure, stored, table, use
 from fastgan.ops.triton import tiles
 from fastgan.train import Trainer, planned
@@ -143,6 +143,18 @@ def test_who_fails_is_named(function, failure, fake):
     choice = measure.examine(stage())
     assert choice.candidate == "reference" and choice.trials["triton"].failure.startswith(failure)
     assert any(failure in line for line in table.lines(Plan({stage(): choice})))
+
+
+def test_lost_device_ends_the_measurement(fake, monkeypatch):
+    """Whoever comes after the kernel that lost it fails too, and is not to blame."""
+    def lost(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    fake.stage = lost
+    monkeypatch.setattr(library, "cuda", SimpleNamespace(
+        is_initialized=lambda: True, is_current_stream_capturing=lambda: False, synchronize=lost))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        measure.examine(stage())
 
 
 def test_race(monkeypatch):

@@ -50,6 +50,21 @@ def test_settings_that_contradict_each_other_come_back():
         conv.fp32_precision = before
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "tf32"])
+def test_setting_of_all_backends_is_overridden(precision):
+    """A user's `torch.backends.fp32_precision` is what every kind of operation inherits."""
+    conv, before = torch.backends.cudnn.conv, torch.backends.fp32_precision
+    torch.backends.fp32_precision = "tf32"
+    try:
+        with products(precision):
+            assert conv.fp32_precision == torch.backends.cudnn.rnn.fp32_precision == (
+                "tf32" if precision == "tf32" else "ieee")
+            assert torch.backends.cudnn.allow_tf32 == (precision == "tf32")
+        assert conv.fp32_precision == "tf32"
+    finally:
+        torch.backends.fp32_precision = before
+
+
 @pytest.mark.parametrize(("name", "capability", "expected"), [
     ("auto", (9, 0), "bf16"), ("auto", (8, 0), "bf16"), ("auto", (7, 5), "fp32"), ("tf32", (8, 6), "tf32"),
     ("fp16", (7, 5), "fp16"), ("fp32", (9, 0), "fp32")])

@@ -444,6 +444,23 @@ def test_scaled_gradients_that_overflow():
     assert step(broken)["finite"] == 0 and step.halted == 1
 
 
+def test_step_after_one_that_was_broken_off(monkeypatch):
+    """float16: after D's gradients were unscaled, as a capture may be; the next step is that of a run without it."""
+    step, other = new_step(precision="fp16"), new_step(precision="fp16")
+    real = batch(step)
+    for each in (step, other):
+        each.allocate(real)
+    with monkeypatch.context() as broken, pytest.raises(RuntimeError, match="broken off"):
+        broken.setattr(step, "generator_loss", lambda *_: (_ for _ in ()).throw(RuntimeError("broken off")))
+        step(real)
+    for tensor, start in zip(step.state(), other.state(), strict=True):
+        tensor.detach().copy_(start)
+    for each in (step, other):
+        torch.manual_seed(2)
+        each(real)
+    assert changed(parameters(step), parameters(other)) == set()
+
+
 def test_every_tensor_stays_where_it_is():
     """What a captured step reads and writes: through steps, checkpoints and pictures, always the same memory."""
     step, other = new_step(ema=0.9, precision="fp16"), new_step(ema=0.9, precision="fp16")

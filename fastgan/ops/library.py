@@ -9,7 +9,8 @@ the plan in use (`fastgan.ops.plan`).
     fastgan::logistic_loss         loss and probability (G,), and the gradient (N,) of each part's loss; all float32
 
 Autograd stands one floor up (`autograd.py`). A kernel that does not compile, or does not fit the device, is named once
-in a warning; from then on its operator is computed by the reference.
+in a warning; from then on its operator is computed by the reference. A device that an earlier kernel has made unusable
+is an error.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ _SCHEMAS = {
 _library = torch.library.Library("fastgan", "DEF")
 for _name, _schema in _SCHEMAS.items():
     _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+cuda: Any = torch.cuda  # all that is asked of CUDA here goes through this name
 _failed: set[tuple[str, str]] = set()  # (engine, operator)
 
 
@@ -57,9 +59,17 @@ def run(engine: str, name: str, *arguments: Any, **choice: Any) -> Any:
         try:
             return getattr(import_module(f"fastgan.ops.{engine}.engine"), name)(*arguments, **choice)
         except KernelError as error:
+            raise_if_lost()
             _failed.add((engine, name))
             warnings.warn(f"fastgan: {error}; fastgan::{name} goes on with the reference engine", stacklevel=2)
     return getattr(definition, name)(*arguments)
+
+
+def raise_if_lost() -> None:
+    """Raise the device's own error where an earlier kernel has made it unusable: every later launch fails with it, and
+    is not to blame."""
+    if cuda.is_initialized() and not cuda.is_current_stream_capturing():
+        cuda.synchronize()
 
 
 def _owed(statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None, activation: str,

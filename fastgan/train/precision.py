@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 
@@ -39,13 +40,16 @@ def products(precision: str) -> Iterator[None]:
     """Within the block, products of float32 are rounded as `precision` says, forward and backward.
 
     PyTorch keeps the older flag of cuDNN beside the newer ones of each kind of operation, and refuses to read it (as
-    torch.compile does) where they differ: so all of them are set.
+    torch.compile does) where they differ: so all of them are set. The flag alone would leave the kinds to
+    `torch.backends.fp32_precision`, which a user may have set.
     """
     cudnn, tf32 = torch.backends.cudnn, precision == "tf32"
-    kinds = cudnn.conv, cudnn.rnn  # type: ignore[attr-defined]
+    kinds: tuple[Any, ...] = cudnn.conv, cudnn.rnn  # type: ignore[attr-defined]
     before, matmul = [kind.fp32_precision for kind in kinds], torch.get_float32_matmul_precision()
     try:
         cudnn.allow_tf32 = tf32
+        for kind in kinds:
+            kind.fp32_precision = "tf32" if tf32 else "ieee"
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         yield
     finally:

@@ -21,6 +21,11 @@ class LossScale:
     def __call__(self, loss: Tensor) -> Tensor:
         return self._scaler.scale(loss)
 
+    def begin(self) -> None:
+        """Forget what a step that was broken off has divided: no `update` came after it."""
+        if self.enabled:
+            self._scaler._per_optimizer_states.clear()  # no public way: `update` clears them too, and changes the scale
+
     def undo(self, optimizer: Optimizer) -> None:
         """Divide the gradients of an optimizer's parameters by the scale."""
         self._scaler.unscale_(optimizer)

@@ -146,6 +146,7 @@ class GANStep:
     def run(self, phase: Phase, real: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """The device's part of a step."""
         with products(self.precision), self.casts.lent(), synchronised.over(self._merged()):
+            self.scale.begin()
             held = self._hold(real, labels)
             self._schedule()
             reuse = phase.both and self.config.fakes == "reuse"

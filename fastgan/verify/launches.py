@@ -19,6 +19,7 @@ from fastgan.errors import FastganError
 from fastgan.models import build
 from fastgan.nn import Chain, frozen, stat_groups, use
 from fastgan.ops import logistic_loss
+from fastgan.train.precision import products
 
 PRECISIONS = ("bf16", "fp16", "tf32", "ieee")
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -124,10 +125,6 @@ def _loss(logits: Tensor, *targets: float) -> Tensor:
 
 @contextmanager
 def _precision(name: str) -> Iterator[None]:
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = name == "tf32"
-    try:
-        with torch.autocast("cpu", _AUTOCAST.get(name, torch.bfloat16), enabled=name in _AUTOCAST):
-            yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
+    with (products("tf32" if name == "tf32" else "fp32"),
+          torch.autocast("cpu", _AUTOCAST.get(name, torch.bfloat16), enabled=name in _AUTOCAST)):
+        yield

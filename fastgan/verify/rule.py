@@ -17,14 +17,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastgan.ops.plan.check import MARGIN
+from fastgan.train import precision as of_a_step
 
 WORST = 4.0
 DOUBT = 2.0  # units from a kink
@@ -108,15 +109,9 @@ def _worst(x: Tensor) -> float:
     return float(x.abs().max())
 
 
-@contextmanager
-def products(precision: Precision) -> Iterator[None]:
+def products(precision: Precision) -> AbstractContextManager[None]:
     """Within the block, kernels take float32 products as PyTorch's convolutions are told to."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = precision.tf32
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
+    return of_a_step.products("tf32" if precision.tf32 else "fp32")
 
 
 def doubted(network: nn.Sequential, precision: Precision) -> list[nn.Sequential]:

@@ -1,16 +1,15 @@
-"""Everything that a GPU can prove or measure in under ten minutes, as one folder of results.
+"""What a GPU can prove and measure in a quarter of an hour, as one folder of at most 8 files.
 
-    make gpu            or: TRITON_INTERPRET=0 PYTHONPATH=. python3 -m proofs.gpu [--quick] [--out docs/results/gpu]
+    python -m proofs.gpu --seconds 100 --only correctness --out DIR
+    python -m proofs.gpu --seconds 380 --only speed --out DIR
+    python -m proofs.gpu --dry-run                      the parts with the seconds that they are expected to take
+    python -m proofs.gpu --import results.tar           fill docs/results/gpu/DEVICE-DATE, and the tables of the docs
 
-native        csrc/ compiled in place, where there are nvcc, a compiler and pybind11; else why the engine is left out
-tests         pytest -m gpu: operations against float64, replays against eager steps, memory, whole runs
-certificates  fastgan.verify, for digits and dcgan-64
-timings       fastgan.bench: the textbook's step and ours, at several batch sizes
+Needs PyTorch, and installs nothing; nvcc, pybind11, ncu and compute-sanitizer are used where they are. Each job of a
+part is a process: one that crashes, hangs or loses the device costs what it was doing, the second time all that it had
+left to do. Each row is on the disk as soon as it is known, and a second later in the tar.
 
-Each part is a process with a time limit of its own, so one that hangs or crashes spoils nothing; what no longer fits
-into the time is not run, and README.md in the folder says so. --quick takes about three minutes.
-
-The exit code is 0, or 1 when a part failed. Nothing is installed, and no more is needed than PyTorch and pytest.
+The exit code is 0, 1 when anything was wrong, failed, crashed or hung, or 2 for arguments that cannot be used.
 """
 
 from __future__ import annotations
@@ -18,70 +17,97 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
-import torch
+from proofs.gpu import folder, jobs, tables
+from proofs.gpu.jobs import Part
+from proofs.gpu.rows import BAD, Row, append, read
 
-from proofs.gpu import facts, report
-from proofs.gpu.parts import ROOT, Outcome, Part, run
-
-SECONDS = 570.0  # of the whole command
+CLOSING = 3.0  # seconds kept for the end
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m proofs.gpu", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("docs/results/gpu"),
-                        help="where a folder named after device and day is made (docs/results/gpu)")
-    parser.add_argument("--quick", action="store_true", help="16-bit tests, one certificate, one batch size")
+    parser.add_argument("--seconds", type=float, default=480.0, help="that the whole command may take (480)")
+    parser.add_argument("--only", choices=("correctness", "speed"), help="the first half of the parts, or the second")
+    parser.add_argument("--out", type=Path, help="folder of the results; those of an earlier call there are continued")
     parser.add_argument("--commit", default="", help="of the code, where there is no git to ask")
+    parser.add_argument("--dry-run", action="store_true", help="print the timeline and stop")
+    parser.add_argument("--import", dest="tars", type=Path, nargs="+", metavar="FILE", default=[])
     options = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
-        print("no CUDA device: nothing was tested or measured")
+    if stand_in := os.environ.get("FASTGAN_STAND_IN"):  # a rehearsal
+        import_module(stand_in).install()
+    parts = jobs.plan(options.only, os.cpu_count() or 1, options.commit)
+    if options.dry_run:
+        print("\n".join(timeline(parts)))
         return 0
-    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
-        print("TRITON_INTERPRET is set: kernels would be interpreted, not compiled; unset it", file=sys.stderr)
-        return 2
-    return examine(options.out.resolve(), facts.collect(options.commit), parts(options.quick), options.quick)
+    if options.tars:
+        for tar in options.tars:
+            print(folder.bring_in(tar))
+        tables.update()
+        return 0
+    if options.out is None:
+        parser.error("--out DIR is needed, or --dry-run, or --import FILE")
+    with tempfile.TemporaryDirectory(prefix="fastgan-gpu-", ignore_cleanup_errors=True) as work:
+        return examine(parts, options.out.resolve(), Path(work), options.seconds)
 
 
-def parts(quick: bool) -> list[Part]:
-    """What is correct comes before what is fast. Each command runs in the repository."""
-    python = [sys.executable, "-m"]
-    native = Part("native", [*python, "proofs.gpu.native"], 60 if quick else 120)
-    tests, certificates = [*python, "proofs.gpu.tested", "{folder}"], [*python, "proofs.gpu.certify", "{folder}"]
-    timings = [*python, "proofs.gpu.timed", "{folder}"]
-    if quick:
-        return [native, Part("tests", [*tests, "--quick"], 120), Part("certificates", [*certificates, "digits"], 60),
-                Part("timings", [*timings, "--batch", "64", "--rounds", "3", "--seconds", "{seconds}"], 60)]
-    return [native, Part("tests", tests, 220), Part("certificates", [*certificates, "digits", "dcgan-64"], 100),
-            Part("timings", [*timings, "--seconds", "{seconds}"], 130)]
+def timeline(parts: list[Part]) -> list[str]:
+    """The expected beginning and length of each part, and the sum."""
+    lines, at = [], 0.0
+    for part in parts:
+        lines.append(f"{at:5.0f} s  {part.name:12} {part.expected:4.0f} s, at most {part.limit:3.0f} s   {part.words}")
+        at += part.expected
+    return [*lines, f"{at:5.0f} s  in all"]
 
 
-def examine(out: Path, found: dict[str, str | None], planned: list[Part], quick: bool = False,
-            seconds: float = SECONDS, clock: Callable[[], float] = time.monotonic) -> int:
-    """Run the parts, one after the other, and keep the summary true after each."""
-    end = clock() + seconds
-    folder = facts.new_folder(out, found)
-    facts.write(folder / "facts.json", found)
-    print(f"{found['device']}: results go to {folder}", flush=True)
-    outcomes: list[Outcome] = []
-    report.write(folder, found, [_waiting(part) for part in planned], quick)
-    for part in planned:
-        print(f"{part.name} (at most {part.limit:.0f} s) ...", flush=True)
-        outcomes.append(run(part, folder, end - clock()))
-        print(f"    {outcomes[-1].result} in {outcomes[-1].seconds:.0f} s: {outcomes[-1].words}", flush=True)
-        report.write(folder, found, [*outcomes, *map(_waiting, planned[len(outcomes):])], quick)
-    failed = [outcome.name for outcome in outcomes if outcome.failed]
-    where = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
-    print(f"{'FAILED: ' + ', '.join(failed) if failed else 'no part failed'}; {where / 'README.md'}")
-    return 1 if failed else 0
+def examine(parts: list[Part], out: Path, work: Path, seconds: float) -> int:
+    """Run the parts one after the other; what no longer fits into the time is not run, and a row says so."""
+    end = time.monotonic() + seconds - CLOSING
+    folder.prepare(out, work)
+    path = out / folder.CSV
+    for part in parts:
+        limit = min(part.limit, end - time.monotonic())
+        if limit < part.expected / 3:
+            append(path, Row("parts", part.name, result="not run", note="no time was left"))
+            continue
+        begin = time.monotonic()
+        _run(part, out, work, begin + limit)
+        append(path, Row("parts", part.name, quantity="took", value=f"{time.monotonic() - begin:.1f}", unit="s",
+                         result="fact", note=f"expected {part.expected:.0f} s"))
+        folder.renew(out, work)
+    folder.finish(out, work)
+    bad = [row for row in read(path) if row.result in BAD]
+    print(f"{len(read(path))} rows, {len(bad)} of them bad; {out / folder.README}")
+    return 1 if bad else 0
 
 
-def _waiting(part: Part) -> Outcome:
-    return Outcome(part.name, "not run", words="its turn has not come")
+def _run(part: Part, out: Path, work: Path, deadline: float) -> None:
+    """All jobs of a part at once; the tar is renewed and a line of progress printed while they run."""
+    print(f"{part.name} (at most {deadline - time.monotonic():.0f} s): {part.words}", flush=True)
+    threads = [threading.Thread(target=jobs.supervise, args=(job, part.name, number, out / folder.CSV, work, deadline),
+                                daemon=True)
+               for number, job in enumerate(part.jobs)]
+    for thread in threads:
+        thread.start()
+    told = renewed = time.monotonic()
+    size = -1
+    while any(thread.is_alive() for thread in threads):
+        threads[0].join(0.1) if len(threads) == 1 else time.sleep(0.1)
+        now, path = time.monotonic(), out / folder.CSV
+        if now - renewed > 1 and path.exists() and path.stat().st_size != size:
+            size = path.stat().st_size
+            folder.renew(out, work)
+            renewed = time.monotonic()
+        if now - told > 5:
+            print(f"    {part.name}: {jobs.progress(part.name, work)}", flush=True)
+            told = now
+    print(f"    {part.name}: {jobs.progress(part.name, work)}", flush=True)
 
 
 if __name__ == "__main__":

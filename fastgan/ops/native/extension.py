@@ -50,7 +50,13 @@ def queue(device: torch.device) -> int:
 
 
 def call(device: torch.device, name: str, *arguments: Any) -> None:
-    """Run a kernel on a device, whichever is the current one: a launch there on another's stream is refused."""
+    """Run a kernel on a device, whichever is the current one: a launch there on another's stream is refused.
+
+    `KernelError` where it cannot be started.
+    """
     kernel = getattr(of(device), name)
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        kernel(*arguments, queue(device))
+        try:
+            kernel(*arguments, queue(device))
+        except RuntimeError as error:  # wrong arguments are ValueErrors
+            raise KernelError(first_line(error)) from error

@@ -18,6 +18,23 @@ from fastgan.ops.triton.tiles import Tile
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)  # decides when a kernel is decorated, which is at import
 
+
+def _read_scalars_by_item() -> None:
+    """Triton's interpreter before 3.7 takes int() of an array of one element, for a loop's bound: NumPy 2.4 refuses."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patch_and_mend(tensor: Any, *scope: Any) -> None:
+        patch(tensor, *scope)
+        tensor.__index__ = lambda self: int(self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch_and_mend
+
+
+if INTERPRETED:
+    _read_scalars_by_item()
+
 Handler = Callable[[Any, tuple[int, ...], dict[str, Any], dict[str, int]], None]
 _through: list[tuple[Handler, int]] = []
 

@@ -1,0 +1,372 @@
+"""All that `proofs.gpu` asks of fastgan: engines, passes, steps and launches, by name; and of the device.
+
+Nothing else in this package knows how the library computes a pass.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastgan import presets
+from fastgan.bench import steps
+from fastgan.bench.contender import USUAL, Contender
+from fastgan.bench.entry import Entry
+from fastgan.bench.job import Job
+from fastgan.config import Config
+from fastgan.models import build
+from fastgan.nn import use
+from fastgan.ops import plan
+from fastgan.ops.engines import why_not
+from fastgan.ops.plan import Problem, candidates, check, measure
+from fastgan.ops.plan.example import caller, draw
+from fastgan.train import planned
+from fastgan.train.graph import GraphedStep
+from fastgan.train.precision import products
+from fastgan.train.step import GANStep, Savings
+from fastgan.verify.checks import shape_of
+
+cuda: Any = torch.cuda  # all that is asked of the device goes through these
+DEVICE = torch.device("cuda")
+ARCH = 0  # 90 for sm_90; 0: ask the device
+PRESET: tuple[str, dict[str, Any]] = ("dcgan-64", {})
+REPEATS = 200
+TOGETHER = True  # D sees real and fake images in one call, as the step has it on a GPU
+FEW = 2  # images, on which a step is recorded
+LEAST_CHANNELS = 64  # of a GEMM worth timing
+RAW = (128, 128, 64, 8, 3)  # the tile with which raw operands are compared
+
+
+def architecture() -> int:
+    if ARCH:
+        return ARCH
+    major, minor = cuda.get_device_capability(DEVICE)
+    return int(10 * major + minor)
+
+
+def torch_ptxas() -> Path | None:
+    """PyTorch's own assembler, which is newer than Triton's."""
+    path = Path(torch.__file__).parent / "bin" / "ptxas"
+    return path if path.exists() else None
+
+
+def config(batch: int) -> Config:
+    name, changes = PRESET
+    return presets.get(name, **changes, batch=batch)
+
+
+def missing(engine: str) -> str:
+    """Why an engine cannot run here, "" when it can."""
+    return why_not(engine, DEVICE)
+
+
+def engines() -> list[str]:
+    return [name for name in ("reference", "native", "triton") if not missing(name)]
+
+
+class Pass:
+    """One pass of a training step at full width, with random inputs that are the same in each process."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem, self.example = problem, draw(problem, DEVICE)
+        self.reference, self.exact = (self._outputs("reference", given) for given in (
+            self.example, self.example.double()))
+
+    def __call__(self, engine: str) -> tuple[Tensor, ...]:
+        """What an engine computes, without what repeated calls would change."""
+        found = self._outputs(engine, self.example)
+        return found[:2] if self.problem.kind == "forward" else found
+
+    def used(self, outputs: tuple[Tensor, ...]) -> tuple[float, str]:
+        """How much of the allowed error the worst tensor uses, right up to 1, and its name: the one rule."""
+        return check.used(self.problem, outputs, self.reference, self.exact)
+
+    def _outputs(self, engine: str, example: Any) -> tuple[Tensor, ...]:
+        with _settings(self.problem):
+            return caller(measure.directly, engine, example)()
+
+
+@contextmanager
+def _settings(problem: Problem) -> Iterator[None]:
+    with (products("tf32" if problem.tf32 else "fp32"), torch.no_grad(), torch.autocast(DEVICE.type, enabled=False)):
+        yield
+
+
+def passes(precision: str, batch: int, device: torch.device | None = None) -> dict[str, Problem]:
+    """The distinct passes of a step, by what they compute, in order."""
+    cfg, device = config(batch), device or DEVICE
+    generator, discriminator = steps.networks(cfg, device)
+    step = GANStep(generator, discriminator, cfg.model, cfg.train, precision=precision,
+                   savings=Savings(together=TOGETHER))
+    few = planned.like_a_batch(FEW, shape_of(cfg), False, device)
+    with products(precision):
+        found = measure.record(lambda: step(*few))
+    wide = [problem._replace(x=(problem.x[0] * batch // FEW, *problem.x[1:])) for problem in found]
+    return {" ".join(problem.words().split()): problem for problem in wide}
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Within the block memory comes full of NaN, so that an element which no kernel writes shows."""
+    def poisoning(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def full(*args: Any, **kwargs: Any) -> Tensor:
+            out = allocate(*args, **kwargs)
+            return out.fill_(torch.nan) if out.is_floating_point() and out.device.type == DEVICE.type else out
+        return full
+
+    places = [(torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")]
+    before = [getattr(place, name) for place, name in places]
+    try:
+        for (place, name), allocate in zip(places, before, strict=True):
+            setattr(place, name, poisoning(allocate))
+        yield
+    finally:
+        for (place, name), allocate in zip(places, before, strict=True):
+            setattr(place, name, allocate)
+
+
+def one_stage() -> None:
+    """From now on Triton's kernels do not pipeline: under Triton 3.6 these have every fence."""
+    from fastgan.ops.triton import convolve, wgrad
+
+    for module in (convolve, wgrad):
+        module.choose = partial(_with_one_stage, module.choose)  # type: ignore[attr-defined]
+
+
+def _with_one_stage(choose: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return choose(*args, **kwargs)._replace(stages=1)
+
+
+def step(engine: str, precision: str, batch: int) -> GANStep:
+    """A seeded step."""
+    torch.manual_seed(0)
+    cfg = config(batch).replace(ema=0.9)
+    generator, discriminator = (
+        use(network, engine).to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for network in build(cfg.model, shape_of(cfg)))
+    return GANStep(generator, discriminator, cfg.model, cfg.train, precision=precision, history=4)
+
+
+def images(batch: int, seed: int) -> Tensor:
+    """[N, C, H, W] in [-1, 1], channels_last."""
+    generator = torch.Generator().manual_seed(seed)
+    made = torch.rand(batch, *shape_of(config(batch)), generator=generator) * 2 - 1
+    return made.to(DEVICE).contiguous(memory_format=torch.channels_last)
+
+
+def graphed(step: GANStep) -> GraphedStep:
+    return GraphedStep(step)
+
+
+def compiler_jobs(precisions: list[str], batches: list[int], with_gemms: bool) -> dict[str, Callable[[], Any]]:
+    """All kernels that steps of these precisions and batch sizes launch on this architecture, by what distinguishes
+    them; with_gemms: those of tuning, of `pointer_gemm` and of the experiment too. A call compiles one, and gives a
+    `fastgan.verify.binary.Binary`, or None. No device is asked for anything but its architecture."""
+    from fastgan.ops.triton.tiles import Tile
+    from fastgan.verify import binary, launches
+
+    found: dict[str, Callable[[], Any]] = {}
+
+    def add(run: Callable[[], object]) -> None:
+        for key, job in binary.jobs(launches.record(run, architecture()), architecture()).items():
+            found.setdefault(key, partial(binary.build, job))
+
+    for precision in precisions:
+        for batch in batches:
+            run = launches.training_step(config(batch), batch, {"fp32": "ieee"}.get(precision, precision))
+            add(run)
+            if with_gemms and precision == "bf16":
+                with _apart():
+                    add(run)
+                for name, gemm in gemms(batch).items():
+                    x, weight, gy = (torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
+                                     for shape in gemm.shapes())
+                    for tile in (None, Tile(*RAW), *tile_candidates()):
+                        add(pointer_gemm(gemm, (x, weight, gy), tile))
+                    found[f"descriptors {name}"] = partial(_compile_experiment, gemm, (x, weight, gy))
+    return found
+
+
+def _compile_experiment(gemm: Gemm, given: Given) -> None:
+    from fastgan.verify import binary
+    from proofs.gpu.experiments import tma
+
+    with binary._Target(architecture()), tma.only_compiling():
+        tma.run(gemm.kind, given, gemm.transposed)
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """Within the block Triton's engine does what is owed to an operand in a kernel of its own."""
+    from fastgan.ops.triton import engine
+
+    stage: Any = engine.stage
+    backward: Any = engine.stage_backward
+    try:
+        module: Any = engine
+        module.stage = lambda *given: stage(*given[:-1], False)
+        module.stage_backward = lambda *given: backward(*given[:-2], False, given[-1])
+        yield
+    finally:
+        engine.stage, engine.stage_backward = stage, backward
+
+
+def contenders(compiled: tuple[str, ...] = ()) -> list[Contender]:
+    """Who is timed on whole steps: textbooks, and each engine by hand and as a graph; or torch.compile beside one."""
+    plain = Contender("textbook, NCHW", precision="tf32" if DEVICE.type == "cuda" else "fp32", nchw=True, reads=True)
+    careful = Contender("textbook, channels_last, autocast", precision="bf16", tuned=True)
+    if compiled:
+        return [careful, *(careful.named(f"torch.compile {mode}", compiled=mode) for mode in compiled)]
+    ours = [Contender(f"fastgan, {engine}", engine, "bf16", saved=USUAL, tuned=True) for engine in engines()]
+    return [plain, careful, careful.named(f"{careful.name}, CUDA graph", graph=True),
+            *ours, *(one.named(f"{one.name}, CUDA graph", graph=True) for one in ours)]
+
+
+def training(contender: Contender, batch: int) -> Job:
+    """A contender's steps on images that lie on the device."""
+    name, changes = PRESET
+    return steps.Training(Entry("step", name, batch, changes=changes), contender, DEVICE)
+
+
+def judge(batch: int) -> Any:
+    """What the first steps should move, for `Job.used`."""
+    name, changes = PRESET
+    float32 = "tf32" if DEVICE.type == "cuda" else "fp32"
+    return steps.judge(Entry("step", name, batch, changes=changes), [float32, "bf16"], DEVICE)
+
+
+def tune(batch: int, path: Path) -> tuple[GANStep, Any]:
+    """impl "auto", tuned on this device: the step, and the plan, which is in use and exported to `path`."""
+    from fastgan.ops.plan import stored
+
+    made = step("auto", "bf16", batch)
+    facts = stored.machine(DEVICE)
+    found = planned.make(made, (images(batch, 1),), facts, anew=True)
+    stored.export(path, found, facts)
+    plan.use(found)
+    return made, found
+
+
+def train(folder: Path, data: Path, batch: int, count: int) -> tuple[str, list[float]]:
+    """A run as a user makes it, of `count` steps on the images in an .npz file: how steps were made, and the images a
+    second that its log tells of."""
+    from fastgan.train import Trainer
+
+    trainer = Trainer(config(batch).replace(
+        source=f"npz:{data}", steps=count, epochs=10**6, snap=count, log_every=max(count // 8, 1), outdir=str(folder),
+        device=DEVICE.type, tensorboard=False))
+    run = trainer.fit()
+    log = [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
+    return (trainer.graphed.description if trainer.graphed else "eager",
+            [float(record["images_per_sec"]) for record in log if "images_per_sec" in record])
+
+
+Given = tuple[Tensor, Tensor, Tensor]  # x, weight and the gradient of y, (N, C, H, W), channels_last
+
+
+class Gemm(NamedTuple):
+    """A convolution of which one pass is a GEMM worth timing. x: (N, C, H, W) of its input."""
+
+    kind: str
+    x: tuple[int, ...]
+    to: int
+    transposed: bool
+
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of x, weight and y."""
+        n, channels, height, width = self.x
+        sides = (2 * height, 2 * width) if self.transposed else (height // 2, width // 2)
+        weight = (channels, self.to) if self.transposed else (self.to, channels)
+        return self.x, (*weight, 4, 4), (n, self.to, *sides)
+
+    @property
+    def flops(self) -> float:
+        n, channels, height, width = self.x
+        pixels = height * width if self.transposed else height * width // 4
+        return 2.0 * n * pixels * channels * self.to * 16
+
+
+def gemms(batch: int) -> dict[str, Gemm]:
+    """Distinct passes of 4x4 convolutions of stride 2 with whole tiles of channels on both sides."""
+    found: dict[str, Gemm] = {}
+    for problem in passes("bf16", batch, torch.device("cpu")).values():
+        if problem.kind not in candidates.CONVOLUTIONS or problem.weight[2:] != (4, 4) or problem.stride != (2, 2):
+            continue
+        to = problem.weight[1] if problem.transposed else problem.weight[0]
+        one = Gemm(problem.kind, problem.x, to, problem.transposed)
+        if min(problem.x[1], to) >= LEAST_CHANNELS and problem.dtype == "bfloat16":
+            kind = "convT" if one.transposed else "conv"
+            found[f"{one.kind} {kind} {'x'.join(map(str, one.x))} -> {to}"] = one
+    return found
+
+
+def pointer_gemm(gemm: Gemm, given: Given, tile: Any) -> Callable[[], Tensor]:
+    """Today's kernel on raw operands with a tile, None for its usual one."""
+    from fastgan.ops.triton import convolve, tiles, wgrad
+    from fastgan.ops.triton.operand import Operand
+
+    rows, w, gradient = (one.permute(0, 2, 3, 1) for one in given)
+    geometry = convolve.Geometry((2, 2), (1, 1), gemm.transposed)
+    coarse, fine = (rows, gradient) if gemm.transposed else (gradient, rows)
+
+    def call() -> Tensor:
+        with tiles.using(**({"convolve": tile, "wgrad": tile} if tile else {})):
+            if gemm.kind == "wgrad":
+                made = wgrad.wgrad(Operand(coarse), Operand(fine), (4, 4), (2, 2), (1, 1), w.dtype, groups=1)
+            else:
+                x, like, form = ((rows, gradient, geometry) if gemm.kind == "forward"
+                                 else (gradient, rows, geometry.twin()))
+                made, _ = convolve.convolve(Operand(x), w, None, (like.shape[1], like.shape[2]), form)
+            return made.permute(0, 3, 1, 2)
+    return call
+
+
+def tile_candidates() -> list[Any]:
+    from fastgan.ops.triton.tiles import Tile
+
+    found = [(64, 64, 64, 4, 3), (64, 64, 64, 4, 4), (128, 64, 64, 4, 3), (128, 64, 64, 8, 3), (64, 128, 64, 4, 3),
+             (128, 128, 64, 8, 3), (128, 128, 64, 8, 4), (128, 128, 32, 8, 4), (128, 256, 64, 8, 3), (64, 64, 64, 4, 1),
+             (128, 128, 64, 8, 1)]
+    return [Tile(*one) for one in found]
+
+
+def chosen_for(run: Callable[[], object]) -> list[dict[str, Any]]:
+    """What each GEMM in a call asks for when it chooses its tile: a rule of the tile files, without a tile."""
+    from fastgan.ops.triton import convolve, wgrad
+
+    asked: list[dict[str, Any]] = []
+
+    def noting(choose: Callable[..., Any], kernel: str, arch: int, **given: Any) -> Any:
+        rule = {"kernel": kernel, "bytes": given["size"], "rows": given["rows"], "columns": given["columns"],
+                "depth": given["depth"]}
+        asked.append({**rule, **({"epilogue": given["epilogue"]} if given.get("epilogue", "none") != "none" else {})})
+        return choose(kernel, arch, **given)
+
+    with ExitStack() as stack:
+        for module in (convolve, wgrad):
+            stack.callback(setattr, module, "choose", module.choose)
+            module.choose = partial(noting, module.choose)  # type: ignore[attr-defined]
+        run()
+    return asked
+
+
+def write_tiles(path: Path, rules: list[dict[str, Any]]) -> None:
+    """The architecture's tile file with these rules before its own, smaller problems first."""
+    from fastgan.ops.triton import tiles
+
+    own = tiles._file(architecture())
+    first = sorted(rules, key=lambda rule: (rule["kernel"], "epilogue" not in rule, rule["columns"], rule["rows"],
+                                            rule["depth"]))
+    lines = ",\n".join("  " + json.dumps(rule) for rule in [*first, *own["rules"]])
+    part = path.with_suffix(".part")
+    part.write_text(f'{{"programs": {own["programs"]}, "rules": [\n{lines}\n]}}\n')
+    json.loads(part.read_text())
+    shutil.move(part, path)
