@@ -57,7 +57,10 @@ class Chain(nn.Sequential):
             check_groups(input, groups)
         for part in read(flat(self)):
             if isinstance(part, list):
-                input = ops.chain(input, [block(*layers) for layers in part], stat_groups=groups, impl=self.impl)
+                output = ops.chain(input, [block(*layers) for layers in part], stat_groups=groups, impl=self.impl)
+                # as eager convolutions do: what follows may call `view`
+                channels_last = any(map(_is_channels_last, (input, *(layers[0].weight for layers in part))))
+                input = output if channels_last else output.contiguous()
             else:
                 input = _in_parts(part, input, groups)
         return input
@@ -68,6 +71,10 @@ class Chain(nn.Sequential):
         part = Chain(OrderedDict(list(self._modules.items())[index]), impl=self.impl)
         part.stat_groups = self.stat_groups
         return part
+
+
+def _is_channels_last(x: Any) -> bool:
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _in_parts(function: Any, input: Any, groups: int) -> Any:
