@@ -33,6 +33,7 @@ SETTINGS: dict[str, tuple[str, torch.dtype, dict[str, Any]]] = {
     "reference float64, wgan-gp": ("reference", torch.float64, {"loss": "wgan-gp", "d_steps": 2}),
     "reference float32": ("reference", torch.float32, {}),
     "native float32": ("native", torch.float32, {}),
+    "reference float64, unused and frozen": ("reference", torch.float64, {}),
 }
 
 
@@ -43,10 +44,15 @@ def trained(name: str, part: Part, sync_bn: bool = True) -> dict[str, Tensor]:
     model = ModelConfig(nz=8, ngf=4, ndf=4, norm_d="all")
     networks = [use(network, impl).to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
                 for network in build(model, (1, 16, 16))]
+    if "unused" in name:
+        networks[1].register_parameter("unused", torch.nn.Parameter(torch.ones(3, dtype=dtype)))
     config = TrainConfig(**{"ema": 0.9, "lr": 1e-3, "sync_bn": sync_bn, **options})
     step = GANStep(*networks, model, config, precision="fp32", part=part)
     batches = torch.rand(STEPS, BATCH, 1, 16, 16, dtype=dtype, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    for batch in batches:
+    for number, batch in enumerate(batches):
+        if "frozen" in name:
+            networks[0].main[0].requires_grad_(number > 1)  # type: ignore[operator]
+            networks[1].main[0].requires_grad_(number < 3)  # type: ignore[operator]
         record = step(part.take(batch).contiguous(memory_format=torch.channels_last))
     states = {f"{side}.{key}": tensor for side, network in zip("gd", networks, strict=True)
               for key, tensor in network.state_dict().items()}

@@ -210,6 +210,33 @@ def test_folder_is_sorted_labelled_and_named(tmp_path):
     assert (held.labels.tolist(), held.classes) == ([1, 1, 1], ["cat", "dog"])
 
 
+@pytest.mark.parametrize("cache_gb", [4.0, 1e-9], ids=["cached", "streamed"])
+def test_folders_that_tools_leave_are_no_classes(tmp_path, cache_gb):
+    for name in ("cat", "dog", ".ipynb_checkpoints", "cat/.thumbnails", "dog/@eaDir"):
+        write_images(tmp_path / name, 2)
+    (tmp_path / "__MACOSX" / "cat").mkdir(parents=True)
+    for name in ("__MACOSX/cat/._000.png", "cat/._000.png", "dog/Thumbs.db"):
+        (tmp_path / name).write_bytes(b"\0\5\x16\7" + bytes(60))
+    data = open_dataset(DataConfig(source=f"folder:{tmp_path}", image_size="8", cache_gb=cache_gb))
+    assert (data.labels.tolist(), data.classes, data.skipped) == ([0, 0, 1, 1], ["cat", "dog"], [])
+
+
+@pytest.mark.parametrize("cache_gb", [4.0, 1e-9], ids=["cached", "streamed"])
+def test_a_folder_without_a_readable_image_is_no_class(tmp_path, cache_gb):
+    write_images(tmp_path / "a", 2)
+    write_images(tmp_path / "c", 2)
+    for name in ("b/0.png", "b/1.jpg", "c/0.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"not a picture")
+    config = {"source": f"folder:{tmp_path}", "image_size": "8", "cache_gb": cache_gb}
+    data = open_dataset(DataConfig(**config))
+    assert data.classes == ["a", "c"] and set(data.labels.tolist()) == {0, 1}
+    assert [Path(path).parent.name for path, _ in data.skipped][:2] == ["b", "b"]
+    held = open_dataset(DataConfig(**config, holdout=2))  # the images of "a": it stays a class
+    assert held.classes == ["a", "c"] and set(held.labels.tolist()) == {1}
+    refused(DataConfig(**config, strict=True), "b/0.png")
+
+
 def test_folder_with_an_image_outside_its_subfolders_has_no_labels(tmp_path):
     write_images(tmp_path / "cat", 2)
     write_images(tmp_path, 1)

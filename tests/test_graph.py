@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fastgan.config import ModelConfig, TrainConfig
 from fastgan.errors import FastganError
 from fastgan.train import graph
 from fastgan.train.graph import GraphedStep
 from fastgan.train.snapshot import Snapshot, distance
+from fastgan.train.step import GANStep
 from tests.simulated import PREVIOUS_ERROR, SimulatedCuda, same_bits
 from tests.small_step import SmallStep, batches
 
@@ -173,6 +175,27 @@ def test_state_that_moves_all_the_time_is_trained_eagerly(cuda, capsys):
     graphed = assert_same_training(SmallStep, between=move)
     assert graphed.description == "eager: the step's state moves in memory from call to call"
     assert cuda._made["graph"] == 2 and len(said(capsys)) == 2
+
+
+class Frozen(GANStep):
+    """Of networks with a parameter that is not used."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        generator = nn.Sequential(nn.Linear(3, 64), nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 1, 3, 1, 1))
+        discriminator = nn.Sequential(nn.Conv2d(1, 2, 4, 2), nn.LeakyReLU(0.2), nn.Conv2d(2, 1, 3), nn.Flatten(0))
+        generator.register_parameter("unused", nn.Parameter(torch.ones(2)))
+        super().__init__(generator, discriminator, ModelConfig(nz=3), TrainConfig(d_steps=2), precision="fp32")
+
+
+def test_frozen_parameters_are_captured_again(cuda, capsys):
+    """Also where the same ones train as before: a graph trains those that trained when it was captured."""
+    def freeze(step: Frozen, number: int) -> None:
+        step.discriminator[0].requires_grad_(4 <= number < 8 or number >= 12)
+
+    assert assert_same_training(Frozen, calls=16, between=freeze).failure == ""
+    assert cuda._made["graph"] == 2 * 4
+    assert said(capsys) == 3 * ["fastgan: the step's state has moved in memory; capturing its CUDA graphs again"]
 
 
 class Waits(SmallStep):

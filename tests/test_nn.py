@@ -218,6 +218,35 @@ def test_copies(clone):
     assert torch.equal(twin(image()), chain(image()))
 
 
+def weights_init(module: nn.Module) -> None:
+    """Of PyTorch's DCGAN example, which goes by names; and zeros for biases, as others have it."""
+    name = type(module).__name__
+    if name.find("Conv") != -1:
+        nn.init.normal_(module.weight.data, 0.0, 0.02)
+        if hasattr(module, "bias") and module.bias is not None:
+            nn.init.zeros_(module.bias.data)
+    elif name.find("BatchNorm") != -1:
+        nn.init.normal_(module.weight.data, 1.0, 0.02)
+        nn.init.zeros_(module.bias.data)
+
+
+@pytest.mark.parametrize("clone", [lambda block: block, copy.deepcopy, lambda block: pickle.loads(pickle.dumps(block))],
+                         ids=["itself", "deepcopy", "pickle"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", [fnn.ConvBNAct, fnn.ConvTransposeBNAct, fnn.ConvBNLeakyReLU, fnn.ConvTransposeBNReLU])
+def test_initialisers_that_go_by_the_names_of_classes(kind, bias, clone):
+    block = clone(kind(16, 32, 4, 2, 1, bias=bias))
+    keys = list(block.state_dict())
+    assert "weight" not in keys and len(list(block.parameters())) == 3 + bias
+    nn.init.ones_(block[0].weight)
+    nn.Sequential(block).apply(weights_init)
+    assert list(block.state_dict()) == keys
+    assert block.weight is block[0].weight and block.bias is block[0].bias
+    assert block.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert block[1].weight.mean().item() == pytest.approx(1, abs=0.02)
+    assert block.bias is None or not block.bias.any()
+
+
 def test_compiles_as_a_full_graph():
     eager, chain = pair()
     compiled = torch.compile(chain, fullgraph=True, backend="aot_eager")

@@ -92,6 +92,54 @@ def test_no_tensor_is_ever_replaced(hat):
         fresh.load_state_dict({**trained.state_dict(), "state": {}})
 
 
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "definition"])
+def test_parameters_without_a_gradient_are_pytorchs(fused):
+    """Left alone, and not counted: each parameter's bias correction begins with its own first gradient."""
+    pairs = [[nn.Parameter(torch.ones(3, 5, dtype=torch.float64)) for _ in range(3)] for _ in range(2)]
+    adams = DeviceAdam(pairs[0], 0.01, (0.5, 0.999), 1e-3, fused=fused), torch.optim.Adam(
+        pairs[1], 0.01, (0.5, 0.999), 1e-3)
+    for step, used in enumerate([(0, 1), (0, 1), (1, 2), (0,), (0, 1, 2)]):
+        for params, adam in zip(pairs, adams, strict=True):
+            for i, parameter in enumerate(params):
+                parameter.grad = gradient_at(step) if i in used else None
+            adam.step()
+    torch.testing.assert_close(*([p.detach() for p in params] for params in pairs), rtol=1e-12, atol=1e-14)
+    assert adams[0].updates.tolist() == [adams[1].state[p]["step"].item() for p in pairs[1]] == [4, 4, 2]
+
+
+def test_a_frozen_parameter_has_no_moments_until_it_trains():
+    params = [nn.Parameter(torch.ones(2), requires_grad=False), nn.Parameter(torch.ones(3))]
+    adam = DeviceAdam(params, 0.01, (0.5, 0.999), 1e-8)
+    frozen = adam.tensors()
+    assert adam.state.keys() == {params[1]}
+    params[0].requires_grad_()
+    assert len(adam.tensors()) == len(frozen) + 2 and adam.state.keys() == set(params)
+
+
+@pytest.mark.parametrize("hat", [True, False], ids=["hat", "plain"])
+def test_state_of_an_older_version(hat):
+    """It holds the parameters that require gradients, and one count for all."""
+    made = []
+    for older in (False, True):
+        params = [nn.Parameter(torch.ones(3, 5), requires_grad=i > 0) for i in range(3)]
+        first, then = (DeviceAdam(params, 0.01, (0.5, 0.999), 1e-8, hat=hat) for _ in range(2))
+        for step in range(3):
+            params[1].grad = params[2].grad = gradient_at(step).float()
+            first.step()
+        state = copy.deepcopy(first.state_dict())
+        if older:
+            state["state"] = {key - 1: moments for key, moments in state["state"].items()}
+            state["param_groups"][0]["params"] = [0, 1]
+            state["updates"] = torch.tensor(3.0)
+        then.load_state_dict(state)
+        params[1].grad = params[2].grad = gradient_at(4).float()
+        then.step()
+        made.append([*params, then.updates])
+    assert all(torch.equal(*pair) for pair in zip(*made, strict=True))
+    with pytest.raises(ValueError, match="state of 1 parameters, expected 2"):
+        then.load_state_dict({**state, "param_groups": [{"params": [0]}]})
+
+
 def test_the_two_adams_agree_where_epsilon_is_negligible_and_only_there():
     results = {}
     for eps in (1e-30, 1e-3):

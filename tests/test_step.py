@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import fastgan
 from fastgan import presets
+from fastgan.errors import FastganError
 from fastgan.models import build
 from fastgan.ops import plan
 from fastgan.train.held import Held
@@ -104,6 +106,207 @@ def test_gradients_that_somebody_left_behind_count_for_nothing():
     assert changed(*map(parameters, steps)) == set()
 
 
+class Own(nn.Module):
+    """A discriminator as users write them, with a layer that its forward does not use."""
+
+    def __init__(self, unused: bool = False) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 4, 4, 2, 1), nn.LeakyReLU(0.2))
+        self.second = nn.Sequential(nn.Conv2d(4, 4, 4, 2, 1), nn.BatchNorm2d(4), nn.LeakyReLU(0.2))
+        self.last = nn.Linear(4 * 4, 1)
+        if unused:
+            self.unused = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x))
+        return self.last(x.view(x.size(0), -1)).view(-1)
+
+
+def own_networks(unused: bool = False) -> tuple[nn.Module, nn.Module]:
+    """For images 3x8x8, in float64, seeded."""
+    torch.manual_seed(0)
+    generator = nn.Sequential(nn.Linear(4, 4 * 4 * 4), nn.Unflatten(1, (4, 4, 4)), nn.BatchNorm2d(4),
+                              nn.ConvTranspose2d(4, 3, 4, 2, 1), nn.Tanh())
+    discriminator = Own(unused)
+    if unused:
+        generator.register_parameter("unused", nn.Parameter(torch.ones(3)))
+    return generator.double(), discriminator.double()
+
+
+def own_batches(count: int) -> list[Tensor]:
+    return list(torch.randn(count, 6, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+
+
+def textbook(generator: nn.Module, discriminator: nn.Module, reals: list[Tensor], before: Any) -> dict[str, int]:
+    """PyTorch's example, with Adam over all parameters; returns how often each was updated."""
+    adams = [torch.optim.Adam(network.parameters(), 2e-4, (0.5, 0.999)) for network in (generator, discriminator)]
+    for number, real in enumerate(reals):
+        before(number, generator, discriminator)
+        fake = generator(torch.randn(len(real), 4, dtype=real.dtype))
+        discriminator.zero_grad()
+        for images, target in ((real, 1.0), (fake.detach(), 0.0)):
+            logits = discriminator(images)
+            nn.functional.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target)).backward()
+        adams[1].step()
+        generator.zero_grad()
+        logits = discriminator(fake)
+        nn.functional.binary_cross_entropy_with_logits(logits, torch.ones_like(logits)).backward()
+        adams[0].step()
+    return {name: int(adam.state[p]["step"]) if p in adam.state else 0
+            for network, adam in zip((generator, discriminator), adams, strict=True)
+            for name, p in network.named_parameters(str(type(network)))}
+
+
+def freezing(number: int, generator: nn.Module, discriminator: nn.Module) -> None:
+    """FreezeD: the first layers of D do not train at first; later a part of G stops, and goes on."""
+    discriminator.first.requires_grad_(number >= 2)
+    discriminator.second.requires_grad_(number != 4)
+    generator[3].requires_grad_(number not in (3, 4))
+
+
+@pytest.mark.parametrize("savings", [Savings(), Savings(frozen=False), Savings(together=True, fused_adam=False)],
+                         ids=["default", "not frozen", "definition"])
+@pytest.mark.parametrize(("unused", "before"), [(True, lambda *_: None), (False, freezing), (True, freezing)],
+                         ids=["unused", "frozen", "unused and frozen"])
+def test_unused_frozen_and_unfrozen_parameters_are_those_of_plain_pytorch(unused, before, savings):
+    reals, networks, plain = own_batches(6), own_networks(unused), own_networks(unused)
+    torch.manual_seed(5)
+    updates = textbook(*plain, reals, before)
+    before(0, *networks)
+    step = GANStep(*networks, presets.get("dcgan-64", nz=4).model, presets.get("dcgan-64").train, precision="fp32",
+                   savings=savings)
+    torch.manual_seed(5)
+    for number, real in enumerate(reals):
+        before(number, *networks)
+        step(real)
+    for mine, theirs in zip(networks, plain, strict=True):
+        torch.testing.assert_close(mine.state_dict(), theirs.state_dict(), rtol=1e-9, atol=1e-11)
+        assert all(p.requires_grad == q.requires_grad for p, q in
+                   zip(mine.parameters(), theirs.parameters(), strict=True))
+    assert [*step.adam_g.updates.tolist(), *step.adam_d.updates.tolist()] == list(updates.values())
+
+
+def test_a_step_with_frozen_parameters_continues_bit_for_bit():
+    whole, half = (GANStep(*own_networks(True), presets.get("dcgan-64", nz=4).model, presets.get("dcgan-64").train)
+                   for _ in range(2))
+    reals = own_batches(6)
+    torch.manual_seed(3)
+    for number, real in enumerate(reals):
+        freezing(number, whole.generator, whole.discriminator)
+        if number == 4:
+            freezing(number, half.generator, half.discriminator)
+            half.load_state_dict(copy.deepcopy(whole.state_dict()))
+            random = torch.get_rng_state()
+        whole(real)
+    torch.set_rng_state(random)
+    for number in (4, 5):
+        freezing(number, half.generator, half.discriminator)
+        half(reals[number])
+    assert changed(parameters(whole), parameters(half)) == set()
+    assert all(map(torch.equal, moments(whole), moments(half)))
+
+
+@pytest.mark.parametrize("network", ["generator", "discriminator"])
+def test_a_network_without_a_parameter_to_train_is_refused(network):
+    step = new_step()
+    getattr(step, network).requires_grad_(False)
+    with pytest.raises(FastganError, match=f"no parameter of the {network} requires a gradient; expected one or more"):
+        step(batch(step))
+
+
+@pytest.mark.parametrize("fields", [{}, {"loss": "wgan-gp"}, {"r1": 1.0}, {"fakes": "fresh-z"}],
+                         ids=lambda fields: "-".join(map(str, fields.values())) or "bce")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "channels_last"])
+@pytest.mark.parametrize("impl", ["none", "reference", "native"])
+def test_a_discriminator_that_calls_view(impl, layout, fields):
+    """Its images are in NCHW, whatever the generator and the data have."""
+    networks = tuple(network.float() for network in own_networks())
+    if impl != "none":
+        networks = tuple(fastgan.convert(network, impl) for network in networks)
+    networks[0].to(memory_format=layout)
+    config = presets.get("dcgan-64", nz=4, **fields)
+    step = GANStep(*networks, config.model, config.train, precision="fp32")
+    record = step(own_batches(1)[0].float().to(memory_format=layout))
+    assert math.isfinite(record["loss_d"]) and math.isfinite(record["loss_g"])
+
+
+@pytest.mark.parametrize("impl", ["none", "reference", "native"])
+def test_networks_of_layers_alone_see_channels_last(impl):
+    step = new_step()
+    layers = nn.Sequential(nn.Conv2d(3, 4, 4), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 13 * 13, 1),
+                           nn.Flatten(0))
+    for discriminator in (step.discriminator, layers if impl == "none" else fastgan.convert(layers, impl)):
+        other = GANStep(step.generator, discriminator, presets.get("dcgan-64", nz=8).model, step.config)
+        other(batch(step))
+        assert other.held.images.is_contiguous(memory_format=torch.channels_last)
+
+
+class Returns(nn.Module):
+    """The network's tensor as something else."""
+
+    def __init__(self, inner: nn.Module, wrap: Any) -> None:
+        super().__init__()
+        self.inner, self.wrap = inner, wrap
+
+    def forward(self, x: Tensor) -> Any:
+        return self.wrap(self.inner(x))
+
+
+@pytest.mark.parametrize(("wrap", "words"), [
+    (lambda x: (x, [x]), "a tuple of Tensor, list"), (lambda x: {"logits": x}, "a dict"),
+    (lambda x: None, "a NoneType")], ids=["tuple", "dict", "nothing"])
+@pytest.mark.parametrize(("place", "what"), [(0, "generator returned {}; expected one tensor, the images"),
+                                             (1, "discriminator returned {}; expected one tensor, the logits")])
+def test_networks_that_return_no_tensor_are_refused(place, what, wrap, words):
+    step = new_step()
+    networks = [step.generator, step.discriminator]
+    networks[place] = Returns(networks[place], wrap)
+    other = GANStep(*networks, presets.get("dcgan-64", nz=8).model, step.config)
+    with pytest.raises(FastganError, match=f"the {what.format(words)}$"):
+        other(batch(step))
+
+
+def test_images_of_another_shape_are_refused():
+    """One channel of three would be broadcast."""
+    step = new_step()
+    with pytest.raises(FastganError, match=r"returned images \(6, 3, 16, 16\); expected \(6, 1, 16, 16\), as the real"):
+        step(batch(step)[:, :1])
+    step = new_step()
+    step.generator.main[-1] = Returns(nn.Tanh(), lambda x: x[:, :1])
+    with pytest.raises(FastganError, match=r"returned images \(6, 1, 16, 16\); expected \(6, 3, 16, 16\), as the real"):
+        step(torch.rand(6, 3, 16, 16))
+
+
+@pytest.fixture
+def float64_by_default():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("float64_by_default")
+@pytest.mark.parametrize("fields", [{"ema": 0.9}, {"loss": "wgan-gp", "precision": "bf16"}, {"precision": "fp16"},
+                                    {"adam_eps_hat": True, "lr_schedule": "cosine", "lr_warmup": 2, "r1": 1.0}],
+                         ids=lambda fields: " ".join(map(str, fields.values())))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_another_default_dtype(fields, dtype):
+    """Networks of either dtype train, and compute what they compute anyway, in the same dtypes."""
+    fields, made = dict(fields), []
+    precision = fields.pop("precision", "fp32")
+    for default in (torch.float64, torch.float32):
+        torch.set_default_dtype(torch.float32)
+        config = presets.get("dcgan-64", ngf=4, ndf=4, nz=8, **fields)
+        torch.manual_seed(0)
+        networks = [network.to(dtype) for network in build(config.model, SHAPES["dcgan"])]
+        real = torch.rand(6, 3, 16, 16, dtype=dtype) * 2 - 1
+        torch.set_default_dtype(default)
+        step = GANStep(*networks, config.model, config.train, precision=precision)
+        for _ in range(2):
+            record = step(real)
+        made.append([*step.state(), *record.values()])
+    torch.testing.assert_close(*made, rtol=0, atol=0, equal_nan=True)  # dtypes too
+
+
 def test_gradients_in_another_order_of_memory():
     """Fused Adam reads a gradient as it lies in memory; a kernel may write it in any order of dimensions."""
     outcomes = []
@@ -145,8 +348,8 @@ def test_d_steps(fakes):
         assert changed(before, parameters(step)) == ({"generator", "discriminator"} if both else {"discriminator"})
         assert ("loss_g" in record) == both
     assert step.steps == 6
-    assert step.adam_d.updates == 6
-    assert step.adam_g.updates == 2
+    assert (step.adam_d.updates == 6).all()
+    assert (step.adam_g.updates == 2).all()
 
 
 def test_record():

@@ -13,9 +13,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fastgan import cli
+from fastgan import cli, presets
 from fastgan.errors import FastganError
-from fastgan.models import weights
+from fastgan.models import DCGANGenerator, weights
 from fastgan.models.pretrained import Pretrained
 from fastgan.train import Trainer
 from tests.dcgan_example import named, networks
@@ -30,9 +30,13 @@ def files(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("change", [
-    lambda state: state, lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
-    lambda state: {name: tensor for name, tensor in state.items() if "num_batches" not in name}],
-    ids=["as it is", "DataParallel", "older than 0.4.1"])
+    lambda state: state,
+    lambda state: {name: tensor for name, tensor in state.items() if "num_batches" not in name},
+    *(lambda state, prefix=prefix: {name.replace("main.", prefix, 1): tensor for name, tensor in state.items()}
+      for prefix in ("module.main.", "_orig_mod.main.", "module._orig_mod.main.", "_orig_mod.module.main.",
+                     "main._orig_mod.", "_orig_mod.main.module."))],
+    ids=["as it is", "older than 0.4.1", "DataParallel", "compiled", "compiled, DataParallel",
+         "DataParallel, compiled", "a part compiled", "a part in DataParallel, compiled"])
 def test_the_examples_generator_makes_the_same_images(files, change):
     torch.save(change(torch.load(files / "netG.pth")), files / "netG.pth")
     source, (netG, _) = Pretrained.load(files / "netG.pth"), networks()
@@ -40,6 +44,23 @@ def test_the_examples_generator_makes_the_same_images(files, change):
     z = source.noise.from_seeds([0, 1, 2])
     theirs = netG.eval()(z[:, :, None, None]).detach()
     assert theirs.std() > 0.05 and torch.allclose(source.draw(z), theirs, atol=1e-6)
+
+
+def test_a_compiled_generator_is_saved_and_loaded_under_its_own_names(tmp_path):
+    config, generator = presets.get("digits", nz=8, ngf=4), DCGANGenerator(8, 4, 1, 32)
+    Pretrained(torch.compile(generator), config.model, (1, 32, 32), [], False).save(tmp_path)
+    state = safetensors.torch.load_file(tmp_path / "generator.safetensors")
+    assert state.keys() == generator.state_dict().keys()
+    safetensors.torch.save_file({f"_orig_mod.{name}": tensor for name, tensor in state.items()},
+                                tmp_path / "generator.safetensors")
+    for read in (Pretrained.load(tmp_path).generator.state_dict(), weights.read(tmp_path / "generator.safetensors")):
+        assert all(torch.equal(tensor, read[name]) for name, tensor in state.items())
+
+
+def test_names_that_would_become_one_stay(tmp_path):
+    state = {"module.a": torch.ones(1), "a": torch.zeros(1)}
+    torch.save(state, tmp_path / "both.pth")
+    assert weights.read(tmp_path / "both.pth").keys() == state.keys()
 
 
 def test_the_plain_document_agrees(files):

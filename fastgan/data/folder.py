@@ -24,12 +24,14 @@ from fastgan.data.decode import (
     ImageFiles,
     natural_mode,
     nothing_readable,
+    read_image,
     unusable,
 )
 from fastgan.data.pixels import UnusableImage
 from fastgan.errors import FastganError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+SIDECARS = {"__MACOSX", "@eaDir"}  # folders that archivers and network disks leave beside the images
 SURVEYED = 64  # images whose headers decide the channels
 WINDOW = 1024  # images in flight while decoding
 PROGRESS_FROM = 512  # images worth a progress bar
@@ -52,7 +54,8 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
-    """Images in and below a folder, through links too; `OSError` where one may not look, as images would be missing."""
+    """Images in and below a folder, through links too, but for what tools leave there: hidden folders, `SIDECARS`, and
+    the "._" files of macOS. `OSError` where one may not look, as images would be missing."""
     facts = folder.stat()
     here = (facts.st_dev, facts.st_ino)
     if here in above:  # a link back to where it lies
@@ -61,8 +64,9 @@ def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
         for entry in entries:
             path = Path(entry.path)
             if entry.is_dir():
-                yield from _walk(path, above | {here})
-            elif path.suffix.lower() in SUFFIXES and entry.is_file():
+                if not entry.name.startswith(".") and entry.name not in SIDECARS:
+                    yield from _walk(path, above | {here})
+            elif path.suffix.lower() in SUFFIXES and not entry.name.startswith("._") and entry.is_file():
                 yield path
 
 
@@ -74,6 +78,38 @@ def label_by_folder(paths: list[Path], root: Path) -> Labelling:
     names = sorted({part[0] for part in parts})
     index = {name: i for i, name in enumerate(names)}
     return torch.tensor([index[part[0]] for part in parts]), [printable(name) for name in names]
+
+
+def without_empty_classes(paths: list[Path], labelling: Labelling) -> tuple[list[Path], Labelling, Failures]:
+    """Images and classes of the folders in which at least one image can be read, and the failures in the others.
+
+    Whether an image fits `image_size` does not count, so that a label means the same in every size.
+    """
+    labels, classes = labelling
+    if labels is None:
+        return paths, labelling, []
+    images: list[list[Path]] = [[] for _ in classes]
+    for path, label in zip(paths, labels.tolist(), strict=True):
+        images[label].append(path)
+    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+        failures = list(pool.map(_until_readable, images))
+    kept = torch.tensor([len(failed) < len(folder) for folder, failed in zip(images, failures, strict=True)])
+    chosen = kept[labels]
+    return ([path for path, keep in zip(paths, chosen.tolist(), strict=True) if keep],
+            ((kept.cumsum(0) - 1)[labels][chosen], [name for name, keep in zip(classes, kept, strict=True) if keep]),
+            [failure for failed, keep in zip(failures, kept, strict=True) if not keep for failure in failed])
+
+
+def _until_readable(paths: list[Path]) -> Failures:
+    """The images before the first that can be read, and why they cannot."""
+    failures: Failures = []
+    for path in paths:
+        try:
+            read_image(path)
+            break
+        except UnusableImage as error:
+            failures.append((str(path), str(error)))
+    return failures
 
 
 def printable(name: str) -> str:

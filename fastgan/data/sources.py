@@ -12,7 +12,8 @@ from torch import Tensor
 from fastgan import memory
 from fastgan.config import DataConfig, nearest, option, parse_size
 from fastgan.data.dataset import Dataset, MemoryDataset
-from fastgan.data.folder import find_images, label_by_folder, open_files, printable
+from fastgan.data.decode import nothing_readable, unusable
+from fastgan.data.folder import find_images, label_by_folder, open_files, printable, without_empty_classes
 from fastgan.data.idx import read_idx_folder
 from fastgan.data.npz import read_npz
 from fastgan.data.pixels import UnusableImage, prepare
@@ -73,11 +74,17 @@ def _open(config: DataConfig, seed: int) -> Dataset:
 
 def _open_folder(folder: Path, config: DataConfig) -> Dataset:
     """Classes are those of the whole folder, so that a label means the same whatever is held out."""
-    paths = find_images(folder)
-    labels, classes = label_by_folder(paths, folder)
+    found = find_images(folder)
+    paths, (labels, classes), failures = without_empty_classes(found, label_by_folder(found, folder))
+    if config.strict and failures:
+        raise unusable(*failures[0])
+    if not paths:
+        raise nothing_readable(failures)
     labels = labels if labels is None else _after_holdout(labels, config)
-    return open_files(_after_holdout(paths, config), folder, printable(folder.resolve().name), (labels, classes),
-                      config)
+    dataset = open_files(_after_holdout(paths, config), folder, printable(folder.resolve().name), (labels, classes),
+                         config)
+    dataset.skipped = [*failures, *dataset.skipped]
+    return dataset
 
 
 def _open_arrays(parts: list[Part], name: str, config: DataConfig, classes: list[str] | None = None) -> MemoryDataset:

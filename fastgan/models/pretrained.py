@@ -17,6 +17,7 @@ from fastgan.errors import FastganError, first_line
 from fastgan.files import read_json, replacing
 from fastgan.models import build, example
 from fastgan.models.sampling import Noise, draw
+from fastgan.models.weights import unwrapped
 
 WEIGHTS, CONFIG = "generator.safetensors", "config.json"
 MAX_SIDE = 4096  # as `config.parse_size` has it
@@ -45,7 +46,8 @@ class Pretrained:
 
     def save(self, folder: Path) -> None:
         """Write both files into `folder`, each atomically."""
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.generator.state_dict().items()}
+        state = unwrapped(self.generator.state_dict())
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         config = {"architecture": type(self.generator).__name__, "model": vars(self.model), "shape": list(self.shape),
                   "classes": self.classes, "unit_range": self.unit_range}
         for name, content in ((WEIGHTS, safetensors.torch.save(weights)), (CONFIG, _json(config))):
@@ -69,7 +71,7 @@ class Pretrained:
             check(model, shape, classes, unit_range)
             with torch.device("meta"):  # what it would take is compared with what is there, before memory is taken
                 generator, _ = build(model, shape, len(classes))
-            weights = safetensors.torch.load_file(folder / WEIGHTS)
+            weights = unwrapped(safetensors.torch.load_file(folder / WEIGHTS))
             check_shapes(generator, weights, WEIGHTS)
             generator.to_empty(device="cpu").load_state_dict(weights)
             return cls(generator, model, shape, classes, unit_range)

@@ -10,21 +10,21 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from fastgan.errors import FastganError, first_line
 
+_WRAPPERS = {"module", "_orig_mod"}  # attributes in which DataParallel and torch.compile keep a network
 _WRITTEN_BY = "expected what torch.save(netG.state_dict(), PATH) writes"
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The state_dict in `path`, of safetensors or of torch.save, onto the CPU; without DataParallel's "module.".
+    """The state_dict in `path`, of safetensors or of torch.save, onto the CPU, under the names of `unwrapped`.
 
     Raises `FastganError` when it is missing, damaged, or holds anything but tensors by name. Code in it is never run.
     """
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
+            return unwrapped(safetensors.torch.load_file(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # foreign or damaged files fail in many ways
         raise FastganError(f"cannot read weights from {path}: {why_not(error)}; {_WRITTEN_BY}") from error
@@ -33,9 +33,16 @@ def read(path: Path) -> dict[str, Tensor]:
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise FastganError(f"{path} is no state_dict: its {name!r} is a {type(value).__name__}; {_WRITTEN_BY}")
-    state = dict(state)
-    consume_prefix_in_state_dict_if_present(state, "module.")
-    return state
+    return unwrapped(state)
+
+
+def unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`state` under the names that it has without DataParallel and torch.compile, around the network or a part of it.
+
+    As it is where two names would become one.
+    """
+    names = {".".join(part for part in name.split(".") if part not in _WRAPPERS): name for name in state}
+    return {new: state[name] for new, name in names.items()} if len(names) == len(state) else dict(state)
 
 
 def put(state: dict[str, Tensor], network: nn.Module, path: Path) -> None:

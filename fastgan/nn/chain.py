@@ -58,7 +58,10 @@ class Chain(nn.Sequential):
             check_groups(input, groups)
         for part in read(flat(self)):
             if isinstance(part, list):
-                input = ops.chain(input, [block(*layers) for layers in part], stat_groups=groups, impl=self.impl)
+                output = ops.chain(input, [block(*layers) for layers in part], stat_groups=groups, impl=self.impl)
+                # as eager convolutions do: what follows may call `view`
+                channels_last = any(map(_is_channels_last, (input, *(layers[0].weight for layers in part))))
+                input = output if channels_last else output.contiguous()
             else:
                 input = _in_parts(part, input, groups)
         return input
@@ -71,6 +74,10 @@ class Chain(nn.Sequential):
         return part
 
 
+def _is_channels_last(x: Any) -> bool:
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
 def _in_parts(function: Any, input: Any, groups: int) -> Any:
     """`function` of each of `groups` equal parts of the batch, in order."""
     if groups == 1:
@@ -80,7 +87,20 @@ def _in_parts(function: Any, input: Any, groups: int) -> Any:
     return torch.cat([function(part.clone()) for part in input.split([len(input) // groups] * groups)])
 
 
-class ConvBNAct(Chain):
+class _Block(Chain):
+    """Has the weight and bias of its convolution by those names too: an initialiser such as DCGAN's `weights_init`, which
+    finds "Conv" in a class's name, expects them. They are registered once, in the convolution."""
+
+    @property
+    def weight(self) -> Tensor:
+        return self[0].weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self[0].bias
+
+
+class ConvBNAct(_Block):
     """Conv2d -> BatchNorm2d -> activation, under the names "0", "1" and "2". (N, Ci, H, W) -> (N, Co, Ho, Wo).
 
     Args:
@@ -97,7 +117,7 @@ class ConvBNAct(Chain):
         super().__init__(convolution, *_after(out_channels, activation, negative_slope, norm, eps, momentum), impl=impl)
 
 
-class ConvTransposeBNAct(Chain):
+class ConvTransposeBNAct(_Block):
     """ConvTranspose2d -> BatchNorm2d -> activation; arguments as in `ConvBNAct`, and `output_padding`."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int],

@@ -58,6 +58,17 @@ def is_divisible(network: nn.Module) -> bool:
     return type(network).__module__.startswith("torch.nn.") and isinstance(network, _EACH_BY_ITSELF)
 
 
+def takes_channels_last(network: nn.Module) -> bool:
+    """Whether a network is known to take images in any memory format, as layers of torch.nn and of fastgan do.
+
+    The `forward` of another class may call `view`, which only images in NCHW are sure to have.
+    """
+    if network._forward_hooks or network._forward_pre_hooks or "forward" in vars(network):
+        return False
+    known = type(network).__module__.startswith(("torch.nn.", "fastgan."))
+    return known and all(map(takes_channels_last, network.children()))
+
+
 def _outermost_chains(module: nn.Module, name: str) -> Iterator[Chain]:
     if isinstance(module, Chain):
         yield module

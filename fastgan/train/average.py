@@ -23,7 +23,7 @@ class _Bucket:
     """Room for the gradients of `params`, one after the other, each in the strides of its parameter."""
 
     def __init__(self, params: list[Tensor]) -> None:
-        self.params, self.missing = params, len(params)
+        self.params, self.missing = params, set(params)
         self.flat = params[0].new_zeros(sum(p.numel() for p in params))
         self.views = [part.as_strided(p.shape, p.stride()) for part, p in zip(
             self.flat.split([p.numel() for p in params]), params, strict=True)]
@@ -40,41 +40,50 @@ class Average:
         self._sent = 0  # buckets, always in the same order
         self._armed = False
         self._works: list[Any] = []
-        for parameter in params:
-            parameter.register_post_accumulate_grad_hook(self._take)
+        self._hooks = [parameter.register_post_accumulate_grad_hook(self._take) for parameter in params]
 
-    def backward(self, loss: Tensor, one: Tensor, told: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def close(self) -> None:
+        """Let go of the parameters."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def backward(self, loss: Tensor, one: Tensor,
+                 told: list[Tensor]) -> tuple[list[Tensor | None], list[Tensor]]:
         """Gradients of `params`, those of this pass added to what is in `.grad` from passes before it, and `told`,
-        scalars of this process; both averaged. one: gradient of the loss ().
+        scalars of this process; both averaged. one: gradient of the loss (). The gradient of a parameter that no pass
+        has used is None; it is the same parameter in all processes.
         """
         if not distributed.active():
             loss.backward(one, inputs=self.params)
-            return [p.grad for p in self.params if p.grad is not None], told
+            return [p.grad for p in self.params], told
         means = torch.stack(told).div_(self.processes)
         self._works = [dist.all_reduce(means, async_op=True)]
         self._sent = 0
         for bucket in self._buckets:
-            bucket.missing = len(bucket.params)
+            bucket.missing = set(bucket.params)
         self._armed = True
         try:
             loss.backward(one, inputs=self.params)
+            for parameter in [p for bucket in self._buckets for p in bucket.missing]:  # not used in this pass
+                self._take(parameter)
         finally:
             self._armed = False
-        if self._sent < len(self._buckets):
-            raise RuntimeError("a parameter has no gradient: the loss does not depend on all of them")
         for work in self._works:
             work.wait()
         self._works = []  # which keep the group's connections
-        return [self._place[p][1] for p in self.params], list(means.unbind())
+        return [None if p.grad is None else self._place[p][1] for p in self.params], list(means.unbind())
 
     def _take(self, parameter: Tensor) -> None:
-        if not self._armed or parameter.grad is None:
+        if not self._armed:
             return
         bucket, view = self._place[parameter]
-        torch.mul(parameter.grad, 1 / self.processes, out=view)
-        bucket.missing -= 1
+        if parameter.grad is None:
+            view.zero_()
+        else:
+            torch.mul(parameter.grad, 1 / self.processes, out=view)
+        bucket.missing.discard(parameter)
         # in their order: every process must send the same ones at the same time
-        while self._sent < len(self._buckets) and self._buckets[self._sent].missing == 0:
+        while self._sent < len(self._buckets) and not self._buckets[self._sent].missing:
             self._works.append(dist.all_reduce(self._buckets[self._sent].flat, async_op=True))
             self._sent += 1
 

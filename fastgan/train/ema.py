@@ -22,7 +22,7 @@ class EMA:
         self._network, self.decay, self.foreach = network, decay, foreach
         self._module = copy.deepcopy(network).requires_grad_(False)
         self._average: list[Tensor] = list(self._module.parameters())
-        self.updates = torch.zeros((), device=next(network.parameters()).device)
+        self.updates = torch.zeros((), dtype=torch.float32, device=next(network.parameters()).device)
 
     @property
     def module(self) -> nn.Module:

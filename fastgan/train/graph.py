@@ -65,7 +65,7 @@ class GraphedStep:
     `inputs` are the static tensors that the graphs read, there after the first call: whoever fills them, in the order
     of the current stream, and passes them spares a copy. `failure` says why training goes on eagerly; "" while graphs
     are in use. Between two calls the step's state may be read, and changed in place; when tensors of it were replaced,
-    the graphs are captured again.
+    or parameters of a `GANStep` frozen or unfrozen, the graphs are captured again.
     """
 
     def __init__(self, step: Capturable) -> None:

@@ -15,15 +15,15 @@ class Held:
 
     Attributes:
         z: (N, nz), of the discriminator's update. z_fresh: (N, nz), of the generator's where it draws its own.
-        images: (2 N, C, H, W), channels_last, or (2 N, 2), of `dtype`: both halves as the discriminator sees them.
+        images: (2 N, C, H, W) or (2 N, 2), of `dtype`: both halves as the discriminator sees them.
         labels: (2 N,), the same for both halves; None without.
     """
 
     def __init__(self, nz: int, real: Tensor, labels: Tensor | None, real_first: bool,
-                 dtype: torch.dtype) -> None:
+                 dtype: torch.dtype, channels_last: bool = True) -> None:
         count = len(real)
         self.z, self.z_fresh = real.new_zeros(count, nz), real.new_zeros(count, nz)
-        layout = torch.channels_last if real.dim() == 4 else torch.contiguous_format
+        layout = torch.channels_last if channels_last and real.dim() == 4 else torch.contiguous_format
         self.images = torch.zeros((2 * count, *real.shape[1:]), dtype=dtype, device=real.device).to(
             memory_format=layout)
         self.labels = None if labels is None else torch.cat([labels, labels])

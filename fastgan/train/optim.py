@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from itertools import compress
 from typing import Any
 
 import torch
@@ -23,14 +24,18 @@ from fastgan.config import TrainConfig
 
 
 class DeviceAdam(Adam):
-    """Adam with all its state allocated at once and loaded in place, so that no address ever changes.
+    """Adam whose state is loaded in place, so that no address ever changes.
+
+    Like PyTorch's, it leaves a parameter without a gradient alone, and counts the updates of each parameter; with `hat`
+    all share one count, as in TensorFlow. Moments exist for parameters that require gradients, from when they first do.
 
     Args:
         lr: of a constant schedule. hat: where epsilon stands, see above.
         fused: one kernel for all parameters; else the formula, parameter by parameter (the definition).
 
     Attributes:
-        rate: the learning rate of the next update, a scalar on the device. updates: how many there were.
+        rate: the learning rate of the next update, a scalar on the device. updates: how many there were of each
+            parameter, float32 (P,).
     """
 
     found_inf: Tensor | None = None
@@ -38,74 +43,104 @@ class DeviceAdam(Adam):
     def __init__(self, params: Iterable[Tensor], lr: float, betas: tuple[float, float], eps: float, *,
                  hat: bool = False, fused: bool = True) -> None:
         params = list(params)
-        wide = torch.promote_types(params[0].dtype, torch.float32)
+        device, wide = params[0].device, torch.promote_types(params[0].dtype, torch.float32)
         self.hat, self.definition = hat, not fused
-        self.rate = torch.full((), lr, dtype=wide, device=params[0].device)
-        self.updates = torch.zeros_like(self.rate)
-        self._endless = torch.full((), math.inf, device=params[0].device)
+        self.rate = torch.full((), lr, dtype=wide, device=device)
+        self.updates = torch.zeros(len(params), dtype=torch.float32, device=device)
+        self._counts = self.updates.unbind()
+        self._updated: dict[tuple[bool, ...], Tensor] = {}  # what an update adds to the counts
+        self._endless = torch.full((), math.inf, dtype=torch.float32, device=device)
         super().__init__(params, lr, betas, eps, fused=True, capturable=True)
         self.param_groups[0]["lr"] = self.rate.clone() if hat else self.rate
-        for parameter in params:
-            self.state[parameter] = {
-                "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+        self._add_to_counts(tuple(p.requires_grad for p in params))
+        self.tensors()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         group = self.param_groups[0]
-        self.updates += 1
-        if self.hat or self.definition:
-            c1, c2 = (_correction(beta, self.updates) for beta in group["betas"])
+        used = tuple(p.grad is not None for p in group["params"])
+        add = self._add_to_counts(used)
+        self.updates += add
         if self.hat:
+            c1, c2 = self._corrections(self._counts[0])
             group["lr"].copy_(self.rate * c2.sqrt() / c1)
+        params, counts = list(compress(group["params"], used)), list(compress(self._counts, used))
         if self.definition:
-            for parameter in group["params"]:
-                self._update(parameter, c1, c2)
+            for parameter, count in zip(params, counts, strict=True):
+                self._update(parameter, count)
         else:
-            self._update_all()
+            self._update_all(params, [self._endless] * len(params) if self.hat else counts)
         if self.found_inf is not None:
-            self.updates -= self.found_inf
+            self.updates.addcmul_(add, self.found_inf, value=-1)
 
-    def _update_all(self) -> None:
+    def _add_to_counts(self, used: tuple[bool, ...]) -> Tensor:
+        """float32 (P,): 1 for each of the parameters that have a gradient; made once, as a captured step reads it."""
+        if used not in self._updated:
+            counted = torch.tensor([self.hat or one for one in used], device=self.updates.device)
+            self._updated[used] = counted.to(self.updates.dtype)
+        return self._updated[used]
+
+    def _update_all(self, params: list[Tensor], counts: list[Tensor]) -> None:
         """PyTorch's fused kernel by itself: `Adam.step` also counts for each parameter, and takes it back."""
-        group, states = self.param_groups[0], list(self.state.values())
-        count = self._endless if self.hat else self.updates.float()
+        group, states = self.param_groups[0], list(map(self._moments, params))
         torch._fused_adam_(
-            group["params"], [p.grad for p in group["params"]], [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states], [], [count] * len(states), lr=group["lr"],
-            beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=0.0, eps=group["eps"], amsgrad=False,
-            maximize=False, found_inf=self.found_inf)
+            params, [p.grad for p in params], [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states], [], counts, lr=group["lr"], beta1=group["betas"][0],
+            beta2=group["betas"][1], weight_decay=0.0, eps=group["eps"], amsgrad=False, maximize=False,
+            found_inf=self.found_inf)
 
-    def _update(self, parameter: Tensor, c1: Tensor, c2: Tensor) -> None:
-        state, grad, eps = self.state[parameter], parameter.grad, self.param_groups[0]["eps"]
+    def _update(self, parameter: Tensor, count: Tensor) -> None:
+        state, grad, eps = self._moments(parameter), parameter.grad, self.param_groups[0]["eps"]
         beta1, beta2 = self.param_groups[0]["betas"]
         assert grad is not None
-        skip = torch.zeros_like(self.updates) if self.found_inf is None else self.found_inf
+        skip = torch.zeros_like(count) if self.found_inf is None else self.found_inf
         first = torch.lerp(state["exp_avg"], grad, 1 - beta1)
         second = state["exp_avg_sq"] * beta2 + grad.square() * (1 - beta2)
         if self.hat:
             moved = parameter - self.param_groups[0]["lr"] * first / (second.sqrt() + eps)
         else:
+            c1, c2 = self._corrections(count)
             moved = parameter - self.rate * (first / c1) / ((second / c2).sqrt() + eps)
         for old, new in ((state["exp_avg"], first), (state["exp_avg_sq"], second), (parameter, moved)):
             old.copy_(torch.where(skip > 0, old, new))
 
+    def _corrections(self, count: Tensor) -> list[Tensor]:
+        return [_correction(beta, count.to(self.rate.dtype)) for beta in self.param_groups[0]["betas"]]
+
+    def _moments(self, parameter: Tensor) -> dict[str, Tensor]:
+        state = self.state[parameter]
+        if not state:
+            state |= {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+        return state
+
     def tensors(self) -> list[Tensor]:
-        """All that an update changes, but for the parameters."""
+        """All that an update changes, but for the parameters; the moments of those that require gradients now."""
         return [self.updates, self.rate, self.param_groups[0]["lr"],
-                *(tensor for state in self.state.values() for tensor in state.values())]
+                *(tensor for parameter in self.param_groups[0]["params"] if parameter.requires_grad
+                  for tensor in self._moments(parameter).values())]
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """In place, as `torch.optim.Optimizer.load_state_dict` is not; the learning rate is not part of it."""
-        saved = state_dict["state"]
-        if len(saved) != len(self.state):
-            raise ValueError(f"state of {len(saved)} parameters, expected {len(self.state)}")
-        for mine, theirs in zip(self.state.values(), saved.values(), strict=True):
-            for key, tensor in mine.items():
-                tensor.copy_(theirs[key])
-        self.updates.copy_(state_dict["updates"])
+        """In place, as `torch.optim.Optimizer.load_state_dict` is not; the learning rate is not part of it.
+
+        Older files hold the parameters that require gradients alone, and one count for all of them.
+        """
+        saved, params = state_dict["state"], self.param_groups[0]["params"]
+        size = len(state_dict["param_groups"][0]["params"])
+        theirs = params if size == len(params) else [p for p in params if p.requires_grad]
+        if size != len(theirs):
+            raise ValueError(f"state of {size} parameters, expected {len(theirs)}")
+        keys, updates = {parameter: key for key, parameter in enumerate(theirs)}, state_dict["updates"].expand(size)
+        needed = {key for parameter, key in keys.items() if parameter.requires_grad and updates[key] > 0}
+        if not needed <= saved.keys():
+            raise ValueError(f"state of {len(saved)} parameters, expected {len(needed)}")
+        for parameter, count in zip(params, self._counts, strict=True):
+            key = keys.get(parameter, -1)
+            count.copy_(updates.max() if self.hat else updates[key] if parameter in keys else torch.zeros(()))
+            for name, tensor in self._moments(parameter).items() if key in saved or parameter in self.state else ():
+                tensor.copy_(saved[key][name] if key in saved else torch.zeros(()))
 
 
 def _correction(beta: float, t: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ class Ring:
     """Rows of `FIELDS`, float32 (K, F); step t (counted from 0) writes row t mod K. Not computed in a step: NaN."""
 
     def __init__(self, rows: int, device: torch.device) -> None:
-        self.rows = torch.full((rows, len(FIELDS)), torch.nan, device=device)
-        self._nan = torch.full((), torch.nan, device=device)
+        self.rows = torch.full((rows, len(FIELDS)), torch.nan, dtype=torch.float32, device=device)
+        self._nan = torch.full((), torch.nan, dtype=torch.float32, device=device)
 
     def write(self, t: Tensor, record: dict[str, Tensor]) -> None:
         """Write the scalars of `record` as step t (), an int64 on the device."""

@@ -16,7 +16,7 @@ class LossScale:
     def __init__(self, enabled: bool, device: torch.device) -> None:
         self.enabled = enabled
         self._scaler = GradScaler(device.type, enabled=enabled)
-        self(torch.zeros((), device=device))  # it makes its tensors at the first loss
+        self(torch.zeros((), dtype=torch.float32, device=device))  # it makes its tensors at the first loss
 
     def __call__(self, loss: Tensor) -> Tensor:
         return self._scaler.scale(loss)

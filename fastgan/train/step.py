@@ -13,7 +13,6 @@ repeats that step and says so in the ring, until the host looks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -26,7 +25,7 @@ from fastgan.data.part import WHOLE, Part
 from fastgan.errors import FastganError
 from fastgan.models.sampling import Noise
 from fastgan.nn import Chain, frozen, stat_groups
-from fastgan.nn.groups import is_divisible, outside_of_stages
+from fastgan.nn.groups import is_divisible, outside_of_stages, takes_channels_last
 from fastgan.ops import synchronised
 from fastgan.ops.casts import Casts
 from fastgan.train import distributed, schedule
@@ -55,6 +54,9 @@ class Savings:
     """a few kernels for the whole moving average"""
 
 
+Gradients = list[Tensor | None]  # of parameters; None of one that the loss does not depend on
+
+
 class Phase(NamedTuple):
     """What a step does: whether G is updated too, and whether D's loss has its gradient penalty."""
 
@@ -64,6 +66,10 @@ class Phase(NamedTuple):
 
 class GANStep:
     """Both networks with their optimizers and the moving average; calling it makes one step.
+
+    Parameters that the networks do not use, or that are frozen or unfrozen between two steps, are treated as PyTorch
+    treats them under an Adam over all parameters. A discriminator that consists of layers of torch.nn and fastgan alone
+    is given images in channels_last; one with a `forward` of its own, which may call `view`, in NCHW.
 
     Args:
         generator: z (N, nz) [, labels (N,)] -> images. discriminator: images [, labels] -> logits (N,) or (N, 2).
@@ -83,22 +89,23 @@ class GANStep:
         self.savings, self.part = savings, part
         self.noise = Noise(model.noise, model.noise_mean, model.nz)
         self.loss = LOSSES[train.loss]
-        self.params_g: list[Tensor] = [p for p in generator.parameters() if p.requires_grad]
-        self.params_d: list[Tensor] = [p for p in discriminator.parameters() if p.requires_grad]
-        self.adam_g = make_adam(self.params_g, train.lr_g or train.lr, train, fused=savings.fused_adam)
-        self.adam_d = make_adam(self.params_d, train.lr_d or train.lr, train, fused=savings.fused_adam)
-        self.average_g, self.average_d = (Average(params, part.of) if part.of > 1 else None
-                                          for params in (self.params_g, self.params_d))
+        self._parameters: list[list[Tensor]] = [[p for p in network.parameters() if p.is_floating_point()]
+                                                for network in (generator, discriminator)]
+        self.device = next(generator.parameters()).device
+        self.precision = choose(precision, self.device) if precision == "auto" else precision
+        self.impl = next((module.impl for module in discriminator.modules() if isinstance(module, Chain)), "auto")
+        self.average_g: Average | None = None
+        self.average_d: Average | None = None
+        self._trained: list[bool] = []
+        self._follow()
+        self.adam_g, self.adam_d = (make_adam(params, lr or train.lr, train, fused=savings.fused_adam)
+                                    for params, lr in zip(self._parameters, (train.lr_g, train.lr_d), strict=True))
         if train.sync_bn and part.of > 1:
             _check_stages(generator, discriminator)
         self.ema = EMA(generator, train.ema, foreach=savings.foreach_ema) if train.ema else None
-        self.device = self.params_g[0].device
-        self.precision = choose(precision, self.device) if precision == "auto" else precision
         self.scale = LossScale(precision == "fp16", self.device)
-        self.impl = next((module.impl for module in discriminator.modules() if isinstance(module, Chain)), "auto")
-        self.casts = Casts([*self.params_g, *self.params_d],
-                           None if self.impl == "reference" else HALF.get(self.precision))
         self._divisible = is_divisible(discriminator)
+        self._channels_last = takes_channels_last(discriminator)
         # asked for before every replay, so not by a walk through all modules
         self._places: list[tuple[dict[str, Any], str]] = [
             (places, key) for network in (generator, discriminator) for module in network.modules()
@@ -106,7 +113,7 @@ class GANStep:
         self.steps = 0
         self.t = torch.zeros((), dtype=torch.int64, device=self.device)
         self.total = torch.full_like(self.t, train.steps or 1)
-        self.halted = torch.zeros((), device=self.device)
+        self.halted = torch.zeros((), dtype=torch.float32, device=self.device)
         self._one = torch.ones((), dtype=self.adam_g.rate.dtype, device=self.device)  # gradient of a loss
         self.ring = Ring(history, self.device)
         self.held: Held | None = None
@@ -143,8 +150,27 @@ class GANStep:
         return Phase((self.steps + 1) % config.d_steps == 0,
                      config.penalised and self.steps % config.penalty_every == 0)
 
+    def _follow(self) -> None:
+        """Take in which parameters require gradients now: between two steps some may be frozen or unfrozen."""
+        trained = [p.requires_grad for params in self._parameters for p in params]
+        if trained == self._trained:
+            return
+        self.params_g, self.params_d = ([p for p in params if p.requires_grad] for params in self._parameters)
+        for name, params in (("generator", self.params_g), ("discriminator", self.params_d)):
+            if not params:
+                raise FastganError(f"no parameter of the {name} requires a gradient; expected one or more to train")
+        for average in (self.average_g, self.average_d):
+            if average is not None:
+                average.close()
+        self.average_g, self.average_d = (Average(params, self.part.of) if self.part.of > 1 else None
+                                          for params in (self.params_g, self.params_d))
+        self.casts = Casts([*self.params_g, *self.params_d],
+                           None if self.impl == "reference" else HALF.get(self.precision))
+        self._trained = trained
+
     def run(self, phase: Phase, real: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """The device's part of a step."""
+        self._follow()
         with products(self.precision), self.casts.lent(), synchronised.over(self._merged()):
             self.scale.begin()
             held = self._hold(real, labels)
@@ -152,6 +178,9 @@ class GANStep:
             reuse = phase.both and self.config.fakes == "reuse"
             with torch.set_grad_enabled(reuse):
                 fake = self.generate(held.z, held.given())
+            if fake.shape != held.fake.shape:  # which copy_ would broadcast
+                raise FastganError(f"the generator returned images {tuple(fake.shape)}; expected "
+                                   f"{tuple(held.fake.shape)}, as the real ones are")
             held.fake.copy_(fake.detach())
             record, skip = self._update_discriminator(held, phase)
             if phase.both:
@@ -177,13 +206,13 @@ class GANStep:
 
     def generate(self, z: Tensor, given: tuple[Tensor, ...]) -> Tensor:
         with autocast(self.precision, self.device):
-            images: Tensor = self.generator(z, *given)
-        return images
+            return _tensor(self.generator(z, *given), "generator", "images")
 
     def judge(self, images: Tensor, *given: Tensor) -> Tensor:
         """The discriminator's logits, no narrower than float32."""
+        images = images if self._channels_last else images.contiguous()
         with autocast(self.precision, self.device):
-            logits: Tensor = self.discriminator(images, *given)
+            logits = _tensor(self.discriminator(images, *given), "discriminator", "logits")
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def discriminator_loss(self, held: Held, penalty: bool = True) -> tuple[Tensor, ...]:
@@ -231,9 +260,12 @@ class GANStep:
     def allocate(self, real: Tensor, labels: Tensor | None = None) -> None:
         """Make the tensors in which steps on such batches are held, once; a step does it when nobody has."""
         if len(real) not in self._held:
-            # in 16 bits where D's first convolution would round them; penalties are gradients by images
-            dtype = real.dtype if self.config.penalised else HALF.get(self.precision, real.dtype)
-            self._held[len(real)] = Held(self.noise.nz, real, labels, self.config.real_first, dtype)
+            # in 16 bits where D's first convolution would round them, as autocast does but with float64; penalties are
+            # gradients by images
+            rounded = not self.config.penalised and real.dtype != torch.float64
+            dtype = HALF.get(self.precision, real.dtype) if rounded else real.dtype
+            self._held[len(real)] = Held(self.noise.nz, real, labels, self.config.real_first, dtype,
+                                         self._channels_last)
 
     def _hold(self, real: Tensor, labels: Tensor | None) -> Held:
         self.allocate(real, labels)
@@ -263,7 +295,7 @@ class GANStep:
         self.casts.refresh(self.params_d)
         return {"loss_d": loss, "grad_norm_d": norm, "d_real": d_real, "d_fake": d_fake}, skip
 
-    def _one_half_after_the_other(self, held: Held) -> tuple[list[Tensor], list[Tensor]]:
+    def _one_half_after_the_other(self, held: Held) -> tuple[Gradients, list[Tensor]]:
         """Gradients of `discriminator_loss` and what it tells, with the activations of one half at a time in memory.
 
         The second half's gradients are added to the first's one by one, as they come.
@@ -279,15 +311,15 @@ class GANStep:
         both = [on_real + on_fake, d_real, d_fake]
         if self.average_d is not None:  # once for both halves
             return self.average_d.backward(self.scale(loss), self._one, both)
-        return [p.grad for p in self.params_d if p.grad is not None], both
+        return [p.grad for p in self.params_d], both
 
     def _gradients(self, loss: Tensor, params: list[Tensor], average: Average | None,
-                   *told: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+                   *told: Tensor) -> tuple[Gradients, list[Tensor]]:
         """Of a loss, and what is told of the step: the loss, detached, and `told`; both averaged over processes."""
         scaled, numbers = self.scale(loss), [loss.detach(), *told]
         if average is not None:
             return average.backward(scaled, self._one, numbers)
-        return list(torch.autograd.grad(scaled, params, self._one)), numbers
+        return list(torch.autograd.grad(scaled, params, self._one, allow_unused=True)), numbers
 
     def _update_generator(self, fake: Tensor, held: Held, skip: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         loss = self.generator_loss(fake, held.given())
@@ -299,13 +331,16 @@ class GANStep:
             self.ema.update(skip)
         return {"loss_g": loss, "grad_norm_g": norm}, skip
 
-    def _descend(self, loss: Tensor, grads: Sequence[Tensor], params: list[Tensor], adam: DeviceAdam,
+    def _descend(self, loss: Tensor, grads: Gradients, params: list[Tensor], adam: DeviceAdam,
                  skip: Tensor) -> tuple[Tensor, Tensor]:
-        """Step, and forget the gradients; no step where `skip` holds 1 or something is not finite.
+        """Step, and forget the gradients; no step where `skip` holds 1 or something is not finite. Parameters without a
+        gradient, as the network does not use them, are left alone.
 
         Returns (norm of all gradients, 1.0 where the step was skipped), both scalars on the device.
         """
         for parameter, grad in zip(params, grads, strict=True):
+            if grad is None:
+                continue
             # fused Adam walks through memory: a gradient in another order of dimensions would be taken as it lies
             same = grad.stride() == parameter.stride()
             parameter.grad = grad if same else torch.empty_like(parameter).copy_(grad)
@@ -347,7 +382,11 @@ class GANStep:
                 for name, network in (("generator", self.generator), ("discriminator", self.discriminator))}
 
     def state(self) -> list[Tensor]:
-        """Every tensor that a step changes and a later one reads, but for the random state: always the same tensors."""
+        """Every tensor that a step changes and a later one reads, but for the random state.
+
+        Always the same tensors, until parameters are frozen or unfrozen.
+        """
+        self._follow()
         return [*(places[key] for places, key in self._places), *self.adam_g.tensors(), *self.adam_d.tensors(),
                 *self.scale.tensors(), *([] if self.ema is None else self.ema.tensors()), self.t, self.halted,
                 *self.casts.tensors(),
@@ -374,6 +413,16 @@ class GANStep:
         parts = {"generator": self.generator, "discriminator": self.discriminator, "adam_g": self.adam_g,
                  "adam_d": self.adam_d, "scale": self.scale}
         return parts if self.ema is None else {**parts, "ema": self.ema.module}
+
+
+def _tensor(returned: Any, network: str, what: str) -> Tensor:
+    """`FastganError` for a network that returns anything but a tensor."""
+    if not isinstance(returned, Tensor):
+        kind = type(returned).__name__
+        if isinstance(returned, (tuple, list)):
+            kind += f" of {', '.join(type(part).__name__ for part in returned)}"
+        raise FastganError(f"the {network} returned a {kind}; expected one tensor, the {what}")
+    return returned
 
 
 def _check_stages(generator: nn.Module, discriminator: nn.Module) -> None:
