@@ -88,8 +88,8 @@ def _in_parts(function: Any, input: Any, groups: int) -> Any:
 
 
 class _Block(Chain):
-    """Has the weight and bias of its convolution by those names too: an initialiser such as DCGAN's `weights_init`, which
-    finds "Conv" in a class's name, expects them. They are registered once, in the convolution."""
+    """Has its convolution's weight and bias as attributes too, though they are registered in the convolution alone:
+    DCGAN's `weights_init` expects them of every module with "Conv" in the name of its class."""
 
     @property
     def weight(self) -> Tensor:

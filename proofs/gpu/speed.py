@@ -127,9 +127,8 @@ def _tune(worker: Worker) -> None:
         trials = [f"{who} {trial.failure or f'{1e6 * (trial.seconds or 0):.1f} us'}"
                   for who, trial in choice.trials.items()]
         worker.row(name, "chosen", choice.candidate, result="fact", note=", ".join(trials), **key)
-    if plan.step:
-        for name, seconds in plan.step._asdict().items():
-            worker.row("the whole step", name, 1e3 * seconds, "ms", **key)
+    for name, seconds in plan.step.items():
+        worker.row("the whole step", name, 1e3 * seconds, "ms", **key)
     contender = Contender("fastgan, auto", "auto", "bf16", tuned=True)
     real = library.images(TUNED, 2)
     for name, call in ((contender.name, step), (f"{contender.name}, CUDA graph", library.graphed(step))):
