@@ -2,8 +2,8 @@
 
     python -m benchmarks.lines [ROUNDS]
 
-Each is run as it stands, in a process of its own. A step's time is that from its word of step 100 to that of step 200,
-as both wait for the device; medians of the rounds, and of what the textbook took in the same round.
+Each runs in a process of its own, in interleaved rounds. A step's time is that between the lines that an example prints
+after steps 100 and 200, which wait for the device. Times are medians of the rounds, and speed-ups are their ratios.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def main() -> None:
     for name in tqdm(turns, unit="run", file=sys.stderr):
         times[name].append(seconds_per_step(name))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    plain = times["dcgan_textbook.py"]
-    print(f"{describe(device)}\n\n| lines | a step | faster |\n|---|---|---|")
+    print(f"{describe(device)}\n\n| lines | a step | speed-up |\n|---|---|---|")
+    plain = statistics.median(times["dcgan_textbook.py"])
     for name, words in EXAMPLES.items():
-        gain = statistics.median(before / after for before, after in zip(plain, times[name], strict=True))
-        print(f"| {words} | {1e3 * statistics.median(times[name]):.1f} ms | {gain:.2f} x |")
+        median = statistics.median(times[name])
+        print(f"| {words} | {1e3 * median:.1f} ms | {plain / median:.2f} x |")
 
 
 if __name__ == "__main__":
