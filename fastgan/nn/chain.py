@@ -87,8 +87,10 @@ def _in_parts(function: Any, input: Any, groups: int) -> Any:
 
 
 class _Block(Chain):
-    """Has the weight and bias of its convolution by those names too: an initialiser such as DCGAN's `weights_init`, which
-    finds "Conv" in a class's name, expects them. They are registered once, in the convolution."""
+    """A chain with `weight` and `bias`, those of its convolution, in which alone they are registered.
+
+    An initialiser such as DCGAN's `weights_init` expects them where it finds "Conv" in the name of a class.
+    """
 
     @property
     def weight(self) -> Tensor:
