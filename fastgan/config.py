@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -24,8 +25,17 @@ except ImportError:  # only the command line needs its parser, and these notes t
         pass
 
 
+class _Paths:
+    """Paths may be given as objects; they are kept as words, as a run's options are."""
+
+    def __post_init__(self) -> None:
+        for key, value in vars(self).items():
+            if isinstance(value, os.PathLike):
+                object.__setattr__(self, key, os.fspath(value))
+
+
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(_Paths):
     """What is learned: the images, and how they become batches."""
 
     source: Annotated[str, arg(name="data", aliases=["--dataset"])] = "digits"
@@ -94,7 +104,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(_Paths):
     """The game: losses, optimizer and the order of updates."""
 
     loss: Literal["bce", "minimax", "softmax", "least-squares", "hinge", "wgan-gp"] = "bce"
@@ -153,7 +163,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(_Paths):
     """Where it runs and what it leaves behind."""
 
     outdir: Annotated[str, arg(aliases=["--outf"])] = "runs"

@@ -10,17 +10,20 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 from fastgan.errors import FastganError
 
+StrPath: TypeAlias = "str | os.PathLike[str]"
+
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: StrPath) -> Iterator[BinaryIO]:
     """A stream whose content takes the place of `path` when the block ends well: written aside, synced, renamed.
 
     Raises `FastganError` when the disk is full or the folder cannot be written; `path` is then as it was.
     """
+    path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with aside.open("wb") as stream:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from fastgan.files import replacing
+from fastgan.files import StrPath, replacing
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _GAP = 2  # pixels between tiles
@@ -45,7 +44,7 @@ def side_by_side(fakes: Tensor, reals: Tensor) -> Image.Image:
     return canvas
 
 
-def animation(images: Tensor, path: Path, milliseconds: int = 60) -> None:
+def animation(images: Tensor, path: StrPath, milliseconds: int = 60) -> None:
     """Frames (N, C, H, W) uint8 there and back again as an endlessly repeated gif."""
     frames = [grid(image[None]).convert("RGB") for image in images]
     with replacing(path) as stream:
@@ -53,13 +52,13 @@ def animation(images: Tensor, path: Path, milliseconds: int = 60) -> None:
                        duration=milliseconds, loop=0)
 
 
-def save(image: Image.Image, path: Path) -> None:
+def save(image: Image.Image, path: StrPath) -> None:
     """Write a PNG."""
     with replacing(path) as stream:
         image.save(stream, "PNG")
 
 
-def scatter(path: Path, **points: Tensor) -> None:
+def scatter(path: StrPath, **points: Tensor) -> None:
     """Named clouds of points (N, 2) in one plot."""
     figure = Figure(figsize=(5, 5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
@@ -69,7 +68,7 @@ def scatter(path: Path, **points: Tensor) -> None:
     _save_figure(figure, path)
 
 
-def loss_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+def loss_curves(records: Sequence[Mapping[str, Any]], path: StrPath) -> None:
     """Losses above, D's beliefs below, by step; thin lines are the records, thick ones their running median."""
     figure = Figure(figsize=(9, 6), dpi=120, layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
@@ -96,7 +95,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
     return np.asarray(np.median(windows[:, :: math.ceil(half / 50)], axis=1))  # a hundred of a window say as much
 
 
-def _save_figure(figure: Figure, path: Path) -> None:
+def _save_figure(figure: Figure, path: StrPath) -> None:
     FigureCanvasAgg(figure)
     with replacing(path) as stream:
         figure.savefig(stream, format="png")

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import fastgan
 import fastgan.nn as fnn
+from fastgan import ops
 from fastgan.errors import FastganError
 from fastgan.models import DCGANDiscriminator, DCGANGenerator, OReillyGenerator, TFDiscriminator
 from fastgan.ops import engines
@@ -272,6 +273,41 @@ def test_forwards_that_are_left(kind, reason):
         converted.fastgan_report)
     assert type(converted) is kind and "forward" not in converted.__dict__
     torch.testing.assert_close(eager(image()), converted(image()))
+
+
+class Held(nn.Module):
+    """Calls its sequence through `get`, of what it holds in an attribute that is no child."""
+
+    def __init__(self, hold: Any, get: Any) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.second = nn.Sequential(nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)), nn.ReLU())
+        self.held, self.get = hold(self), get
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.get(self):
+            x = part(x)
+        return x
+
+
+@pytest.mark.parametrize(("hold", "get", "left", "kind"), [
+    (lambda m: [m.first, m.second], lambda m: m.held, "first.0 first.1 second.0.0 second.0.1", "list"),
+    (lambda m: {"a": (m.first,)}, lambda m: [*m.held["a"], m.second], "first.0 first.1", "dict"),
+    (lambda m: m.second.forward, lambda m: [m.first, m.held], "second.0.0 second.0.1", "method"),
+    (lambda m: list(m.first), lambda m: [*m.held, m.second], "first.0 first.1", "list"),
+    (lambda m: [m.second[0]], lambda m: [m.first, m.held[0], m.second[1]], "second.0.0 second.0.1", "list"),
+    (lambda m: [m], lambda m: [m.held[0].first, m.held[0].second], "first.0 first.1 second.0.0 second.0.1", "list"),
+], ids=["all in a list", "in a dict", "a method", "its layers", "a nested one", "the network itself"])
+def test_report_of_sequences_that_are_held_elsewhere(monkeypatch, hold, get, left, kind):
+    """What is called unconverted is not said to be fused, and what is said to be fused is."""
+    net, run, blocks = fastgan.convert(Held(hold, get).double()), ops.chain, []
+    monkeypatch.setattr(ops, "chain", lambda x, given, **rest: (blocks.extend(given), run(x, given, **rest))[1])
+    net(image())
+    reasons = [f"{name}: left as it is, it is also in held, a {kind}, which conversion does not reach"
+               for name in left.split()]
+    assert [line for line in net.fastgan_report if ": left" in line] == reasons
+    fused = [line for line in net.fastgan_report if ": fused" in line]
+    assert len(blocks) == len(fused) == 2 - len(reasons) // 2
 
 
 def test_output_read_twice_ends_a_sequence():

@@ -139,7 +139,8 @@ def test_export_of_a_run(run, capsys, tmp_path):
 
 def test_the_card_names_a_folder_of_images_without_its_path(tmp_path):
     source = trained("digits")
-    config = presets.get("digits", source="folder:/home/jane/secret/cats", data_root="/home/jane")
+    config = presets.get("digits", source="folder:/home/jane/secret/cats", data_root="/home/jane",
+                         net_g="/home/jane/netG.pth", metrics_weights="/home/jane/weights.pth")
     facts = {"config": config.flat(), "steps": 7,
              "resolved": {"data": "cats: 9 images", "steps": 9, "parameters": {}, "versions": {}}}
     exported.export(source, "safetensors", tmp_path, facts=facts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,18 +13,24 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fastgan import pictures, report
+from fastgan.config import Config, RunConfig
 from fastgan.errors import FastganError
+from fastgan.models import build, exported, weights
 from fastgan.models.pretrained import Pretrained
-from fastgan.train import Trainer, checkpoint, loop
+from fastgan.ops.plan import Plan, stored
+from fastgan.train import Trainer, checkpoint, evaluate, loop, runs, trained
 from fastgan.train.log import TAGS, RunLog
 from fastgan.verify.cost.counted import Experiment
 from fastgan.verify.cost.memory import estimate
 from proofs.kills import same
+from tests.test_data import write_idx, write_images
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "digits": {},
@@ -38,7 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def final_state(folder: Path) -> dict[str, Any]:
-    return checkpoint.read_newest(folder / "checkpoints")[0]
+    return checkpoint.read_newest(Path(folder, "checkpoints"))[0]
 
 
 @pytest.mark.parametrize(("count", "classes", "columns"), [(64, 3, 9), (64, 2, 8), (64, 10, 10), (100, 10, 10),
@@ -294,6 +301,113 @@ def test_checkpoint_of_another_network(tiny):
     (other / "checkpoints" / "step000006.pt").replace(folder / "checkpoints" / "step000009.pt")
     with pytest.raises(FastganError, match=r"step000009\.pt does not fit the run's own options: "):
         Trainer.resume(folder)
+
+
+@pytest.mark.parametrize("kind", ["folder:data", "idx:data", "npz:data.npz"])
+def test_a_run_goes_on_in_another_working_directory(tiny, tmp_path, monkeypatch, kind):
+    """Whatever it was given relative to the first one."""
+    places = [tmp_path / name for name in ("first", "second")]
+    for place in places:
+        place.mkdir()
+    monkeypatch.chdir(places[0])
+    write_idx(Path("data"), "train", 32, size=16)
+    write_images(Path("data"), 32, size=(16, 16))
+    np.savez("data.npz", images=np.zeros((32, 16, 16), np.uint8))
+    channels = 3 if kind == "folder:data" else 1
+    netG, _ = build(tiny().model, (channels, 16, 16))
+    torch.save(netG.state_dict(), "netG.pth")
+    given = {"source": kind, "net_g": "netG.pth", "metrics_weights": "weights.pth", "data_root": "root"}
+    config = tiny(steps=3, **given)
+    folder = Trainer(config).fit()
+    stored = runs.read_options(folder).flat()
+    source, _, name = kind.partition(":")
+    assert {key: stored[key] for key in given} == {
+        "source": f"{source}:{places[0] / name}", "net_g": str(places[0] / "netG.pth"), "data_root": str(
+            places[0] / "root"), "metrics_weights": str(places[0] / "weights.pth")}
+    monkeypatch.chdir(places[1])
+    assert Trainer.resume(folder, runs.read_options(folder).replace(steps=6)).fit() == folder
+    assert checkpoint.newest_step(folder / "checkpoints") == 6
+
+    runs.write_options(folder, config, {})  # as an older version stored it
+    with pytest.raises(FastganError, match=re.escape(f"{source}:{places[1] / name}: no such f")):
+        Trainer.resume(folder)
+    monkeypatch.chdir(places[0])
+    assert Trainer.resume(folder, config.replace(steps=7)).fit() == folder
+
+
+def test_paths_that_mean_the_same_everywhere_stay(tiny):
+    config = tiny(data_root="~/data", source="npz:~/a.npz", metrics_weights="/w.pth", plan="auto")
+    assert runs.absolute(config) == config
+
+
+class Place:
+    """A path of somebody else's kind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+@pytest.mark.parametrize("kind", [str, Path, Place])
+def test_paths_are_words_or_objects(tiny, tmp_path, kind):
+    """At each public entry."""
+    np.savez(tmp_path / "data.npz", images=np.zeros((128, 16, 16), np.uint8), labels=np.arange(128) % 2)
+    netG, netD = build(tiny().model, (1, 16, 16))
+    torch.save(netG.state_dict(), tmp_path / "netG.pth")
+    torch.save(netD.state_dict(), tmp_path / "netD.pth")
+    stored.export(kind(tmp_path / "plan.json"), Plan(), stored.machine(torch.device("cpu")))
+    assert stored.read(kind(tmp_path / "plan.json"), torch.device("cpu"))[0].choices == {}
+    given = {"outdir": "runs", "net_g": "netG.pth", "net_d": "netD.pth", "plan": "plan.json", "data_root": "root"}
+    config = tiny(source=f"npz:{tmp_path / 'data.npz'}", steps=3, **{key: kind(tmp_path / name)
+                                                                    for key, name in given.items()})
+    assert config == Config.from_flat(config.flat()) and RunConfig(outdir=kind(tmp_path)).outdir == str(tmp_path)
+    folder = Trainer(config).fit()
+    assert runs.newest(kind(tmp_path / "runs")) == folder and runs.read_options(kind(folder)) == runs.absolute(config)
+    assert Trainer.resume(kind(folder), config.replace(steps=4)).fit() == folder
+    found = evaluate.evaluate(kind(folder), "score", images=100)
+    assert evaluate.measured(kind(folder)) == [json.loads(json.dumps(found))]
+    assert checkpoint.read(kind(folder / "checkpoints" / "step000004.pt")).keys() == final_state(kind(folder)).keys()
+
+    source = Pretrained.load(kind(folder))
+    (tmp_path / "saved").mkdir()
+    source.save(kind(tmp_path / "saved"))
+    exported.export(source, "safetensors", kind(tmp_path / "out"), facts=trained.facts(kind(folder)))
+    assert exported.is_export(kind(tmp_path / "out")) and not exported.is_export(kind(folder))
+    z = source.noise.from_seeds([0])
+    for again in (Pretrained.load(kind(tmp_path / "saved")), exported.load(kind(tmp_path / "out"))):
+        torch.testing.assert_close(again.draw(z), source.draw(z), rtol=1e-4, atol=1e-5)
+    discriminator = trained.discriminator(kind(folder))
+    weights.put(discriminator, netD, kind(tmp_path / "netD.pth"))
+    assert weights.read(kind(tmp_path / "netG.pth")).keys() == netG.state_dict().keys()
+
+    assert report.is_run(kind(folder)) and report.write(kind(folder)) == folder / "report.html"
+    assert report.write(kind(folder), kind(tmp_path / "page.html")) == tmp_path / "page.html"
+    images = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    pictures.save(pictures.grid(images), kind(tmp_path / "a.png"))
+    pictures.animation(images, kind(tmp_path / "a.gif"))
+    pictures.scatter(kind(tmp_path / "b.png"), cloud=torch.zeros(2, 2))
+    pictures.loss_curves([{"step": 1, "loss_d": 1.0}], kind(tmp_path / "c.png"))
+    assert all((tmp_path / name).is_file() for name in ("a.png", "a.gif", "b.png", "c.png"))
+
+
+def train_with_another_default(tiny, **values: Any) -> Path:
+    torch.set_default_dtype(torch.float64)
+    try:
+        return Trainer(tiny(**values)).fit()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("values", [{"cond": True, "flip": True, "metrics": "score", "metrics_images": 100},
+                                    {"preset": "d2l-gan-gaussian", "source": "gaussian"}], ids=["digits", "gaussian"])
+def test_a_run_is_in_float32_whatever_the_default_dtype_is(tiny, values):
+    states = [final_state(make(tiny, **values)) for make in (
+        lambda tiny, **values: Trainer(tiny(**values)).fit(), train_with_another_default)]
+    for state in states:
+        assert {t.dtype for t in state["step"]["generator"].values() if t.is_floating_point()} == {torch.float32}
+    assert states[0]["fingerprint"] == states[1]["fingerprint"]
 
 
 def test_no_run_to_resume(tmp_path):

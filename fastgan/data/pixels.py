@@ -101,7 +101,7 @@ def to_model_range(batch: Tensor, *, flip: bool, unit_range: bool, dtype: torch.
     if batch.is_floating_point():
         return batch.to(dtype)
     if flip:
-        mirrored = part.take(torch.rand(len(batch) * part.of, device=batch.device)) < 0.5
+        mirrored = part.take(torch.rand(len(batch) * part.of, dtype=torch.float32, device=batch.device)) < 0.5
         batch = torch.where(mirrored[:, None, None, None], batch.flip(-1), batch)
     # half precisions cannot subtract 1 without losing the grey levels near 0: scale in float32, then round once
     images = batch.to(torch.promote_types(dtype, torch.float32), memory_format=torch.channels_last)

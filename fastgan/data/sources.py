@@ -55,7 +55,7 @@ def _open(config: DataConfig, seed: int) -> Dataset:
         raise FastganError(f"{option('source')} {config.source}: unknown; {nearest(kind, [*NAMED, *LOCAL.values()])}")
     if kind in UNDIVIDED and config.split == "test":
         raise FastganError(f"--split test: {config.source} is not divided; expected train or all")
-    path = Path(argument).expanduser()
+    path = Path(argument).expanduser().absolute()  # so that an error names the place where the data was looked for
     match kind:
         case "idx":
             return _open_arrays(read_idx_folder(path, config.split), printable(path.resolve().name), config)
@@ -144,8 +144,8 @@ def _read_digits() -> Part:
 
 def _open_gaussian(config: DataConfig, seed: int) -> MemoryDataset:
     """1000 points X A + b with X ~ N(0, 1): float32 (1000, 2), Dive into Deep Learning 17.1."""
-    x = torch.randn(1000, 2, generator=torch.Generator().manual_seed(seed))
-    points = x @ torch.tensor([[1.0, 2.0], [-0.1, 0.5]]) + torch.tensor([1.0, 2.0])
+    x = torch.randn(1000, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+    points = x @ x.new_tensor([[1.0, 2.0], [-0.1, 0.5]]) + x.new_tensor([1.0, 2.0])
     return MemoryDataset(name="gaussian", data=_after_holdout(points, config).clone())
 
 
@@ -172,7 +172,7 @@ def _fetch(kind: str, config: DataConfig, **part: Any) -> Any:
     except Exception as error:  # one that was built for another torch raises anything
         raise FastganError(f"{option('source')} {kind}: torchvision cannot be imported ({first_line(error)}); expected "
                            "it installed: pip install torchvision") from error
-    root = Path(config.data_root).expanduser()
+    root = Path(config.data_root).expanduser().absolute()
     try:
         return getattr(datasets, TORCHVISION[kind])(root, download=True, **part)
     # from the network, torchvision and its helpers raise nearly anything

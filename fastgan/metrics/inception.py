@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fastgan.data.pixels import to_channels
 from fastgan.errors import FastganError, first_line
+from fastgan.files import StrPath
 from fastgan.metrics.kept import kept
 from fastgan.metrics.reals import Reals
 from fastgan.models.weights import why_not
@@ -30,7 +31,7 @@ MOST_REALS, MOST_OF_KID = 50_000, 10_000  # whose statistics are taken; whose fe
 class Inception:
     """`names` among fid, kid and is, with torch-fidelity's weights from a file; raises `FastganError` without one."""
 
-    def __init__(self, names: list[str], weights: str | None, device: torch.device) -> None:
+    def __init__(self, names: list[str], weights: StrPath | None, device: torch.device) -> None:
         try:
             from torch_fidelity import registry, utils
         except ImportError as error:
@@ -49,7 +50,7 @@ class Inception:
         except Exception as error:  # whatever a foreign file, or its unpickler, raises
             raise FastganError(f"{self.weights} does not hold InceptionV3's weights as torch-fidelity has them "
                                f"({why_not(error)}); expected the file from {_address()}") from error
-        self.network = network.to(device)
+        self.network = network.to(device, torch.float32)
 
     def learn(self, reals: Reals) -> None:
         self.real: dict[str, Tensor] = {}
@@ -106,7 +107,7 @@ class Inception:
                 f"expected {dimensions} images or more of both, or kid"] * bool(few)
 
 
-def find_weights(names: list[str], given: str | None) -> Path:
+def find_weights(names: list[str], given: StrPath | None) -> Path:
     """The file of InceptionV3's weights: the one that was named, or where torch.hub would have put it."""
     place = Path(torch.hub.get_dir(), "checkpoints", Path(_address()).name)
     path = place if given is None else Path(given).expanduser()

@@ -45,7 +45,7 @@ class Judge:
         self.device, self.classes = device, len(dataset.classes)
         self.share = torch.bincount(dataset.labels, minlength=self.classes) / len(dataset)
         self.size = _within((height, width), SIDE)
-        self.network = _network(channels, self.size, self.classes).to(device)
+        self.network = _network(channels, self.size, self.classes).to(device, torch.float32)
 
     def learn(self, reals: Reals) -> None:
         channels, small = reals.dataset.shape[0], _within(self.size, SMALL_SIDE)
@@ -100,7 +100,7 @@ class Judge:
         """(classes,): mean distance of features from their mean, in each class as it is judged; 0 in an empty one."""
         judged = seen["probabilities"].argmax(1)
         members = [seen["features"][judged == c] for c in range(self.classes)]
-        return torch.stack([(f - f.mean(0)).norm(dim=1).mean() if len(f) else torch.zeros(()) for f in members])
+        return torch.stack([(f - f.mean(0)).norm(dim=1).mean() if len(f) else f.new_zeros(()) for f in members])
 
     def _distance(self, seen: dict[str, Tensor]) -> float:
         """Median of the distances to the nearest image that was learnt."""

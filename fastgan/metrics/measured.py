@@ -18,6 +18,7 @@ from tqdm import tqdm
 from fastgan.config import DataConfig, metric_names
 from fastgan.data import Dataset, to_uint8
 from fastgan.errors import FastganError
+from fastgan.files import StrPath
 from fastgan.metrics.inception import Inception
 from fastgan.metrics.judge import Judge
 from fastgan.metrics.reals import AT_ONCE, Reals
@@ -51,7 +52,7 @@ class Metrics:
     Raises `FastganError` where one of them cannot be computed, before anything long has begun.
     """
 
-    def __init__(self, names: str, dataset: Dataset, config: DataConfig, *, images: int, weights: str | None,
+    def __init__(self, names: str, dataset: Dataset, config: DataConfig, *, images: int, weights: StrPath | None,
                  device: torch.device) -> None:
         wanted = metric_names(names)
         if len(dataset.shape) == 1:

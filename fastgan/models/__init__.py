@@ -20,10 +20,15 @@ _SHAPES: dict[str, tuple[int, ...]] = {"oreilly": (1, 28, 28), "tf": (1, 28, 28)
 
 
 def build(config: ModelConfig, shape: tuple[int, ...], num_classes: int = 0) -> tuple[nn.Module, nn.Module]:
-    """Generator and discriminator for data of `shape` ((C, H, W), or (2,) for points), freshly initialised.
+    """Generator and discriminator for data of `shape` ((C, H, W), or (2,) for points), freshly initialised, in float32.
 
     Raises `FastganError` for a shape that the architecture cannot make.
     """
+    generator, discriminator = _build(config, shape, num_classes)
+    return generator.float(), discriminator.float()
+
+
+def _build(config: ModelConfig, shape: tuple[int, ...], num_classes: int) -> tuple[nn.Module, nn.Module]:
     name, bn = config.architecture, {"bn_eps": config.bn_eps, "bn_momentum": config.bn_momentum}
     check_shape(name, shape)
     if num_classes and name != "dcgan":

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastgan import typed
 from fastgan.config import ModelConfig, check_types
 from fastgan.errors import FastganError, first_line
-from fastgan.files import read_json, replacing
+from fastgan.files import StrPath, read_json, replacing
 from fastgan.models import build, example
 from fastgan.models.sampling import Noise, draw
 from fastgan.models.weights import unwrapped
@@ -44,22 +44,23 @@ class Pretrained:
         """Labels (count,) that go through the classes again and again; None for an unconditional generator."""
         return torch.arange(count) % len(self.classes) if self.classes else None
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: StrPath) -> None:
         """Write both files into `folder`, each atomically."""
         state = unwrapped(self.generator.state_dict())
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         config = {"architecture": type(self.generator).__name__, "model": vars(self.model), "shape": list(self.shape),
                   "classes": self.classes, "unit_range": self.unit_range}
         for name, content in ((WEIGHTS, safetensors.torch.save(weights)), (CONFIG, _json(config))):
-            with replacing(folder / name) as stream:
+            with replacing(Path(folder, name)) as stream:
                 stream.write(content)
 
     @classmethod
-    def load(cls, folder: Path) -> Pretrained:
+    def load(cls, folder: StrPath) -> Pretrained:
         """The generator that `save` wrote into `folder`, or of a file like netG.pth of PyTorch's DCGAN example.
 
         Raises `FastganError` where files are missing or do not fit.
         """
+        folder = Path(folder)
         if folder.is_file():
             return cls(*example.read_generator(folder), [], False)
         if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():

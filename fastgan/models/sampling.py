@@ -37,7 +37,7 @@ class Noise:
         Along the sphere for normal noise, whose mass lies near a shell that a straight line would leave; straight for
         uniform noise.
         """
-        t = torch.linspace(0, 1, count)[:, None]
+        t = torch.linspace(0, 1, count, dtype=start.dtype)[:, None]
         if self.kind == "uniform":
             return torch.lerp(start, end, t)
         a, b = start - self.mean, end - self.mean

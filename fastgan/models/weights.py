@@ -12,18 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.errors import FastganError, first_line
+from fastgan.files import StrPath
 
 _WRAPPERS = {"module", "_orig_mod"}  # attributes in which DataParallel and torch.compile keep a network
 _WRITTEN_BY = "expected what torch.save(netG.state_dict(), PATH) writes"
 
 
-def read(path: Path) -> dict[str, Tensor]:
+def read(path: StrPath) -> dict[str, Tensor]:
     """The state_dict in `path`, of safetensors or of torch.save, onto the CPU, under the names of `unwrapped`.
 
     Raises `FastganError` when it is missing, damaged, or holds anything but tensors by name. Code in it is never run.
     """
     try:
-        if path.suffix == ".safetensors":
+        if Path(path).suffix == ".safetensors":
             return unwrapped(safetensors.torch.load_file(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # foreign or damaged files fail in many ways
@@ -45,7 +46,7 @@ def unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {new: state[name] for new, name in names.items()} if len(names) == len(state) else dict(state)
 
 
-def put(state: dict[str, Tensor], network: nn.Module, path: Path) -> None:
+def put(state: dict[str, Tensor], network: nn.Module, path: StrPath) -> None:
     """Load `state`, which was read from `path`, into `network`; onto the CPU when that lies on the meta device.
 
     Raises `FastganError` that names the first entry which the network has otherwise.

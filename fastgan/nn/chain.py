@@ -88,8 +88,10 @@ def _in_parts(function: Any, input: Any, groups: int) -> Any:
 
 
 class _Block(Chain):
-    """Has its convolution's weight and bias as attributes too, though they are registered in the convolution alone:
-    DCGAN's `weights_init` expects them of every module with "Conv" in the name of its class."""
+    """A chain with `weight` and `bias`, those of its convolution, in which alone they are registered.
+
+    An initialiser such as DCGAN's `weights_init` expects them where it finds "Conv" in the name of a class.
+    """
 
     @property
     def weight(self) -> Tensor:

@@ -8,6 +8,7 @@ keep their class and code but run the traced sequence. No layer is copied, moved
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import MethodType
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from fastgan.ops import engines
 from fastgan.ops.arguments import check_impl
 
 _LAYERS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def convert(model: nn.Module, impl: str = "auto") -> nn.Module:
@@ -41,7 +43,7 @@ def convert(model: nn.Module, impl: str = "auto") -> nn.Module:
     check_impl(impl)
     _check_model(model)
     report: list[str] = []
-    root = _Conversion(impl, report).of(model, "")
+    root = _Conversion(impl, report, dict(_held(model))).of(model, "")
     root = _container(root) if root is model else root
     root.__dict__["fastgan_report"] = report
     return root
@@ -118,12 +120,17 @@ class _Reversion(_Rebuild):
 
 
 class _Conversion(_Rebuild):
-    def __init__(self, impl: str, report: list[str]) -> None:
+    def __init__(self, impl: str, report: list[str], held: dict[int, str]) -> None:
         super().__init__()
-        self.impl, self.report = impl, report
+        self.impl, self.report, self.held = impl, report, held
         self.told: set[int] = set()
 
     def make(self, module: nn.Module, name: str) -> nn.Module:
+        holder = next((self.held[id(part)] for part in _run_by(module) if id(part) in self.held), "")
+        if holder and not isinstance(module, _LAYERS) and not _is_chain(module):
+            for key, layer in module.named_modules():
+                self.leave(_join(name, key), layer, f"it is also in {holder}, which conversion does not reach")
+            return module
         if type(module) is nn.Sequential or _is_chain(module):
             return self.chain(module, name)  # type: ignore[arg-type]
         if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
@@ -188,6 +195,40 @@ class _Conversion(_Rebuild):
         if isinstance(layer, _LAYERS) and id(layer) not in self.told:
             self.told.add(id(layer))
             self.report.append(f"{label}: left as it is, {why_not(layer) or reason}")
+
+
+def _held(model: nn.Module) -> Iterator[tuple[int, str]]:
+    """The modules, by id, that a module of `model` holds in lists and the like among its attributes, and in which."""
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if key not in _OF_EVERY_MODULE:
+                for held in _modules_in(value):
+                    yield id(held), f"{_join(name, key)}, a {type(value).__name__}"
+
+
+def _modules_in(value: Any) -> Iterator[nn.Module]:
+    seen, rest = set[int](), [value]
+    while rest:
+        part = rest.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, nn.Module):
+            yield part
+        elif isinstance(part, (list, tuple, set, frozenset)):
+            rest += part
+        elif isinstance(part, dict):
+            rest += [*part, *part.values()]
+        elif isinstance(part, MethodType):
+            rest.append(part.__self__)
+
+
+def _run_by(module: nn.Module) -> Iterator[nn.Module]:
+    """`module` and, of a sequence, what a chain in its place would run by itself."""
+    yield module
+    for child in module._modules.values() if isinstance(module, nn.Sequential) else ():
+        if child is not None and (opens(child, module) or not child._modules):
+            yield from _run_by(child)
 
 
 def _is_chain(module: nn.Module) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 from fastgan import pictures, presets
 from fastgan.errors import FastganError, first_line
-from fastgan.files import replacing
+from fastgan.files import StrPath, replacing
 from fastgan.report import curves, found, page
 from fastgan.train import lock, planned
 from fastgan.train.runs import OPTIONS
@@ -27,17 +27,18 @@ LOG, CERTIFICATE, METRICS = "stats.jsonl", "certificate.json", "metrics.json"
 WALK_SEEDS, WALK_FRAMES, WALK_SIDE = (0, 1, 2, 3), 8, 1056  # the side in pixels, at most
 
 
-def is_run(folder: Path) -> bool:
+def is_run(folder: StrPath) -> bool:
     """Does any of what a run writes lie there?"""
+    folder = Path(folder)
     return (folder / OPTIONS).exists() or (folder / LOG).exists() or bool(found.fakes(folder))
 
 
-def write(folder: Path, out: Path | None = None) -> Path:
+def write(folder: StrPath, out: StrPath | None = None) -> Path:
     """The page of the run in `folder`, to `out` or report.html there. Raises `FastganError` where none lies there, or
     where the page cannot be written."""
     if not is_run(folder):
         raise FastganError(f"{folder} is no run folder: expected {OPTIONS}, {LOG} or pictures of fakes in it")
-    out = out or folder / NAME
+    out, folder = Path(out or Path(folder, NAME)), Path(folder)
     with replacing(out) as stream:
         stream.write(_Report(folder).page().encode(errors="backslashreplace"))
     return out

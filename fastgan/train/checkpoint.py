@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fastgan.errors import FastganError, first_line
-from fastgan.files import replacing
+from fastgan.files import StrPath, replacing
 
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
@@ -36,11 +36,12 @@ def write(path: Path, state: dict[str, Any]) -> None:
         stream.write(content.getbuffer())
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: StrPath) -> dict[str, Any]:
     """The state in `path`, onto the CPU. Raises `FastganError` when it is missing, damaged or holds code.
 
     torch's reader does not compare the checksums that its archive carries; a flipped bit would pass unseen.
     """
+    path = Path(path)
     try:
         with zipfile.ZipFile(path) as archive:
             declared = sum(member.file_size for member in archive.infolist())
@@ -56,7 +57,7 @@ def read(path: Path) -> dict[str, Any]:
     raise FastganError(f"cannot read checkpoint {path}: {reason}")
 
 
-def read_newest(folder: Path) -> tuple[dict[str, Any], Path, list[str]]:
+def read_newest(folder: StrPath) -> tuple[dict[str, Any], Path, list[str]]:
     """The newest readable checkpoint: (state, path, what was wrong with the newer ones).
 
     Raises `FastganError` when there is none.
@@ -70,14 +71,14 @@ def read_newest(folder: Path) -> tuple[dict[str, Any], Path, list[str]]:
     raise FastganError("; ".join(problems) or f"no checkpoint in {folder}: expected files such as step000500.pt")
 
 
-def newest_step(folder: Path) -> int | None:
+def newest_step(folder: StrPath) -> int | None:
     """The step of the newest checkpoint, unread; None when there is none."""
     return next(map(_step, newest_first(folder)), None)
 
 
-def newest_first(folder: Path) -> list[Path]:
+def newest_first(folder: StrPath) -> list[Path]:
     """The checkpoints in a folder, by step, as numbers: step999999 comes before step1000000."""
-    found = [path for path in folder.glob("step*.pt") if re.fullmatch(r"step\d+\.pt", path.name)]
+    found = [path for path in Path(folder).glob("step*.pt") if re.fullmatch(r"step\d+\.pt", path.name)]
     return sorted(found, key=_step, reverse=True)
 
 

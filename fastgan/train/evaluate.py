@@ -11,7 +11,7 @@ from typing import Any
 from fastgan import __version__
 from fastgan.data import open_dataset
 from fastgan.errors import FastganError
-from fastgan.files import read_json, replacing
+from fastgan.files import StrPath, read_json, replacing
 from fastgan.models.pretrained import Pretrained
 from fastgan.train import checkpoint, runs
 from fastgan.train.host import pick_device, say
@@ -30,7 +30,7 @@ MEANINGS = {
 }
 
 
-def evaluate(folder: Path, metrics: str = "", *, images: int = 2000, weights: str | None = None,
+def evaluate(folder: StrPath, metrics: str = "", *, images: int = 2000, weights: StrPath | None = None,
              device: str = "auto") -> dict[str, Any]:
     """{"step", "date", "data", "images", "metrics", "fakes", "reals", "version"}, "step" None where no checkpoint lies.
 
@@ -40,6 +40,7 @@ def evaluate(folder: Path, metrics: str = "", *, images: int = 2000, weights: st
     """
     if images < 100:
         raise FastganError(f"--images {images}: expected 100 or more; of fewer, no measure says anything")
+    folder = Path(folder)
     config, source, place = runs.read_options(folder), Pretrained.load(folder), pick_device(device)
     if len(source.shape) == 1:
         raise FastganError(f"{folder} makes points, and all metrics are of images; expected a run that makes images")
@@ -72,11 +73,11 @@ def _size(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def measured(folder: Path, anew: Collection[str] = ()) -> list[dict[str, Any]]:
+def measured(folder: StrPath, anew: Collection[str] = ()) -> list[dict[str, Any]]:
     """What metrics.json of a run holds, as `evaluate` returned it, without metrics of these names; [] of none that can
     be read."""
     try:
-        told = read_json(folder / FILE)
+        told = read_json(Path(folder, FILE))
         found = told.get("measured", [told])  # one measurement, as it was written before there were several
         kept = [one | {who: {name: value for name, value in one[who].items() if name not in anew}
                        for who in ("fakes", "reals")} for one in found]

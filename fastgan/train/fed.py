@@ -21,7 +21,7 @@ class FedStep:
         self.feed, self.step, self.conditional = feed, step, conditional
         self.size = 0  # of the batch that was prepared
         for size in sizes:
-            images = torch.empty(size, *shape, device=step.device)
+            images = torch.empty(size, *shape, dtype=torch.float32, device=step.device)
             step.allocate(images, torch.zeros(size, dtype=torch.long, device=step.device) if conditional else None)
 
     def allocate(self) -> None:

@@ -26,7 +26,7 @@ from fastgan.data import Dataset, Loader, make_feed, open_dataset, to_uint8
 from fastgan.data.loader import lost_worker
 from fastgan.data.part import Part
 from fastgan.errors import FastganError, first_line
-from fastgan.files import reason, remove_leftovers
+from fastgan.files import StrPath, reason, remove_leftovers
 from fastgan.metrics import Metrics
 from fastgan.models import build, weights
 from fastgan.models.pretrained import Pretrained
@@ -57,7 +57,7 @@ class Trainer:
     """
 
     def __init__(self, config: Config, lock: Lock | None = None) -> None:
-        self.config = config.validate()
+        self.config = config = runs.absolute(config.validate())
         self.world = distributed.world()
         part = Part(self.world.rank, self.world.size)
         _check_parts(config, part.of)
@@ -80,7 +80,7 @@ class Trainer:
         if lock is None or not checkpoint.newest_first(lock.folder / "checkpoints"):  # which has what became of them
             for network, given in zip(networks, (config.train.net_g, config.train.net_d), strict=True):
                 if given is not None:
-                    weights.put(weights.read(Path(given)), network, Path(given))
+                    weights.put(weights.read(Path(given).expanduser()), network, Path(given))
         generator, discriminator = (
             use(network, config.run.impl).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             for network in networks)
@@ -120,12 +120,13 @@ class Trainer:
         return cls.resume(folder, config)
 
     @classmethod
-    def resume(cls, folder: Path, config: Config | None = None) -> Trainer:
+    def resume(cls, folder: StrPath, config: Config | None = None) -> Trainer:
         """The run in `folder` where its newest readable checkpoint left it; `config` may prolong it.
 
         One that was stopped before its first checkpoint begins again. Raises `FastganError` where another process
         trains in the folder, and with a difference per key for options that would change what is computed.
         """
+        folder = Path(folder)
         before = runs.read_options(folder)
         runs.check_resume(folder, before, config or before)
         lock = _locked(folder)

@@ -27,7 +27,7 @@ def pinned(run: RunConfig, device: torch.device) -> Plan | None:
         return None
     if run.impl != "auto":
         raise FastganError(f"--plan {run.plan} with --impl {run.impl}: expected --impl auto, which follows a plan")
-    return stored.read(Path(run.plan), device)[0]
+    return stored.read(Path(run.plan).expanduser(), device)[0]
 
 
 def decide(run: RunConfig, pinned: Plan | None, step: GANStep, folder: Path, batch: tuple[Tensor, ...]) -> Plan | None:
@@ -78,7 +78,7 @@ def like_a_batch(size: int, shape: tuple[int, ...], conditional: bool, device: t
     """Noise in the shape of images (size, C, H, W), channels_last, or points, and labels (size,) for networks that take
     them."""
     generator = torch.Generator(device).manual_seed(0)
-    real = torch.rand(size, *shape, generator=generator, device=device) * 2 - 1
+    real = torch.rand(size, *shape, generator=generator, dtype=torch.float32, device=device) * 2 - 1
     real = real.contiguous(memory_format=torch.channels_last) if real.dim() == 4 else real
     return (real, torch.zeros(size, dtype=torch.long, device=device)) if conditional else (real,)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastgan.config import Config
 from fastgan.errors import FastganError, one_line
-from fastgan.files import read_json, reason, replacing
+from fastgan.files import StrPath, read_json, reason, replacing
 
 OPTIONS = "training_options.json"
 LAUNCH = "launch"  # of which launch of several processes a run is, for restarts
@@ -22,6 +22,20 @@ LAUNCH = "launch"  # of which launch of several processes a run is, for restarts
 MAY_CHANGE = {"outdir", "data_root", "cache_gb", "workers", "strict", "epochs", "steps", "device", "precision", "impl",
               "plan", "graph", "gpu_data_gb", "snap", "log_every", "keep", "tensorboard", "source", "metrics",
               "metrics_images", "metrics_weights"}
+
+
+def absolute(config: Config) -> Config:
+    """`config` with paths that name the same files in every working directory; one that begins with ~ does already."""
+    kind, _, place = config.data.source.partition(":")
+    run, train = config.run, config.train
+    paths = {"data_root": config.data.data_root, "net_g": train.net_g, "net_d": train.net_d,
+             "metrics_weights": run.metrics_weights, "plan": None if run.plan in ("auto", "default") else run.plan}
+    return config.replace(**{key: _absolute(path) for key, path in paths.items() if path is not None},
+                          source=f"{kind}:{_absolute(place)}" if place else config.data.source)
+
+
+def _absolute(path: str) -> str:
+    return path if path.startswith("~") else str(Path(path).absolute())
 
 
 def create(outdir: Path, config: Config) -> Path:
@@ -77,9 +91,9 @@ def of_launch(outdir: Path, names: list[str]) -> Path | None:
     return None
 
 
-def newest(outdir: Path) -> Path:
+def newest(outdir: StrPath) -> Path:
     """The run with the highest number, or `FastganError`."""
-    runs = [path.parent for path in outdir.glob(f"[0-9]*/{OPTIONS}")]  # not what a kill left half made
+    runs = [path.parent for path in Path(outdir).glob(f"[0-9]*/{OPTIONS}")]  # not what a kill left half made
     if not runs:
         raise FastganError(f"no run in {outdir}: expected folders such as 00000-digits; give one, or train first")
     return max(runs, key=_number)
@@ -97,31 +111,31 @@ def write_options(folder: Path, config: Config, resolved: dict[str, Any]) -> Non
         stream.write((json.dumps({"config": config.flat(), "resolved": resolved}, indent=2) + "\n").encode())
 
 
-def read_options(folder: Path) -> Config:
+def read_options(folder: StrPath) -> Config:
     """The configuration of a run. Raises `FastganError` when `folder` holds none that can be."""
     told = _read(folder)
     try:
         return Config.from_flat(told["config"]).validate()
     except FastganError as error:
-        raise FastganError(f"{folder / OPTIONS}: {error}") from error
+        raise FastganError(f"{Path(folder, OPTIONS)}: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise _no_run(folder, error) from error
 
 
-def read_resolved(folder: Path) -> dict[str, Any]:
+def read_resolved(folder: StrPath) -> dict[str, Any]:
     """What a run found out when it last started; {} where it was stopped before. Raises `FastganError`."""
     found = _read(folder).get("resolved")
     return found if isinstance(found, dict) else {}
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read(folder: StrPath) -> dict[str, Any]:
     try:
-        return dict(read_json(folder / OPTIONS))
+        return dict(read_json(Path(folder, OPTIONS)))
     except (OSError, ValueError, TypeError) as error:
         raise _no_run(folder, error) from error
 
 
-def _no_run(folder: Path, error: Exception) -> FastganError:
+def _no_run(folder: StrPath, error: Exception) -> FastganError:
     why = reason(error) if isinstance(error, OSError) else one_line(error)
     return FastganError(f"{folder} is no run folder: cannot read {OPTIONS} ({why})")
 
@@ -129,7 +143,7 @@ def _no_run(folder: Path, error: Exception) -> FastganError:
 def check_resume(folder: Path, before: Config, now: Config) -> None:
     """`FastganError` that shows, per key, what a resumed run must not change, or that nothing can be written there."""
     _check_text(folder)
-    old, new = before.flat(), now.flat()
+    old, new = absolute(before).flat(), absolute(now).flat()
     may = MAY_CHANGE if before.train.lr_schedule == "constant" else MAY_CHANGE - {"epochs", "steps"}
     changed = [f"{key} {old[key]} -> {new[key]}" for key in old if old[key] != new[key] and key not in may]
     if changed:

@@ -8,12 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from fastgan.errors import FastganError
+from fastgan.files import StrPath
 from fastgan.train import checkpoint, evaluate, runs
 from fastgan.train.host import say
 
 
-def facts(folder: Path) -> dict[str, Any]:
+def facts(folder: StrPath) -> dict[str, Any]:
     """training_options.json, "steps", those that were done, and "measured", as in metrics.json; {} without options."""
+    folder = Path(folder)
     if not (folder / runs.OPTIONS).is_file():
         return {}
     config = runs.read_options(folder).flat()  # with the defaults of options that are younger than the run
@@ -21,14 +23,15 @@ def facts(folder: Path) -> dict[str, Any]:
             "steps": checkpoint.newest_step(folder / "checkpoints"), "measured": evaluate.measured(folder)}
 
 
-def discriminator(folder: Path) -> dict[str, Tensor] | None:
+def discriminator(folder: StrPath) -> dict[str, Tensor] | None:
     """The state_dict in the newest readable checkpoint; None where the folder has none.
 
     Raises `FastganError` for one that is none of fastgan's.
     """
-    if checkpoint.newest_step(folder / "checkpoints") is None:
+    checkpoints = Path(folder, "checkpoints")
+    if checkpoint.newest_step(checkpoints) is None:
         return None
-    state, path, problems = checkpoint.read_newest(folder / "checkpoints")
+    state, path, problems = checkpoint.read_newest(checkpoints)
     for problem in problems:
         say(f"{problem}; taking the discriminator of {path.name}")
     try:

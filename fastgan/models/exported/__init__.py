@@ -13,7 +13,7 @@ from torch import Tensor
 from fastgan import __version__
 from fastgan.config import nearest
 from fastgan.errors import FastganError
-from fastgan.files import reason, replacing
+from fastgan.files import StrPath, reason, replacing
 from fastgan.models.exported import card, example
 from fastgan.models.exported.forms import FORMS
 from fastgan.models.exported.loaded import is_export, load
@@ -29,7 +29,7 @@ _EXTRAS = {"export": ("onnx", "onnxscript", "onnxruntime"), "hub": ("huggingface
 _SEEDS = range(16)  # of the images that are compared
 
 
-def export(source: Pretrained, form: str, out: Path, *, facts: dict[str, Any] | None = None,
+def export(source: Pretrained, form: str, out: StrPath, *, facts: dict[str, Any] | None = None,
            discriminator: dict[str, Tensor] | None = None) -> list[str]:
     """Write `source` into the folder `out`, made if it is not there, once what is written makes the same images.
 
@@ -53,7 +53,7 @@ def export(source: Pretrained, form: str, out: Path, *, facts: dict[str, Any] | 
         files = {CONFIG: _config(source, form, generator), **FORMS[form].write(generator)}
         _compare(source, form, files)
     files[_CARD] = card.write(source, form, facts or {}, list(files)).encode(errors="backslashreplace")
-    _write(out, files)
+    _write(Path(out), files)
     return list(files)
 
 

@@ -13,7 +13,8 @@ from fastgan.models.pretrained import Pretrained
 _COUNT = 16  # images that the code in the card draws
 _NEEDS = {"safetensors": "torch and safetensors", "torch.export": "torch", "onnx": "numpy and onnxruntime",
           "pytorch-example": "PyTorch's DCGAN example, `dcgan/main.py` of pytorch/examples"}
-_PRIVATE = {"outdir", "data_root", "net_g", "net_d", "plan"}  # paths on the machine where it was trained
+# paths on the machine where it was trained
+_PRIVATE = {"outdir", "data_root", "net_g", "net_d", "plan", "metrics_weights"}
 
 
 def write(source: Pretrained, form: str, facts: dict[str, Any], files: list[str]) -> str:

@@ -76,7 +76,7 @@ def _draw_onnx(files: Files, inputs: Inputs) -> Tensor:
 
 def _example(generator: PlainGenerator) -> Inputs:
     """Inputs by which a program is traced; of 2 images, since 1 would be taken for a size that never changes."""
-    z = torch.zeros(2, generator.nz)
+    z = torch.zeros(2, generator.nz, dtype=torch.float32)
     return (z,) if generator.embedding is None else (z, torch.zeros(2, dtype=torch.int64))
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from fastgan.errors import FastganError, first_line
+from fastgan.files import StrPath
 
 
-def push(repository: str, folder: Path, files: list[str]) -> str:
+def push(repository: str, folder: StrPath, files: list[str]) -> str:
     """Upload these files of `folder` to a model repository, made if it is not there; returns the commit's address.
 
     Raises `FastganError` when nobody is logged in, the name cannot be, or the Hub cannot be reached.

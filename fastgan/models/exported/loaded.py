@@ -10,7 +10,7 @@ import torch
 
 from fastgan.config import ModelConfig
 from fastgan.errors import FastganError, first_line
-from fastgan.files import read_json
+from fastgan.files import StrPath, read_json
 from fastgan.models.exported.plain import ARGUMENTS, PlainGenerator
 from fastgan.models.pretrained import CONFIG, MAX_SIDE, Pretrained, check, check_shapes
 
@@ -18,21 +18,21 @@ FORM, WEIGHTS = "safetensors", "model.safetensors"
 _LARGEST = 64 * MAX_SIDE**2  # elements between two layers
 
 
-def is_export(folder: Path) -> bool:
+def is_export(folder: StrPath) -> bool:
     """Whether `export` wrote what is in there."""
     try:
-        return str(read_json(folder / CONFIG)["made_by"]).startswith("fastgan export")
+        return str(read_json(Path(folder, CONFIG))["made_by"]).startswith("fastgan export")
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def load(folder: Path) -> Pretrained:
+def load(folder: StrPath) -> Pretrained:
     """The generator that `export` wrote into `folder` as "safetensors", of eager layers, in evaluation mode.
 
     Raises `FastganError` where files are missing or do not fit. Nothing in them is run.
     """
     try:
-        told: dict[str, Any] = read_json(folder / CONFIG)
+        told: dict[str, Any] = read_json(Path(folder, CONFIG))
         if told["format"] != FORM:
             raise FastganError(f"it is of --format {told['format']}, expected {FORM}")
         noise, shape, classes = told["noise"], tuple(told["shape"]), told["classes"]
@@ -44,7 +44,7 @@ def load(folder: Path) -> Pretrained:
             generator = PlainGenerator(list(map(_layer, told["layers"])), len(classes), model.nz)
             _check_output(generator, shape)
         weights = {name if name.startswith("embedding.") else f"layers.{name}": tensor
-                   for name, tensor in safetensors.torch.load_file(folder / WEIGHTS).items()}
+                   for name, tensor in safetensors.torch.load_file(Path(folder, WEIGHTS)).items()}
         check_shapes(generator, weights, WEIGHTS)
         generator.to_empty(device="cpu").load_state_dict(weights)
         return Pretrained(generator, model, shape, classes, unit_range)
@@ -63,7 +63,7 @@ def _layer(told: Any) -> tuple[str, dict[str, Any]]:
 
 def _check_output(generator: PlainGenerator, shape: tuple[int, ...]) -> None:
     """ValueError unless images of this shape come out, through nothing that is much larger."""
-    x = torch.empty(2, generator.nz * (1 if generator.embedding is None else 2))
+    x = torch.empty(2, generator.nz * (1 if generator.embedding is None else 2), dtype=torch.float32)
     for layer in generator.layers:
         x = layer(x)
         if x.numel() > _LARGEST:

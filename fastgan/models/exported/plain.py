@@ -44,7 +44,7 @@ class PlainGenerator(nn.Module):
         self.described, self.nz = described, nz
         self.layers = nn.Sequential(*(getattr(nn, kind)(**_tuples(arguments)) for kind, arguments in described))
         self.embedding = nn.Embedding(classes, nz) if classes else None
-        self.eval()
+        self.float().eval()
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         if self.embedding is not None:

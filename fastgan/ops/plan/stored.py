@@ -22,7 +22,7 @@ import torch
 import fastgan
 from fastgan import typed
 from fastgan.errors import FastganError, first_line
-from fastgan.files import cache_folder, read_json, replacing
+from fastgan.files import StrPath, cache_folder, read_json, replacing
 from fastgan.ops.layers import ENGINES
 from fastgan.ops.plan import Choice, Plan, Problem, Trial, candidates
 
@@ -109,17 +109,17 @@ def remember(facts: dict[str, str], plan: Plan) -> str:
     return ""
 
 
-def export(path: Path, plan: Plan, facts: dict[str, str]) -> None:
+def export(path: StrPath, plan: Plan, facts: dict[str, str]) -> None:
     """A plan as a file to pin. Raises `FastganError` where it cannot be written."""
     _write(path, {"format": FORMAT, "machine": facts, "engine": plan.engine, "step": plan.step,
                   "problems": _rows(plan.choices)})
 
 
-def read(path: Path, device: torch.device) -> tuple[Plan, dict[str, str]]:
+def read(path: StrPath, device: torch.device) -> tuple[Plan, dict[str, str]]:
     """A plan and the machine on which it was made. Raises `FastganError` for a file that is none, and for a plan that
     names an engine which cannot run on the device."""
     try:
-        found = read_json(path)
+        found = read_json(Path(path))
         if found["format"] != FORMAT:
             raise ValueError("its format is not that of this version")
         plan = Plan(_choices(found["problems"]), engine=found["engine"], step=_seconds(found["step"]))
@@ -159,7 +159,7 @@ def _choices(rows: list[dict[str, Any]]) -> dict[Problem, Choice]:
     return found
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
+def _write(path: StrPath, content: dict[str, Any]) -> None:
     with replacing(path) as stream:
         stream.write((json.dumps(content, indent=1) + "\n").encode())
 
