@@ -1,12 +1,14 @@
-# The whole habit in eleven words: demo, test, check, aot, ptx, gpu, bench, faults, quality, walk, clean. Everything but gpu
-# happens in .venv, beside this file; gpu runs in the PyTorch that is there, and installs nothing.
+# The whole habit in twelve words: demo, test, check, aot, ptx, gpu, rehearse, bench, faults, quality, walk, clean. Everything
+# but gpu and rehearse happens in .venv, beside this file; gpu runs in the PyTorch that is there, and installs nothing.
 PYTHON ?= python3
 PY := .venv/bin/python
 GPU_PYTHON ?= python3
 PTXSIM ?= ../shared/tools/ptxsim
 OUT ?= bench
+GPU_OUT ?= build/gpu
+REHEARSAL ?= build/venv211
 
-.PHONY: help demo test check aot ptx gpu bench faults quality walk clean
+.PHONY: help demo test check aot ptx gpu rehearse bench faults quality walk clean
 
 help:
 	@echo "make demo    train a DCGAN on handwritten digits (a few minutes on two CPU cores)"
@@ -18,7 +20,8 @@ help:
 	@echo "make quality score the demo's digits with a classifier (after make demo)"
 	@echo "make walk    a stranger's walk: own images, own network, kill, resume, export (examples/stranger.sh; minutes)"
 	@echo "make ptx     execute the compiled GPU kernels on the CPU, in a PTX simulator at PTXSIM (PTX=--quick: minutes)"
-	@echo "make gpu     all that a GPU can prove and measure, in ten minutes, with GPU_PYTHON (GPU=--quick: three minutes)"
+	@echo "make gpu     all that a GPU can prove and measure, in eight minutes, with GPU_PYTHON; results go to GPU_OUT"
+	@echo "make rehearse the same without a GPU, in the oldest PyTorch that it may meet (5 GB are fetched; half an hour)"
 	@echo "make clean   remove .venv and caches (runs/ stays)"
 
 demo: .venv/installed
@@ -55,7 +58,12 @@ ptx: .venv/installed-dev
 	env -u TRITON_INTERPRET $(PY) -m proofs.ptx --ptxsim "$(PTXSIM)" $(PTX)
 
 gpu:
-	TRITON_INTERPRET=0 PYTHONPATH=. $(GPU_PYTHON) -m proofs.gpu $(GPU)
+	PYTHONPATH=. $(GPU_PYTHON) -m proofs.gpu --seconds 480 --out "$(GPU_OUT)" $(GPU)
+
+rehearse:
+	test -x "$(REHEARSAL)/bin/python" || sh proofs/gpu/venv.sh "$(REHEARSAL)" $(PYTHON)
+	FASTGAN_STAND_IN=tests.gpu_stand_in PTXSIM="$(PTXSIM)" PYTHONPATH=. \
+		"$(REHEARSAL)/bin/python" -m proofs.gpu --seconds 7200 --out build/rehearsal
 
 clean:
 	rm -rf .venv build *.egg-info fastgan/_c*.so .pytest_cache .mypy_cache .ruff_cache

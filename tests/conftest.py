@@ -7,7 +7,7 @@ import tempfile
 
 # measurements that a test makes are nobody's
 os.environ["FASTGAN_CACHE"] = tempfile.mkdtemp(prefix="fastgan-tests-")
-# read when a kernel is decorated, so before anything imports one; `make gpu` says 0
+# read when a kernel is decorated, so before anything imports one; on a GPU it is set to 0
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from collections.abc import Callable, Iterator

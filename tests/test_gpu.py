@@ -1,4 +1,4 @@
-"""What only a GPU can prove: `make gpu`, or `TRITON_INTERPRET=0 pytest -m gpu`."""
+"""What only a GPU can prove, beside `make gpu`: `TRITON_INTERPRET=0 pytest -m gpu`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def why_not() -> str:
         return "no CUDA device: nothing here was tested"
     from fastgan.ops.triton.launch import INTERPRETED
 
-    return "Triton interprets its kernels in this process: run `make gpu`" if INTERPRETED else ""
+    return "Triton interprets its kernels in this process: set TRITON_INTERPRET=0" if INTERPRETED else ""
 
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(why_not()), reason=why_not())]

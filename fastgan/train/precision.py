@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 
@@ -43,7 +44,7 @@ def products(precision: str) -> Iterator[None]:
     `torch.backends.fp32_precision`, which a user may have set.
     """
     cudnn, tf32 = torch.backends.cudnn, precision == "tf32"
-    kinds = cudnn.conv, cudnn.rnn  # type: ignore[attr-defined]
+    kinds: tuple[Any, ...] = cudnn.conv, cudnn.rnn  # type: ignore[attr-defined]
     before, matmul = [kind.fp32_precision for kind in kinds], torch.get_float32_matmul_precision()
     try:
         cudnn.allow_tf32 = tf32

@@ -6,7 +6,9 @@ not answer afterwards ends the process.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -19,7 +21,7 @@ from proofs.gpu.jobs import LOST, marks
 from proofs.gpu.rows import Row, append
 
 PLACES = {"facts": "prepare", "nvcc": "prepare", "kernels": "prepare", "warm": "prepare", "passes": "correctness",
-          "agree": "correctness", "replays": "correctness", "steps": "speed", "auto": "speed", "gemm": "kernels",
+          "replays": "correctness", "steps": "speed", "auto": "speed", "gemm": "kernels",
           "tiles": "kernels", "profile": "tools", "counters": "tools", "sanitizer": "tools", "once": "tools"}
 
 
@@ -55,7 +57,7 @@ class Worker:
     def each(self, items: Iterable[tuple[str, Callable[[], None]]], **row: str) -> None:
         """Do those that were neither done nor lost by an earlier process. row: engine and such, for those that fail."""
         for item, do in items:
-            if item not in self._last:
+            if self._last.get(item) not in ("end", "bad"):
                 self.attempt(item, do, **row)
 
     def attempt(self, item: str, do: Callable[[], None], **row: str) -> bool:
@@ -83,7 +85,14 @@ class Worker:
             os._exit(LOST)
 
 
+def _die_with_parent() -> None:
+    """Linux: nobody is left to use the device when the command is killed."""
+    with suppress(Exception):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def main() -> None:
+    _die_with_parent()
     kind, part, path, journal, *options = sys.argv[1:]
     if stand_in := os.environ.get("FASTGAN_STAND_IN"):
         import_module(stand_in).install()

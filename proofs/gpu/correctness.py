@@ -8,12 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from proofs.gpu import library
+from proofs.gpu import jobs, library
 from proofs.gpu.child import Worker
-from proofs.gpu.folder import CSV
-from proofs.gpu.rows import read
 
-BATCH = 128
+BATCH = int(jobs.CHECKED)
 STEPS = 10
 
 
@@ -45,9 +43,8 @@ def _examine(worker: Worker, name: str, problem: object, variant: str, precision
     used, worst = given.used(first)
     worker.row(name, "of the allowed error", used, result="ok" if used <= 1 else "wrong", note=worst, **key)
     worker.row(name, "bits", _digest(first), result="fact", **key)
-    apart = sum((_bits(one) != _bits(other)).any().long()
-                for _ in range(library.REPEATS) for one, other in zip(given(engine), first, strict=True))
-    apart = int(apart)
+    apart = int(sum((_bits(one) != _bits(other)).any().long()
+                    for _ in range(library.REPEATS) for one, other in zip(given(engine), first, strict=True)))
     worker.row(name, f"of {library.REPEATS} repeats differ", apart, result="wrong" if apart else "ok", **key)
 
 
@@ -61,17 +58,6 @@ def _digest(outputs: tuple[Tensor, ...]) -> str:
     for x in outputs:
         digest.update(_bits(x).cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def agree(worker: Worker) -> None:
-    """What the variants of Triton's engine computed, beside what the engine did."""
-    bits = {(row.name, row.precision, row.engine): row.value for row in read(worker.out / CSV)
-            if row.part == "passes" and row.quantity == "bits"}
-    for (name, precision, engine), value in bits.items():
-        own = bits.get((name, precision, "triton"))
-        if engine.startswith("triton:") and own is not None:
-            worker.row(name, "same bits as triton", "yes" if value == own else "no", engine=engine,
-                       precision=precision, result="ok" if value == own else "wrong")
 
 
 def replays(worker: Worker) -> None:
@@ -95,8 +81,8 @@ def _replay(worker: Worker, engine: str, precision: str) -> None:
         torch.manual_seed(7)
         for real in reals:
             call(real)
-        if in_graph and call.failure:
-            raise RuntimeError(f"no graph: {call.failure}")
+        if reason := getattr(call, "failure", ""):
+            raise RuntimeError(f"no graph: {reason}")
         states.append([tensor.detach().clone() for tensor in step.state()])
     apart = sum(not torch.equal(_bits(one), _bits(other)) for one, other in zip(*states, strict=True))
     finite = all(bool(torch.isfinite(tensor).all()) for tensor in step.adam_g.tensors() if tensor.is_floating_point())

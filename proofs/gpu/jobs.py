@@ -19,11 +19,13 @@ from typing import NamedTuple
 from proofs.gpu.folder import ROOT
 from proofs.gpu.rows import Row, append
 
+FIRST = 90.0  # seconds until the first item: what is imported comes from a cold disk
 LOST = 33  # exit code of a child that has lost the device, and has said so in a row
 ENGINES = ("reference", "native", "triton")
 PRECISIONS = ("bf16", "fp16", "tf32", "fp32")
 MODES = ("default", "reduce-overhead")
-BATCHES = ("64", "128", "1024")
+BATCHES = ("64", "128", "1024")  # of what is timed
+CHECKED = "128"  # the batch size of what is checked
 
 
 class Job(NamedTuple):
@@ -49,38 +51,38 @@ class Part(NamedTuple):
 
 def plan(only: str | None, cores: int, commit: str = "") -> list[Part]:
     """What is correct comes before what is fast; within each half, what is worth most comes first."""
-    def kernels(*variants: str, **options: str) -> list[Job]:
-        """A compiler for each core; slices of the same list."""
-        return [Job("kernels", {"variant": variant, "slice": f"{number}/{max(1, cores // len(variants))}", **options},
-                    _assembler(variant), 60) for variant in variants
-                for number in range(max(1, cores // len(variants)))]
+    def kernels(variant: str, processes: int, **options: str) -> list[Job]:
+        """Compilers, each of a slice of the same list."""
+        return [Job("kernels", {"variant": variant, "slice": f"{number}/{processes}", **options},
+                    {**_assembler(variant), "OMP_NUM_THREADS": "1"}, patience=60) for number in range(processes)]
 
     def passes(*precisions: str, variants: tuple[str, ...] = (*ENGINES, "triton:ptxas", "triton:stages1")) -> list[Job]:
         return [Job("passes", {"engine": variant, "precisions": " ".join(precisions)}, _assembler(variant))
                 for variant in variants]
 
-    facts = Part("facts", 6, 20, "device, versions, nvcc, both assemblers", [Job("facts", {"commit": commit})])
+    first = [Job("facts", {"commit": commit}), Job("nvcc", patience=150)]
+    some, everything = max(1, cores // 5), " ".join(PRECISIONS)
     correctness = [
-        facts,
-        Part("prepare", 28, 40, f"kernels in {cores} processes, nvcc for the one architecture",
-             [Job("nvcc"), *kernels("triton", "triton:ptxas", "triton:stages1", precisions="bf16", batches="128")]),
-        Part("passes", 30, 60, "each pass of each engine: float64, poison, 200 repeats, both assemblers, one stage",
+        Part("prepare", 34, 45, f"facts; kernels in {cores} processes, nvcc for the one architecture", [
+            *first, *kernels("triton", max(1, cores - 2 * some), precisions=everything, batches=CHECKED),
+            *kernels("triton:ptxas", some, precisions="bf16", batches=CHECKED),
+            *kernels("triton:stages1", some, precisions="bf16", batches=CHECKED)]),
+        Part("passes", 30, 60, "each pass of each engine: float64, poison, 200 repeats, both assemblers",
              passes("bf16")),
-        Part("agree", 2, 8, "the same bits from both assemblers, and with one stage", [Job("agree")]),
         Part("replays", 26, 60, "10 replays are 10 eager steps, bf16 first", [
-            Job("replays", {"engine": engine, "precisions": " ".join(PRECISIONS)}) for engine in ENGINES]),
+            Job("replays", {"engine": engine, "precisions": everything}, patience=60) for engine in ENGINES]),
     ]
-    compiled = [{"mode": mode, "batch": batch} for batch in ("128", "64", "1024") for mode in MODES]
+    compiled = [{"mode": mode, "batch": batch} for batch in BATCHES for mode in MODES]
     speed = [
-        facts,
-        Part("compile", 55, 80, "kernels, nvcc, torch.compile beside",
-             [Job("nvcc"), *kernels("triton", precisions="bf16 fp16 tf32 fp32", batches="128 64 1024", gemms="yes"),
-              *(Job("warm", {**each}, patience=90, deaths=1) for each in compiled)]),
+        Part("compile", 60, 85, "facts; kernels, nvcc, torch.compile beside",
+             [*first, *kernels("triton", cores, precisions=everything, batches=" ".join(BATCHES), gemms="yes"),
+              *(Job("warm", {**each}, {"TORCHINDUCTOR_COMPILE_THREADS": "2"}, patience=90, deaths=1)
+                for each in compiled)]),
         Part("steps", 70, 110, f"whole steps at batch {', '.join(BATCHES)} in turns: textbooks and each engine",
              [Job("steps", {"batches": " ".join(BATCHES)}, deaths=6)]),
         Part("gemm", 15, 30, "raw operands: cuDNN, pointers at 128x128x64, tensor descriptors", [Job("gemm")]),
         Part("auto", 45, 70, "impl auto: tuning, its step as a graph, a run of Trainer",
-             [Job("auto", patience=60)]),
+             [Job("auto", patience=90)]),
         Part("profile", 20, 35, "torch.profiler by kernel, for each engine", [Job("profile")]),
         Part("tiles", 40, 60, "a search of tiles on the GEMMs", [Job("tiles")]),
         Part("compiled", 35, 60, "torch.compile, in turns with the careful textbook",
@@ -89,7 +91,7 @@ def plan(only: str | None, cores: int, commit: str = "") -> list[Part]:
         Part("others", 30, 50, "each pass in fp16, tf32 and fp32", passes(*PRECISIONS[1:], variants=ENGINES)),
         Part("sanitizer", 25, 45, "compute-sanitizer on one small step", [Job("sanitizer", patience=45, deaths=1)]),
     ]
-    return correctness if only == "correctness" else speed if only == "speed" else [*correctness, *speed[1:]]
+    return correctness if only == "correctness" else speed if only == "speed" else [*correctness, *speed]
 
 
 def _assembler(variant: str) -> dict[str, str]:
@@ -103,9 +105,9 @@ def supervise(job: Job, part: str, number: int, path: Path, work: Path, deadline
     command = [sys.executable, "-m", "proofs.gpu.child", job.kind, part, str(path), str(journal),
                *(f"{key}={value}" for key, value in job.options.items())]
     environment = {
-        "TRITON_CACHE_DIR": str(work / "triton"), "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"),
-        "FASTGAN_CACHE": str(work / "cache"), "TRITON_INTERPRET": "0", **os.environ, **job.environment,
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))), "PYTHONUNBUFFERED": "1"}
+        "TRITON_CACHE_DIR": str(work / "triton"), "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"), **os.environ,
+        **job.environment, "FASTGAN_CACHE": str(work / "cache"), "TRITON_INTERPRET": "0",
+        "PYTHONPATH": os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT)))), "PYTHONUNBUFFERED": "1"}
 
     def tell(item: str, result: str, note: str) -> None:
         row = Row(part, item or job.kind, job.options.get("engine", ""), result=result, note=note)
@@ -136,17 +138,18 @@ def supervise(job: Job, part: str, number: int, path: Path, work: Path, deadline
 
 def _wait(process: subprocess.Popen[bytes], journal: Path, deadline: float, patience: float) -> str:
     """Why the process was killed: "late" or "hung"; "" when it ended by itself. Its own children end with it."""
-    begun, seen, why = time.monotonic(), -1.0, ""
+    begun, why, allowed = time.monotonic(), "", max(patience, FIRST)
+    seen = journal.stat().st_mtime_ns if journal.exists() else 0
     try:
         while process.poll() is None and not why:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(0.1)
             with suppress(FileNotFoundError):
                 if journal.stat().st_mtime_ns != seen:
-                    seen, begun = journal.stat().st_mtime_ns, time.monotonic()
+                    seen, begun, allowed = journal.stat().st_mtime_ns, time.monotonic(), patience
             if process.poll() is None and time.monotonic() > deadline:
                 why = "late"
-            elif process.poll() is None and time.monotonic() - begun > patience:
+            elif process.poll() is None and time.monotonic() - begun > allowed:
                 why = "hung"
     finally:
         with suppress(ProcessLookupError):

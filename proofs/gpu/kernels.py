@@ -21,7 +21,7 @@ SLEEP = 3_000_000  # cycles, some 2 ms, for which the device waits so that the h
 NEAR = 1e-2  # relative rms between two results in bfloat16: a wrong tap is far beyond it
 
 
-def tensors(gemm: Gemm) -> tuple[Tensor, Tensor, Tensor]:
+def tensors(gemm: Gemm) -> library.Given:
     """x, weight and the gradient of y, bfloat16, channels_last."""
     generator = torch.Generator().manual_seed(0)
     scales = 1.0, (16 * gemm.x[1]) ** -0.5, 1.0
@@ -53,11 +53,10 @@ def gemm(worker: Worker) -> None:
         for name, one in library.gemms(batch).items():
             given = tensors(one)
             expected = of_library(one, *given)
-            calls = {
-                "library": expected,
-                "pointers": library.pointer_gemm(one.kind, *given, one.transposed, Tile(*library.RAW)),
-                "descriptors": partial(tma.run, one.kind, *given, one.transposed),
-            }
+            calls: dict[str, Callable[[], Tensor]] = {
+                "library": expected, "pointers": library.pointer_gemm(one, given, Tile(*library.RAW))}
+            if library.architecture() >= 90:
+                calls["descriptors"] = partial(tma.run, one.kind, given, one.transposed)
             worker.each([(f"{name}, {who}", partial(_compare, worker, name, who, one, call, expected, batch))
                          for who, call in calls.items()], batch=str(batch))
 
@@ -103,11 +102,11 @@ def tiles(worker: Worker) -> None:
 
 def _search(worker: Worker, name: str, one: Gemm, batch: int, rules: list[dict[str, object]]) -> None:
     given, key = tensors(one), {"precision": "bf16", "batch": str(batch)}
-    usual = library.pointer_gemm(one.kind, *given, one.transposed, None)
+    usual = library.pointer_gemm(one, given, None)
     asked, right = library.chosen_for(usual), usual().double()
     took: dict[object, float] = {}
     for tile in library.tile_candidates():
-        call = library.pointer_gemm(one.kind, *given, one.transposed, tile)
+        call = library.pointer_gemm(one, given, tile)
         word = f"{tile.rows}x{tile.columns}x{tile.depth} w{tile.warps} s{tile.stages}"
         try:
             apart = float((call().double() - right).square().mean().sqrt() / right.square().mean().sqrt())

@@ -149,9 +149,10 @@ def step(engine: str, precision: str, batch: int) -> GANStep:
     """A seeded step."""
     torch.manual_seed(0)
     cfg = config(batch).replace(ema=0.9)
-    networks = [use(network, engine).to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
-                for network in build(cfg.model, shape_of(cfg))]
-    return GANStep(*networks, cfg.model, cfg.train, precision=precision, history=4)
+    generator, discriminator = (
+        use(network, engine).to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for network in build(cfg.model, shape_of(cfg)))
+    return GANStep(generator, discriminator, cfg.model, cfg.train, precision=precision, history=4)
 
 
 def images(batch: int, seed: int) -> Tensor:
@@ -186,20 +187,21 @@ def compiler_jobs(precisions: list[str], batches: list[int], with_gemms: bool) -
                 with _apart():
                     add(run)
                 for name, gemm in gemms(batch).items():
-                    given = [torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
-                             for shape in gemm.shapes()]
+                    x, weight, gy = (torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
+                                     for shape in gemm.shapes())
                     for tile in (None, Tile(*RAW), *tile_candidates()):
-                        add(pointer_gemm(gemm.kind, *given, gemm.transposed, tile))
-                    found[f"descriptors {name}"] = partial(_compile_experiment, gemm, given)
+                        add(pointer_gemm(gemm, (x, weight, gy), tile))
+                    if architecture() >= 90:
+                        found[f"descriptors {name}"] = partial(_compile_experiment, gemm, (x, weight, gy))
     return found
 
 
-def _compile_experiment(gemm: Gemm, given: list[Tensor]) -> None:
+def _compile_experiment(gemm: Gemm, given: Given) -> None:
     from fastgan.verify import binary
     from proofs.gpu.experiments import tma
 
     with binary._Target(architecture()), tma.only_compiling():
-        tma.run(gemm.kind, *given, gemm.transposed)
+        tma.run(gemm.kind, given, gemm.transposed)
 
 
 @contextmanager
@@ -207,11 +209,12 @@ def _apart() -> Iterator[None]:
     """Within the block Triton's engine does what is owed to an operand in a kernel of its own."""
     from fastgan.ops.triton import engine
 
-    stage, backward = engine.stage, engine.stage_backward
+    stage: Any = engine.stage
+    backward: Any = engine.stage_backward
     try:
-        engine.stage = lambda *given: stage(*given[:-1], False)  # type: ignore[assignment, misc]
-        engine.stage_backward = (  # type: ignore[assignment]
-            lambda *given: backward(*given[:-2], False, given[-1]))  # type: ignore[misc]
+        module: Any = engine
+        module.stage = lambda *given: stage(*given[:-1], False)
+        module.stage_backward = lambda *given: backward(*given[:-2], False, given[-1])
         yield
     finally:
         engine.stage, engine.stage_backward = stage, backward
@@ -267,6 +270,9 @@ def train(folder: Path, data: Path, batch: int, count: int) -> tuple[str, list[f
             [float(record["images_per_sec"]) for record in log if "images_per_sec" in record])
 
 
+Given = tuple[Tensor, Tensor, Tensor]  # x, weight and the gradient of y, (N, C, H, W), channels_last
+
+
 class Gemm(NamedTuple):
     """A convolution of which one pass is a GEMM worth timing. x: (N, C, H, W) of its input."""
 
@@ -303,23 +309,24 @@ def gemms(batch: int) -> dict[str, Gemm]:
     return found
 
 
-def pointer_gemm(kind: str, x: Tensor, weight: Tensor, gy: Tensor, transposed: bool, tile: Any) -> Callable[[], Tensor]:
-    """Today's kernel on raw operands with a tile, None for its usual one; tensors are (N, C, H, W), channels_last."""
+def pointer_gemm(gemm: Gemm, given: Given, tile: Any) -> Callable[[], Tensor]:
+    """Today's kernel on raw operands with a tile, None for its usual one."""
     from fastgan.ops.triton import convolve, tiles, wgrad
     from fastgan.ops.triton.operand import Operand
 
-    rows, gradient, w = (one.permute(0, 2, 3, 1) for one in (x, gy, weight))
-    geometry = convolve.Geometry((2, 2), (1, 1), transposed)
-    pair = (Operand(rows), Operand(gradient)) if transposed else (Operand(gradient), Operand(rows))
+    rows, w, gradient = (one.permute(0, 2, 3, 1) for one in given)
+    geometry = convolve.Geometry((2, 2), (1, 1), gemm.transposed)
+    coarse, fine = (rows, gradient) if gemm.transposed else (gradient, rows)
 
     def call() -> Tensor:
         with tiles.using(**({"convolve": tile, "wgrad": tile} if tile else {})):
-            if kind == "forward":
-                return convolve.convolve(Operand(rows), w, None, gradient.shape[1:3], geometry)[0].permute(0, 3, 1, 2)
-            if kind == "dgrad":
-                made, _ = convolve.convolve(Operand(gradient), w, None, rows.shape[1:3], geometry.twin())
-                return made.permute(0, 3, 1, 2)
-            return wgrad.wgrad(*pair, (4, 4), (2, 2), (1, 1), x.dtype, groups=1).permute(0, 3, 1, 2)
+            if gemm.kind == "wgrad":
+                made = wgrad.wgrad(Operand(coarse), Operand(fine), (4, 4), (2, 2), (1, 1), w.dtype, groups=1)
+            else:
+                x, like, form = ((rows, gradient, geometry) if gemm.kind == "forward"
+                                 else (gradient, rows, geometry.twin()))
+                made, _ = convolve.convolve(Operand(x), w, None, (like.shape[1], like.shape[2]), form)
+            return made.permute(0, 3, 1, 2)
     return call
 
 
@@ -339,14 +346,13 @@ def chosen_for(run: Callable[[], object]) -> list[dict[str, Any]]:
     asked: list[dict[str, Any]] = []
 
     def noting(choose: Callable[..., Any], kernel: str, arch: int, **given: Any) -> Any:
-        rule = {"kernel": kernel, "bytes": given["size"], "rows": given["rows"], "columns": given["columns"],
-                "depth": given["depth"]}
-        asked.append({**rule, **({"epilogue": given["epilogue"]} if given.get("epilogue", "none") != "none" else {})})
+        asked.append({"kernel": kernel, "bytes": given["size"], "epilogue": given.get("epilogue", "none"),
+                      "rows": given["rows"], "columns": given["columns"], "depth": given["depth"]})
         return choose(kernel, arch, **given)
 
     with ExitStack() as stack:
         for module in (convolve, wgrad):
-            stack.callback(setattr, module, "choose", module.choose)  # type: ignore[attr-defined]
+            stack.callback(setattr, module, "choose", module.choose)
             module.choose = partial(noting, module.choose)  # type: ignore[attr-defined]
         run()
     return asked
@@ -357,8 +363,7 @@ def write_tiles(path: Path, rules: list[dict[str, Any]]) -> None:
     from fastgan.ops.triton import tiles
 
     own = tiles._file(architecture())
-    first = sorted(rules, key=lambda rule: (rule["kernel"], "epilogue" not in rule, rule["columns"], rule["rows"],
-                                            rule["depth"]))
+    first = sorted(rules, key=lambda rule: (rule["kernel"], rule["columns"], rule["rows"], rule["depth"]))
     lines = ",\n".join("  " + json.dumps(rule) for rule in [*first, *own["rules"]])
     part = path.with_suffix(".part")
     part.write_text(f'{{"programs": {own["programs"]}, "rules": [\n{lines}\n]}}\n')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.util
 import os
 import platform
@@ -18,8 +19,15 @@ from typing import Any
 
 from proofs.gpu.child import Worker
 from proofs.gpu.folder import ROOT
+from proofs.gpu.rows import Row, append
 
 COMPILERS = ("c++", "g++", "clang++")
+PACKAGE = ROOT / "fastgan"  # where what was compiled goes
+LOAD = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("fastgan._cuda", sys.argv[1])
+spec.loader.exec_module(importlib.util.module_from_spec(spec))
+"""
 
 
 def facts(worker: Worker) -> None:
@@ -48,7 +56,7 @@ def facts(worker: Worker) -> None:
 
         return worker.options.get("commit") or machine.commit() or "unknown"
 
-    found = {
+    found: dict[str, Callable[[], str]] = {
         "date": lambda: datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"), "device": device,
         "architecture": lambda: f"sm_{library.architecture()}", "memory": memory,
         "driver": partial(said, "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
@@ -59,15 +67,13 @@ def facts(worker: Worker) -> None:
         "nvcc": partial(said, "nvcc", "--version"), "Triton's ptxas": partial(said, _triton_ptxas(), "--version"),
         "PyTorch's ptxas": partial(said, str(library.torch_ptxas() or "no ptxas"), "--version"),
         "ncu": partial(said, "ncu", "--version"), "compute-sanitizer": partial(said, "compute-sanitizer", "--version"),
-        "engines": lambda: ", ".join(f"{name}: {library.missing(name) or 'ready'}"
-                                     for name in ("reference", "native", "triton")),
     }
     for name, ask in found.items():
         try:
             note = ask()
         except Exception as error:  # not there, which is a fact too
             note = f"none ({type(error).__name__}: {error})"
-        worker.row(name, result="fact", note=note)
+        append(worker.path, Row("facts", name, result="fact", note=note))
 
 
 def _triton_ptxas() -> str:
@@ -80,11 +86,11 @@ def _triton_ptxas() -> str:
 
 def nvcc(worker: Worker) -> None:
     """fastgan._cuda, compiled for the one architecture that is there; a row says why where it cannot be."""
-    lacking = [name for name, there in {
+    needed: dict[str, object] = {
         "nvcc": shutil.which("nvcc"), "a C++ compiler": any(map(shutil.which, COMPILERS)),
         "pybind11": importlib.util.find_spec("pybind11"), "setuptools": importlib.util.find_spec("setuptools"),
-    }.items() if not there]
-    if lacking:
+    }
+    if lacking := [name for name, there in needed.items() if not there]:
         worker.row("fastgan._cuda", engine="native", result="not run", note=f"no {', no '.join(lacking)} here")
         return
     worker.each([("fastgan._cuda", partial(_build, worker))], engine="native")
@@ -102,10 +108,11 @@ def _build(worker: Worker) -> None:
                            **os.environ, "FASTGAN_BUILD_CPU": "0", "FASTGAN_BUILD_CUDA": "1",
                            "FASTGAN_CUDA_ARCHITECTURES": str(library.architecture())})
         name = f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
-        part = ROOT / "fastgan" / f"{name}.part"
-        shutil.copyfile(Path(scratch) / "built" / "fastgan" / name, part)
-        part.replace(ROOT / "fastgan" / name)
-    subprocess.run([sys.executable, "-c", "from fastgan import _cuda"], cwd=ROOT, check=True)
+        built = Path(scratch) / "built" / "fastgan" / name
+        subprocess.run([sys.executable, "-c", LOAD, str(built)], check=True)
+        part = PACKAGE / f"{name}.part"
+        shutil.copyfile(built, part)
+        part.replace(PACKAGE / name)
     worker.row("fastgan._cuda", "compiled", result="ok", engine="native")
 
 
@@ -114,7 +121,10 @@ def kernels(worker: Worker) -> None:
     from proofs.gpu import library
 
     variant, (number, of) = worker.options["variant"], map(int, worker.options["slice"].split("/"))
-    if reason := library.missing("triton"):
+    reason = library.missing("triton")
+    if variant.endswith(":ptxas") and not library.torch_ptxas():
+        reason = "PyTorch has no ptxas here"
+    if reason:
         worker.row(f"slice {number}", engine=variant, result="not run", note=reason)
         return
     if variant.endswith(":stages1"):
@@ -133,21 +143,23 @@ def kernels(worker: Worker) -> None:
         counts["with wgmma"] += "wgmma" in made.ptx
         counts["spilling"] += made.stack + made.local > 0
 
-    worker.each([(key, partial(build, compiler)) for key, compiler in jobs], engine=variant)
+    worker.each([(f"{key.split()[0]} {hashlib.sha256(key.encode()).hexdigest()[:8]}", partial(build, compiler))
+                 for key, compiler in jobs], engine=variant)
     for name, count in counts.items():
         worker.row(f"slice {number} of {of}", name, count, engine=variant, result="fact")
 
 
 def warm(worker: Worker) -> None:
     """torch.compile of the textbook in one mode at one batch size, into the cache that the timing reads."""
-    from proofs.gpu import library
+    from proofs.gpu import library, speed
 
     mode, batch = worker.options["mode"], int(worker.options["batch"])
     contender = next(one for one in library.contenders((mode,)) if one.compiled == mode)
 
     def compile_it() -> None:
-        library.training(contender, batch)(0)
-        library.cuda.synchronize()
+        with speed.settings(contender):  # which are part of what compiled code is found by
+            library.training(contender, batch)(0)
+            library.cuda.synchronize()
         worker.row(contender.name, "compiled", batch=str(batch), result="fact")
 
     worker.each([(f"{contender.name} {batch}", compile_it)])

@@ -30,6 +30,7 @@ class Row(NamedTuple):
     note: str = ""
 
 
+HEAD = Row(*Row._fields)
 BAD = ("wrong", "failed", "crashed", "hung")
 
 
@@ -42,7 +43,7 @@ def append(path: Path, row: Row) -> None:
         with suppress(OSError):
             (path.parent / RESERVE).unlink()
         try:
-            _write(path, "\n" + line)  # behind whatever part of it was written
+            _write(path, line)
         except OSError:
             print(f"results.csv cannot be written ({error}): {line}", flush=True)
 
@@ -52,7 +53,7 @@ def read(path: Path) -> list[Row]:
     text = path.read_text(errors="replace") if path.exists() else ""
     found: dict[tuple[str, ...], Row] = {}
     for cells in csv.reader(io.StringIO(text.replace("\0", ""))):
-        if len(cells) == len(Row._fields) and cells != list(Row._fields):
+        if len(cells) == len(Row._fields) and cells != list(HEAD):
             found[tuple(cells[:6])] = Row(*cells)
     return list(found.values())
 
@@ -64,10 +65,12 @@ def _line(row: Row) -> str:
 
 
 def _write(path: Path, line: str) -> None:
-    """In one call, so that lines of several processes do not mix."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    """In one call, so that lines of several processes do not mix; behind a line that was broken off, on a new one."""
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        data = (_line(Row(*Row._fields)) if os.fstat(descriptor).st_size == 0 else "").encode() + line.encode()
+        size = os.fstat(descriptor).st_size
+        before = "" if size and os.pread(descriptor, 1, size - 1) == b"\n" else "\n" if size else _line(HEAD)
+        data = (before + line).encode()
         if os.write(descriptor, data) != len(data):
             raise OSError("no space for a whole line")
         os.fsync(descriptor)

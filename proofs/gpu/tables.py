@@ -1,38 +1,41 @@
 """The GPU tables of README.md and docs: python -m proofs.gpu.tables
 
-Writes between `<!-- gpu:begin -->` and `<!-- gpu:end -->` what docs/results/gpu holds: nothing while that is nothing.
+Writes between `<!-- gpu:begin -->` and `<!-- gpu:end -->` what docs/results/gpu holds, or that it holds nothing yet.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from proofs.gpu.folder import CSV, RESULTS, ROOT, table
+from proofs.gpu.folder import CSV, README, RESULTS, ROOT, table
 from proofs.gpu.rows import Row, read
 
 PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+NOTHING = "**No GPU has measured anything yet.**"
 BEGIN, END = "<!-- gpu:begin -->", "<!-- gpu:end -->"
 
 
 def update(pages: tuple[Path, ...] = PAGES, results: Path = RESULTS) -> None:
     """Write the region of each page that has one anew."""
-    text = "\n".join(lines(results))
     for page in pages:
+        text = "\n".join(lines(results, page.parent))
         before, begin, rest = page.read_text().partition(BEGIN)
         _, end, after = rest.partition(END)
         if begin and end:
-            page.write_text(f"{before}{begin}\n{text}{end}{after}")
+            page.write_text(f"{before}{begin}\n{text.rstrip() or NOTHING}\n{end}{after}")
 
 
-def lines(results: Path = RESULTS) -> Iterator[str]:
-    """For each folder of results, newest last: steps by contender and batch size, and what was found right."""
+def lines(results: Path, place: Path) -> Iterator[str]:
+    """For each folder of results, newest last: steps by contender and batch size, and what was found right. place: of
+    the page, for links."""
     for path in sorted(results.glob(f"*/{CSV}"), key=lambda path: path.parent.name[-10:]):
         rows = read(path)
         facts = {row.name: row.note for row in rows if row.part == "facts"}
         yield (f"{facts.get('device')}, {facts.get('date')}, torch {facts.get('torch')}, Triton {facts.get('triton')}, "
                f"commit {facts.get('commit', '')[:10]}: milliseconds of a D+G step of dcgan-64, by batch size; "
-               f"`python -m proofs.gpu`, [all rows](docs/results/gpu/{path.parent.name}/README.md)\n")
+               f"`python -m proofs.gpu`, [all rows]({Path(os.path.relpath(path.parent / README, place)).as_posix()})\n")
         yield from _steps(rows)
         yield from table(["passes within the allowed error of float64", "precision", "right"], [
             [engine, precision, f"{right} of {of}"] for (engine, precision), (right, of) in _right(rows).items()])

@@ -87,11 +87,13 @@ def wgrad_kernel(coarse, fine, gw, each, total, A: tl.constexpr, B: tl.constexpr
     tl.store(gw + part * (A * 16 * B) + rows[:, None] * (16 * B) + columns_b[None, :], products)
 
 
-def run(kind: str, x: Tensor, weight: Tensor, gy: Tensor, transposed: bool) -> Tensor:
-    """One pass of a convolution, or of a transposed one; tensors (N, C, H, W), channels_last, 16 bits.
+def run(kind: str, given: tuple[Tensor, Tensor, Tensor], transposed: bool) -> Tensor:
+    """One pass of a convolution, or of a transposed one; given: x, weight and the gradient of y, all (N, C, H, W),
+    channels_last, 16 bits.
 
     The weight's first dimension is of the coarse image's channels either way: (A, B, 4, 4).
     """
+    x, weight, gy = given
     coarse, fine = (x, gy) if transposed else (gy, x)
     if kind == "wgrad":
         return _wgrad(coarse, fine)
