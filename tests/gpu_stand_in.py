@@ -50,7 +50,7 @@ def _plan(plan: Callable[..., Any], *given: Any) -> Any:
     parts = [part._replace(jobs=part.jobs if FULL or part.name != "others" else part.jobs[-1:])
              for part in plan(*given) if part.name in PARTS or not PARTS]
     return [part._replace(limit=1000.0, jobs=[
-        job._replace(patience=15.0 if FAULTS.get(job.options.get("engine", "")) == "hang" else 400.0)
+        job._replace(patience=8.0 if FAULTS.get(job.options.get("engine", "")) == "hang" else 400.0)
         for job in part.jobs if job.options.get("engine") in ENGINES or not ENGINES]) for part in parts]
 
 
@@ -58,7 +58,7 @@ def _install_device(kind: str) -> None:
     import torch
 
     from fastgan.train import graph
-    from proofs.gpu import kernels, library, prepare, speed, tools
+    from proofs.gpu import correctness, kernels, library, prepare, speed, tools
 
     torch.set_num_threads(1)
     cuda = _cuda()
@@ -68,6 +68,7 @@ def _install_device(kind: str) -> None:
         library.passes = partial(_one_of_each_kind, library.passes)  # type: ignore[assignment]
         library.compiler_jobs = partial(_every_fifth, library.compiler_jobs)  # type: ignore[assignment]
     tools.BATCH = speed.TUNED = speed.GATED = 4
+    correctness.STEPS = 2
     speed.ROUNDS, speed.TURN, speed.TRAINED = 2, 0.0, 8
     kernels.BATCHES, kernels.CALLS, kernels.FLUSH = (8,), 1, 1
     library.gemms = _gemms  # type: ignore[assignment]
@@ -83,7 +84,11 @@ def _install_device(kind: str) -> None:
 
     ptxsim = simulator.find(os.environ.get("PTXSIM"))
     library.missing = partial(_missing, library.missing, ptxsim is not None)  # type: ignore[assignment]
-    if ptxsim is not None and kind not in ("facts", "nvcc", "kernels", "agree"):
+    if ptxsim is not None and kind not in ("facts", "nvcc", "kernels"):
+        from triton.tools.tensor_descriptor import TensorDescriptor
+
+        if not hasattr(TensorDescriptor, "round_f32_to_tf32"):  # Triton before 3.7, which the simulator asks for it
+            TensorDescriptor.round_f32_to_tf32 = False  # type: ignore[attr-defined]
         executing = simulator.executing(ptxsim, 90, unwritten=False)
         executing.__enter__()
         cuda.executing = executing  # to the end of the process

@@ -78,6 +78,8 @@ def examine(parts: list[Part], out: Path, work: Path, seconds: float) -> int:
             continue
         begin = time.monotonic()
         _run(part, out, work, begin + limit)
+        if part.name == "passes":
+            _compare_bits(path)
         append(path, Row("parts", part.name, quantity="took", value=f"{time.monotonic() - begin:.1f}", unit="s",
                          result="fact", note=f"expected {part.expected:.0f} s"))
         folder.renew(out, work)
@@ -85,6 +87,17 @@ def examine(parts: list[Part], out: Path, work: Path, seconds: float) -> int:
     bad = [row for row in read(path) if row.result in BAD]
     print(f"{len(read(path))} rows, {len(bad)} of them bad; {out / folder.README}")
     return 1 if bad else 0
+
+
+def _compare_bits(path: Path) -> None:
+    """What the variants of Triton's engine computed, beside what the engine did."""
+    bits = {(row.name, row.precision, row.engine): row.value for row in read(path)
+            if row.part == "passes" and row.quantity == "bits"}
+    for (name, precision, engine), value in bits.items():
+        own = bits.get((name, precision, "triton"))
+        if engine.startswith("triton:") and own is not None:
+            append(path, Row("passes", name, engine, precision, quantity="same bits as triton",
+                             value="yes" if value == own else "no", result="ok" if value == own else "wrong"))
 
 
 def _run(part: Part, out: Path, work: Path, deadline: float) -> None:

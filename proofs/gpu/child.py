@@ -21,7 +21,7 @@ from proofs.gpu.jobs import LOST, marks
 from proofs.gpu.rows import Row, append
 
 PLACES = {"facts": "prepare", "nvcc": "prepare", "kernels": "prepare", "warm": "prepare", "passes": "correctness",
-          "agree": "correctness", "replays": "correctness", "steps": "speed", "auto": "speed", "gemm": "kernels",
+          "replays": "correctness", "steps": "speed", "auto": "speed", "gemm": "kernels",
           "tiles": "kernels", "profile": "tools", "counters": "tools", "sanitizer": "tools", "once": "tools"}
 
 
@@ -57,7 +57,7 @@ class Worker:
     def each(self, items: Iterable[tuple[str, Callable[[], None]]], **row: str) -> None:
         """Do those that were neither done nor lost by an earlier process. row: engine and such, for those that fail."""
         for item, do in items:
-            if item not in self._last:
+            if self._last.get(item) not in ("end", "bad"):
                 self.attempt(item, do, **row)
 
     def attempt(self, item: str, do: Callable[[], None], **row: str) -> bool:

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from proofs.gpu import jobs, library
 from proofs.gpu.child import Worker
-from proofs.gpu.folder import CSV
-from proofs.gpu.rows import read
 
 BATCH = int(jobs.CHECKED)
 STEPS = 10
@@ -60,17 +58,6 @@ def _digest(outputs: tuple[Tensor, ...]) -> str:
     for x in outputs:
         digest.update(_bits(x).cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def agree(worker: Worker) -> None:
-    """What the variants of Triton's engine computed, beside what the engine did."""
-    bits = {(row.name, row.precision, row.engine): row.value for row in read(worker.out / CSV)
-            if row.part == "passes" and row.quantity == "bits"}
-    for (name, precision, engine), value in bits.items():
-        own = bits.get((name, precision, "triton"))
-        if engine.startswith("triton:") and own is not None:
-            worker.row(name, "same bits as triton", "yes" if value == own else "no", engine=engine,
-                       precision=precision, result="ok" if value == own else "wrong")
 
 
 def replays(worker: Worker) -> None:

@@ -191,7 +191,8 @@ def compiler_jobs(precisions: list[str], batches: list[int], with_gemms: bool) -
                                      for shape in gemm.shapes())
                     for tile in (None, Tile(*RAW), *tile_candidates()):
                         add(pointer_gemm(gemm, (x, weight, gy), tile))
-                    found[f"descriptors {name}"] = partial(_compile_experiment, gemm, (x, weight, gy))
+                    if architecture() >= 90:
+                        found[f"descriptors {name}"] = partial(_compile_experiment, gemm, (x, weight, gy))
     return found
 
 
@@ -345,9 +346,8 @@ def chosen_for(run: Callable[[], object]) -> list[dict[str, Any]]:
     asked: list[dict[str, Any]] = []
 
     def noting(choose: Callable[..., Any], kernel: str, arch: int, **given: Any) -> Any:
-        rule = {"kernel": kernel, "bytes": given["size"], "rows": given["rows"], "columns": given["columns"],
-                "depth": given["depth"]}
-        asked.append({**rule, **({"epilogue": given["epilogue"]} if given.get("epilogue", "none") != "none" else {})})
+        asked.append({"kernel": kernel, "bytes": given["size"], "epilogue": given.get("epilogue", "none"),
+                      "rows": given["rows"], "columns": given["columns"], "depth": given["depth"]})
         return choose(kernel, arch, **given)
 
     with ExitStack() as stack:
@@ -363,8 +363,7 @@ def write_tiles(path: Path, rules: list[dict[str, Any]]) -> None:
     from fastgan.ops.triton import tiles
 
     own = tiles._file(architecture())
-    first = sorted(rules, key=lambda rule: (rule["kernel"], "epilogue" not in rule, rule["columns"], rule["rows"],
-                                            rule["depth"]))
+    first = sorted(rules, key=lambda rule: (rule["kernel"], rule["columns"], rule["rows"], rule["depth"]))
     lines = ",\n".join("  " + json.dumps(rule) for rule in [*first, *own["rules"]])
     part = path.with_suffix(".part")
     part.write_text(f'{{"programs": {own["programs"]}, "rules": [\n{lines}\n]}}\n')

@@ -67,8 +67,6 @@ def facts(worker: Worker) -> None:
         "nvcc": partial(said, "nvcc", "--version"), "Triton's ptxas": partial(said, _triton_ptxas(), "--version"),
         "PyTorch's ptxas": partial(said, str(library.torch_ptxas() or "no ptxas"), "--version"),
         "ncu": partial(said, "ncu", "--version"), "compute-sanitizer": partial(said, "compute-sanitizer", "--version"),
-        "engines": lambda: ", ".join(f"{name}: {library.missing(name) or 'ready'}"
-                                     for name in ("reference", "native", "triton")),
     }
     for name, ask in found.items():
         try:
@@ -153,14 +151,15 @@ def kernels(worker: Worker) -> None:
 
 def warm(worker: Worker) -> None:
     """torch.compile of the textbook in one mode at one batch size, into the cache that the timing reads."""
-    from proofs.gpu import library
+    from proofs.gpu import library, speed
 
     mode, batch = worker.options["mode"], int(worker.options["batch"])
     contender = next(one for one in library.contenders((mode,)) if one.compiled == mode)
 
     def compile_it() -> None:
-        library.training(contender, batch)(0)
-        library.cuda.synchronize()
+        with speed.settings(contender):  # which are part of what compiled code is found by
+            library.training(contender, batch)(0)
+            library.cuda.synchronize()
         worker.row(contender.name, "compiled", batch=str(batch), result="fact")
 
     worker.each([(f"{contender.name} {batch}", compile_it)])

@@ -34,7 +34,13 @@ def steps(worker: Worker) -> None:
 
 
 def _race(worker: Worker, contenders: list[Contender], batch: int) -> None:
-    judged = library.judge(batch) if batch == GATED else None
+    judged: Any = None
+    if batch == GATED:
+        def judge() -> None:
+            nonlocal judged
+            judged = library.judge(batch)
+
+        worker.attempt("what steps should move", judge, batch=str(batch))
     made = {one: job for one in contenders if not worker.is_bad(one.name)
             and (job := _made(worker, one, batch, judged)) is not None}
     calls: dict[Contender, int] = {}
@@ -65,7 +71,7 @@ def _made(worker: Worker, one: Contender, batch: int, judged: Any) -> Any:
     found: list[Any] = []
 
     def make() -> None:
-        with _settings(one):
+        with settings(one):
             job = library.training(one, batch)
             job.settle()
             if judged is not None:
@@ -82,14 +88,14 @@ def _made(worker: Worker, one: Contender, batch: int, judged: Any) -> Any:
     return found[0] if found else None
 
 
-def _settings(one: Contender) -> Any:
+def settings(one: Contender) -> Any:
     torch.backends.cudnn.benchmark = one.tuned
     return products(one.precision)
 
 
 def lap(one: Contender, call: Callable[[], object], calls: int) -> float:
     """The device's seconds of a call, in a block of as many."""
-    with _settings(one):
+    with settings(one):
         start, end = (library.cuda.Event(enable_timing=True) for _ in range(2))
         call()
         library.cuda.synchronize()

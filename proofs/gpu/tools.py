@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 import subprocess
 import sys
@@ -78,8 +79,8 @@ def counters(worker: Worker) -> None:
 
 def _count(worker: Worker, engine: str) -> None:
     heaviest = [row.name for row in read(worker.out / CSV) if row.part == "profile" and row.engine == engine][1:]
-    names = dict.fromkeys(name.split("(")[0] for name in heaviest[:HEAVIEST])
-    chosen = ["--kernel-name", "regex:^(" + "|".join(names) + ")$"] if engine == "triton" and names else []
+    names = dict.fromkeys(name for name in heaviest[:HEAVIEST] if name.isidentifier())  # others are templates'
+    chosen = ["--kernel-name", "regex:^(" + "|".join(names) + ")$"] if names else []
     done = subprocess.run(
         ["ncu", "--clock-control", "none", "--profile-from-start", "off", "--set", "basic", "--csv", "--page",
          "details", *chosen, "--launch-count", "60", *_once(worker, engine, BATCH)], capture_output=True, text=True)
@@ -104,8 +105,9 @@ def sanitizer(worker: Worker) -> None:
 
 
 def _memcheck(worker: Worker, engine: str) -> None:
+    apart = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # so that each tensor has bounds of its own
     done = subprocess.run(["compute-sanitizer", "--tool", "memcheck", "--target-processes", "all",
-                           *_once(worker, engine, 8)], capture_output=True, text=True)
+                           *_once(worker, engine, 8)], capture_output=True, text=True, env=apart)
     text = done.stdout + done.stderr
     (worker.work / f"memcheck-{engine}.txt").write_text(text[-200_000:])
     summary = next((line.strip("= ") for line in reversed(text.splitlines()) if "ERROR SUMMARY" in line), "")
