@@ -119,15 +119,14 @@ def write_idx(folder: Path) -> None:
         (folder / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
 
 
-def test_notebook_is_stored_as_it_ran():
-    """Each cell in order, with its pictures, without errors and the names of folders."""
+def test_notebook_is_stored_with_its_pictures():
+    """`jupyter execute --inplace` stores them; progress and times, which are one machine's, are removed by hand."""
     book = json.loads((EXAMPLES / "digits.ipynb").read_text())
     cells = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell["outputs"]]
-    assert not [output for output in outputs if output["output_type"] == "error"]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
-    assert "/" not in "".join(line for output in outputs for line in output.get("text", [])).replace("step/s", "")
+    assert {output["output_type"] for output in outputs} == {"execute_result"}
+    assert ["image/png" in output["data"] for output in outputs] == [False, True, True, True, True]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell script")
