@@ -1,22 +1,39 @@
 """fastgan: DCGAN-style networks, trained fast and checked against eager PyTorch.
 
-The package imports nothing heavy by itself; `fastgan.models`, `fastgan.convert` and the others load torch on first use.
+The package imports nothing heavy by itself: each public name loads what it needs, torch among it, on first use.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastgan import config, data, errors, metrics, models, nn, ops, pictures, presets, report, train, verify
+    from fastgan.config import Config
+    from fastgan.errors import FastganError
+    from fastgan.models.pretrained import Pretrained
+    from fastgan.nn.convert import convert, to_eager
+    from fastgan.train import GANStep, GraphedStep, Trainer
 
 __version__ = "0.1.0"
+__all__ = ["Config", "FastganError", "GANStep", "GraphedStep", "Pretrained", "Trainer", "__version__", "config",
+           "convert", "data", "errors", "metrics", "models", "nn", "ops", "pictures", "presets", "report", "to_eager",
+           "train", "verify"]
 
-_ROOMS = ("config", "data", "errors", "metrics", "models", "nn", "ops", "pictures", "presets", "train", "verify")
-_FUNCTIONS = {"convert": "fastgan.nn", "to_eager": "fastgan.nn"}
+_HOMES = {"Config": "config", "FastganError": "errors", "GANStep": "train", "GraphedStep": "train",
+          "Pretrained": "models.pretrained", "Trainer": "train", "convert": "nn", "to_eager": "nn"}
+
+if not TYPE_CHECKING:  # a type checker sees the imports above, and unknown names as errors
+
+    def __getattr__(name: str) -> object:
+        import importlib
+
+        if name in _HOMES:
+            return getattr(importlib.import_module(f"fastgan.{_HOMES[name]}"), name)
+        if name in __all__:
+            return importlib.import_module(f"fastgan.{name}")
+        raise AttributeError(f"module 'fastgan' has no attribute {name!r}")
 
 
-def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return importlib.import_module(f"fastgan.{name}")
-    if name in _FUNCTIONS:
-        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
-    raise AttributeError(f"module 'fastgan' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -226,9 +226,10 @@ def _modules_in(value: Any) -> Iterator[nn.Module]:
 def _run_by(module: nn.Module) -> Iterator[nn.Module]:
     """`module` and, of a sequence, what a chain in its place would run by itself."""
     yield module
-    for child in module._modules.values() if isinstance(module, nn.Sequential) else ():
-        if child is not None and (opens(child, module) or not child._modules):
-            yield from _run_by(child)
+    if isinstance(module, nn.Sequential):
+        for child in module._modules.values():
+            if child is not None and (opens(child, module) or not child._modules):
+                yield from _run_by(child)
 
 
 def _is_chain(module: nn.Module) -> bool:

@@ -84,7 +84,7 @@ class DeviceAdam(Adam):
         """PyTorch's fused kernel by itself: `Adam.step` also counts for each parameter, and takes it back."""
         group, states = self.param_groups[0], list(map(self._moments, params))
         torch._fused_adam_(
-            params, [p.grad for p in params], [state["exp_avg"] for state in states],
+            params, [p.grad for p in params if p.grad is not None], [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states], [], counts, lr=group["lr"], beta1=group["betas"][0],
             beta2=group["betas"][1], weight_decay=0.0, eps=group["eps"], amsgrad=False, maximize=False,
             found_inf=self.found_inf)

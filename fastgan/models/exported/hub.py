@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from fastgan.errors import FastganError, first_line
 from fastgan.files import StrPath
 
@@ -15,7 +17,7 @@ def push(repository: str, folder: StrPath, files: list[str]) -> str:
 
     try:
         HfApi().create_repo(repository, exist_ok=True)
-        return HfApi().upload_folder(repo_id=repository, folder_path=folder, allow_patterns=files,
+        return HfApi().upload_folder(repo_id=repository, folder_path=Path(folder), allow_patterns=files,
                                      commit_message="Generator exported by fastgan").commit_url
     except Exception as error:  # what a network, a token and a name can be wrong in
         raise FastganError(f"--push {repository}: {first_line(error)}; the files are in {folder}") from error
