@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -272,6 +273,35 @@ def test_same_errors_as_sequential(shape):
             network(torch.zeros(shape))
         errors.append((type(caught.value), str(caught.value)))
     assert errors[0] == errors[1]
+
+
+@pytest.mark.parametrize("impl", ["reference", "native", "triton"])
+def test_small_transpose(impl):
+    """There are pixels only thanks to output_padding."""
+    torch.manual_seed(0)
+    eager = nn.Sequential(nn.ConvTranspose2d(4, 2, 2, 2, 1, output_padding=1), nn.Tanh())
+    chain, x, results = fnn.Chain(*eager, impl=impl), torch.randn(3, 4, 1, 1, requires_grad=True), []
+    for network in (eager, chain):
+        y = network(x)
+        results.append([y, *torch.autograd.grad(y.square().sum(), [x, *eager.parameters()])])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("impl", ["reference", "native", "triton"])
+def test_integers_of_numpy_are_integers(impl):
+    two, one = np.int64(2), np.int32(1)
+    chain = fnn.Chain(fnn.ConvBNAct(3, 5, np.int64(4), two, one, impl=impl),
+                      fnn.ConvTransposeBNAct(5, 3, np.int64(3), two, one, one, impl=impl), impl=impl)
+    x, usual = image(), copy.deepcopy(chain)
+    for layer in (usual[0][0], usual[1][0]):
+        for name in ("kernel_size", "stride", "padding", "output_padding"):
+            setattr(layer, name, tuple(map(int, getattr(layer, name))))
+    with fnn.stat_groups(chain, two):
+        y = chain(x)
+    chain.stat_groups, usual.stat_groups = two, 2
+    expected = usual(x)
+    assert torch.equal(y, expected) and torch.equal(chain(x), expected)
 
 
 def test_refusals():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -422,6 +423,22 @@ def test_refusals(change, error, message):
 def test_refused_output_padding(extra, error, message):
     with pytest.raises(error, match=message):
         ops.conv_transpose_bn_act(torch.zeros(1, 3, 4, 4), torch.zeros(3, 5, 4, 4), output_padding=extra)
+
+
+@pytest.mark.parametrize("impl", ["reference", "native", "triton"])
+def test_integers_of_numpy_are_integers(impl):
+    torch.manual_seed(0)
+    x, weight, gamma, beta = torch.randn(4, 3, 5, 6), torch.randn(3, 5, 4, 3), torch.rand(5), torch.randn(5)
+    given = {"stride": (2, 3), "padding": 1, "output_padding": (1, 0), "negative_slope": 2, "stat_groups": 2}
+    results = [ops.conv_transpose_bn_act(x, weight, None, gamma, beta, impl=impl, activation="leaky_relu", **options)
+               for options in (given, {key: np.asarray(value)[()] if isinstance(value, int) else
+                                       tuple(map(np.int64, value)) for key, value in given.items()})]
+    assert torch.equal(*results)
+    y, *_ = ops.stage(x, None, "none", weight, stride=np.int32(2), transposed=True, stat_groups=np.int8(4), impl=impl)
+    assert torch.equal(y, ops.stage(x, None, "none", weight, stride=2, transposed=True, stat_groups=4, impl=impl)[0])
+    for wrong in (np.float64(2), np.bool_(True), True, np.array([2])):
+        with pytest.raises(TypeError, match="stride is "):
+            ops.conv_bn_act(x, weight.transpose(0, 1), stride=wrong, impl=impl)
 
 
 @pytest.mark.parametrize(("norm", "error", "message"), [

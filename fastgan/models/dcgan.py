@@ -103,7 +103,7 @@ class DCGANDiscriminator(nn.Module):
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         if self.embedding is not None:
             x = torch.cat([x, self.embedding(labels).view(-1, 1, *x.shape[2:])], 1)
-        return self.main(x).view(len(x))
+        return self.main(x).view(x.shape[0])
 
 
 def initialise(network: nn.Module, gamma_std: float, fix_gamma: bool) -> None:

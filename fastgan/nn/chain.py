@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeGuard
 
 import torch
@@ -21,6 +21,7 @@ from torch.nn.utils import parametrize
 
 from fastgan import ops
 from fastgan.nn.same import ConvSame, ConvTransposeSame
+from fastgan.ops import convolutions
 from fastgan.ops.arguments import LARGEST_KERNEL, LARGEST_STRIDE, check_activation, check_groups, check_impl
 
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d, ConvSame, ConvTransposeSame)
@@ -53,9 +54,10 @@ class Chain(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:
         groups = self.stat_groups
         if not isinstance(input, Tensor) or input.dim() != 4 or _has_any_global_hook():
-            return _in_parts(super().forward, input, groups)
+            with _guard(self, input):
+                return _in_parts(super().forward, input, groups)
         if groups != 1:
-            check_groups(input, groups)
+            groups = check_groups(input, groups)
         for part in read(flat(self)):
             if isinstance(part, list):
                 output = ops.chain(input, [block(*layers) for layers in part], stat_groups=groups, impl=self.impl)
@@ -63,7 +65,8 @@ class Chain(nn.Sequential):
                 channels_last = any(map(_is_channels_last, (input, *(layers[0].weight for layers in part))))
                 input = output if channels_last else output.contiguous()
             else:
-                input = _in_parts(part, input, groups)
+                with _guard(part, input):
+                    input = _in_parts(part, input, groups)
         return input
 
     def __getitem__(self, index: Any) -> Any:
@@ -78,13 +81,20 @@ def _is_channels_last(x: Any) -> bool:
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
+def _guard(module: nn.Module, input: Any) -> AbstractContextManager[Any]:
+    """The context in which a module is called as it is: stages before it may have made its input channels_last."""
+    convolves = any(parameter.dim() == 4 for parameter in module.parameters())
+    on_cpu = isinstance(input, Tensor) and input.device.type == "cpu"
+    return convolutions.guarded() if convolves and on_cpu else nullcontext()
+
+
 def _in_parts(function: Any, input: Any, groups: int) -> Any:
     """`function` of each of `groups` equal parts of the batch, in order."""
     if groups == 1:
         return function(input)
-    check_groups(input, groups)
+    groups = check_groups(input, groups)
     # copies: a layer may overwrite what it is given, and views of one tensor would spoil each other's backward
-    return torch.cat([function(part.clone()) for part in input.split([len(input) // groups] * groups)])
+    return torch.cat([function(part.clone()) for part in input.split([input.shape[0] // groups] * groups)])
 
 
 class _Block(Chain):

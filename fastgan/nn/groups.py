@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from fastgan.errors import FastganError
 from fastgan.nn.chain import Chain, flat, read
+from fastgan.ops.arguments import check_int
 
 # outside of a chain: layers that treat each image by itself
 _EACH_BY_ITSELF = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.Flatten, nn.Unflatten, nn.Identity, nn.ReLU,
@@ -27,8 +28,7 @@ def stat_groups(network: nn.Module, groups: int) -> Iterator[None]:
     Outputs, gradients and running statistics are those of `groups` calls. `FastganError` when the network holds a
     batch normalisation outside of a `Chain`, which would see the whole batch.
     """
-    if not isinstance(groups, int) or isinstance(groups, bool):
-        raise TypeError(f"groups is {groups!r} ({type(groups).__name__}), expected an int")
+    groups = check_int("groups", groups)
     if groups < 1:
         raise FastganError(f"groups {groups}: expected a positive number")
     chains = list(_outermost_chains(network, ""))

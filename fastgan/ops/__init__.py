@@ -31,6 +31,7 @@ from fastgan.ops.arguments import (
     check_impl,
     check_logits,
     check_norm,
+    check_output_padding,
 )
 from fastgan.ops.layers import Activation, BatchNorm, Block, Convolution, Measurement, Norm, Owed
 from fastgan.ops.reference import update_running_statistics
@@ -95,8 +96,9 @@ def stage(x: Tensor, norm: tuple[Tensor, Tensor, Tensor, Tensor] | None, activat
     """
     check_impl(impl)
     owed = check_activation(activation, negative_slope)
+    check_output_padding(output_padding, stride)
     convolution, _ = check_convolution(x, weight, bias, stride, padding, output_padding, transposed)
-    check_groups(x, stat_groups)
+    stat_groups = check_groups(x, stat_groups)
     known = check_norm(x, norm)
     engine = engines.resolve(impl, x)
     if isinstance(engine, engines.Kernels):
@@ -147,7 +149,7 @@ def chain(x: Tensor, blocks: Sequence[Block], *, stat_groups: int = 1, impl: str
     """
     check_impl(impl)
     if stat_groups != 1:
-        check_groups(x, stat_groups)
+        stat_groups = check_groups(x, stat_groups)
     engine = engines.resolve(impl, x)
     owes = engine.nothing
     for block in blocks:
@@ -161,8 +163,9 @@ def _block(x: Tensor, weight: Tensor, bias: Tensor | None, gamma: Tensor | None,
            negative_slope: float, training: bool, momentum: float, eps: float, stat_groups: int, impl: str) -> Tensor:
     check_impl(impl)
     owed = check_activation(activation, negative_slope)
+    check_output_padding(output_padding, stride)
     convolution, size = check_convolution(x, weight, bias, stride, padding, output_padding, transposed)
-    check_groups(x, stat_groups)
+    stat_groups = check_groups(x, stat_groups)
     norm = check_batch_norm(x, convolution, size, gamma, beta, running_mean, running_var, training=training,
                             momentum=momentum, eps=eps, stat_groups=stat_groups)
     block = Block(convolution, norm, owed)

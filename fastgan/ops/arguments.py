@@ -7,7 +7,9 @@ what is accepted.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ from fastgan.ops.layers import ACTIVATIONS, ENGINES, Activation, BatchNorm, Conv
 from fastgan.ops.reference import statistics_dtype
 
 LARGEST_KERNEL, LARGEST_STRIDE = 7, 4
+# found at import: torch.compile of PyTorch 2.9 to 2.11 cannot trace the question
+_AUTOCAST = frozenset(kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind))
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -36,7 +40,7 @@ def check_activation(activation: str, negative_slope: float) -> Activation:
 def check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int | tuple[int, int],
                       padding: int | tuple[int, int], output_padding: int | tuple[int, int],
                       transposed: bool) -> tuple[Convolution, tuple[int, int]]:
-    """The convolution and (Ho, Wo) of what it makes of x (N, Ci, H, W)."""
+    """The convolution and (Ho, Wo) of what it makes of x (N, Ci, H, W); layers may have any `output_padding`."""
     _tensor("x", x, 4, "(N, Ci, H, W)")
     names = "(Ci, Co, kh, kw)" if transposed else "(Co, Ci, kh, kw)"
     _tensor("weight", weight, 4, names)
@@ -50,7 +54,7 @@ def check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: in
     if not all(1 <= k <= LARGEST_KERNEL for k in kernel):
         raise FastganError(f"weight with a kernel of {kernel[0]}x{kernel[1]}: expected sides of 1 to {LARGEST_KERNEL}")
     # autocast brings the operands of a convolution to one dtype
-    if weight.dtype != x.dtype and not (_autocast(x) and weight.dtype in DTYPES):
+    if weight.dtype != x.dtype and not (autocast(x) and weight.dtype in DTYPES):
         raise FastganError(f"weight of dtype {weight.dtype}: expected x's, {x.dtype}")
     _device("weight", weight, x)
     if bias is not None:
@@ -58,9 +62,7 @@ def check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: in
         if bias.dtype != weight.dtype:
             raise FastganError(f"bias of dtype {bias.dtype}: expected the weight's, {weight.dtype}")
     strides, pads = _pair("stride", stride, 1, LARGEST_STRIDE), _pair("padding", padding, 0, None)
-    more = _pair("output_padding", output_padding, 0, None)
-    if any(extra >= step for extra, step in zip(more, strides, strict=True)) and any(more):
-        raise FastganError(f"output_padding {output_padding!r}: expected less than the stride, {stride!r}")
+    more = _pair("output_padding", output_padding, None, None)
     convolution = Convolution(weight, bias, strides, pads, more, transposed)
     size = convolution.size(x)
     if min(x.shape[2:]) < 1 or min(size) < 1:
@@ -69,11 +71,26 @@ def check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: in
     return convolution, size
 
 
-def check_groups(x: Tensor, stat_groups: int) -> None:
-    if not _is_int(stat_groups):
-        raise TypeError(f"stat_groups is {_kind(stat_groups)}, expected an int")
-    if stat_groups < 1 or len(x) % stat_groups:
-        raise FastganError(f"stat_groups {stat_groups}: expected a positive number that divides the batch of {len(x)}")
+def check_output_padding(output_padding: int | tuple[int, int], stride: int | tuple[int, int]) -> None:
+    """`FastganError` unless the functions take it: eager layers refuse any other, too."""
+    more, strides = _pair("output_padding", output_padding, 0, None), _pair("stride", stride, 1, LARGEST_STRIDE)
+    if any(extra >= step for extra, step in zip(more, strides, strict=True)) and any(more):
+        raise FastganError(f"output_padding {output_padding!r}: expected less than the stride, {stride!r}")
+
+
+def check_groups(x: Tensor, stat_groups: int) -> int:
+    """G, by which the batch of x can be divided."""
+    groups = check_int("stat_groups", stat_groups)
+    if groups < 1 or x.shape[0] % groups:
+        raise FastganError(f"stat_groups {groups}: expected a positive number that divides the batch of {x.shape[0]}")
+    return groups
+
+
+def check_int(name: str, value: Any) -> int:
+    """The int that a value is, NumPy's included."""
+    if not _is_int(value):
+        raise TypeError(f"{name} is {_kind(value)}, expected an int")
+    return operator.index(value)
 
 
 def check_batch_norm(x: Tensor, convolution: Convolution, size: tuple[int, int], gamma: Tensor | None,
@@ -97,7 +114,7 @@ def check_batch_norm(x: Tensor, convolution: Convolution, size: tuple[int, int],
                                "beta (Co,) too, or none of the four for no batch normalisation")
         return None
     co = convolution.weight.shape[1 if convolution.transposed else 0]
-    half = x.dtype in (torch.float16, torch.bfloat16) or _autocast(x)
+    half = x.dtype in (torch.float16, torch.bfloat16) or autocast(x)
     accepted = {x.dtype, torch.float32} if half else {x.dtype}
     for name, value in (("gamma", gamma), ("beta", beta), ("running_mean", running_mean), ("running_var", running_var)):
         if value is None:
@@ -109,10 +126,10 @@ def check_batch_norm(x: Tensor, convolution: Convolution, size: tuple[int, int],
     measures = training or running_mean is None
     if eps < 0 or (measures and eps == 0):
         raise FastganError(f"eps {eps}: expected a positive number")
-    count = len(x) // stat_groups * size[0] * size[1]
+    count = x.shape[0] // stat_groups * size[0] * size[1]
     if measures and count == 1:
         raise FastganError(f"Expected more than 1 value per channel when training, got x of shape {tuple(x.shape)}, "
-                           f"which gives an output of {len(x)}x{co}x{size[0]}x{size[1]} in {stat_groups} group(s)")
+                           f"which gives an output of {x.shape[0]}x{co}x{size[0]}x{size[1]} in {stat_groups} group(s)")
     return BatchNorm(gamma, beta, running_mean, running_var, None, measures, momentum, eps)
 
 
@@ -133,9 +150,9 @@ def check_norm(x: Tensor, norm: Any) -> Norm | None:
         if part.dim() not in (1, 2) or part.shape[-1] != channels:
             raise FastganError(f"{name} of shape {tuple(part.shape)}: expected ({channels},) or (G, {channels})")
         if part.dim() == 2 and part.shape[0] != 1:
-            if not part.shape[0] or len(x) % part.shape[0] or groups not in (1, part.shape[0]):
+            if not part.shape[0] or x.shape[0] % part.shape[0] or groups not in (1, part.shape[0]):
                 raise FastganError(f"{name} of shape {tuple(part.shape)}: expected (G, {channels}) with one G for all, "
-                                   f"dividing the batch of {len(x)}")
+                                   f"dividing the batch of {x.shape[0]}")
             groups = part.shape[0]
     return Norm(*norm)
 
@@ -153,15 +170,15 @@ def check_logits(logits: Tensor, targets: Sequence[float]) -> tuple[float, ...]:
             raise FastganError(f"targets[{i}] {number}: expected a probability, 0 to 1")
     if not numbers:
         raise FastganError("targets (): expected at least one, for each part of the batch")
-    if not len(logits) or len(logits) % len(numbers):
+    if not logits.shape[0] or logits.shape[0] % len(numbers):
         raise FastganError(f"logits of shape {tuple(logits.shape)}: expected ({len(numbers)} * n,) with n > 0, for as "
                            f"many targets")
     return numbers
 
 
-def _autocast(x: Tensor) -> bool:
-    device = x.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+def autocast(x: Tensor) -> bool:
+    """Whether autocast is on for x's device."""
+    return x.device.type in _AUTOCAST and torch.is_autocast_enabled(x.device.type)
 
 
 def _kind(value: object) -> str:
@@ -169,24 +186,24 @@ def _kind(value: object) -> str:
 
 
 def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _number(name: str, value: Any) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+    if not (isinstance(value, float) or _is_int(value)):
         raise TypeError(f"{name} is {_kind(value)}, expected a number")
     if not -math.inf < value < math.inf:  # not math.isfinite, which a compiler cannot trace
         raise FastganError(f"{name} {value}: expected a finite number")
     return float(value)
 
 
-def _pair(name: str, value: Any, low: int, high: int | None) -> tuple[int, int]:
+def _pair(name: str, value: Any, low: int | None, high: int | None) -> tuple[int, int]:
     pair = (value, value) if _is_int(value) else value
     if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(_is_int(side) for side in pair):
         raise TypeError(f"{name} is {_kind(value)}, expected an int or a pair of ints")
-    if not all(low <= side and (high is None or side <= high) for side in pair):
+    if not all((low is None or low <= side) and (high is None or side <= high) for side in pair):
         raise FastganError(f"{name} {value!r}: expected {f'{low} to {high}' if high else f'at least {low}'}")
-    return pair[0], pair[1]
+    return operator.index(pair[0]), operator.index(pair[1])
 
 
 def _tensor(name: str, value: Any, dims: int, shape: str) -> None:

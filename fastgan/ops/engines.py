@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastgan.errors import FastganError, first_line
 from fastgan.ops import autograd, plan, reference, synchronised
-from fastgan.ops.arguments import check_convolution
+from fastgan.ops.arguments import autocast, check_convolution
 from fastgan.ops.layers import Activation, BatchNorm, Block, Owed
 
 OLDEST = (8, 0)  # compute capability from which Triton's dot products run on tensor cores
@@ -58,10 +58,8 @@ class Kernels:
         self.name = name
 
     def stage(self, x: Tensor, owes: Owed, block: Block, groups: int) -> tuple[Tensor, Owed]:
-        convolution, norm = block.convolution, block.norm
-        x = as_operand(x)
-        check_convolution(x, *convolution._replace(output_padding=(0, 0)))  # layers may have any
-        size = convolution.size(x)
+        norm, x = block.norm, as_operand(x)
+        convolution, size = check_convolution(x, *block.convolution)
         if norm is None:
             y, _ = autograd.stage(self.name, x, owes, convolution, 1, None, block.fuse)
             return y, Owed(activation=block.activation)
@@ -78,10 +76,10 @@ class Kernels:
             statistics = torch.stack([norm.running_mean.to(wide), torch.rsqrt(norm.running_var.to(wide) + norm.eps)])
             y, _ = autograd.stage(self.name, x, owes, convolution, 1, None, block.fuse)
             return y, Owed(statistics[:, None], gamma, beta, block.activation)
-        count = len(x) // groups * size[0] * size[1]
+        count = x.shape[0] // groups * size[0] * size[1]
         if count * max(synchronised.processes(), 1) == 1:
             raise FastganError("Expected more than 1 value per channel when training, got an output of "
-                               f"{len(x)}x{channels}x{size[0]}x{size[1]} in {groups} group(s)")
+                               f"{x.shape[0]}x{channels}x{size[0]}x{size[1]} in {groups} group(s)")
         y, statistics = autograd.stage(self.name, x, owes, convolution, groups, synchronised.measurement(norm),
                                        block.fuse)
         return y, Owed(synchronised.normalisation(statistics, norm, count), gamma, beta, block.activation)
@@ -171,7 +169,6 @@ def _warn(told: str) -> None:
 
 def as_operand(x: Tensor) -> Tensor:
     """x in the dtype that autocast gives convolutions, where it is on."""
-    device = x.device.type
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if x.dtype == torch.float64 or not autocast(x):
         return x
-    return x.to(torch.get_autocast_dtype(device))
+    return x.to(torch.get_autocast_dtype(x.device.type))

@@ -70,7 +70,7 @@ class Activation(NamedTuple):
     """One of `ACTIVATIONS`; `inplace` where its layer says that the input may be overwritten."""
 
     name: str = "none"
-    negative_slope: float = 0.0
+    negative_slope: float = 0  # torch.compile takes 0 for a constant, and 0.0 that is a default for a variable
     inplace: bool = False
 
 

@@ -92,7 +92,7 @@ def _stage(engine: str, x: Tensor, *arguments: Any) -> Any:
 def _stage_fake(engine: str, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     convolution, (_, groups, measures) = _convolution(*arguments[5:11]), arguments[11:14]
     channels = convolution.channels()[1]
-    y = empty(x, len(x), channels, *convolution.size(x))
+    y = empty(x, x.shape[0], channels, *convolution.size(x))
     return y, x.new_empty((2, groups, channels), dtype=torch.float32) if measures else nothing(x)
 
 

@@ -37,6 +37,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastgan.errors import FastganError
+from fastgan.ops import convolutions
 from fastgan.ops.layers import Activation, BatchNorm, Convolution, Measurement, Norm, Owed
 
 
@@ -62,7 +63,7 @@ def normalise(x: Tensor, norm: Norm) -> Tensor:
     """gamma * (x - mean) * rstd + beta for x (N, C, H, W), each (C,), or (G, C) for G equal parts of the batch."""
     groups = max(len(part) if part.dim() == 2 else 1 for part in norm)
     mean, rstd, gamma, beta = (part.view(-1, 1, part.shape[-1], 1, 1) for part in norm)  # [G or 1, 1, C, 1, 1]
-    parts = x.unflatten(0, (groups, len(x) // groups))  # [G, N / G, C, H, W]
+    parts = x.unflatten(0, (groups, x.shape[0] // groups))  # [G, N / G, C, H, W]
     return (gamma * ((parts - mean) * rstd) + beta).flatten(0, 1)
 
 
@@ -78,10 +79,10 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
 def convolve(x: Tensor, convolution: Convolution) -> Tensor:
     weight, bias, stride, padding, output_padding, transposed = convolution
     if transposed:
-        y = F.conv_transpose2d(x, weight, bias, stride, padding, _natural(output_padding))
+        y = convolutions.conv_transpose2d(x, weight, bias, stride, padding, _natural(output_padding))
         h, w = convolution.size(x)
         return y[..., :h, :w] if min(output_padding) < 0 else y
-    return F.conv2d(_lengthened(x, convolution), weight, bias, stride, padding)
+    return convolutions.conv2d(_lengthened(x, convolution), weight, bias, stride, padding)
 
 
 def _natural(output_padding: tuple[int, int]) -> tuple[int, int]:
@@ -109,14 +110,13 @@ def convolve_backward(g: Tensor, a: Tensor, convolution: Convolution,
             g = F.pad(g, (0, natural[1] - output_padding[1], 0, natural[0] - output_padding[0]))
     else:
         a, natural = _lengthened(a, convolution), (0, 0)
-    ga, gweight, gbias = torch.ops.aten.convolution_backward(
-        g, a, weight, None if bias is None else [len(bias)], stride, padding, (1, 1), transposed, natural, 1, needs)
+    ga, gweight, gbias = convolutions.backward(g, a, weight, bias, stride, padding, natural, transposed, needs)
     return ga[..., :height, :width] if needs[0] else ga, gweight, gbias
 
 
 def measure(y: Tensor, groups: int = 1) -> tuple[Tensor, Tensor]:
     """Mean and biased variance (G, C) of `groups` equal parts of the batch y (N, C, H, W)."""
-    parts = y.to(statistics_dtype(y.dtype)).unflatten(0, (groups, len(y) // groups))  # [G, N / G, C, H, W]
+    parts = y.to(statistics_dtype(y.dtype)).unflatten(0, (groups, y.shape[0] // groups))  # [G, N / G, C, H, W]
     var, mean = torch.var_mean(parts, (1, 3, 4), correction=0)
     return mean, var
 
@@ -150,7 +150,7 @@ def batch_norm(x: Tensor, norm: BatchNorm, groups: int = 1) -> Tensor:
         return _batch_norm(x, norm)
     # not unbind: torch.batch_norm's backward on the CPU (2.14) is wrong for one image of a channels_last batch whose
     # stride over the batch is not its size
-    return torch.cat([_batch_norm(part, norm) for part in x.split([len(x) // groups] * groups)])
+    return torch.cat([_batch_norm(part, norm) for part in x.split([x.shape[0] // groups] * groups)])
 
 
 def _batch_norm(x: Tensor, norm: BatchNorm) -> Tensor:
@@ -258,5 +258,5 @@ def _logistic(logits: Tensor, target: float) -> Tensor:
 def logistic_loss_backward(gloss: Tensor, logits: Tensor, targets: Sequence[float]) -> Tensor:
     """Gradient of logits (N,), in the loss's dtype, from that of the loss (G,)."""
     parts = logits.to(statistics_dtype(logits.dtype)).chunk(len(targets))
-    return torch.cat([((1 - target) * part.sigmoid() - target * (-part).sigmoid()) * (g / len(part))
+    return torch.cat([((1 - target) * part.sigmoid() - target * (-part).sigmoid()) * (g / part.shape[0])
                       for part, target, g in zip(parts, targets, gloss, strict=True)])

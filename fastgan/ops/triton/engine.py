@@ -90,7 +90,7 @@ def normalise_activate_backward(gout: Tensor, x: Tensor, owed: Owed) -> tuple[Te
 
 
 def _activated(x: Tensor, owed: Owed) -> Operand:
-    (name, slope, _), statistics = owed.activation, owed.statistics
+    name, slope, statistics = owed.activation.name, float(owed.activation.negative_slope), owed.statistics
     if statistics is not None:
         return Operand(_nhwc(x), "normalised", None, (*statistics.unbind(), owed.gamma, owed.beta), name, slope)
     return Operand(_nhwc(x), "raw" if name == "none" else "activated", activation=name, negative_slope=slope)

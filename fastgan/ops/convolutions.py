@@ -1,0 +1,145 @@
+"""PyTorch's convolutions and their gradients, kept from faults that they have on a CPU (2.14, with oneDNN 3.12).
+
+    kernel of 1x1, a stride    the gradient of the weight writes beyond its workspace where tensors are channels_last
+                               and channels are few: a crash, a hang or wrong values
+    a result of one pixel      in bfloat16, results and gradients of the weight are read from beyond a tensor where the
+                               processor has AMX and the side of the result that is one pixel long has a stride
+    one channel                values are read from wrong places where strides are (H W, 1, W, 1), those of
+                               channels_last, which are contiguous too
+
+A stride of a kernel of 1x1 skips pixels, and one that is never taken means nothing. So the fine image, which a
+convolution is given and a transposed one makes, is cut to what is read, and the stride there is 1. Images and weights
+of one channel get the strides (H W, H W, W, 1).
+
+All convolutions of a library that fastgan calls go through here, and through `guarded` those of layers that it calls as
+they are. Everything differentiates any number of times. On other devices nothing is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.modules.utils import _pair
+from torch.overrides import TorchFunctionMode
+
+Pair = int | Sequence[int]
+
+
+def conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair = 1, padding: Pair | str = 0,
+           dilation: Pair = 1, groups: int = 1) -> Tensor:
+    """As `torch.nn.functional.conv2d`."""
+    input, weight = _regular(input), _regular(weight)
+    if input.dim() == 4 and padding != "same":  # which takes no strides
+        pads = (0, 0) if isinstance(padding, str) else _pair(padding)
+        coarse = [(side + 2 * pad - far * (k - 1) - 1) // step + 1 for side, pad, far, k, step in zip(
+            input.shape[2:], pads, _pair(dilation), weight.shape[2:], _pair(stride), strict=True)]
+        cut = _cut(input.shape[2:], coarse, weight, stride, pads, dilation)
+        if cut is not None:
+            input, stride, padding = cut.of(input), cut.stride, cut.padding
+    return _regular(F.conv2d(input, weight, bias, stride, padding, dilation, groups))  # type: ignore[arg-type]
+
+
+def conv_transpose2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair = 1, padding: Pair = 0,
+                     output_padding: Pair = 0, groups: int = 1, dilation: Pair = 1) -> Tensor:
+    """As `torch.nn.functional.conv_transpose2d`."""
+    input, weight, cut = _regular(input), _regular(weight), None
+    if input.dim() == 4 and all(more < step for more, step in zip(_pair(output_padding), _pair(stride), strict=True)):
+        fine = [(side - 1) * step - 2 * pad + far * (k - 1) + 1 + more for side, step, pad, far, k, more in zip(
+            input.shape[2:], _pair(stride), _pair(padding), _pair(dilation), weight.shape[2:], _pair(output_padding),
+            strict=True)]
+        cut = _cut(fine, input.shape[2:], weight, stride, padding, dilation)
+    if cut is None:
+        return _regular(F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation))  # type: ignore[arg-type]
+    y = F.conv_transpose2d(input, weight, None, cut.stride, cut.padding, cut.left(output_padding), groups, dilation)  # type: ignore[arg-type]
+    y = _regular(cut.back(_regular(y)))
+    return y if bias is None else y + bias.to(y.dtype).view(-1, 1, 1)
+
+
+def backward(g: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int],
+             padding: Sequence[int], output_padding: Sequence[int], transposed: bool,
+             needs: tuple[bool, bool, bool]) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of input, weight and bias from g, that of `conv2d` or `conv_transpose2d`; None where not needed."""
+    g, input, weight = _regular(g), _regular(input), _regular(weight)
+    fine, coarse = (g, input) if transposed else (input, g)
+    cut, gbias = _cut(fine.shape[2:], coarse.shape[2:], weight, stride, padding, 1), None
+    if cut is not None:
+        stride, padding, output_padding = cut.stride, cut.padding, cut.left(output_padding)
+        if transposed:
+            gbias = g.sum((0, 2, 3)) if needs[2] else None
+            g, needs = cut.of(g), (needs[0], needs[1], False)
+        else:
+            input = cut.of(input)
+    ginput, gweight, gbias_of_all = torch.ops.aten.convolution_backward(
+        g, input, weight, None if bias is None else [len(bias)], stride, padding, (1, 1), transposed, output_padding, 1,
+        needs)
+    if cut is not None and not transposed and needs[0]:
+        ginput = cut.back(ginput)
+    return (_regular(ginput) if needs[0] else ginput, _regular(gweight) if needs[1] else gweight,
+            gbias_of_all if gbias is None else gbias)
+
+
+class guarded(TorchFunctionMode):
+    """Within the block, PyTorch's convolutions of two dimensions are those of this module."""
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
+                           kwargs: dict[str, Any] | None = None) -> Any:
+        if func is F.conv2d:
+            func = conv2d
+        elif func is F.conv_transpose2d:
+            func = conv_transpose2d
+        return func(*args, **(kwargs or {}))
+
+
+class _Cut(NamedTuple):
+    """What a convolution reads of its fine image (N, C, *sides): that padded, or cropped where pads are negative, then
+    every step-th pixel. Of what is left, it is a convolution with `stride` and `padding`."""
+
+    sides: Sequence[int]
+    pads: tuple[int, int, int, int]  # left, right, top, bottom
+    steps: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+    def of(self, fine: Tensor) -> Tensor:
+        padded = F.pad(fine, self.pads) if any(self.pads) else fine
+        return padded[..., ::self.steps[0], ::self.steps[1]]
+
+    def back(self, part: Tensor) -> Tensor:
+        """The transpose of `of`: a fine image with zeros where nothing is read."""
+        left, right, top, bottom = self.pads
+        padded = part.new_zeros((*part.shape[:2], self.sides[0] + top + bottom, self.sides[1] + left + right))
+        padded[..., ::self.steps[0], ::self.steps[1]] = part
+        return F.pad(padded, [-pad for pad in self.pads]) if any(self.pads) else padded
+
+    def left(self, output_padding: Pair) -> list[int]:
+        """What remains of an output_padding."""
+        return [more if step > 1 else 0 for more, step in zip(_pair(output_padding), self.stride, strict=True)]
+
+
+def _cut(fine: Sequence[int], coarse: Sequence[int], weight: Tensor, stride: Pair, padding: Pair,
+         dilation: Pair) -> _Cut | None:
+    """How a convolution between images of these sizes is cut; None where it is called as it is."""
+    strides, paddings = _pair(stride), _pair(padding)
+    if weight.device.type != "cpu" or strides == (1, 1):
+        return None
+    if weight.shape[2:] == (1, 1) and paddings == (0, 0):
+        return _Cut(fine, (0, 0, 0, 0), strides, (1, 1), (0, 0))
+    top_left, bottom_right, steps, pads = [0, 0], [0, 0], list(strides), list(paddings)
+    for i, far in enumerate(_pair(dilation)):
+        if coarse[i] == 1 and strides[i] > 1:
+            top_left[i] = paddings[i]
+            bottom_right[i] = far * (weight.shape[2 + i] - 1) + 1 - paddings[i] - fine[i]
+            steps[i], pads[i] = 1, 0
+    if steps == list(strides):
+        return None
+    return _Cut(fine, (top_left[1], bottom_right[1], top_left[0], bottom_right[0]), (1, 1), (steps[0], steps[1]),
+                (pads[0], pads[1]))
+
+
+def _regular(x: Tensor) -> Tensor:
+    """x; of one channel on a CPU, with the strides of a contiguous tensor, and so is the gradient that it gets."""
+    return x.reshape(-1).view(x.shape) if x.dim() == 4 and x.shape[1] == 1 and x.device.type == "cpu" else x
