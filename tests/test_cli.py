@@ -40,7 +40,7 @@ def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 
 
 def test_an_error_is_one_line_whatever_a_file_is_called(capsys, here):
-    assert r"folder:a\nb\x1b[31m: " in fails(capsys, "train", "--data", "folder:a\nb\x1b[31m")
+    assert r"/a\nb\x1b[31m: " in fails(capsys, "train", "--data", "folder:a\nb\x1b[31m")
 
 
 def test_help_is_instant():

@@ -374,7 +374,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
                "--metrics fid: gaussian has points; expected images, or no --metrics"),
     "few fakes": ({"metrics": "score", "metrics_images": 99},
                   "--metrics-images 99: expected a whole number, 100 or more"),
-    "no weights": ({"metrics": "kid", "metrics_weights": "nowhere.pth"}, "--metrics kid: no file nowhere.pth, and"),
+    "no weights": ({"metrics": "kid", "metrics_weights": "nowhere.pth"},
+                   f"--metrics kid: no file {Path('nowhere.pth').absolute()}, and"),
 }
 
 
