@@ -46,6 +46,7 @@ bench: .venv/installed
 
 faults: .venv/installed-dev
 	$(PY) -m proofs.kills $(FAULTS)
+	$(PY) -m proofs.convolutions
 	FASTGAN_FUZZ=1000 $(PY) -m pytest tests/test_fuzz.py
 
 quality: .venv/installed

@@ -2,13 +2,14 @@
 
     kernel of 1x1, a stride    the gradient of the weight writes beyond its workspace where tensors are channels_last
                                and channels are few: a crash, a hang or wrong values
-    a result of one pixel      in bfloat16, results and gradients of the weight are read from beyond a tensor where the
-                               processor has AMX and the side of the result that is one pixel long has a stride
+    one pixel, a stride        in bfloat16, where the processor has AMX, a result that is one pixel high or wide is
+                               computed from what is beyond a tensor, and so is the gradient of the weight where the
+                               image is narrower than the stride
     one channel                values are read from wrong places where strides are (H W, 1, W, 1), those of
                                channels_last, which are contiguous too
 
-A stride of a kernel of 1x1 skips pixels, and one that is never taken means nothing. So the fine image, which a
-convolution is given and a transposed one makes, is cut to what is read, and the stride there is 1. Images and weights
+So the fine image, which a convolution is given and a transposed one makes, is cut or padded there to what is read. Then
+a kernel of 1x1 has the stride 1, as has one that is applied once, and images are as wide as strides. Images and weights
 of one channel get the strides (H W, H W, W, 1).
 
 All convolutions of a library that fastgan calls go through here, and through `guarded` those of layers that it calls as
@@ -40,7 +41,7 @@ def conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pa
         cut = _cut(input.shape[2:], coarse, weight, stride, pads, dilation)
         if cut is not None:
             input, stride, padding = cut.of(input), cut.stride, cut.padding
-    return _regular(F.conv2d(input, weight, bias, stride, padding, dilation, groups))  # type: ignore[arg-type]
+    return _regular(F.conv2d(input, weight, bias, stride, padding, dilation, groups))
 
 
 def conv_transpose2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair = 1, padding: Pair = 0,
@@ -53,8 +54,8 @@ def conv_transpose2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, 
             strict=True)]
         cut = _cut(fine, input.shape[2:], weight, stride, padding, dilation)
     if cut is None:
-        return _regular(F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation))  # type: ignore[arg-type]
-    y = F.conv_transpose2d(input, weight, None, cut.stride, cut.padding, cut.left(output_padding), groups, dilation)  # type: ignore[arg-type]
+        return _regular(F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation))
+    y = F.conv_transpose2d(input, weight, None, cut.stride, cut.padding, cut.left(output_padding), groups, dilation)
     y = _regular(cut.back(_regular(y)))
     return y if bias is None else y + bias.to(y.dtype).view(-1, 1, 1)
 
@@ -130,11 +131,11 @@ def _cut(fine: Sequence[int], coarse: Sequence[int], weight: Tensor, stride: Pai
         return _Cut(fine, (0, 0, 0, 0), strides, (1, 1), (0, 0))
     top_left, bottom_right, steps, pads = [0, 0], [0, 0], list(strides), list(paddings)
     for i, far in enumerate(_pair(dilation)):
-        if coarse[i] == 1 and strides[i] > 1:
+        if strides[i] > 1 and (coarse[i] == 1 or fine[i] < strides[i]):
             top_left[i] = paddings[i]
-            bottom_right[i] = far * (weight.shape[2 + i] - 1) + 1 - paddings[i] - fine[i]
-            steps[i], pads[i] = 1, 0
-    if steps == list(strides):
+            bottom_right[i] = (coarse[i] - 1) * strides[i] + far * (weight.shape[2 + i] - 1) + 1 - paddings[i] - fine[i]
+            steps[i], pads[i] = 1 if coarse[i] == 1 else strides[i], 0
+    if steps == list(strides) and pads == list(paddings):
         return None
     return _Cut(fine, (top_left[1], bottom_right[1], top_left[0], bottom_right[0]), (1, 1), (steps[0], steps[1]),
                 (pads[0], pads[1]))
