@@ -55,6 +55,22 @@ def measurement(norm: BatchNorm) -> Measurement:
     return Measurement(norm.eps, norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum)
 
 
+def merged(statistics: Tensor) -> Tensor:
+    """Mean and biased variance [2, G, C] of all parts, from those of this one."""
+    means, variances = _of_all(statistics).unbind(1)  # [P, G, C]
+    mean = means.mean(0)
+    return torch.stack([mean, (variances + (means - mean).square()).mean(0)])
+
+
+def total(sums: Tensor) -> Tensor:
+    """The sum of what each process has."""
+    return _of_all(sums).sum(0)
+
+
+def _of_all(mine: Tensor) -> Tensor:
+    return mine[None] if _processes <= 1 else _Exchange.apply(mine)
+
+
 def normalisation(statistics: Tensor, norm: BatchNorm, count: int) -> Tensor:
     """Mean and rstd [2, G, C] of all parts, from mean and biased variance [2, G, C] of this one's `count` elements for
     each channel and group; the running statistics updated by those of the whole batch.
@@ -63,9 +79,7 @@ def normalisation(statistics: Tensor, norm: BatchNorm, count: int) -> Tensor:
     """
     if not _processes:
         return statistics
-    means, variances = (statistics[None] if _processes == 1 else _Exchange.apply(statistics)).unbind(1)  # [P, G, C]
-    mean = means.mean(0)
-    var = (variances + (means - mean).square()).mean(0)
+    mean, var = merged(statistics).unbind()
     if norm.running_mean is not None and norm.running_var is not None:
         update_running_statistics(norm.running_mean, norm.running_var, norm.num_batches_tracked, mean.detach(),
                                   var.detach(), count * _processes, norm.momentum)

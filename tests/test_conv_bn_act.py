@@ -1,0 +1,265 @@
+"""One operation with ordinary activations at both ends: in every form what the eager layers compute."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastgan.errors import FastganError
+from fastgan.nn.chain import block, read
+from fastgan.ops import synchronised
+from fastgan.ops.casts import Casts
+from fastgan.ops.conv_bn_act import conv_bn_act
+from tests.near import EPS, MARGIN, UNITS, rms
+from tests.test_ops import assert_same, results
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CONVOLUTIONS: dict[str, Callable[[], nn.Module]] = {
+    "conv": lambda: nn.Conv2d(3, 5, (4, 3), (2, 1), (1, 2)),
+    "transposed": lambda: nn.ConvTranspose2d(3, 5, (4, 3), (2, 3), 1, (1, 2))}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU, "relu-inplace": lambda: nn.ReLU(True), "leaky": lambda: nn.LeakyReLU(0.2),
+    "leaky-inplace": lambda: nn.LeakyReLU(0.2, True), "leaky-negative": lambda: nn.LeakyReLU(-0.5), "tanh": nn.Tanh}
+SHAPE = (6, 3, 7, 11)
+
+each_convolution = pytest.mark.parametrize("convolution", CONVOLUTIONS)
+each_activation = pytest.mark.parametrize("activation", [*ACTIVATIONS, "none"])
+
+
+def layers(convolution: str, activation: str = "leaky", dtype: torch.dtype = torch.float64,
+           **norm: Any) -> nn.Sequential:
+    """norm: arguments of BatchNorm2d; norm=False for none."""
+    torch.manual_seed(0)
+    made = [CONVOLUTIONS[convolution]()]
+    if norm.pop("norm", True):
+        made.append(nn.BatchNorm2d(5, **norm))
+        for parameter in made[1].parameters():
+            nn.init.normal_(parameter, 1.0, 0.3)
+        if made[1].running_mean is not None:
+            nn.init.normal_(made[1].running_mean), nn.init.uniform_(made[1].running_var, 0.5, 1.5)
+    if activation != "none":
+        made.append(ACTIVATIONS[activation]())
+    return nn.Sequential(*made).to(dtype)
+
+
+def images(dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+
+
+class Ours(nn.Module):
+    """A copy of a Sequential's layers as one operation."""
+
+    def __init__(self, eager: nn.Sequential, groups: int = 1) -> None:
+        super().__init__()
+        self.layers, self.groups = copy.deepcopy(eager), groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        [[one]] = read(list(self.layers))
+        return conv_bn_act(x, block(*one), self.groups)
+
+
+def assert_equal_to_eager(eager: nn.Sequential, x: Tensor, groups: int = 1) -> None:
+    """Output, gradients and buffers, twice, as running statistics go on."""
+    ours = Ours(eager, groups)
+    for _ in range(2):
+        expected = results(lambda x: torch.cat([eager(part) for part in x.chunk(groups)]), x, eager)
+        assert_same(expected, results(ours, x, ours.layers))
+
+
+@each_convolution
+@each_activation
+def test_training(convolution, activation):
+    assert_equal_to_eager(layers(convolution, activation), images())
+
+
+@each_convolution
+@each_activation
+def test_without_batch_normalization(convolution, activation):
+    if activation == "leaky-inplace":
+        x, eager = images(), layers(convolution, "leaky", norm=False)
+        ours = Ours(layers(convolution, activation, norm=False))
+        assert_same(results(eager, x, eager), results(ours, x, ours.layers))
+    assert_equal_to_eager(layers(convolution, activation, norm=False), images())
+
+
+@pytest.mark.parametrize("groups", [2, 3, 6])
+@pytest.mark.parametrize("momentum", [0.1, None, 0.0], ids=["momentum", "cumulative", "zero"])
+def test_statistic_groups(groups, momentum):
+    eager = layers("conv", momentum=momentum)
+    ours = Ours(eager, groups)
+    assert_equal_to_eager(eager, images(), groups)
+    ours(images())
+    assert ours.layers[1].num_batches_tracked == groups
+
+
+@pytest.mark.parametrize("norm", [{}, {"track_running_stats": False}, {"affine": False}, {"momentum": None},
+                                  {"eps": 0.1}], ids=["usual", "untracked", "not-affine", "cumulative", "eps"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@each_convolution
+def test_batch_normalizations(convolution, training, norm):
+    assert_equal_to_eager(layers(convolution, **norm).train(training), images())
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("frozen", [["0.weight"], ["0.bias"], ["1.weight"], ["1.bias"],
+                                    ["0.weight", "0.bias", "1.weight", "1.bias"]], ids=" ".join)
+def test_frozen_parameters(frozen, training):
+    eager = layers("conv").train(training)
+    for name in frozen:
+        eager.get_parameter(name).requires_grad_(False)
+    assert_equal_to_eager(eager, images())
+
+
+def test_gradient_of_parameters_alone():
+    eager = layers("conv")
+    ours = Ours(eager)
+    for network in (eager, ours):
+        network(images()).square().sum().backward()
+    for one, other in zip(eager.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-9)
+
+
+@each_activation
+@pytest.mark.parametrize("norm", [True, False], ids=["norm", "no-norm"])
+def test_not_a_number_stays_one(activation, norm):
+    eager, x = layers("conv", activation, norm=norm).eval(), images()
+    x[0, 0, 3, 4] = float("nan")
+    expected = eager(x)
+    assert expected.isnan().any()
+    torch.testing.assert_close(Ours(eager)(x), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("activation", ["leaky", "leaky-negative", "tanh", "none"])
+@pytest.mark.parametrize(("norm", "training"), [(True, True), (True, False), (False, True)],
+                         ids=["training", "evaluation", "no-norm"])
+@each_convolution
+def test_second_derivatives(convolution, norm, training, activation):
+    """R1 by parameters and by the image, against eager PyTorch's double backward; no buffer is updated twice."""
+    eager = layers(convolution, activation, norm=norm).train(training)
+    ours = Ours(eager)
+
+    def penalty(network: nn.Module, layers: nn.Sequential) -> list[Tensor]:
+        x = images().requires_grad_()
+        out = network(x)
+        slope, = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        wanted = [x, *layers.parameters()]
+        grads = torch.autograd.grad(slope.square().sum() + out.sum(), wanted, allow_unused=True)
+        return [torch.zeros_like(one) if grad is None else grad for one, grad in zip(wanted, grads, strict=True)]
+
+    for one, other in zip(penalty(eager, eager), penalty(ours, ours.layers), strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-8, atol=1e-8 * float(one.abs().max() + 1))
+    assert_same(dict(eager.named_buffers()), dict(ours.layers.named_buffers()))
+
+
+def test_gradgradcheck():
+    ours, x = Ours(layers("conv", "tanh"), 2), images()[:4, :, :4, :3].clone().requires_grad_()
+    assert torch.autograd.gradcheck(ours, x) and torch.autograd.gradgradcheck(ours, x)
+
+
+@pytest.mark.parametrize("norm", [True, False], ids=["norm", "no-norm"])
+@pytest.mark.parametrize("after", [
+    lambda y: y.add_(1), lambda y: F.elu(y, inplace=True), lambda y: F.dropout(y, 0.5, inplace=True)],
+    ids=["add", "elu", "dropout"])
+@pytest.mark.parametrize("activation", ["leaky", "none"])
+def test_results_may_be_overwritten(activation, after, norm):
+    """As in eager PyTorch: where its backward does not read them, ours does not either."""
+    eager = layers("conv", activation, norm=norm)
+    ours = Ours(eager)
+    both = []
+    for network, parameters in ((eager, eager), (ours, ours.layers)):
+        def run(x: Tensor, network: nn.Module = network) -> Tensor:
+            torch.manual_seed(5)
+            return after(network(x))
+
+        both.append(results(run, images(), parameters))
+    assert_same(*both)
+
+
+@each_convolution
+@each_activation
+@pytest.mark.parametrize("norm", [True, False], ids=["norm", "no-norm"])
+def test_results_are_no_views(norm, activation, convolution):
+    x = images().requires_grad_()
+    y = Ours(layers(convolution, activation, norm=norm))(x)
+    assert not y._is_view() and y.untyped_storage().nbytes() == y.numel() * y.element_size()
+
+
+@pytest.mark.parametrize("last", ["neither", "input", "weight"])
+@each_convolution
+def test_memory_format_is_that_of_eager(convolution, last):
+    eager, x = layers(convolution), images()
+    if last == "input":
+        x = x.contiguous(memory_format=torch.channels_last)
+    if last == "weight":
+        eager.to(memory_format=torch.channels_last)
+    ours = Ours(eager)
+    (y, out), x = (eager(x), ours(x)), x.requires_grad_()
+    assert out.stride() == y.stride()
+    ours(x).sum().backward()
+    assert all(one.grad.stride() == one.stride() for one in ours.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("activation", ["tanh", "none"])
+@each_convolution
+def test_as_near_to_float64_as_eager(convolution, activation, dtype):
+    """Without kinks, at which a rounding decides between two slopes."""
+    eager = layers(convolution, activation, dtype)
+    eager[1].float()
+    ours, exact, x = Ours(eager), copy.deepcopy(eager).double(), images(dtype)
+    expected, theirs = results(exact, x.double(), exact), results(eager, x, eager)
+    for key, value in results(ours, x, ours.layers).items():
+        floor = UNITS * EPS[theirs[key].dtype] * float(expected[key].abs().max())
+        assert rms(value - expected[key]) <= MARGIN * rms(theirs[key] - expected[key]) + floor, key
+
+
+def test_lent_casts_of_weights():
+    ours, x = Ours(layers("conv", "tanh", torch.float32)), images(torch.bfloat16)
+    expected = results(ours, x, ours.layers)
+    with Casts(ours.parameters(), torch.bfloat16).lent():
+        ours.layers[1].reset_running_stats()
+        lent = results(ours, x, ours.layers)
+    for key in ("y", "x", "0.weight", "1.weight"):
+        assert torch.equal(lent[key], expected[key]), key
+
+
+def test_statistics_of_one_process_are_its_own():
+    eager = layers("conv")
+    ours = Ours(eager)
+    expected = results(eager, images(), eager)
+    with synchronised.over(1):
+        assert_same(expected, results(ours, images(), ours.layers))
+
+
+def test_functional_gradients():
+    """torch.func.grad, and functional_call with other parameters."""
+    for norm in (True, False):
+        eager = layers("conv", "tanh", norm=norm).eval()
+        ours = Ours(eager)
+
+        def loss(parameters: dict[str, Tensor], network: nn.Module) -> Tensor:
+            return torch.func.functional_call(network, parameters, (images(),)).square().sum()
+
+        one = torch.func.grad(loss)(dict(eager.named_parameters()), eager)
+        other = torch.func.grad(loss)({f"layers.{key}": value for key, value in eager.named_parameters()}, ours)
+        assert_same(one, {key.removeprefix("layers."): value for key, value in other.items()})
+
+
+@pytest.mark.parametrize("norm", [True, False], ids=["norm", "no-norm"])
+def test_compiles_as_a_full_graph(norm):
+    eager = layers("conv", norm=norm)
+    ours = Ours(eager)
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    assert_same(results(eager, images(), eager), results(compiled, images(), ours.layers))
+
+
+def test_one_value_per_channel():
+    with pytest.raises(FastganError, match="Expected more than 1 value per channel when training, got an output of 2x"):
+        conv_bn_act(torch.zeros(2, 3, 3, 3), block(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), None), 2)
