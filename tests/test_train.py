@@ -407,7 +407,7 @@ def test_a_run_is_in_float32_whatever_the_default_dtype_is(tiny, values):
         lambda tiny, **values: Trainer(tiny(**values)).fit(), train_with_another_default)]
     for state in states:
         assert {t.dtype for t in state["step"]["generator"].values() if t.is_floating_point()} == {torch.float32}
-    assert states[0]["fingerprint"] == states[1]["fingerprint"]
+    assert same(*states)
 
 
 def test_no_run_to_resume(tmp_path):

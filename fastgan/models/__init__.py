@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from fastgan.config import ModelConfig
@@ -24,8 +25,12 @@ def build(config: ModelConfig, shape: tuple[int, ...], num_classes: int = 0) -> 
 
     Raises `FastganError` for a shape that the architecture cannot make.
     """
-    generator, discriminator = _build(config, shape, num_classes)
-    return generator.float(), discriminator.float()
+    default = torch.get_default_dtype()
+    try:  # not cast afterwards: initialisers would draw other numbers
+        torch.set_default_dtype(torch.float32)
+        return _build(config, shape, num_classes)
+    finally:
+        torch.set_default_dtype(default)
 
 
 def _build(config: ModelConfig, shape: tuple[int, ...], num_classes: int) -> tuple[nn.Module, nn.Module]:

@@ -91,7 +91,7 @@ class GANStep:
         self.loss = LOSSES[train.loss]
         self._parameters: list[list[Tensor]] = [[p for p in network.parameters() if p.is_floating_point()]
                                                 for network in (generator, discriminator)]
-        self.device = next(generator.parameters()).device
+        self.device = next(p.device for params in self._parameters for p in params)
         self.precision = choose(precision, self.device) if precision == "auto" else precision
         self.impl = next((module.impl for module in discriminator.modules() if isinstance(module, Chain)), "auto")
         self.average_g: Average | None = None
