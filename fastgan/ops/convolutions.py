@@ -97,13 +97,14 @@ class guarded(TorchFunctionMode):
 
 class _Cut(NamedTuple):
     """What a convolution reads of its fine image (N, C, *sides): that padded, or cropped where pads are negative, then
-    every step-th pixel. Of what is left, it is a convolution with `stride` and `padding`."""
+    every step-th pixel. Of what is left, it is a convolution with `stride` and `padding`. is_cut: which sides are."""
 
     sides: Sequence[int]
     pads: tuple[int, int, int, int]  # left, right, top, bottom
     steps: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
+    is_cut: tuple[bool, bool]
 
     def of(self, fine: Tensor) -> Tensor:
         padded = F.pad(fine, self.pads) if any(self.pads) else fine
@@ -118,7 +119,7 @@ class _Cut(NamedTuple):
 
     def left(self, output_padding: Pair) -> list[int]:
         """What remains of an output_padding."""
-        return [more if step > 1 else 0 for more, step in zip(_pair(output_padding), self.stride, strict=True)]
+        return [0 if cut else more for more, cut in zip(_pair(output_padding), self.is_cut, strict=True)]
 
 
 def _cut(fine: Sequence[int], coarse: Sequence[int], weight: Tensor, stride: Pair, padding: Pair,
@@ -128,17 +129,18 @@ def _cut(fine: Sequence[int], coarse: Sequence[int], weight: Tensor, stride: Pai
     if weight.device.type != "cpu" or strides == (1, 1):
         return None
     if weight.shape[2:] == (1, 1) and paddings == (0, 0):
-        return _Cut(fine, (0, 0, 0, 0), strides, (1, 1), (0, 0))
+        return _Cut(fine, (0, 0, 0, 0), strides, (1, 1), (0, 0), (True, True))
     top_left, bottom_right, steps, pads = [0, 0], [0, 0], list(strides), list(paddings)
+    is_cut = [strides[i] > 1 and (coarse[i] == 1 or fine[i] < strides[i]) for i in range(2)]
+    if not any(is_cut):
+        return None
     for i, far in enumerate(_pair(dilation)):
-        if strides[i] > 1 and (coarse[i] == 1 or fine[i] < strides[i]):
+        if is_cut[i]:
             top_left[i] = paddings[i]
             bottom_right[i] = (coarse[i] - 1) * strides[i] + far * (weight.shape[2 + i] - 1) + 1 - paddings[i] - fine[i]
             steps[i], pads[i] = 1 if coarse[i] == 1 else strides[i], 0
-    if steps == list(strides) and pads == list(paddings):
-        return None
     return _Cut(fine, (top_left[1], bottom_right[1], top_left[0], bottom_right[0]), (1, 1), (steps[0], steps[1]),
-                (pads[0], pads[1]))
+                (pads[0], pads[1]), (is_cut[0], is_cut[1]))
 
 
 def _regular(x: Tensor) -> Tensor:
