@@ -16,7 +16,7 @@ help:
 	@echo "make check   lint and check types"
 	@echo "make aot     compile all GPU kernels, Triton's and csrc/cuda's, and gate the result (AOT=--quick: what CI runs)"
 	@echo "make bench   what is fast here, and what earned it: a quarter of an hour, then tables and pictures in OUT=bench"
-	@echo "make faults  kill fifty runs and resume them, and damage files in thousands of ways (half an hour)"
+	@echo "make faults  kill fifty runs and resume them, damage files, and search random shapes of convolutions for faults"
 	@echo "make quality score the demo's digits with a classifier (after make demo)"
 	@echo "make walk    a stranger's walk: own images, own network, kill, resume, export (examples/stranger.sh; minutes)"
 	@echo "make ptx     execute the compiled GPU kernels on the CPU, in a PTX simulator at PTXSIM (PTX=--quick: minutes)"
