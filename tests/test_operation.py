@@ -15,7 +15,7 @@ from fastgan.errors import FastganError
 from fastgan.nn.chain import block, read
 from fastgan.ops import synchronised
 from fastgan.ops.casts import Casts
-from fastgan.ops.conv_bn_act import conv_bn_act
+from fastgan.ops.operation import conv_bn_act
 from tests.near import EPS, MARGIN, UNITS, rms
 from tests.test_ops import assert_same, results
 
