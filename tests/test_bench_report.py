@@ -216,6 +216,8 @@ def test_ctrl_c_in_the_middle(tmp_path):
                                # a shell's background job ignores SIGINT, and so would all that it starts
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     try:
+        while not (tmp_path / "bench.csv").exists() and process.poll() is None:  # imports start processes, too
+            time.sleep(0.2)
         while not (children := _children(process.pid)) and process.poll() is None:
             time.sleep(0.2)
         time.sleep(1)

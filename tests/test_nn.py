@@ -293,7 +293,7 @@ def test_integers_of_numpy_are_integers(impl):
     two, one = np.int64(2), np.int32(1)
     chain = fnn.Chain(fnn.ConvBNAct(3, 5, np.int64(4), two, one, impl=impl),
                       fnn.ConvTransposeBNAct(5, 3, np.int64(3), two, one, one, impl=impl), impl=impl)
-    x, usual = image(), copy.deepcopy(chain)
+    x, usual = image().float(), copy.deepcopy(chain)
     for layer in (usual[0][0], usual[1][0]):
         for name in ("kernel_size", "stride", "padding", "output_padding"):
             setattr(layer, name, tuple(map(int, getattr(layer, name))))

@@ -25,7 +25,6 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.ops.plan.check import MARGIN
-from fastgan.train import precision as of_a_step
 
 WORST = 4.0
 DOUBT = 2.0  # units from a kink
@@ -111,6 +110,8 @@ def _worst(x: Tensor) -> float:
 
 def products(precision: Precision) -> AbstractContextManager[None]:
     """Within the block, kernels take float32 products as PyTorch's convolutions are told to."""
+    from fastgan.train import precision as of_a_step  # which brings the trainer with it
+
     return of_a_step.products("tf32" if precision.tf32 else "fp32")
 
 

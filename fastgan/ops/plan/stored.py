@@ -124,12 +124,13 @@ def read(path: StrPath, device: torch.device) -> tuple[Plan, dict[str, str]]:
             raise ValueError("its format is not that of this version")
         plan = Plan(_choices(found["problems"]), engine=found["engine"], step=_seconds(found["step"]))
         facts = dict(found["machine"])
+        of_problems = {choice.candidate.partition("/")[0] for problem, choice in plan.choices.items()
+                       if problem.device == device.type}
+        named = sorted(of_problems | {plan.engine} - {"plan"})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise FastganError(f"{path} is no plan ({_reason(error)}); expected auto, default, or a file that "
                            "`fastgan plan --export FILE` has written") from error
-    named = {choice.candidate.partition("/")[0] for problem, choice in plan.choices.items()
-             if problem.device == device.type}
-    for engine in sorted(named | {plan.engine} - {"plan"}):
+    for engine in named:
         reason = candidates.why_not(engine, device) if engine in ENGINES else f"expected {', '.join(ENGINES)}"
         if reason:
             raise FastganError(f"{path} names the engine {engine!r}: {reason}")

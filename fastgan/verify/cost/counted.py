@@ -14,6 +14,7 @@ import fastgan
 from fastgan.config import Config
 from fastgan.models import build
 from fastgan.nn import use
+from fastgan.ops import plan
 from fastgan.train.precision import HALF
 from fastgan.train.step import GANStep, Savings
 from fastgan.verify.checks import shape_of
@@ -85,9 +86,12 @@ def imagined() -> Iterator[None]:
 
 
 def recorded(made: Prepared, arch: int | None = None) -> Tape:
-    """The tape of a step, with Triton's kernels for sm_`arch`, or without any."""
+    """The tape of a step, with Triton's kernels for sm_`arch`, or without any.
+
+    What names no engine is counted as the reference, not as the default of the CPU, on which these tensors seem to be.
+    """
     tape = Tape(made.parameters, [*made.state, *made.batch], made.host)
-    with recording(tape, arch):
+    with plan.use(plan.Plan(engine="reference")), recording(tape, arch):
         made.step(*made.batch)
     return tape
 
