@@ -69,6 +69,35 @@ Images images_of(int dtype, std::int64_t count, std::int64_t height, std::int64_
     return {count, height, width, channels, groups, dtype_of(dtype)};
 }
 
+using OwedArguments = std::tuple<Address, std::int64_t, Address, Address, std::int64_t, int, float>;
+
+Owed owed_in(std::int64_t groups, const OwedArguments& given) {
+    const auto& [statistics, statistic_groups, gamma, beta, gamma_groups, activation, slope] = given;
+    return owed_of(groups, statistics, statistic_groups, gamma, beta, gamma_groups, activation, slope);
+}
+
+void bn_backward_sums(Address ga, Address y, int dtype, std::int64_t rows, std::int64_t channels, std::int64_t groups,
+                      const OwedArguments& owed, Address sums, std::int64_t queue) {
+    const Shape shape = shape_of(dtype, rows, channels, groups);
+    const std::size_t size = size_of(shape.dtype);
+    pointer<const float>("statistics", std::get<0>(owed));
+    chosen->bn_backward_sums(shape, pointer<const void>("ga", ga, size, rows == 0),
+                             pointer<const void>("y", y, size, rows == 0), owed_in(groups, owed),
+                             pointer<float>("sums", sums), queue);
+}
+
+void bn_backward_apply(Address ga, Address y, int dtype, std::int64_t rows, std::int64_t channels, std::int64_t groups,
+                       const OwedArguments& owed, Address sums, std::int64_t count, Address g, std::int64_t queue) {
+    const Shape shape = shape_of(dtype, rows, channels, groups);
+    const std::size_t size = size_of(shape.dtype);
+    check(count > 0, "count", count, "1 or more");
+    pointer<const float>("statistics", std::get<0>(owed));
+    chosen->bn_backward_apply(shape, pointer<const void>("ga", ga, size, rows == 0),
+                              pointer<const void>("y", y, size, rows == 0), owed_in(groups, owed),
+                              pointer<const float>("sums", sums, true), 1.0f / static_cast<float>(count),
+                              pointer<void>("g", g, size, rows == 0), queue);
+}
+
 using Pair = std::pair<std::int64_t, std::int64_t>;
 
 Window window_of(Pair kernel, Pair stride, Pair padding, Pair size) {
@@ -113,13 +142,10 @@ Polyphase polyphase_of(int tile, std::int64_t images, Whole fine, Whole coarse, 
     return {images, fine[0], fine[1], fine[2], coarse[0], coarse[1], coarse[2], padding.first, padding.second};
 }
 
-using OwedArguments = std::tuple<Address, std::int64_t, Address, Address, std::int64_t, int, float>;
-
 Owed owed_to(std::int64_t images, const OwedArguments& given) {
-    const auto& [statistics, statistic_groups, gamma, beta, gamma_groups, activation, slope] = given;
-    const std::int64_t groups = statistic_groups > gamma_groups ? statistic_groups : gamma_groups;
+    const std::int64_t groups = std::get<1>(given) > std::get<4>(given) ? std::get<1>(given) : std::get<4>(given);
     check(groups > 0 && images % groups == 0, "groups", groups, "a divisor of the " + std::to_string(images) + " images");
-    return owed_of(groups, statistics, statistic_groups, gamma, beta, gamma_groups, activation, slope);
+    return owed_in(groups, given);
 }
 
 Images narrow_images(std::int64_t count, const Whole& fine, std::int64_t coarse) {
@@ -190,6 +216,8 @@ PYBIND11_MODULE(_cpu, module) {
     module.def("use", &use, "run those of another instruction set from now on");
     bind_rows(module, &rows);
     bind_head(module, &rows);
+    module.def("bn_backward_sums", &bn_backward_sums, py::call_guard<py::gil_scoped_release>());
+    module.def("bn_backward_apply", &bn_backward_apply, py::call_guard<py::gil_scoped_release>());
     module.def("gather", &gather, py::call_guard<py::gil_scoped_release>());
     module.def("scatter", &scatter, py::call_guard<py::gil_scoped_release>());
     module.def("patches_to_coarse", &patches<&Kernels::patches_to_coarse>, py::call_guard<py::gil_scoped_release>());

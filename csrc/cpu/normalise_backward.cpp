@@ -1,24 +1,13 @@
 // The gradient through act(z), z = gamma * (x - mean) * rstd + beta, with known statistics:
 //
 //     gz = gout * act'(z),   gx = gz * gamma * rstd,   sums of gz and of gz * (x - mean) * rstd over each part
-#include "coefficients.h"
-#include "convert.h"
+#include "through.h"
 
 namespace fastgan::FASTGAN_ISA {
 
 template <Activation kind>
 static inline void through_run(const float* gout, const float* x, std::int64_t count, float slope, float* gx) {
     for (std::int64_t i = 0; i < count; ++i) gx[i] = through_activation<kind>(gout[i], x[i], slope);
-}
-
-// Lines of gz and of the standardised x, which both sums are taken of
-template <Activation kind>
-static inline void through_normalised_run(const float* gout, const float* x, std::int64_t count, const Coefficients& by,
-                                          float slope, float* gz, float* standardised) {
-    for (std::int64_t i = 0; i < count; ++i) {
-        standardised[i] = standardise(x[i], by.mean[i], by.rstd[i]);
-        gz[i] = through_activation<kind>(gout[i], by.gamma[i] * standardised[i] + by.beta[i], slope);
-    }
 }
 
 template <Activation kind, typename T>

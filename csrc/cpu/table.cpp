@@ -17,6 +17,8 @@ LogisticLoss logistic_loss;
 HeadForward head_forward;
 HeadDgrad head_dgrad;
 HeadWgrad head_wgrad;
+BnBackwardSums bn_backward_sums;
+BnBackwardApply bn_backward_apply;
 Gather gather;
 Scatter scatter;
 PatchesPass patches_to_coarse;
@@ -30,6 +32,8 @@ const Kernels kernels{
     FASTGAN_NAME(FASTGAN_ISA),
     {parts, measure, finish_statistics, normalise_activate, normalise_activate_backward, finish_norm_gradient,
      through_statistics_of, logistic_loss, head_forward, head_dgrad, head_wgrad},
+    bn_backward_sums,
+    bn_backward_apply,
     gather,
     scatter,
     patches_to_coarse,

@@ -6,6 +6,7 @@ Results have the strides that kernels write, channels_last; `fuse` changes nothi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +54,11 @@ def empty(like: Tensor, n: int, c: int, h: int, w: int) -> Tensor:
 
 def nothing(like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return like.new_empty((0,), dtype=dtype)
+
+
+def channels_last(results: Any) -> Any:
+    """A tensor, or a tuple of them, with the strides that kernels write."""
+    return tuple(map(_channels_last, results)) if isinstance(results, tuple) else _channels_last(results)
 
 
 def _channels_last(x: Tensor) -> Tensor:

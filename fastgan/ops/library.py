@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import KernelError
-from fastgan.ops import definition
+from fastgan.ops import definition, passes
 from fastgan.ops.definition import empty, nothing
 from fastgan.ops.layers import Activation, Convolution, Measurement, Owed
 
@@ -42,8 +42,6 @@ _SCHEMAS = {
     "logistic_loss": "(str engine, Tensor logits, float[] targets) -> (Tensor, Tensor, Tensor)",
 }
 _library = torch.library.Library("fastgan", "DEF")
-for _name, _schema in _SCHEMAS.items():
-    _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
 cuda: Any = torch.cuda  # all that is asked of CUDA here goes through this name
 _failed: set[tuple[str, str]] = set()  # (engine, operator)
 
@@ -53,16 +51,21 @@ def failed(engine: str) -> list[str]:
     return sorted(name for one, name in _failed if one == engine)
 
 
-def run(engine: str, name: str, *arguments: Any, **choice: Any) -> Any:
-    """What the engine's function of that name computes, or the definition where its kernels cannot."""
+def run(engine: str, name: str, *arguments: Any, of: str = "engine", **choice: Any) -> Any:
+    """What the engine's function of that name computes, or the definition where its kernels cannot.
+
+    of: the module of the engine that has it, "engine", or "passes" for those of `fastgan.ops.passes`.
+    """
     if engine != "reference" and (engine, name) not in _failed:
         try:
-            return getattr(import_module(f"fastgan.ops.{engine}.engine"), name)(*arguments, **choice)
+            return getattr(import_module(f"fastgan.ops.{engine}.{of}"), name)(*arguments, **choice)
         except KernelError as error:
             raise_if_lost()
             _failed.add((engine, name))
             warnings.warn(f"fastgan: {error}; fastgan::{name} goes on with the reference engine", stacklevel=2)
-    return getattr(definition, name)(*arguments)
+    if of == "engine":
+        return getattr(definition, name)(*arguments)
+    return definition.channels_last(getattr(passes, name)(*arguments))
 
 
 def raise_if_lost() -> None:
@@ -147,9 +150,18 @@ IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {  # for those who look inside 
 _FAKES: dict[str, Callable[..., Any]] = {"stage": _stage_fake, "stage_backward": _stage_backward_fake,
           "normalise_activate": lambda engine, x, *_: empty(x, *x.shape),
           "normalise_activate_backward": _normalise_activate_backward_fake, "logistic_loss": _logistic_loss_fake}
-for _name, _implementation in IMPLEMENTATIONS.items():
-    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fastgan::{_name}", _FAKES[_name], lib=_library)
+
+
+def define(schemas: dict[str, str], implementations: dict[str, Callable[..., Any]],
+           fakes: dict[str, Callable[..., Any]]) -> None:
+    """Make operators of functions, and of what their results look like."""
+    for name, schema in schemas.items():
+        _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _library.impl(name, implementations[name], "CompositeExplicitAutograd")
+        torch.library.register_fake(f"fastgan::{name}", fakes[name], lib=_library)
+
+
+define(_SCHEMAS, IMPLEMENTATIONS, _FAKES)
 
 stage = torch.ops.fastgan.stage.default
 stage_backward = torch.ops.fastgan.stage_backward.default

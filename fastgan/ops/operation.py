@@ -1,8 +1,9 @@
 """a = act(batch_norm(conv(x, weight) + bias)) for autograd: x and a are the tensors between eager PyTorch's layers.
 
-Saved for backward are the inputs and y, mean and rstd, which the functions return beside a, marked non-differentiable.
-Where a gradient of a gradient is asked for (create_graph=True), backward computes y, mean and rstd again from the
-inputs, without updating running statistics, and runs the same passes on them: the saved ones are constants to autograd.
+An engine computes the passes (`passes.py`). Saved for backward are the inputs, and y with its mean and rstd, which the
+functions return beside a, marked non-differentiable. Where a gradient of a gradient is asked for (create_graph=True),
+backward computes these again from the inputs, without updating running statistics, and runs the reference's passes on
+them: the saved ones are constants to autograd.
 """
 
 from __future__ import annotations
@@ -14,71 +15,82 @@ from torch import Tensor
 
 from fastgan.errors import FastganError
 from fastgan.ops import passes, synchronised
+from fastgan.ops.arguments import check_convolution
 from fastgan.ops.casts import cast
-from fastgan.ops.layers import Block
+from fastgan.ops.layers import Activation, Block
+from fastgan.ops.operators import PASSES
 from fastgan.ops.passes import RunningStats
-from fastgan.ops.reference import measure, statistics_dtype
+from fastgan.ops.reference import statistics_dtype
 from fastgan.ops.specs import BlockSpec, ConvSpec, NormSpec
 
 
-def conv_bn_act(x: Tensor, block: Block, groups: int = 1) -> Tensor:
-    """a (N, Co, Ho, Wo) of x (N, Ci, H, W), in x's dtype and eager PyTorch's memory format."""
-    convolution, norm, activation, _ = block
-    weight, bias = convolution[:2]
-    conv = ConvSpec(convolution.stride, convolution.padding, convolution.output_padding, convolution.transposed)
+def conv_bn_act(x: Tensor, block: Block, groups: int = 1, engine: str = "reference") -> Tensor:
+    """a (N, Co, Ho, Wo) of x (N, Ci, H, W), in x's dtype; in eager PyTorch's memory format by the reference, else
+    channels_last.
+
+    engine: "reference" or "native". Raises `FastganError` for shapes that do not fit.
+    """
+    norm, activation = block.norm, block.activation
+    convolution, (height, width) = check_convolution(x, *block.convolution)
+    conv, (weight, bias) = ConvSpec(*convolution[2:]), convolution[:2]
     if norm is None:
-        return _ConvAct.apply(x, weight, bias, BlockSpec(conv, None, activation))[0]
-    height, width = convolution.size(x)
+        return _ConvAct.apply(x, weight, bias, conv, activation, engine)[0]
+    channels = convolution.channels()[1]
+    for part in norm[:4]:
+        if part is not None and part.shape != (channels,):
+            raise FastganError(f"batch normalisation of {len(part)} channels after a convolution that makes "
+                               f"{channels}: expected as many")
     if norm.batch_statistics and x.shape[0] // groups * height * width * max(synchronised.processes(), 1) == 1:
         raise FastganError(f"Expected more than 1 value per channel when training, got an output of {x.shape[0]}x"
-                           f"{convolution.channels()[1]}x1x1 in {groups} group(s)")
+                           f"{channels}x{height}x{width} in {groups} group(s)")
+    running = RunningStats(norm.running_mean, norm.running_var, norm.num_batches_tracked)
     spec = BlockSpec(conv, NormSpec(norm.batch_statistics, norm.momentum, norm.eps, groups), activation)
-    return _ConvBNAct.apply(x, weight, bias, norm.gamma, norm.beta, norm.running_mean, norm.running_var,
-                            norm.num_batches_tracked, spec)[0]
+    return _ConvBNAct.apply(x, weight, bias, norm.gamma, norm.beta, *running, spec, engine)[0]
 
 
 class _ConvBNAct(torch.autograd.Function):
-    """(x, weight, bias, gamma, beta, running statistics) -> a, y, mean, rstd."""
+    """(x, weight, bias, gamma, beta, running statistics) -> a, y, stats."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
                 running_mean: Tensor | None, running_var: Tensor | None, num_batches_tracked: Tensor | None,
-                spec: BlockSpec) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+                spec: BlockSpec, engine: str) -> tuple[Tensor, Tensor, Tensor]:
         running = RunningStats(running_mean, running_var, num_batches_tracked)
-        y, statistics, count = _convolved(x, weight, bias, spec)
-        a, mean, rstd = passes.bn_act_forward(y, statistics, gamma, beta, running, count, spec)
-        return a, y, mean, rstd
+        y, statistics, count = _convolved(x, weight, bias, spec, engine)
+        a, stats = PASSES[engine].bn_act_forward(y, statistics, gamma, beta, running, count, spec.norm,
+                                                       spec.activation)
+        return a, y, stats
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, _, _, _, spec = inputs
+        *tensors, _, _, _, spec, engine = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *output[1:])
-        ctx.spec = spec
+        ctx.static = spec, engine
 
     @staticmethod
     def backward(ctx: Any, ga: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if ga is None:
-            return (None,) * 9
-        x, weight, bias, gamma, beta, y, mean, rstd = ctx.saved_tensors
-        spec: BlockSpec = ctx.spec
+            return (None,) * 10
+        x, weight, bias, gamma, beta, y, stats = ctx.saved_tensors
+        spec, engine = ctx.static
         needs_x, needs_weight, needs_bias, needs_gamma, needs_beta = ctx.needs_input_grad[:5]
         if torch.is_grad_enabled():
-            y, mean, rstd = _again(x, weight, bias, mean, rstd, spec)
-        given = ga, y, mean, rstd, gamma, beta
-        trains, sums = spec.trains, None
+            engine, (y, stats) = "reference", _again(x, weight, bias, stats, spec)
+        kernels, trains, sums = PASSES[engine], spec.norm.batch_statistics, None
         gx = gweight = gbias = ggamma = gbeta = None
         if trains or needs_bias or needs_gamma or needs_beta:
-            sums = passes.bn_backward_sums(*given, spec)
-            gbeta, ggamma = sums.sum(1)
-            # the mean takes a constant away again: with statistics of the batch, bias has no gradient
-            gbias = torch.zeros_like(gbeta) if trains else gbeta * rstd[0] * (1 if gamma is None else gamma)
+            sums = kernels.bn_backward_sums(ga, y, stats, gamma, beta, spec.activation)
+            gbeta, ggamma = sums[:, 0] if sums.shape[1] == 1 else sums.sum(1)
+            if needs_bias:  # the mean takes a constant away again: with statistics of the batch, there is no gradient
+                gbias = torch.zeros_like(gbeta) if trains else gbeta * stats[1, 0] * (1 if gamma is None else gamma)
         if needs_x or needs_weight:
-            g = passes.bn_backward_apply(*given, *_over_processes(sums, y.numel() // mean.numel()), spec)
-            gx, gweight = _conv_backward(g, x, weight, spec.conv, needs_x, needs_weight)
+            all_sums, count = _over_processes(sums if trains else None, y.numel() // (y.shape[1] * spec.norm.groups))
+            g = kernels.bn_backward_apply(ga, y, stats, gamma, beta, all_sums, count, spec.activation)
+            gx, gweight = _conv_backward(g, x, weight, spec.conv, needs_x, needs_weight, kernels)
         return (gx, gweight, _like(gbias, bias, needs_bias), _like(ggamma, gamma, needs_gamma),
-                _like(gbeta, beta, needs_beta), None, None, None, None)
+                _like(gbeta, beta, needs_beta), None, None, None, None, None)
 
 
 class _ConvAct(torch.autograd.Function):
@@ -89,57 +101,56 @@ class _ConvAct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, spec: BlockSpec) -> tuple[Tensor, Tensor]:
-        return passes.conv_act_forward(x, *_narrow(x, weight, bias), spec)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, activation: Activation,
+                engine: str) -> tuple[Tensor, Tensor]:
+        return PASSES[engine].conv_act_forward(x, *_narrow(x, weight, bias), conv, activation)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, weight, bias, spec = inputs
+        x, weight, bias, conv, activation, engine = inputs
         a, mask = output
         ctx.mark_non_differentiable(mask)
         ctx.set_materialize_grads(False)
-        keeps_a = mask.numel() == 0 and spec.activation.name != "none"
+        keeps_a = mask.numel() == 0 and activation.name != "none"
         ctx.save_for_backward(x, weight, bias, a if keeps_a else mask)
-        ctx.spec = spec
+        ctx.static = conv, activation, engine
 
     @staticmethod
     def backward(ctx: Any, ga: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if ga is None:
-            return (None,) * 4
+            return (None,) * 6
         x, weight, bias, kept = ctx.saved_tensors
+        conv, activation, engine = ctx.static
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        spec: BlockSpec = ctx.spec
         if torch.is_grad_enabled():
-            a, mask = passes.conv_act_forward(x, *_narrow(x, weight, bias), spec)
+            engine = "reference"
+            a, mask = passes.conv_act_forward(x, *_narrow(x, weight, bias), conv, activation)
             kept = mask if mask.numel() else a
-        g = passes.act_backward(ga, kept, spec.activation)
-        gx, gweight = _conv_backward(g, x, weight, spec.conv, needs_x, needs_weight)
+        kernels = PASSES[engine]
+        g = kernels.act_backward(ga, kept, activation)
+        gx, gweight = _conv_backward(g, x, weight, conv, needs_x, needs_weight, kernels)
         gbias = g.sum((0, 2, 3), dtype=statistics_dtype(g.dtype)) if needs_bias else None
-        return gx, gweight, _like(gbias, bias, needs_bias), None
+        return gx, gweight, _like(gbias, bias, needs_bias), None, None, None
 
 
-def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, spec: BlockSpec) -> tuple[Tensor, Tensor | None, int]:
-    """y; its statistics [2, G, C], of all processes where they are synchronized, or None where no pass has taken them;
-    the number of elements of each."""
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, spec: BlockSpec,
+               engine: str) -> tuple[Tensor, Tensor | None, int]:
+    """y; where statistics are synchronized, those of all processes [2, G, C], else None; the number of elements of
+    each."""
     assert spec.norm is not None
-    y, statistics = passes.conv_forward(x, *_narrow(x, weight, bias), spec.conv)
-    count, processes = y.numel() // (y.shape[1] * spec.norm.groups), synchronised.processes()
-    if spec.trains and processes:
-        if statistics is None:
-            statistics = torch.stack(measure(y, spec.norm.groups))
-        statistics, count = synchronised.merged(statistics), count * processes
-    return y, statistics, count
+    processes = synchronised.processes() if spec.norm.batch_statistics else 0
+    y, statistics = PASSES[engine].conv_forward(x, *_narrow(x, weight, bias), spec.conv,
+                                                      spec.norm.groups if processes else 0)
+    count = y.numel() // (y.shape[1] * spec.norm.groups)
+    return (y, synchronised.merged(statistics), count * processes) if processes else (y, None, count)
 
 
-def _again(x: Tensor, weight: Tensor, bias: Tensor | None, mean: Tensor, rstd: Tensor,
-           spec: BlockSpec) -> tuple[Tensor, Tensor, Tensor]:
-    """y, mean and rstd as functions of the inputs."""
-    assert spec.norm is not None
-    y, statistics, _ = _convolved(x, weight, bias, spec)
-    if not spec.trains:
-        return y, mean, rstd
-    mean, var = measure(y, spec.norm.groups) if statistics is None else statistics.unbind()
-    return y, mean, torch.rsqrt(var + spec.norm.eps)
+def _again(x: Tensor, weight: Tensor, bias: Tensor | None, stats: Tensor, spec: BlockSpec) -> tuple[Tensor, Tensor]:
+    """y and stats as functions of the inputs."""
+    y, statistics, count = _convolved(x, weight, bias, spec, "reference")
+    if spec.norm is None or not spec.norm.batch_statistics:
+        return y, stats
+    return y, passes.batch_stats(y, statistics, RunningStats(), count, spec.norm)
 
 
 def _over_processes(sums: Tensor | None, count: int) -> tuple[Tensor | None, int]:
@@ -158,12 +169,11 @@ def _narrow(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Ten
     return narrow, None if bias is None else bias.to(x.dtype)
 
 
-def _conv_backward(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, needs_x: bool,
-                   needs_weight: bool) -> tuple[Tensor | None, Tensor | None]:
+def _conv_backward(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, needs_x: bool, needs_weight: bool,
+                   kernels: Any) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of x and of weight, the latter in weight's dtype and strides."""
-    narrow, _ = _narrow(x, weight, None)
-    gx = passes.dgrad(g, x, narrow, conv) if needs_x else None
-    gweight = passes.wgrad(g, x, narrow, conv).to(weight.dtype) if needs_weight else None
+    gx = kernels.dgrad(g, x, _narrow(x, weight, None)[0], conv) if needs_x else None
+    gweight = kernels.wgrad(g, x, weight, conv) if needs_weight else None
     if gweight is not None and gweight.stride() != weight.stride():
         # a fused optimizer walks through memory and takes equal strides for granted
         gweight = torch.empty_like(weight).copy_(gweight)

@@ -1,10 +1,10 @@
 """The passes of an operation a = act(batch_norm(conv(x, weight) + bias)), defined in PyTorch operators.
 
-    conv_forward       y = conv(x, weight) + bias
+    conv_forward       y = conv(x, weight) + bias, and its mean and variance where they are asked for
     conv_act_forward   a = act(y), without batch normalization
     bn_act_forward     a = act(z),  z = gamma * xhat + beta,  xhat = (y - mean) * rstd
     bn_backward_sums   sum gz and sum gz * xhat [2, G, C],  gz = ga * act'(z)
-    bn_backward_apply  g = gamma * rstd * (gz - (sum gz + xhat * sum (gz * xhat)) / M), and gradients of gamma and beta
+    bn_backward_apply  g = gamma * rstd * (gz - (sum gz + xhat * sum gz * xhat) / M)
     act_backward       g = ga * act'(z), without batch normalization
     dgrad, wgrad       gradients of x and of weight from g
 
@@ -12,7 +12,8 @@ with mean = E[y] and rstd = 1 / sqrt(E[(y - mean)^2] + eps) over the M elements 
 the batch. y is rounded to the dtype of x before its statistics are taken. Statistics and everything between y and a are
 float32, or float64 for float64. Every pass is differentiable with respect to each of its tensors.
 
-x, y, a, g, ga (N, C, H, W); gamma, beta (C,) or None; mean, rstd (G, C), or (1, C) where running statistics are used.
+x, y, a, g, ga (N, C, H, W); gamma, beta (C,) or None; stats [2, G, C], mean and rstd; G = 1 for running statistics.
+An engine computes the same passes by the same names in a module of its own, such as `fastgan/ops/native/passes.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastgan.ops.casts import cast
 from fastgan.ops.layers import Activation, Convolution
 from fastgan.ops.reference import (
     activate,
@@ -31,7 +33,7 @@ from fastgan.ops.reference import (
     statistics_dtype,
     update_running_statistics,
 )
-from fastgan.ops.specs import BlockSpec, ConvSpec, NormSpec
+from fastgan.ops.specs import ConvSpec, NormSpec
 
 
 class RunningStats(NamedTuple):
@@ -42,55 +44,69 @@ class RunningStats(NamedTuple):
     num_batches_tracked: Tensor | None = None
 
 
-def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec) -> tuple[Tensor, Tensor | None]:
-    """y, never a view, and its statistics [2, G, C], or None where the convolution takes none, as here."""
+def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, groups: int) -> tuple[Tensor, Tensor]:
+    """y, never a view, and its mean and biased variance [2, G, C] for `groups` G; (0,) for 0."""
     y = convolve(x, Convolution(weight, bias, *conv))
-    return y.clone() if min(conv.output_padding) < 0 else y, None  # which `convolve` has cut off: a view
+    if min(conv.output_padding) < 0:
+        y = y.clone()  # which `convolve` has cut off: a view
+    return y, torch.stack(measure(y, groups)) if groups else y.new_empty(0, dtype=statistics_dtype(y.dtype))
 
 
-def conv_act_forward(x: Tensor, weight: Tensor, bias: Tensor | None, spec: BlockSpec) -> tuple[Tensor, Tensor]:
+def conv_act_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec,
+                     activation: Activation) -> tuple[Tensor, Tensor]:
     """a, and what `act_backward` needs beside it: the mask z > 0 of a leaky_relu that is not in-place, else (0,)."""
-    y, _ = conv_forward(x, weight, bias, spec.conv)
-    masked = spec.activation.name == "leaky_relu" and not spec.activation.inplace
+    return act_forward(conv_forward(x, weight, bias, conv, 0)[0], activation)
+
+
+def act_forward(y: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
+    """As `conv_act_forward`, from y, which is overwritten where gradients are not enabled."""
+    masked = activation.name == "leaky_relu" and not activation.inplace
     mask = y > 0 if masked else y.new_empty(0, dtype=torch.bool)
-    return activate(y, spec.activation._replace(inplace=not torch.is_grad_enabled())), mask
+    return activate(y, activation._replace(inplace=not torch.is_grad_enabled())), mask
 
 
 def bn_act_forward(y: Tensor, statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
-                   running: RunningStats, count: int, spec: BlockSpec) -> tuple[Tensor, Tensor, Tensor]:
-    """a, mean and rstd; the running statistics are updated.
+                   running: RunningStats, count: int, norm: NormSpec, activation: Activation) -> tuple[Tensor, Tensor]:
+    """a and stats; the running statistics are updated.
 
     statistics: mean and biased variance [2, G, C] of the batch, None to take them from y. count: M, over all processes.
     """
-    norm = _norm_of(spec)
-    if norm.batch_statistics:
-        mean, var = measure(y, norm.groups) if statistics is None else statistics.unbind()
-        _update(running, mean.detach(), var.detach(), count, norm)
-    else:
+    stats = batch_stats(y, statistics, running, count, norm)
+    scale, shift = _affine(stats, gamma, beta)
+    z = scale * _normalized(y, stats) + shift
+    return activate(z, activation._replace(inplace=not torch.is_grad_enabled())).to(y.dtype), stats
+
+
+def batch_stats(y: Tensor, statistics: Tensor | None, running: RunningStats, count: int, norm: NormSpec) -> Tensor:
+    """stats of a forward pass, whose arguments are those of `bn_act_forward`."""
+    if not norm.batch_statistics:
         assert running.mean is not None and running.var is not None
-        mean, var = (part.to(statistics_dtype(y.dtype), copy=True)[None] for part in (running.mean, running.var))
-    rstd = torch.rsqrt(var + norm.eps)
-    scale, shift = _affine(mean, gamma, beta)
-    z = scale * _normalized(y, mean, rstd) + shift
-    return activate(z, spec.activation._replace(inplace=not torch.is_grad_enabled())).to(y.dtype), mean, rstd
+        mean, var = (part.to(statistics_dtype(y.dtype))[None] for part in (running.mean, running.var))
+        return torch.stack([mean, torch.rsqrt(var + norm.eps)])
+    mean, var = measure(y, norm.groups) if statistics is None else statistics.unbind()
+    if running.mean is not None and running.var is not None:
+        update_running_statistics(running.mean, running.var, running.num_batches_tracked, mean.detach(), var.detach(),
+                                  count, norm.momentum)
+    elif running.num_batches_tracked is not None:
+        running.num_batches_tracked.add_(norm.groups)
+    return torch.stack([mean, torch.rsqrt(var + norm.eps)])
 
 
-def bn_backward_sums(ga: Tensor, y: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor | None, beta: Tensor | None,
-                     spec: BlockSpec) -> Tensor:
-    """[2, G, C], or [2, 1, C] where running statistics are used."""
-    gz, xhat = _gz_and_xhat(ga, y, mean, rstd, gamma, beta, spec)
-    return torch.stack([part.unflatten(0, (len(mean), -1)).sum((1, 3, 4)) for part in (gz, gz * xhat)])
+def bn_backward_sums(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
+                     activation: Activation) -> Tensor:
+    """[2, G, C]: over the elements of each group."""
+    gz, xhat = _gz_and_xhat(ga, y, stats, gamma, beta, activation)
+    return torch.stack([part.unflatten(0, (stats.shape[1], -1)).sum((1, 3, 4)) for part in (gz, gz * xhat)])
 
 
-def bn_backward_apply(ga: Tensor, y: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor | None, beta: Tensor | None,
-                      sums: Tensor | None, count: int, spec: BlockSpec) -> Tensor:
-    """g. sums and count, M, are those of all processes; sums are not used with running statistics."""
-    gz, xhat = _gz_and_xhat(ga, y, mean, rstd, gamma, beta, spec)
-    if spec.trains:
-        assert sums is not None
+def bn_backward_apply(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
+                      sums: Tensor | None, count: int, activation: Activation) -> Tensor:
+    """g. sums and count, M, are those of all processes; sums are None where running statistics are used."""
+    gz, xhat = _gz_and_xhat(ga, y, stats, gamma, beta, activation)
+    if sums is not None:
         gbeta, ggamma = (_of_images(part, len(y)) for part in sums)
         gz = gz - (gbeta + xhat * ggamma) / count
-    return (gz * (_affine(mean, gamma, None)[0] * _of_images(rstd, len(y)))).to(ga.dtype)
+    return (gz * (_affine(stats, gamma, None)[0] * _of_images(stats[1], len(y)))).to(ga.dtype)
 
 
 def act_backward(ga: Tensor, kept: Tensor, activation: Activation) -> Tensor:
@@ -100,22 +116,18 @@ def act_backward(ga: Tensor, kept: Tensor, activation: Activation) -> Tensor:
         return torch.where(kept <= 0, 0, ga)
     if name == "leaky_relu":
         return torch.where(kept if kept.dtype == torch.bool else kept > 0, ga, ga * slope)
-    return ga * (1 - kept * kept) if name == "tanh" else ga
+    return torch.ops.aten.tanh_backward(ga, kept) if name == "tanh" else ga
 
 
 def dgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
-    """Gradient of x; only its shape, dtype and layout are read."""
+    """Gradient of x, of which only shape, dtype and layout are read."""
     return convolve_backward(g, x, Convolution(weight, None, *conv), (True, False, False))[0]
 
 
 def wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
-    """Gradient of weight; only its shape, dtype and layout are read."""
-    return convolve_backward(g, x, Convolution(weight, None, *conv), (False, True, False))[1]
-
-
-def _norm_of(spec: BlockSpec) -> NormSpec:
-    assert spec.norm is not None
-    return spec.norm
+    """Gradient of weight, in its dtype; only its shape, dtype and layout are read."""
+    narrow = Convolution(cast(weight, x.dtype), None, *conv)
+    return convolve_backward(g, x, narrow, (False, True, False))[1].to(weight.dtype)
 
 
 def _of_images(part: Tensor, count: int) -> Tensor:
@@ -123,29 +135,23 @@ def _of_images(part: Tensor, count: int) -> Tensor:
     return (part if len(part) == 1 else part.repeat_interleave(count // len(part), 0))[:, :, None, None]
 
 
-def _affine(mean: Tensor, gamma: Tensor | None, beta: Tensor | None) -> tuple[Tensor, Tensor]:
+def _affine(stats: Tensor, gamma: Tensor | None, beta: Tensor | None) -> tuple[Tensor, Tensor]:
     """(C, 1, 1) in the dtype of the statistics."""
-    gamma = torch.ones_like(mean[0]) if gamma is None else gamma.to(mean.dtype)
-    beta = torch.zeros_like(mean[0]) if beta is None else beta.to(mean.dtype)
+    mean = stats[0, 0]
+    gamma = torch.ones_like(mean) if gamma is None else gamma.to(mean.dtype)
+    beta = torch.zeros_like(mean) if beta is None else beta.to(mean.dtype)
     return gamma[:, None, None], beta[:, None, None]
 
 
-def _normalized(y: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+def _normalized(y: Tensor, stats: Tensor) -> Tensor:
     """xhat."""
-    return (y.to(mean.dtype) - _of_images(mean, len(y))) * _of_images(rstd, len(y))
+    mean, rstd = (_of_images(part, len(y)) for part in stats)
+    return (y.to(stats.dtype) - mean) * rstd
 
 
-def _gz_and_xhat(ga: Tensor, y: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor | None, beta: Tensor | None,
-                 spec: BlockSpec) -> tuple[Tensor, Tensor]:
-    xhat, (scale, shift) = _normalized(y, mean, rstd), _affine(mean, gamma, beta)
+def _gz_and_xhat(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
+                 activation: Activation) -> tuple[Tensor, Tensor]:
+    xhat, (scale, shift) = _normalized(y, stats), _affine(stats, gamma, beta)
     z = scale * xhat + shift
-    kept = z > 0 if spec.activation.name == "leaky_relu" else activate(z, spec.activation._replace(inplace=False))
-    return act_backward(ga.to(mean.dtype), kept, spec.activation), xhat
-
-
-def _update(running: RunningStats, mean: Tensor, var: Tensor, count: int, norm: NormSpec) -> None:
-    if running.mean is not None and running.var is not None:
-        update_running_statistics(running.mean, running.var, running.num_batches_tracked, mean, var, count,
-                                  norm.momentum)
-    elif running.num_batches_tracked is not None:
-        running.num_batches_tracked.add_(norm.groups)
+    kept = z > 0 if activation.name == "leaky_relu" else activate(z, activation._replace(inplace=False))
+    return act_backward(ga.to(stats.dtype), kept, activation), xhat

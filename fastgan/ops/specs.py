@@ -36,8 +36,3 @@ class BlockSpec(NamedTuple):
     conv: ConvSpec
     norm: NormSpec | None = None
     activation: Activation = Activation()
-
-    @property
-    def trains(self) -> bool:
-        """Whether it normalizes by the statistics of the batch."""
-        return self.norm is not None and self.norm.batch_statistics

@@ -66,10 +66,10 @@ def finish_statistics(partials: Tensor, measurement: Measurement) -> Tensor:
     return out
 
 
-def normalise_activate(x: Tensor, owed: Owed) -> Tensor:
-    """act(gamma * (x - mean) * rstd + beta), in x's dtype."""
+def normalise_activate(x: Tensor, owed: Owed, *, in_place: bool = False) -> Tensor:
+    """act(gamma * (x - mean) * rstd + beta), in x's dtype; in_place: in x."""
     _check("x", x)
-    groups, out, vectors = owed.groups(), torch.empty_like(x), Vectors(x, owed)
+    groups, out, vectors = owed.groups(), x if in_place else torch.empty_like(x), Vectors(x, owed)
     extension.call(
         x.device, "normalise_activate", x.data_ptr(), DTYPES[x.dtype], *_size(x, groups), groups,
         *vectors.with_activation(), out.data_ptr())
@@ -95,6 +95,29 @@ def normalise_activate_backward(gout: Tensor, x: Tensor, owed: Owed, *,
     extension.call(x.device, "finish_norm_gradient", partials.data_ptr(), channels, groups, parts, statistics,
                    statistic_groups, gamma, gamma_groups, gnorm.data_ptr())
     return gx, gnorm
+
+
+def bn_backward_sums(ga: Tensor, y: Tensor, owed: Owed) -> Tensor:
+    """[2, G, C]: sum gz and sum gz * (y - mean) * rstd of each group of y's statistics, which `owed` holds."""
+    _check("y", y)
+    _check_as("ga", ga, y, tuple(y.shape), y.dtype)
+    vectors, groups = Vectors(y, owed), _stat_groups(owed)
+    sums = y.new_empty((2, groups, y.shape[-1]), dtype=torch.float32)
+    extension.call(y.device, "bn_backward_sums", ga.data_ptr(), y.data_ptr(), DTYPES[y.dtype], *_size(y, groups),
+                   groups, vectors.with_activation(), sums.data_ptr())
+    return sums
+
+
+def bn_backward_apply(ga: Tensor, y: Tensor, owed: Owed, sums: Tensor | None, count: int) -> Tensor:
+    """g, from sums [2, G, C] over `count` elements each; None where y's statistics are running ones."""
+    _check("y", y)
+    _check_as("ga", ga, y, tuple(y.shape), y.dtype)
+    vectors, groups, g = Vectors(y, owed), _stat_groups(owed), torch.empty_like(ga)
+    if sums is not None:
+        _check_as("sums", sums, y, (2, groups, y.shape[-1]))
+    extension.call(y.device, "bn_backward_apply", ga.data_ptr(), y.data_ptr(), DTYPES[y.dtype], *_size(y, groups),
+                   groups, vectors.with_activation(), _address(sums), count, g.data_ptr())
+    return g
 
 
 def through_statistics(gy: Tensor, y: Tensor, gstatistics: Tensor, statistics: Tensor, spread: str) -> Tensor:
@@ -176,6 +199,11 @@ class Vectors:
 
     def with_activation(self) -> tuple[int, int, int, int, int, int, float]:
         return *self.arguments(), *self.activation
+
+
+def _stat_groups(owed: Owed) -> int:
+    assert owed.statistics is not None
+    return owed.statistics.shape[1]
 
 
 def _size(x: Tensor, groups: int) -> tuple[int, int]:

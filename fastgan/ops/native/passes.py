@@ -1,0 +1,85 @@
+"""The passes of `fastgan/ops/passes.py` on the compiled kernels, of float32, float16 and bfloat16.
+
+Tensors come and go as (N, C, H, W) and are [N, H, W, C] in memory. `variant` names a convolution's, "" for the default.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastgan.ops import passes
+from fastgan.ops.layers import Activation, Convolution, Measurement, Owed
+from fastgan.ops.native import convolve, rows
+from fastgan.ops.native.convolve import nchw, nhwc
+from fastgan.ops.passes import RunningStats
+from fastgan.ops.specs import ConvSpec, NormSpec
+
+
+def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, groups: int, *,
+                 variant: str = "") -> tuple[Tensor, Tensor]:
+    y = _convolved(x, weight, bias, conv, variant)
+    if not groups:
+        return nchw(y), y.new_empty(0, dtype=torch.float32)
+    return nchw(y), rows.finish_statistics(rows.measure(y, groups), Measurement())
+
+
+def conv_act_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, activation: Activation, *,
+                     variant: str = "") -> tuple[Tensor, Tensor]:
+    y = _convolved(x, weight, bias, conv, variant)
+    masked = activation.name == "leaky_relu" and not activation.inplace
+    mask = nchw(y > 0) if masked else y.new_empty(0, dtype=torch.bool)
+    if activation.name == "tanh":
+        y.tanh_()  # in vectors, which the kernel's is not
+    elif activation.name != "none":
+        rows.normalise_activate(y, Owed(activation=activation), in_place=True)
+    return nchw(y), mask
+
+
+def bn_act_forward(y: Tensor, statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
+                   running: RunningStats, count: int, norm: NormSpec, activation: Activation) -> tuple[Tensor, Tensor]:
+    image = nhwc(y)
+    if norm.batch_statistics and statistics is None:
+        measurement = Measurement(norm.eps, *running, norm.momentum)
+        stats = rows.finish_statistics(rows.measure(image, norm.groups), measurement)
+    else:
+        stats = passes.batch_stats(y, statistics, running, count, norm)
+    return nchw(rows.normalise_activate(image, _owed(stats, gamma, beta, activation))), stats
+
+
+def bn_backward_sums(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
+                     activation: Activation) -> Tensor:
+    return rows.bn_backward_sums(nhwc(ga), nhwc(y), _owed(stats, gamma, beta, activation))
+
+
+def bn_backward_apply(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
+                      sums: Tensor | None, count: int, activation: Activation) -> Tensor:
+    return nchw(rows.bn_backward_apply(nhwc(ga), nhwc(y), _owed(stats, gamma, beta, activation), sums, count))
+
+
+def act_backward(ga: Tensor, kept: Tensor, activation: Activation) -> Tensor:
+    if kept.dtype == torch.bool or activation.name == "tanh":
+        return nchw(nhwc(passes.act_backward(ga, kept, activation)))
+    # relu and leaky_relu keep the sign of z
+    return nchw(rows.normalise_activate_backward(nhwc(ga), nhwc(kept), Owed(activation=activation))[0])
+
+
+def dgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, *, variant: str = "") -> Tensor:
+    convolution = Convolution(weight, None, *conv)
+    return nchw(convolve.dgrad(nhwc(g), nhwc(x), convolution, variant or convolve.default("dgrad", x, convolution)))
+
+
+def wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, *, variant: str = "") -> Tensor:
+    convolution = Convolution(weight, None, *conv)
+    return convolve.wgrad(nhwc(g), nhwc(x), Owed(), convolution,
+                          variant or convolve.default("wgrad", x, convolution))
+
+
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, variant: str) -> Tensor:
+    convolution = Convolution(weight, bias, *conv)
+    return convolve.forward(nhwc(x), Owed(), convolution, variant or convolve.default("forward", x, convolution))
+
+
+def _owed(stats: Tensor, gamma: Tensor | None, beta: Tensor | None, activation: Activation) -> Owed:
+    gamma = torch.ones_like(stats[0, 0]) if gamma is None else gamma.float()
+    return Owed(stats, gamma, torch.zeros_like(gamma) if beta is None else beta.float(), activation)

@@ -1,0 +1,151 @@
+"""The passes of `passes.py` as operators of `torch.library`, so that compilers and fake tensors see them whole.
+
+Each takes the name of the engine that computes it, such as "native", before everything else, and the specification of
+the operation spelled out. A kernel that cannot run is named once in a warning, and the reference takes its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastgan.ops import library, passes
+from fastgan.ops.definition import empty
+from fastgan.ops.layers import Activation, Convolution
+from fastgan.ops.passes import RunningStats
+from fastgan.ops.reference import statistics_dtype
+from fastgan.ops.specs import ConvSpec, NormSpec
+
+_CONV = "int[2] stride, int[2] padding, int[2] output_padding, bool transposed"
+_ACT = "str activation, float negative_slope, bool inplace"
+_NORM = "bool batch_statistics, float? momentum, float eps, int groups"
+_OF_BN = "Tensor ga, Tensor y, Tensor stats, Tensor? gamma, Tensor? beta"
+SCHEMAS = {
+    "conv_forward": f"(str engine, Tensor x, Tensor weight, Tensor? bias, {_CONV}, int groups) -> (Tensor, Tensor)",
+    "conv_act_forward": f"(str engine, Tensor x, Tensor weight, Tensor? bias, {_CONV}, {_ACT}) -> (Tensor, Tensor)",
+    "bn_act_forward": "(str engine, Tensor y, Tensor? statistics, Tensor? gamma, Tensor? beta, Tensor(a!)? "
+                      "running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, SymInt count, "
+                      f"{_NORM}, {_ACT}) -> (Tensor, Tensor)",
+    "bn_backward_sums": f"(str engine, {_OF_BN}, {_ACT}) -> Tensor",
+    "bn_backward_apply": f"(str engine, {_OF_BN}, Tensor? sums, SymInt count, {_ACT}) -> Tensor",
+    "act_backward": f"(str engine, Tensor ga, Tensor kept, {_ACT}) -> Tensor",
+    "dgrad": f"(str engine, Tensor g, Tensor x, Tensor weight, {_CONV}) -> Tensor",
+    "wgrad": f"(str engine, Tensor g, Tensor x, Tensor weight, {_CONV}) -> Tensor",
+}
+
+
+class Passes:
+    """An engine's passes, with the names, arguments and results of `fastgan.ops.passes`."""
+
+    def __init__(self, engine: str) -> None:
+        self.engine = engine
+
+    def conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec,
+                     groups: int) -> tuple[Tensor, Tensor]:
+        return _ops.conv_forward(self.engine, x, weight, bias, *conv, groups)
+
+    def conv_act_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec,
+                         activation: Activation) -> tuple[Tensor, Tensor]:
+        return _ops.conv_act_forward(self.engine, x, weight, bias, *conv, *activation)
+
+    def bn_act_forward(self, y: Tensor, statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
+                       running: RunningStats, count: int, norm: NormSpec,
+                       activation: Activation) -> tuple[Tensor, Tensor]:
+        return _ops.bn_act_forward(self.engine, y, statistics, gamma, beta, *running, count, *norm, *activation)
+
+    def bn_backward_sums(self, ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
+                         activation: Activation) -> Tensor:
+        return _ops.bn_backward_sums(self.engine, ga, y, stats, gamma, beta, *activation)
+
+    def bn_backward_apply(self, ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
+                          sums: Tensor | None, count: int, activation: Activation) -> Tensor:
+        return _ops.bn_backward_apply(self.engine, ga, y, stats, gamma, beta, sums, count, *activation)
+
+    def act_backward(self, ga: Tensor, kept: Tensor, activation: Activation) -> Tensor:
+        return ga if activation.name == "none" else _ops.act_backward(self.engine, ga, kept, *activation)
+
+    def dgrad(self, g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
+        return _ops.dgrad(self.engine, g, x, weight, *conv)
+
+    def wgrad(self, g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
+        return _ops.wgrad(self.engine, g, x, weight, *conv)
+
+
+# by engine; the reference's are functions, which compilers see through
+PASSES: dict[str, Any] = {"reference": passes, "native": Passes("native")}
+
+
+def _conv(stride: list[int], padding: list[int], output_padding: list[int], transposed: bool) -> ConvSpec:
+    return ConvSpec((stride[0], stride[1]), (padding[0], padding[1]), (output_padding[0], output_padding[1]),
+                    transposed)
+
+
+def _conv_forward(engine: str, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Any:
+    return _run(engine, "conv_forward", x, weight, bias, _conv(*rest[:4]), rest[4])
+
+
+def _conv_act_forward(engine: str, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Any:
+    return _run(engine, "conv_act_forward", x, weight, bias, _conv(*rest[:4]), Activation(*rest[4:]))
+
+
+def _bn_act_forward(engine: str, y: Tensor, statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
+                    *rest: Any) -> Any:
+    return _run(engine, "bn_act_forward", y, statistics, gamma, beta, RunningStats(*rest[:3]), rest[3],
+                NormSpec(*rest[4:8]), Activation(*rest[8:]))
+
+
+def _of_bn(name: str) -> Callable[..., Any]:
+    return lambda engine, *given: _run(engine, name, *given[:-3], Activation(*given[-3:]))
+
+
+def _of_conv(name: str) -> Callable[..., Any]:
+    return lambda engine, *given: _run(engine, name, *given[:3], _conv(*given[3:]))
+
+
+def _run(engine: str, name: str, *arguments: Any) -> Any:
+    with torch._C._AutoDispatchBelowADInplaceOrView():  # or autograd takes results for views of their [N, H, W, C] form
+        return library.run(engine, name, *arguments, of="passes")
+
+
+def _y_like(x: Tensor, weight: Tensor, conv: tuple[Any, ...]) -> Tensor:
+    convolution = Convolution(weight, None, *_conv(*conv))
+    return empty(x, x.shape[0], convolution.channels()[1], *convolution.size(x))
+
+
+def _conv_forward_fake(engine: str, x: Tensor, weight: Tensor, bias: Tensor | None,
+                       *rest: Any) -> tuple[Tensor, Tensor]:
+    y, groups = _y_like(x, weight, rest[:4]), rest[4]
+    shape = (2, groups, y.shape[1]) if groups else (0,)
+    return y, y.new_empty(shape, dtype=statistics_dtype(y.dtype))
+
+
+def _conv_act_forward_fake(engine: str, x: Tensor, weight: Tensor, bias: Tensor | None,
+                           *rest: Any) -> tuple[Tensor, Tensor]:
+    y, (name, _, inplace) = _y_like(x, weight, rest[:4]), rest[4:]
+    masked = name == "leaky_relu" and not inplace
+    return y, torch.empty_like(y, dtype=torch.bool) if masked else y.new_empty(0, dtype=torch.bool)
+
+
+def _bn_act_forward_fake(engine: str, y: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    batch_statistics, _, _, groups = rest[7:11]
+    shape = (2, groups if batch_statistics else 1, y.shape[1])
+    return empty(y, *y.shape), y.new_empty(shape, dtype=statistics_dtype(y.dtype))
+
+
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {  # for those who look inside an operator (`fastgan.verify.cost`)
+    "conv_forward": _conv_forward, "conv_act_forward": _conv_act_forward, "bn_act_forward": _bn_act_forward,
+    "bn_backward_sums": _of_bn("bn_backward_sums"), "bn_backward_apply": _of_bn("bn_backward_apply"),
+    "act_backward": _of_bn("act_backward"), "dgrad": _of_conv("dgrad"), "wgrad": _of_conv("wgrad")}
+_FAKES: dict[str, Callable[..., Any]] = {
+    "conv_forward": _conv_forward_fake, "conv_act_forward": _conv_act_forward_fake,
+    "bn_act_forward": _bn_act_forward_fake,
+    "bn_backward_sums": lambda engine, ga, y, stats, *_: torch.empty_like(stats),
+    "bn_backward_apply": lambda engine, ga, *_: empty(ga, *ga.shape),
+    "act_backward": lambda engine, ga, *_: empty(ga, *ga.shape),
+    "dgrad": lambda engine, g, x, *_: empty(x, *x.shape),
+    "wgrad": lambda engine, g, x, weight, *_: empty(weight, *weight.shape)}
+library.define(SCHEMAS, IMPLEMENTATIONS, _FAKES)
+_ops: Any = torch.ops.fastgan
