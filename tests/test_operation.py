@@ -171,9 +171,10 @@ def test_second_derivatives(convolution, norm, training, activation, engine):
         grads = torch.autograd.grad(slope.square().sum() + out.sum(), wanted, allow_unused=True)
         return [torch.zeros_like(one) if grad is None else grad for one, grad in zip(wanted, grads, strict=True)]
 
-    right, small = penalty(eager, eager), 1e-8 if engine == "reference" else 1e-4
-    scale = max(float(one.abs().max()) for one in right)
+    right = penalty(eager, eager)
+    largest = max(float(one.abs().max()) for one in right)  # what a gradient that cancels has been summed from
     for one, other in zip(right, penalty(ours, ours.layers), strict=True):
+        small, scale = (1e-8, float(one.abs().max() + 1)) if engine == "reference" else (1e-4, largest)
         torch.testing.assert_close(other.double(), one, rtol=small, atol=small * scale)
     assert_same(dict(ours.layers.named_buffers()), dict(eager.named_buffers()), **TOLERANCE[engine])
 
@@ -186,8 +187,8 @@ def test_gradgradcheck():
 @each_engine
 @pytest.mark.parametrize("norm", [True, False], ids=["norm", "no-norm"])
 @pytest.mark.parametrize("after", [
-    lambda y: y.add_(1), lambda y: F.elu(y, inplace=True), lambda y: F.hardtanh(y, inplace=True)],
-    ids=["add", "elu", "hardtanh"])
+    lambda y: y.add_(1), lambda y: F.elu(y, inplace=True), lambda y: F.dropout(y, 0.5, inplace=True)],
+    ids=["add", "elu", "dropout"])
 @pytest.mark.parametrize("activation", ["leaky", "none"])
 def test_results_may_be_overwritten(activation, after, norm, engine):
     """As in eager PyTorch: where its backward does not read them, ours does not either."""
@@ -199,7 +200,8 @@ def test_results_may_be_overwritten(activation, after, norm, engine):
             torch.manual_seed(5)
             return after(network(x))
 
-        both.append(results(run, images(), parameters))
+        x = images() if engine == "reference" else images().to(memory_format=torch.channels_last)
+        both.append(results(run, x, parameters))  # dropout draws in the order of memory
     assert_same(*reversed(both), **TOLERANCE[engine])
 
 
