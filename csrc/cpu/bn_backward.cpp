@@ -33,18 +33,11 @@ void bn_backward_sums(const Shape& shape, const void* ga, const void* y, const O
     const std::int64_t parts = panels.parts, channels = shape.channels, size = shape.groups * parts * channels;
     const Rooms<double> room(1, 2 * size);  // [2, G, parts, C]
     double* partials = room.first;
-    with_type(shape.dtype, [&](auto type) {
+    over_panels(panels, owed, queue, [&](auto type, auto kind, const Panel& panel, const Coefficients& by) {
         using T = decltype(type);
-        with_activation(owed.activation, [&](auto kind) {
-#pragma omp parallel for num_threads(queue) schedule(static)
-            for (std::int64_t task = 0; task < panels.count(); ++task) {
-                const Panel panel = panels[task];
-                const Coefficients by(owed, panel, channels);
-                double* to = partials + (panel.group * parts + panel.part) * channels + panel.channel;
-                sum_panel<decltype(kind)::value>(static_cast<const T*>(ga), static_cast<const T*>(y), panel, by,
-                                                 owed.slope, to, to + size);
-            }
-        });
+        double* to = partials + (panel.group * parts + panel.part) * channels + panel.channel;
+        sum_panel<decltype(kind)::value>(static_cast<const T*>(ga), static_cast<const T*>(y), panel, by, owed.slope, to,
+                                         to + size);
     });
     for (std::int64_t i = 0; i < 2 * shape.groups; ++i) {
         for (std::int64_t c = 0; c < channels; ++c) {
@@ -86,19 +79,10 @@ static void apply_panel(const T* ga, const T* y, const Panel& panel, const Coeff
 
 void bn_backward_apply(const Shape& shape, const void* ga, const void* y, const Owed& owed, const float* sums,
                        float inverse_count, void* g, std::int64_t queue) {
-    const Panels panels(shape);
-    with_type(shape.dtype, [&](auto type) {
+    over_panels(Panels(shape), owed, queue, [&](auto type, auto kind, const Panel& panel, const Coefficients& by) {
         using T = decltype(type);
-        with_activation(owed.activation, [&](auto kind) {
-#pragma omp parallel for num_threads(queue) schedule(static)
-            for (std::int64_t task = 0; task < panels.count(); ++task) {
-                const Panel panel = panels[task];
-                const Coefficients by(owed, panel, shape.channels);
-                apply_panel<decltype(kind)::value>(static_cast<const T*>(ga), static_cast<const T*>(y), panel, by,
-                                                   Means(shape, panel, sums, inverse_count), owed.slope,
-                                                   static_cast<T*>(g));
-            }
-        });
+        apply_panel<decltype(kind)::value>(static_cast<const T*>(ga), static_cast<const T*>(y), panel, by,
+                                           Means(shape, panel, sums, inverse_count), owed.slope, static_cast<T*>(g));
     });
 }
 

@@ -40,22 +40,15 @@ static void through_panel(const T* gout, const T* x, const Panel& panel, const C
 
 void normalise_activate_backward(const Shape& shape, const void* gout, const void* x, const Owed& owed,
                                  std::int64_t parts, void* gx, float* partials, std::int64_t queue) {
-    const Panels panels(shape, parts);
     const std::int64_t size = shape.groups * parts * shape.channels;
-    with_type(shape.dtype, [&](auto type) {
+    const bool sums = owed.statistics != nullptr;
+    over_panels(Panels(shape, parts), owed, queue,
+                [&](auto type, auto kind, const Panel& panel, const Coefficients& by) {
         using T = decltype(type);
-        with_activation(owed.activation, [&](auto kind) {
-#pragma omp parallel for num_threads(queue) schedule(static)
-            for (std::int64_t task = 0; task < panels.count(); ++task) {
-                const Panel panel = panels[task];
-                const Coefficients by(owed, panel, shape.channels);
-                const std::int64_t at = (panel.group * parts + panel.part) * shape.channels + panel.channel;
-                const bool sums = owed.statistics != nullptr;
-                through_panel<decltype(kind)::value>(static_cast<const T*>(gout), static_cast<const T*>(x), panel, by,
-                                                     owed, static_cast<T*>(gx), sums ? partials + at : nullptr,
-                                                     sums ? partials + size + at : nullptr);
-            }
-        });
+        const std::int64_t at = (panel.group * parts + panel.part) * shape.channels + panel.channel;
+        through_panel<decltype(kind)::value>(static_cast<const T*>(gout), static_cast<const T*>(x), panel, by, owed,
+                                             static_cast<T*>(gx), sums ? partials + at : nullptr,
+                                             sums ? partials + size + at : nullptr);
     });
 }
 

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "coefficients.h"
-#include "convert.h"
 
 namespace fastgan::FASTGAN_ISA {
 

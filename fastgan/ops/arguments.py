@@ -133,6 +133,19 @@ def check_batch_norm(x: Tensor, convolution: Convolution, size: tuple[int, int],
     return BatchNorm(gamma, beta, running_mean, running_var, None, measures, momentum, eps)
 
 
+def check_layer_norm(norm: BatchNorm, x: Tensor, convolution: Convolution, size: tuple[int, int], groups: int,
+                     processes: int) -> None:
+    """`FastganError` unless a layer fits what `convolution` makes of x, of `size`, in `processes` processes."""
+    channels = convolution.channels()[1]
+    for part in norm[:4]:
+        if part is not None and part.shape != (channels,):
+            raise FastganError(f"batch normalisation of {len(part)} channels after a convolution that makes "
+                               f"{channels}: expected as many")
+    if norm.batch_statistics and x.shape[0] // groups * size[0] * size[1] * processes == 1:
+        raise FastganError("Expected more than 1 value per channel when training, got an output of "
+                           f"{x.shape[0]}x{channels}x{size[0]}x{size[1]} in {groups} group(s)")
+
+
 def check_norm(x: Tensor, norm: Any) -> Norm | None:
     """The known normalisation that is owed to x."""
     if norm is None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastgan.errors import FastganError, first_line
 from fastgan.ops import autograd, plan, reference, synchronised
-from fastgan.ops.arguments import autocast, check_convolution
+from fastgan.ops.arguments import autocast, check_convolution, check_layer_norm
 from fastgan.ops.layers import Activation, BatchNorm, Block, Owed
 
 OLDEST = (8, 0)  # compute capability from which Triton's dot products run on tensor cores
@@ -63,11 +63,8 @@ class Kernels:
         if norm is None:
             y, _ = autograd.stage(self.name, x, owes, convolution, 1, None, block.fuse)
             return y, Owed(activation=block.activation)
+        check_layer_norm(norm, x, convolution, size, groups, max(synchronised.processes(), 1))
         channels = convolution.channels()[1]
-        for part in norm[:4]:
-            if part is not None and part.shape != (channels,):
-                raise FastganError(f"batch normalisation of {len(part)} channels after a convolution that makes "
-                                   f"{channels}: expected as many")
         wide = reference.statistics_dtype(x.dtype)
         gamma = x.new_ones(channels, dtype=wide) if norm.gamma is None else norm.gamma.to(wide)
         beta = torch.zeros_like(gamma) if norm.beta is None else norm.beta.to(wide)
@@ -77,9 +74,6 @@ class Kernels:
             y, _ = autograd.stage(self.name, x, owes, convolution, 1, None, block.fuse)
             return y, Owed(statistics[:, None], gamma, beta, block.activation)
         count = x.shape[0] // groups * size[0] * size[1]
-        if count * max(synchronised.processes(), 1) == 1:
-            raise FastganError("Expected more than 1 value per channel when training, got an output of "
-                               f"{x.shape[0]}x{channels}x{size[0]}x{size[1]} in {groups} group(s)")
         y, statistics = autograd.stage(self.name, x, owes, convolution, groups, synchronised.measurement(norm),
                                        block.fuse)
         return y, Owed(synchronised.normalisation(statistics, norm, count), gamma, beta, block.activation)

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan.errors import FastganError
 from fastgan.ops import passes, synchronised
-from fastgan.ops.arguments import check_convolution
+from fastgan.ops.arguments import check_convolution, check_layer_norm
 from fastgan.ops.casts import cast
 from fastgan.ops.layers import Activation, Block
 from fastgan.ops.operators import PASSES
@@ -34,18 +33,11 @@ def conv_bn_act(x: Tensor, block: Block, groups: int = 1, engine: str = "referen
     if engine == "reference" and not synchronised.processes() and torch.compiler.is_compiling():
         # a compiler fuses the layers itself; PyTorch 2.11's loses gradients of a Function that writes in place
         return normalise_activate(convolve(x, block.convolution), norm, activation, groups)
-    convolution, (height, width) = check_convolution(x, *block.convolution)
+    convolution, size = check_convolution(x, *block.convolution)
     conv, (weight, bias) = ConvSpec(*convolution[2:]), convolution[:2]
     if norm is None:
         return _ConvAct.apply(x, weight, bias, conv, activation, engine)[0]
-    channels = convolution.channels()[1]
-    for part in norm[:4]:
-        if part is not None and part.shape != (channels,):
-            raise FastganError(f"batch normalisation of {len(part)} channels after a convolution that makes "
-                               f"{channels}: expected as many")
-    if norm.batch_statistics and x.shape[0] // groups * height * width * max(synchronised.processes(), 1) == 1:
-        raise FastganError(f"Expected more than 1 value per channel when training, got an output of {x.shape[0]}x"
-                           f"{channels}x{height}x{width} in {groups} group(s)")
+    check_layer_norm(norm, x, convolution, size, groups, max(synchronised.processes(), 1))
     running = RunningStats(norm.running_mean, norm.running_var, norm.num_batches_tracked)
     spec = BlockSpec(conv, NormSpec(norm.batch_statistics, norm.momentum, norm.eps, groups), activation)
     return _ConvBNAct.apply(x, weight, bias, norm.gamma, norm.beta, *running, spec, engine)[0]
@@ -140,7 +132,6 @@ def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, spec: BlockSpec,
                engine: str) -> tuple[Tensor, Tensor | None, int]:
     """y; where statistics are synchronized, those of all processes [2, G, C], else None; the number of elements of
     each."""
-    assert spec.norm is not None
     processes = synchronised.processes() if spec.norm.batch_statistics else 0
     y, statistics = PASSES[engine].conv_forward(x, *_narrow(x, weight, bias), spec.conv,
                                                       spec.norm.groups if processes else 0)
@@ -151,7 +142,7 @@ def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, spec: BlockSpec,
 def _again(x: Tensor, weight: Tensor, bias: Tensor | None, stats: Tensor, spec: BlockSpec) -> tuple[Tensor, Tensor]:
     """y and stats as functions of the inputs."""
     y, statistics, count = _convolved(x, weight, bias, spec, "reference")
-    if spec.norm is None or not spec.norm.batch_statistics:
+    if not spec.norm.batch_statistics:
         return y, stats
     return y, passes.batch_stats(y, statistics, RunningStats(), count, spec.norm)
 

@@ -55,14 +55,15 @@ def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec,
 def conv_act_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec,
                      activation: Activation) -> tuple[Tensor, Tensor]:
     """a, and what `act_backward` needs beside it: the mask z > 0 of a leaky_relu that is not in-place, else (0,)."""
-    return act_forward(conv_forward(x, weight, bias, conv, 0)[0], activation)
-
-
-def act_forward(y: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
-    """As `conv_act_forward`, from y, which is overwritten where gradients are not enabled."""
-    masked = activation.name == "leaky_relu" and not activation.inplace
-    mask = y > 0 if masked else y.new_empty(0, dtype=torch.bool)
+    y, _ = conv_forward(x, weight, bias, conv, 0)
+    mask = mask_of(y, activation)
     return activate(y, activation._replace(inplace=not torch.is_grad_enabled())), mask
+
+
+def mask_of(z: Tensor, activation: Activation) -> Tensor:
+    """z > 0 for a leaky_relu that is not in-place, else (0,)."""
+    masked = activation.name == "leaky_relu" and not activation.inplace
+    return z > 0 if masked else z.new_empty(0, dtype=torch.bool)
 
 
 def bn_act_forward(y: Tensor, statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None,

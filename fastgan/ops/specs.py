@@ -31,8 +31,8 @@ class NormSpec(NamedTuple):
 
 
 class BlockSpec(NamedTuple):
-    """act(batch_norm(conv(x, weight) + bias)); norm None: without batch normalization."""
+    """act(batch_norm(conv(x, weight) + bias))."""
 
     conv: ConvSpec
-    norm: NormSpec | None = None
-    activation: Activation = Activation()
+    norm: NormSpec
+    activation: Activation

@@ -27,8 +27,7 @@ def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec,
 def conv_act_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, activation: Activation, *,
                      variant: str = "") -> tuple[Tensor, Tensor]:
     y = _convolved(x, weight, bias, conv, variant)
-    masked = activation.name == "leaky_relu" and not activation.inplace
-    mask = nchw(y > 0) if masked else y.new_empty(0, dtype=torch.bool)
+    mask = passes.mask_of(nchw(y), activation)
     if activation.name == "tanh":
         y.tanh_()  # in vectors, which the kernel's is not
     elif activation.name != "none":

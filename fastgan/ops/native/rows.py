@@ -101,7 +101,7 @@ def bn_backward_sums(ga: Tensor, y: Tensor, owed: Owed) -> Tensor:
     """[2, G, C]: sum gz and sum gz * (y - mean) * rstd of each group of y's statistics, which `owed` holds."""
     _check("y", y)
     _check_as("ga", ga, y, tuple(y.shape), y.dtype)
-    vectors, groups = Vectors(y, owed), _stat_groups(owed)
+    vectors, groups = Vectors(y, owed), owed.groups()
     sums = y.new_empty((2, groups, y.shape[-1]), dtype=torch.float32)
     extension.call(y.device, "bn_backward_sums", ga.data_ptr(), y.data_ptr(), DTYPES[y.dtype], *_size(y, groups),
                    groups, vectors.with_activation(), sums.data_ptr())
@@ -112,7 +112,7 @@ def bn_backward_apply(ga: Tensor, y: Tensor, owed: Owed, sums: Tensor | None, co
     """g, from sums [2, G, C] over `count` elements each; None where y's statistics are running ones."""
     _check("y", y)
     _check_as("ga", ga, y, tuple(y.shape), y.dtype)
-    vectors, groups, g = Vectors(y, owed), _stat_groups(owed), torch.empty_like(ga)
+    vectors, groups, g = Vectors(y, owed), owed.groups(), torch.empty_like(ga)
     if sums is not None:
         _check_as("sums", sums, y, (2, groups, y.shape[-1]))
     extension.call(y.device, "bn_backward_apply", ga.data_ptr(), y.data_ptr(), DTYPES[y.dtype], *_size(y, groups),
@@ -199,11 +199,6 @@ class Vectors:
 
     def with_activation(self) -> tuple[int, int, int, int, int, int, float]:
         return *self.arguments(), *self.activation
-
-
-def _stat_groups(owed: Owed) -> int:
-    assert owed.statistics is not None
-    return owed.statistics.shape[1]
 
 
 def _size(x: Tensor, groups: int) -> tuple[int, int]:
