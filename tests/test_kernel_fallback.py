@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 from types import SimpleNamespace
@@ -193,6 +194,31 @@ def test_out_of_memory_is_no_reason_to_go_on(monkeypatch):
     monkeypatch.setattr(convolve, "convolve_kernel", Full("convolve_kernel"))
     with pytest.raises(torch.OutOfMemoryError):
         train("triton")
+
+
+@pytest.mark.parametrize("impl", ["native", "triton"])
+def test_error_of_a_signal_handler_is_no_kernels_fault(monkeypatch, impl):
+    """PyTorch raises one, in the middle of whatever is running, when a process of a DataLoader dies."""
+    def handler(number: int, frame: Any) -> None:
+        raise RuntimeError("a worker has died")
+
+    class Interrupted(Broken):
+        def __call__(self, *arguments: Any, **keywords: Any) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+        def __getitem__(self, grid: Any) -> Any:
+            return self
+
+    module = convolve if impl == "triton" else extension.of(torch.device("cpu"))
+    kernel = "convolve_kernel" if impl == "triton" else "measure"
+    monkeypatch.setattr(module, kernel, Interrupted(kernel))
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with pytest.raises(RuntimeError, match=r"^a worker has died$"):
+            train(impl)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert library.failed(impl) == []
 
 
 def test_launch_names_the_kernel():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 import time
 import warnings
@@ -155,6 +156,20 @@ def test_lost_device_ends_the_measurement(fake, monkeypatch):
         is_initialized=lambda: True, is_current_stream_capturing=lambda: False, synchronize=lost))
     with pytest.raises(RuntimeError, match="illegal memory access"):
         measure.examine(stage())
+
+
+def test_error_of_a_signal_handler_ends_the_measurement(fake):
+    """It says nothing of the candidate that happened to run."""
+    def handler(number: int, frame: Any) -> None:
+        raise RuntimeError("a worker has died")
+
+    fake.stage = lambda *_: signal.raise_signal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with pytest.raises(RuntimeError, match=r"^a worker has died$"):
+            measure.examine(stage())
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_race(monkeypatch):

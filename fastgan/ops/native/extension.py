@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fastgan.errors import KernelError, first_line
+from fastgan.errors import KernelError, first_line, from_signal_handler
 
 
 def _load(module: str, compiler: str) -> tuple[ModuleType | None, str]:
@@ -59,4 +59,6 @@ def call(device: torch.device, name: str, *arguments: Any) -> None:
         try:
             kernel(*arguments, queue(device))
         except RuntimeError as error:  # wrong arguments are ValueErrors
+            if from_signal_handler(error):
+                raise
             raise KernelError(first_line(error)) from error

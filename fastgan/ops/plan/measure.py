@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastgan.errors import first_line
+from fastgan.errors import first_line, from_signal_handler
 from fastgan.ops import definition
 from fastgan.ops.library import raise_if_lost
 from fastgan.ops.plan import Choice, Plan, Trial, candidates, check, stored, use
@@ -99,6 +99,8 @@ def _judged(name: str, example: Example, reference: tuple[Tensor, ...], exact: t
             warnings.filterwarnings("error", message="fastgan")
             used, worst = check.used(example.problem, _called(name, example), reference, exact)
     except Exception as error:  # a compiler, a driver or a shape: whatever it is, this candidate is not taken
+        if from_signal_handler(error):
+            raise
         raise_if_lost()
         return Trial(failure=f"{type(error).__name__}: {first_line(error)}")
     return Trial(used=used, failure="" if used <= 1 else f"wrong: {worst} has {used:.3g} x the allowed error")

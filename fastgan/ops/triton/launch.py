@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import triton
 
-from fastgan.errors import KernelError, first_line
+from fastgan.errors import KernelError, first_line, from_signal_handler
 from fastgan.ops.triton.tiles import Tile
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)  # decides when a kernel is decorated, which is at import
@@ -78,4 +78,6 @@ def launch(kernel: Any, grid: tuple[int, ...], tile: Tile, **arguments: Any) -> 
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
+        if from_signal_handler(error):
+            raise
         raise KernelError(f"{kernel.fn.__name__}: {first_line(error)}") from error
