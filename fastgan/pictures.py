@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from fastgan.files import StrPath, replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _GAP = 2  # pixels between tiles
@@ -60,7 +61,7 @@ def save(image: Image.Image, path: StrPath) -> None:
 
 def scatter(path: StrPath, **points: Tensor) -> None:
     """Named clouds of points (N, 2) in one plot."""
-    figure = Figure(figsize=(5, 5), dpi=120, layout="constrained")
+    figure = _figure(figsize=(5, 5))
     axes = figure.add_subplot()
     for name, cloud in points.items():
         axes.scatter(cloud[:, 0].numpy(), cloud[:, 1].numpy(), s=12, alpha=0.7, label=name)
@@ -70,7 +71,7 @@ def scatter(path: StrPath, **points: Tensor) -> None:
 
 def loss_curves(records: Sequence[Mapping[str, Any]], path: StrPath) -> None:
     """Losses above, D's beliefs below, by step; thin lines are the records, thick ones their running median."""
-    figure = Figure(figsize=(9, 6), dpi=120, layout="constrained")
+    figure = _figure(figsize=(9, 6))
     above, below = figure.subplots(2, 1, sharex=True)
     for axes, names in ((above, {"loss_d": "discriminator", "loss_g": "generator"}),
                         (below, {"d_real": "D(x), real", "d_fake": "D(G(z)), generated"})):
@@ -95,7 +96,12 @@ def smooth(values: np.ndarray) -> np.ndarray:
     return np.asarray(np.median(windows[:, :: math.ceil(half / 50)], axis=1))  # a hundred of a window say as much
 
 
+def _figure(**options: Any) -> Figure:
+    from matplotlib.figure import Figure  # a quarter of a second, which most runs of a command do not need
+
+    return Figure(dpi=120, layout="constrained", **options)
+
+
 def _save_figure(figure: Figure, path: StrPath) -> None:
-    FigureCanvasAgg(figure)
     with replacing(path) as stream:
         figure.savefig(stream, format="png")

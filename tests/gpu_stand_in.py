@@ -26,7 +26,7 @@ from typing import Any
 from proofs.gpu import jobs
 
 DEVICE = "A stand-in 9000"
-TINY = {"image_size": "16", "ngf": 16, "ndf": 16, "nz": 8, "source": "digits"}
+TINY = {"image_size": "16", "ngf": 16, "ndf": 16, "nz": 8, "source": "digits", "channels": 1}
 FULL = os.environ.get("FASTGAN_REHEARSAL") == "full"
 PARTS, ENGINES = (os.environ.get(f"FASTGAN_{name}", "").split() for name in ("PARTS", "ENGINES"))
 FAULTS = {engine: fault for fault, engine in (
@@ -39,7 +39,7 @@ def install() -> None:
         _fill_the_disk()
     jobs.BATCHES, jobs.CHECKED = ("4",), "4"
     if not FULL:
-        jobs.PRECISIONS = ("bf16",)
+        jobs.PRECISIONS, jobs.MODES = ("bf16",), ("default",)
     jobs.plan = partial(_plan, jobs.plan)  # type: ignore[assignment]
     if sys.argv[0].endswith("child.py"):
         _install_device(sys.argv[1])
@@ -50,14 +50,22 @@ def _plan(plan: Callable[..., Any], *given: Any) -> Any:
     parts = [part._replace(jobs=part.jobs if FULL or part.name != "others" else part.jobs[-1:])
              for part in plan(*given) if part.name in PARTS or not PARTS]
     return [part._replace(limit=1000.0, jobs=[
-        job._replace(patience=8.0 if FAULTS.get(job.options.get("engine", "")) == "hang" else 400.0)
+        job._replace(patience=6.0 if FAULTS.get(job.options.get("engine", "")) == "hang" else 400.0,
+                     options=job.options if FULL else _fewer_kernels(job.options))
         for job in part.jobs if job.options.get("engine") in ENGINES or not ENGINES]) for part in parts]
+
+
+def _fewer_kernels(options: dict[str, str]) -> dict[str, str]:
+    """All that a step launches, and a few of those for tuning and of other variants."""
+    few = "gemms" in options or options.get("variant", "triton") != "triton"
+    return {**options, "slice": "0/12"} if few and "slice" in options else options
 
 
 def _install_device(kind: str) -> None:
     import torch
 
     from fastgan.train import graph
+    from fastgan.train.step import GANStep
     from proofs.gpu import correctness, kernels, library, prepare, speed, tools
 
     torch.set_num_threads(1)
@@ -66,8 +74,9 @@ def _install_device(kind: str) -> None:
     library.DEVICE, library.ARCH, library.REPEATS, library.PRESET = torch.device("cpu"), 90, 2, ("digits", TINY)
     if not FULL:
         library.passes = partial(_one_of_each_kind, library.passes)  # type: ignore[assignment]
-        library.compiler_jobs = partial(_every_fifth, library.compiler_jobs)  # type: ignore[assignment]
-    tools.BATCH = speed.TUNED = speed.GATED = 4
+    graph.RUNS = 1
+    GANStep.together = property(lambda step: step._divisible)  # type: ignore[assignment]  # as on a GPU
+    tools.BATCH = tools.CHECKED = speed.TUNED = speed.GATED = 4
     correctness.STEPS = 2
     speed.ROUNDS, speed.TURN, speed.TRAINED = 2, 0.0, 8
     kernels.BATCHES, kernels.CALLS, kernels.FLUSH = (8,), 1, 1
@@ -110,10 +119,6 @@ def _one_of_each_kind(passes: Callable[..., Any], *given: Any) -> Any:
     found = passes(*given)
     last = {(problem.kind, problem.transposed): name for name, problem in found.items()}
     return {name: found[name] for name in last.values()}
-
-
-def _every_fifth(compiler_jobs: Callable[..., Any], *given: Any) -> Any:
-    return dict(list(compiler_jobs(*given).items())[::5])
 
 
 def _gemms(batch: int) -> dict[str, Any]:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from fastgan import presets
+from fastgan import ops, presets
 from fastgan.errors import FastganError
 from fastgan.models import build
 from fastgan.nn import Chain, use
+from fastgan.train.precision import products
 from fastgan.train.step import GANStep, Savings
 from fastgan.verify import binary
 from fastgan.verify.binary import Binary, Job
@@ -200,6 +201,14 @@ def test_precisions_of_float32() -> None:
         launches = record(training_step(config, 2, precision), 80)
         assert {launch.arguments["PRECISION"] for launch in launches if "PRECISION" in launch.arguments} == {precision}
     assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_a_kernel_of_16_bits_has_one_build_whatever_tf32_is() -> None:
+    x, weight = torch.zeros(2, 3, 8, 8, dtype=torch.bfloat16), torch.zeros(5, 3, 4, 4, dtype=torch.bfloat16)
+    for precision in ("tf32", "fp32"):
+        with products(precision):
+            launches = record(lambda: ops.conv_bn_act(x, weight, impl="triton"), 90)
+        assert [launch.arguments["PRECISION"] for launch in launches if "PRECISION" in launch.arguments] == ["ieee"]
 
 
 def test_what_cannot_be_recorded_is_refused() -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,89 +100,21 @@ def in_tar(out: Path, work: Path) -> list[Row]:
     return read(work / folder.CSV)
 
 
-@pytest.fixture(scope="module")
-def rehearsed(tmp_path_factory: pytest.TempPathFactory, tools: Path) -> tuple[Path, list[Row]]:
-    """Every part from the first line to the last, with an engine that crashes its process and one that hangs."""
+@pytest.fixture(scope="module", autouse=True)
+def rehearsal(tmp_path_factory: pytest.TempPathFactory, tools: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    """Every part from the first line to the last, with an engine that crashes its process and one that hangs; in the
+    background, while those tests run that do not look at it."""
     out = tmp_path_factory.mktemp("rehearsal") / "out"
-    return out, rehearse(out, tools, FASTGAN_FAULT="crash native,hang reference")
+    with start(out, tools, FASTGAN_FAULT="crash native,hang reference") as process:
+        yield out, process
+        process.kill()
 
 
-def test_every_part_has_found_something(rehearsed):
-    out, found = rehearsed
-    log = (out.parent / "log").read_text()
-    quantities = {(row.part, row.quantity) for row in found}
-    expected = {("prepare", "compiled"), ("passes", "of the allowed error"), ("passes", "bits"), ("steps", "step"),
-                ("replays", "of 71 tensors differ"), ("auto", "chosen"), ("auto", "8 steps"), ("compiled", "step"),
-                ("profile", "of a step"), ("counters", "Duration"), ("sanitizer", "ERROR SUMMARY: 0 errors"),
-                ("compile", "compiled")}
-    if SIMULATED:
-        expected |= {("prepare", "kernels"), ("passes", "same bits as triton"), ("compile", "kernels"),
-                     ("gemm", "rate"), ("tiles", "usual tile")}
-    assert expected <= quantities, (expected - quantities, log[-3000:])
-    names = [part.name for part in jobs.plan(None, 2)]
-    assert [row.name for row in found if row.part == "parts"] == list(dict.fromkeys(names)), log[-3000:]
-    bad = [row for row in found if row.result in rows.BAD and (row.part, row.engine) not in (
-        ("passes", "native"), ("passes", "reference"), ("others", "native"), ("others", "reference"))]
-    assert bad == []
-    assert {"fastgan, native, CUDA graph", "textbook, channels_last, autocast, CUDA graph"} <= {
-        row.name for row in found if row.part == "steps"}
-    assert {row.engine for row in found if row.part == "gemm"} == (
-        {"library", "pointers", "descriptors"} if SIMULATED else {""})
-
-
-def test_what_crashes_or_hangs_costs_its_item_and_twice_its_engine(rehearsed):
-    _, found = rehearsed
-    for engine, result, note in (("native", "crashed", "SIGSEGV"), ("reference", "hung", "killed")):
-        lost = [row for row in found if row.part == "passes" and row.engine == engine and row.result == result]
-        assert len(lost) == 2 and all(note in row.note for row in lost)
-        assert len({row.name for row in lost}) == 2
-        done = [row for row in found if row.part == "passes" and row.engine == engine
-                and row.quantity == "of 2 repeats differ" and row.result == "ok"]
-        assert len(done) == 4 and not {row.name for row in done} & {row.name for row in lost}
-        assert any("what was left, after 2 lost" in row.note for row in found
-                   if row.engine == engine and row.result == "not run")
-
-
-def test_what_is_taken_away(rehearsed, tmp_path):
-    out, found = rehearsed
-    files = sorted(path.name for path in out.iterdir())
-    assert len(files) <= 8 and {folder.CSV, folder.README, folder.TAR, "tuning.json"} <= set(files)
-    assert all(re.fullmatch(r"[A-Za-z0-9._-]+", name) for name in files)
-    assert in_tar(out, tmp_path) == found
-    assert json.loads((tmp_path / "tuning.json").read_text())["problems"]
-    assert "ncu.csv" in {path.name for path in tmp_path.iterdir()}
-    text = (out / folder.README).read_text()
-    assert text.startswith(f"# {DEVICE}, 20") and "crashed: SIGSEGV" in text
-    with tarfile.open(out / folder.TAR) as tar:
-        assert any(name.endswith(".log") for name in tar.getnames())
-
-
-@pytest.mark.skipif(not SIMULATED, reason="no PTX simulator, no tiles")
-def test_tiles_are_a_file_that_can_be_committed(rehearsed):
-    found = json.loads((rehearsed[0] / "tiles.json").read_text())
-    own = json.loads((ROOT / "fastgan/ops/triton/tiles/sm_90.json").read_text())
-    assert found["programs"] == own["programs"] and found["rules"][-len(own["rules"]):] == own["rules"]
-    assert len(found["rules"]) > len(own["rules"])
-
-
-def test_import_fills_a_folder_and_the_tables(rehearsed, tmp_path):
-    out, found = rehearsed
-    page = tmp_path / "docs" / "page.md"
-    page.parent.mkdir()
-    page.write_text(f"before\n{tables.BEGIN}\n{tables.END}\nafter\n")
-    results = tmp_path / "docs" / "results" / "gpu"
-    tables.update((page,), results)
-    assert page.read_text() == f"before\n{tables.BEGIN}\n{tables.NOTHING}\n{tables.END}\nafter\n"
-    place = folder.bring_in(out / folder.TAR, results)
-    assert re.fullmatch(r"a-stand-in-9000-\d{4}-\d\d-\d\d", place.name) and read(place / folder.CSV) == found
-    assert folder.bring_in(out / folder.TAR, results) == place and read(place / folder.CSV) == found
-    assert {path.name for path in place.iterdir()} >= {folder.README, "tuning.json"}
-    tables.update((page,), results)
-    text = page.read_text()
-    row = next(row for row in found if row.name == "fastgan, native, CUDA graph" and row.note.startswith("median"))
-    assert f"| fastgan, native, CUDA graph | {float(row.value):.3g} |" in text
-    assert f"(results/gpu/{place.name}/README.md)" in text and tables.NOTHING not in text
-    assert text.startswith("before\n") and text.endswith(f"{tables.END}\nafter\n")
+@pytest.fixture(scope="module")
+def rehearsed(rehearsal: tuple[Path, subprocess.Popen[bytes]]) -> tuple[Path, list[Row]]:
+    out, process = rehearsal
+    process.wait(900)
+    return out, read(out / folder.CSV)
 
 
 def test_pages_have_a_place_for_the_tables():
@@ -300,3 +233,81 @@ def test_arguments(capsys: Any):
     assert "sanitizer" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         command.main([])
+
+
+def test_every_part_has_found_something(rehearsed):
+    out, found = rehearsed
+    log = (out.parent / "log").read_text()
+    quantities = {(row.part, row.quantity) for row in found}
+    expected = {("prepare", "compiled"), ("passes", "of the allowed error"), ("passes", "bits"), ("steps", "step"),
+                ("replays", "of 71 tensors differ"), ("auto", "chosen"), ("auto", "8 steps"), ("compiled", "step"),
+                ("profile", "of a step"), ("counters", "Duration"), ("sanitizer", "ERROR SUMMARY: 0 errors"),
+                ("compile", "compiled")}
+    if SIMULATED:
+        expected |= {("prepare", "kernels"), ("passes", "same bits as triton"), ("compile", "kernels"),
+                     ("gemm", "rate"), ("tiles", "usual tile")}
+    assert expected <= quantities, (expected - quantities, log[-3000:])
+    names = [part.name for part in jobs.plan(None, 2)]
+    assert [row.name for row in found if row.part == "parts"] == list(dict.fromkeys(names)), log[-3000:]
+    bad = [row for row in found if row.result in rows.BAD and (row.part, row.engine) not in (
+        ("passes", "native"), ("passes", "reference"), ("others", "native"), ("others", "reference"))]
+    assert bad == []
+    assert {"fastgan, native, CUDA graph", "textbook, channels_last, autocast, CUDA graph"} <= {
+        row.name for row in found if row.part == "steps"}
+    assert {row.engine for row in found if row.part == "gemm"} == (
+        {"library", "pointers", "descriptors"} if SIMULATED else {""})
+
+
+def test_what_crashes_or_hangs_costs_its_item_and_twice_its_engine(rehearsed):
+    _, found = rehearsed
+    for engine, result, note in (("native", "crashed", "SIGSEGV"), ("reference", "hung", "killed")):
+        lost = [row for row in found if row.part == "passes" and row.engine == engine and row.result == result]
+        assert len(lost) == 2 and all(note in row.note for row in lost)
+        assert len({row.name for row in lost}) == 2
+        done = [row for row in found if row.part == "passes" and row.engine == engine
+                and row.quantity == "of 2 repeats differ" and row.result == "ok"]
+        assert len(done) == 4 and not {row.name for row in done} & {row.name for row in lost}
+        assert any("what was left, after 2 lost" in row.note for row in found
+                   if row.engine == engine and row.result == "not run")
+
+
+def test_what_is_taken_away(rehearsed, tmp_path):
+    out, found = rehearsed
+    files = sorted(path.name for path in out.iterdir())
+    assert len(files) <= 8 and {folder.CSV, folder.README, folder.TAR, "tuning.json"} <= set(files)
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+", name) for name in files)
+    assert in_tar(out, tmp_path) == found
+    assert json.loads((tmp_path / "tuning.json").read_text())["problems"]
+    assert "ncu.csv" in {path.name for path in tmp_path.iterdir()}
+    text = (out / folder.README).read_text()
+    assert text.startswith(f"# {DEVICE}, 20") and "crashed: SIGSEGV" in text
+    with tarfile.open(out / folder.TAR) as tar:
+        assert any(name.endswith(".log") for name in tar.getnames())
+
+
+@pytest.mark.skipif(not SIMULATED, reason="no PTX simulator, no tiles")
+def test_tiles_are_a_file_that_can_be_committed(rehearsed):
+    found = json.loads((rehearsed[0] / "tiles.json").read_text())
+    own = json.loads((ROOT / "fastgan/ops/triton/tiles/sm_90.json").read_text())
+    assert found["programs"] == own["programs"] and found["rules"][-len(own["rules"]):] == own["rules"]
+    assert len(found["rules"]) > len(own["rules"])
+
+
+def test_import_fills_a_folder_and_the_tables(rehearsed, tmp_path):
+    out, found = rehearsed
+    page = tmp_path / "docs" / "page.md"
+    page.parent.mkdir()
+    page.write_text(f"before\n{tables.BEGIN}\n{tables.END}\nafter\n")
+    results = tmp_path / "docs" / "results" / "gpu"
+    tables.update((page,), results)
+    assert page.read_text() == f"before\n{tables.BEGIN}\n{tables.NOTHING}\n{tables.END}\nafter\n"
+    place = folder.bring_in(out / folder.TAR, results)
+    assert re.fullmatch(r"a-stand-in-9000-\d{4}-\d\d-\d\d", place.name) and read(place / folder.CSV) == found
+    assert folder.bring_in(out / folder.TAR, results) == place and read(place / folder.CSV) == found
+    assert {path.name for path in place.iterdir()} >= {folder.README, "tuning.json"}
+    tables.update((page,), results)
+    text = page.read_text()
+    row = next(row for row in found if row.name == "fastgan, native, CUDA graph" and row.note.startswith("median"))
+    assert f"| fastgan, native, CUDA graph | {float(row.value):.3g} |" in text
+    assert f"(results/gpu/{place.name}/README.md)" in text and tables.NOTHING not in text
+    assert text.startswith("before\n") and text.endswith(f"{tables.END}\nafter\n")

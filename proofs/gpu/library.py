@@ -181,7 +181,7 @@ def compiler_jobs(precisions: list[str], batches: list[int], with_gemms: bool) -
 
     for precision in precisions:
         for batch in batches:
-            run = launches.training_step(config(batch), batch, {"fp32": "ieee"}.get(precision, precision))
+            run = _unstarted_step(precision, batch)
             add(run)
             if with_gemms and precision == "bf16":
                 with _apart():
@@ -194,6 +194,19 @@ def compiler_jobs(precisions: list[str], batches: list[int], with_gemms: bool) -
                     if architecture() >= 90:
                         found[f"descriptors {name}"] = partial(_compile_experiment, gemm, (x, weight, gy))
     return found
+
+
+def _unstarted_step(precision: str, batch: int) -> Callable[[], object]:
+    """A step as `step` makes it, on the CPU and without values: for its launches."""
+    cfg = config(batch)
+    with torch.device("meta"):
+        networks = build(cfg.model, shape_of(cfg))
+    generator, discriminator = (
+        use(network, "triton").to_empty(device="cpu").to(memory_format=torch.channels_last) for network in networks)
+    step = GANStep(generator, discriminator, cfg.model, cfg.train, precision=precision,
+                   savings=Savings(together=TOGETHER))
+    real = torch.empty(batch, *shape_of(cfg)).contiguous(memory_format=torch.channels_last)
+    return lambda: step(real)
 
 
 def _compile_experiment(gemm: Gemm, given: Given) -> None:

@@ -17,6 +17,7 @@ from proofs.gpu.folder import CSV
 from proofs.gpu.rows import read
 
 BATCH = 128
+CHECKED = 8  # batch size under compute-sanitizer, which is slow
 SHOWN = 15  # kernels of an engine
 HEAVIEST = 12
 COUNTERS = ("Duration", "Compute (SM) Throughput", "Memory Throughput", "DRAM Throughput", "L2 Cache Throughput",
@@ -97,7 +98,7 @@ def _count(worker: Worker, engine: str) -> None:
 
 
 def sanitizer(worker: Worker) -> None:
-    """compute-sanitizer's memcheck on two steps at batch 8, engine by engine, the least proved first."""
+    """compute-sanitizer's memcheck on two small steps, engine by engine, the least proved first."""
     if not shutil.which("compute-sanitizer"):
         worker.row("memcheck", result="not run", note="no compute-sanitizer here")
         return
@@ -107,10 +108,11 @@ def sanitizer(worker: Worker) -> None:
 def _memcheck(worker: Worker, engine: str) -> None:
     apart = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # so that each tensor has bounds of its own
     done = subprocess.run(["compute-sanitizer", "--tool", "memcheck", "--target-processes", "all",
-                           *_once(worker, engine, 8)], capture_output=True, text=True, env=apart)
+                           *_once(worker, engine, CHECKED)], capture_output=True, text=True, env=apart)
     text = done.stdout + done.stderr
     (worker.work / f"memcheck-{engine}.txt").write_text(text[-200_000:])
     summary = next((line.strip("= ") for line in reversed(text.splitlines()) if "ERROR SUMMARY" in line), "")
     if not summary:
         raise RuntimeError(f"compute-sanitizer: exit code {done.returncode}: {' '.join(text.split())[-300:]}")
-    worker.row("memcheck", summary, engine=engine, batch="8", result="ok" if " 0 errors" in summary else "wrong")
+    worker.row("memcheck", summary, engine=engine, batch=str(CHECKED),
+               result="ok" if " 0 errors" in summary else "wrong")

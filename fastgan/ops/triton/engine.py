@@ -36,7 +36,7 @@ def stage(x: Tensor, owed: Owed, convolution: Convolution, groups: int, measurem
         operand = Operand(apply(operand))
     y, partials = convolve(operand, _weight(convolution, x.dtype), convolution.bias, convolution.size(x),
                            _geometry(convolution), groups=groups, statistics=measurement is not None,
-                           precision=_precision())
+                           precision=_precision(x))
     if measurement is None or partials is None:
         return _nchw(y), x.new_empty((0,), dtype=torch.float32)
     partials = partials.view(3, statistic_groups, -1, y.shape[3])
@@ -60,7 +60,7 @@ def stage_backward(gy: Tensor, gstatistics: Tensor | None, y: Tensor, statistics
     gx, gweight, gbias, gnorm = (x.new_empty((0,)) for _ in range(4))  # an operator's outputs share no memory
     if needs_x or needs_norm:
         rows, partials = convolve(gradient, _weight(convolution, x.dtype), None, (x.shape[2], x.shape[3]),
-                                  geometry.twin(), groups=groups, derivative_of=activated, precision=_precision())
+                                  geometry.twin(), groups=groups, derivative_of=activated, precision=_precision(x))
         gx = _nchw(rows)
         if partials is not None and owed.statistics is not None and owed.gamma is not None:
             partials = partials.view(2, owed.groups(), -1, x.shape[1])
@@ -71,7 +71,7 @@ def stage_backward(gy: Tensor, gstatistics: Tensor | None, y: Tensor, statistics
         coarse, fine = (activated, gradient) if convolution.transposed else (gradient, activated)
         weight = convolution.weight
         gweight = _nchw(wgrad(coarse, fine, (weight.shape[2], weight.shape[3]), *geometry[:2], weight.dtype,
-                              groups=groups, precision=_precision()))
+                              groups=groups, precision=_precision(x)))
     if needs_bias and convolution.bias is not None:
         gbias = reference.bias_gradient(gy, gstatistics).to(convolution.bias.dtype)
     return gx, gweight, gbias, gnorm
@@ -112,6 +112,7 @@ def _nchw(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
-def _precision() -> str:
-    """Of float32 products: what PyTorch's convolutions have been told."""
-    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"  # type: ignore[attr-defined]
+def _precision(x: Tensor) -> str:
+    """Of products of x; of float32, what PyTorch's convolutions have been told. Others have one, and so one build."""
+    allowed = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+    return "tf32" if allowed and x.dtype == torch.float32 else "ieee"
