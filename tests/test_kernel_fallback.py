@@ -93,7 +93,7 @@ def test_compiled_kernel_that_cannot_be_started(monkeypatch):
     """As csrc/cuda/launch.h says it, on a device that it was not compiled for."""
     monkeypatch.setattr(extension.of(torch.device("cpu")), "measure", no_image)
     result = assert_warns_once(lambda: train("native"), "measure kernel, grid of 1x1x1: no kernel image|"
-                               "fastgan::stage goes on with the reference engine")
+                               "fastgan::bn_act_forward goes on with the reference engine")
     torch.testing.assert_close(result, train("reference"))
 
 

@@ -459,7 +459,10 @@ def test_one_step_trains_both_networks(fields):
     trained = {key for key, p in step.discriminator.named_parameters() if p.requires_grad}
     moved = {key for key, p in step.discriminator.named_parameters()
              if not torch.equal(p, before[f"discriminator.{key}"])}
-    assert moved == trained
+    # what a normalization takes away again has a gradient of zero, or in eager PyTorch what rounding leaves of it
+    layers = list(step.discriminator.main)
+    taken_away = {f"main.{i}.bias" for i, one in enumerate(layers[1:]) if isinstance(one, nn.BatchNorm2d)}
+    assert trained - taken_away <= moved <= trained
 
 
 @pytest.mark.parametrize(("fields", "penalty"), [({"r1": 4.0}, "r1"), ({"loss": "wgan-gp", "gp": 7.0}, "gp")],

@@ -45,12 +45,13 @@ def command(contender: Contender, device: str, threads: int) -> list[str]:
 class Worker:
     """A contender in a process of its own. Ctrl-C at the terminal does not reach it: whoever started it ends it."""
 
-    def __init__(self, contender: Contender, device: str, threads: int) -> None:
+    def __init__(self, contender: Contender, device: str, threads: int, clone: str = "") -> None:
+        """clone: a folder with another fastgan, "" for this one."""
         self._late = False
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, *command(contender, device, threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self._log, text=True, env=environment())
+            stderr=self._log, text=True, env=environment(clone), cwd=clone or None)
 
     def judge(self, entry: Entry, precisions: list[str], path: str) -> tuple[float | None, float | None]:
         """(operations, bytes) of a call."""
@@ -135,9 +136,10 @@ class Fresh:
         return None
 
 
-def environment() -> dict[str, str]:
-    """That of this process, in which the same fastgan is found."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([path for path in sys.path if path] or [""])}
+def environment(clone: str = "") -> dict[str, str]:
+    """That of this process, in which the same fastgan is found, or the one of a clone."""
+    places = [clone, *sys.path] if clone else sys.path
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([path for path in places if path] or [""])}
 
 
 @dataclass

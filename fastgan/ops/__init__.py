@@ -101,7 +101,7 @@ def stage(x: Tensor, norm: tuple[Tensor, Tensor, Tensor, Tensor] | None, activat
     stat_groups = check_groups(x, stat_groups)
     known = check_norm(x, norm)
     engine = engines.resolve(impl, x)
-    if isinstance(engine, engines.Kernels):
+    if engine.name != "reference":
         y, statistics = autograd.stage(engine.name, engines.as_operand(x), _owed(known, owed), convolution, stat_groups,
                                        Measurement(), fuse)
         return y, statistics[0], statistics[1]
@@ -115,7 +115,7 @@ def normalise_activate(x: Tensor, norm: tuple[Tensor, Tensor, Tensor, Tensor] | 
     check_impl(impl)
     owed, known = check_activation(activation, negative_slope), check_norm(x, norm)
     engine = engines.resolve(impl, x)
-    if isinstance(engine, engines.Kernels):
+    if engine.name != "reference":
         return _channels_last(autograd.normalise_activate(engine.name, x, _owed(known, owed)))
     return _channels_last(reference.normalise_activate(x, known, owed))
 
@@ -136,25 +136,17 @@ def logistic_loss(logits: Tensor, targets: Sequence[float], *, impl: str = "auto
     check_impl(impl)
     numbers = check_logits(logits, targets)
     engine = engines.resolve_for(impl, "logits", logits, logits.dtype)
-    if isinstance(engine, engines.Kernels):
+    if engine.name != "reference":
         return autograd.logistic_loss(engine.name, logits, numbers)
     return reference.logistic_loss(logits, numbers)
 
 
 def chain(x: Tensor, blocks: Sequence[Block], *, stat_groups: int = 1, impl: str = "auto") -> Tensor:
-    """x (N, C, H, W) through `blocks` in order, stage by stage.
-
-    A stage leaves its output raw: what its block still owes, batch normalisation and activation, is done on the way
-    into the next one. Blocks are trusted to fit, as layers in an `nn.Sequential` are.
-    """
+    """x (N, C, H, W) through `blocks` in order, which are trusted to fit, as layers in an `nn.Sequential` are."""
     check_impl(impl)
     if stat_groups != 1:
         stat_groups = check_groups(x, stat_groups)
-    engine = engines.resolve(impl, x)
-    owes = engine.nothing
-    for block in blocks:
-        x, owes = engine.stage(x, owes, block, stat_groups)
-    return engine.finish(x, owes, stat_groups)
+    return engines.resolve(impl, x).run(x, blocks, stat_groups)
 
 
 def _block(x: Tensor, weight: Tensor, bias: Tensor | None, gamma: Tensor | None, beta: Tensor | None,

@@ -1,18 +1,18 @@
-"""The engines behind `impl`, as one interface.
+"""The engines behind `impl`, as one interface: `run(x, blocks, groups)` takes x through blocks in order.
 
-    nothing                                   what is owed to the input of the first stage
-    stage(x, owes, block, groups) -> y, owes  a block's convolution after what is owed to x, and what is then owed to y
-    finish(x, owes, groups)                   what is owed after the last stage
-
-What is owed is an engine's own affair: the reference hands on the batch normalisation itself and lets
-`torch.batch_norm` take its statistics on the way into the next stage; kernels measure on the way out of this one.
+    Reference     the eager layers, as PyTorch operators
+    Operations    one operation a block (`operation.py`): the native engine and plans on a CPU, and the reference where
+                  statistics are those of several processes
+    Stages        the older contract, in which the next block's convolution does a block's batch normalisation and
+                  activation: Triton, and the native engine and plans on a GPU
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from functools import cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,42 +20,52 @@ from torch import Tensor
 from fastgan.errors import FastganError, first_line
 from fastgan.ops import autograd, plan, reference, synchronised
 from fastgan.ops.arguments import autocast, check_convolution, check_layer_norm
-from fastgan.ops.layers import Activation, BatchNorm, Block, Owed
+from fastgan.ops.layers import Block, Owed
+from fastgan.ops.operation import conv_bn_act
 
 OLDEST = (8, 0)  # compute capability from which Triton's dot products run on tensor cores
 
 
 class Engine(Protocol):
     name: str
-    nothing: Any
 
-    def stage(self, x: Tensor, owes: Any, block: Block, groups: int) -> tuple[Tensor, Any]: ...
-
-    def finish(self, x: Tensor, owes: Any, groups: int) -> Tensor: ...
+    def run(self, x: Tensor, blocks: Sequence[Block], groups: int) -> Tensor: ...
 
 
 class Reference:
     """`reference.py`, for everything."""
 
     name = "reference"
-    nothing: tuple[BatchNorm | None, Activation] = (None, Activation())
 
-    def stage(self, x: Tensor, owes: tuple[BatchNorm | None, Activation], block: Block,
-              groups: int) -> tuple[Tensor, tuple[BatchNorm | None, Activation]]:
-        return reference.stage(x, *owes, block.convolution, groups=groups), (block.norm, block.activation)
-
-    def finish(self, x: Tensor, owes: tuple[BatchNorm | None, Activation], groups: int) -> Tensor:
-        return reference.normalise_activate(x, *owes, groups)
+    def run(self, x: Tensor, blocks: Sequence[Block], groups: int) -> Tensor:
+        for convolution, norm, activation, _ in blocks:
+            x = reference.normalise_activate(reference.convolve(x, convolution), norm, activation, groups)
+        return x
 
 
-class Kernels:
-    """`fastgan.ops.native`, `fastgan.ops.triton` or what a plan makes of both, for float32, float16 and bfloat16; and
-    `fastgan.ops.definition`, for float64 too, where statistics have to be known between two stages."""
-
-    nothing = Owed()
+class Operations:
+    """The passes of `fastgan.ops.passes`, by an engine's kernels or by the definition."""
 
     def __init__(self, name: str) -> None:
         self.name = name
+
+    def run(self, x: Tensor, blocks: Sequence[Block], groups: int) -> Tensor:
+        for block in blocks:
+            x = conv_bn_act(as_operand(x), block, groups, self.name)
+        return x
+
+
+class Stages:
+    """`fastgan.ops.native`, `fastgan.ops.triton` or what a plan makes of both, for float32, float16 and bfloat16."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def run(self, x: Tensor, blocks: Sequence[Block], groups: int) -> Tensor:
+        owes = Owed()
+        for block in blocks:
+            x, owes = self.stage(x, owes, block, groups)
+        return autograd.normalise_activate(self.name, x, owes)
 
     def stage(self, x: Tensor, owes: Owed, block: Block, groups: int) -> tuple[Tensor, Owed]:
         norm, x = block.norm, as_operand(x)
@@ -78,13 +88,10 @@ class Kernels:
                                        block.fuse)
         return y, Owed(synchronised.normalisation(statistics, norm, count), gamma, beta, block.activation)
 
-    def finish(self, x: Tensor, owes: Owed, groups: int) -> Tensor:
-        return autograd.normalise_activate(self.name, x, owes)
 
-
-REFERENCE, NATIVE, TRITON, PLAN = Reference(), Kernels("native"), Kernels("triton"), Kernels("plan")
-DEFINITION = Kernels("reference")
-_KERNELS = {"native": NATIVE, "triton": TRITON, "plan": PLAN}
+REFERENCE, DEFINITION = Reference(), Operations("reference")
+_ON_CPU: dict[str, Engine] = {"native": Operations("native"), "plan": Operations("plan"), "triton": Stages("triton")}
+_ELSEWHERE: dict[str, Engine] = {name: Stages(name) for name in _ON_CPU}
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -102,7 +109,7 @@ def resolve(impl: str, x: Tensor) -> Engine:
 def resolve_for(impl: str, name: str, x: Tensor, dtype: torch.dtype) -> Engine:
     """As `resolve`, for a tensor of that name whose elements are computed with as `dtype`."""
     impl = named(impl, x.device, dtype)
-    if impl not in _KERNELS or x.numel() == 0:
+    if impl == "reference" or x.numel() == 0:
         return DEFINITION if synchronised.processes() else REFERENCE
     if dtype not in _DTYPES:
         raise FastganError(f"{name} of dtype {dtype}: impl {impl!r} computes in torch.float32, torch.float16 and "
@@ -114,7 +121,7 @@ def resolve_for(impl: str, name: str, x: Tensor, dtype: torch.dtype) -> Engine:
     if check_device(impl, x.device) and dtype == torch.bfloat16:
         raise FastganError(f"{name} of dtype torch.bfloat16: Triton's interpreter computes it wrongly, expected "
                            "torch.float32 or torch.float16")
-    return _KERNELS[impl]
+    return (_ON_CPU if x.device.type == "cpu" else _ELSEWHERE)[impl]
 
 
 def named(impl: str, device: torch.device, dtype: torch.dtype) -> str:

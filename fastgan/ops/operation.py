@@ -19,7 +19,7 @@ from fastgan.ops.casts import cast
 from fastgan.ops.layers import Activation, Block
 from fastgan.ops.operators import PASSES
 from fastgan.ops.passes import RunningStats
-from fastgan.ops.reference import convolve, normalise_activate, statistics_dtype
+from fastgan.ops.reference import statistics_dtype
 from fastgan.ops.specs import BlockSpec, ConvSpec, NormSpec
 
 
@@ -27,12 +27,9 @@ def conv_bn_act(x: Tensor, block: Block, groups: int = 1, engine: str = "referen
     """a (N, Co, Ho, Wo) of x (N, Ci, H, W), in x's dtype; in eager PyTorch's memory format by the reference, else
     channels_last.
 
-    engine: "reference" or "native". Raises `FastganError` for shapes that do not fit.
+    engine: "reference", "native" or "plan". Raises `FastganError` for shapes that do not fit.
     """
     norm, activation = block.norm, block.activation
-    if engine == "reference" and not synchronised.processes() and torch.compiler.is_compiling():
-        # a compiler fuses the layers itself; PyTorch 2.11's loses gradients of a Function that writes in place
-        return normalise_activate(convolve(x, block.convolution), norm, activation, groups)
     convolution, size = check_convolution(x, *block.convolution)
     conv, (weight, bias) = ConvSpec(*convolution[2:]), convolution[:2]
     if norm is None:

@@ -1,6 +1,6 @@
 """The passes of `passes.py` as operators of `torch.library`, so that compilers and fake tensors see them whole.
 
-Each takes the name of the engine that computes it, such as "native", before everything else, and the specification of
+Each takes the name of the engine that computes it before everything else, "native" or "plan", and the specification of
 the operation spelled out. A kernel that cannot run is named once in a warning, and the reference takes its place.
 """
 
@@ -75,7 +75,7 @@ class Passes:
 
 
 # by engine; the reference's are functions, which compilers see through
-PASSES: dict[str, Any] = {"reference": passes, "native": Passes("native")}
+PASSES: dict[str, Any] = {"reference": passes, "native": Passes("native"), "plan": Passes("plan")}
 
 
 def _conv(stride: list[int], padding: list[int], output_padding: list[int], transposed: bool) -> ConvSpec:
