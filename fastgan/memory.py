@@ -1,17 +1,20 @@
-"""How much memory there is for this process, and whether an exception says that it ran out."""
+"""How much memory a process may have, how to keep what it frees, and whether an exception says that it ran out."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import torch
 
 _GROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 # what PyTorch's allocators say on a CPU, on Linux and macOS, and on Windows
 _SAID = ("can't allocate memory", "not enough memory")
 
@@ -25,6 +28,22 @@ def limit() -> int:
 def ran_out(error: Exception) -> bool:
     """Whether an exception means that memory ran out, on the host or on a device."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(said in str(error) for said in _SAID)
+
+
+@cache
+def keep_freed() -> None:
+    """Let the process keep memory that it frees, for the next step, which asks for as much again. By default glibc
+    returns most of it to the system after each step, and getting it back, page by page, takes 3 % of a step of
+    dcgan-64.
+
+    Does nothing under another C library, or where the environment has glibc's own settings.
+    """
+    if any(name in os.environ for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, 2**30)
+        mallopt(_M_MMAP_THRESHOLD, 2**30)
 
 
 def _limits() -> Iterator[int]:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastgan import memory
 from fastgan.config import ModelConfig, TrainConfig
 from fastgan.data.part import WHOLE, Part
 from fastgan.errors import FastganError
@@ -259,6 +260,8 @@ class GANStep:
 
     def allocate(self, real: Tensor, labels: Tensor | None = None) -> None:
         """Make the tensors in which steps on such batches are held, once; a step does it when nobody has."""
+        if self.device.type == "cpu":
+            memory.keep_freed()
         if len(real) not in self._held:
             # in 16 bits where D's first convolution would round them, as autocast does but with float64; penalties are
             # gradients by images
