@@ -57,7 +57,8 @@ def main() -> None:
     for name, did in taken.items():
         if did.error:
             raise SystemExit(f"{name}: {did.error}")
-        print(f"{name:7}{1e3 * statistics.median(did.seconds):9.1f} ms, peak {did.peak_mb:.0f} MB")
+        print(f"{name:7}{1e3 * statistics.median(did.seconds):9.1f} ms, at best {1e3 * min(did.seconds):.1f}, "
+              f"peak {did.peak_mb:.0f} MB")
     ratios = [one / other for one, other in zip(taken["before"].seconds, taken["after"].seconds, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
     print(f"before / after {middle:.3f} (quartiles {low:.3f} and {high:.3f}, {len(ratios)} rounds)")

@@ -139,10 +139,10 @@ def unfolded(a: Tensor, window: Window) -> Tensor:
 @each_dtype
 @pytest.mark.parametrize("window", WINDOWS, ids=lambda window: "-".join(map(str, window)))
 @pytest.mark.parametrize("channels", [3, 130, 300])
-def test_gather_is_what_is_owed_and_then_copied(isa, dtype, window, channels):
-    x, _, owed = draw((6, 8, 5, channels), 3, dtype, "relu")
-    patches = torch.cat([rows.gather(x, owed, window, first, 2) for first in (0, 2, 4)])
-    assert torch.equal(patches, unfolded(rows.normalise_activate(x, owed), window))
+def test_gather_copies_patches(isa, dtype, window, channels):
+    x, _, _ = draw((6, 8, 5, channels), 3, dtype)
+    patches = torch.cat([rows.gather(x, window, first, 2) for first in (0, 2, 4)])
+    assert torch.equal(patches, unfolded(x, window))
 
 
 @each_dtype
@@ -180,7 +180,7 @@ def test_threads_change_no_bit(isa, dtype):
     def everything() -> list[Tensor]:
         x, g, owed = draw((4, 33, 31, 70), 2, dtype, "tanh")
         window = Window((4, 4), (2, 2), (1, 1), (16, 15))
-        patches, out = rows.gather(x, owed, window, 0, 4), torch.empty_like(x)
+        patches, out = rows.gather(x, window, 0, 4), torch.empty_like(x)
         rows.scatter(patches, owed.gamma, window, out)
         statistics = rows.finish_statistics(rows.measure(x, 2), Measurement())
         return [statistics, *rows.normalise_activate_backward(g, x, owed), patches, out,
@@ -199,7 +199,7 @@ def test_no_rows(isa):
     assert gx.shape == x.shape and not gnorm.any()
     assert not rows.finish_statistics(rows.measure(x, 1), Measurement()).any()
     window = Window((2, 2), (1, 1), (0, 0), (3, 4))
-    assert rows.gather(x, owed, window, 0, 0).shape == (0, 28)
+    assert rows.gather(x, window, 0, 0).shape == (0, 28)
     rows.scatter(torch.empty(0, 28), None, window, torch.empty(0, 4, 5, 7))
 
 

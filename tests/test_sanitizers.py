@@ -55,10 +55,11 @@ def test_edges(built, tmp_path):
 @pytest.mark.parametrize(("name", "right", "wrong", "used_by"), [
     ("panel.h", "left < repeat ? left", "left < 0 ? left", "normalise.cpp"),
     ("scatter.cpp", "row >= window.height", "row > window.height", "scatter.cpp"),
-    ("head.cpp", "least(IMAGES, each - begin), length", "least(IMAGES, each + 1 - begin), length", "head.cpp"),
+    ("gather.cpp", "least(fine.width - x, window.kernel_w)", "window.kernel_w", "gather.cpp"),
+    ("patches.cpp", "y >= 0 && y < s.fine.height", "y >= 0 && y <= s.fine.height", "patches.cpp"),
     ("winograd_tiles.h", "(p.pad_w + p.fine_w, width)", "(p.pad_w + p.fine_w + 1, width)", "winograd.cpp"),
     ("winograd.cpp", "u_room(1, pass.panels * POINTS", "u_room(1, (pass.panels * POINTS - 1)", "winograd.cpp"),
-], ids=["panel", "scatter", "head", "winograd-lines", "winograd-scratch"])
+], ids=["panel", "scatter", "gather", "patches", "winograd-lines", "winograd-scratch"])
 def test_a_step_too_far_is_seen(name, right, wrong, used_by, built, tmp_path):
     """With one file compiled from a copy of the sources that has a mistake in it."""
     shutil.copytree(CPU, tmp_path / "cpu")

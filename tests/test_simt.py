@@ -278,60 +278,6 @@ def test_grid_that_does_not_fit(program):
         program.call("measure", *shape(x, 70000), x, 1, nan(3, 70000, 1, 1), 0)
 
 
-# x [images of all groups, pixels, channels], outputs, groups
-HEADS = [((4, 16, 64), 1, 2), ((6, 9, 5), 3, 3), ((3, 4, 520), 1, 1), ((1, 1, 1), 1, 1), ((34, 3, 8), 2, 2)]
-
-
-def head_of(x: Tensor, outputs: int, groups: int) -> tuple[int, ...]:
-    """The structure of kernels.h, spelt out."""
-    images, pixels, channels = x.shape
-    return images * pixels, channels, groups, DTYPES[x.dtype], pixels, outputs
-
-
-def head(program: Program, x: Tensor, g: Tensor, weight: Tensor, bias: Tensor, norm: list[Tensor], activation: str,
-         groups: int) -> Results:
-    given, kind = head_of(x, len(bias), groups), owed(norm, activation)
-    y, ga, gweight = nan(*g.shape), torch.full_like(x, torch.nan), nan(*weight.shape)
-    twice(program, "head_forward", *given, x, *kind, weight, bias, y, 0, out=16)
-    twice(program, "head_dgrad", *given, g, weight, ga, 0, out=8)
-    twice(program, "head_wgrad", *given, x, *kind, g, gweight, 0, out=15)
-    return {"y": y, "out0": ga, "gweight": gweight}
-
-
-def check_head(program: Program, case: tuple[tuple[int, int, int], int, int], dtype: torch.dtype,
-               activation: str) -> None:
-    sizes, outputs, groups = case
-    torch.manual_seed(0)
-    norm = vectors(groups, sizes[2], 3)
-    x, g, weight, bias = (torch.randn(shape) for shape in (sizes, (sizes[0], outputs), (outputs, *sizes[1:]),
-                                                           (outputs,)))
-    x = x.to(dtype)
-
-    def function(x: Tensor, g: Tensor, weight: Tensor, bias: Tensor, *norm: Tensor) -> Results:
-        wide = reference.statistics_dtype(x.dtype)
-        a = reference.normalise_activate(x.to(wide).transpose(1, 2)[..., None], Norm(*norm),
-                                         Activation(activation, SLOPE))[..., 0].transpose(1, 2)
-        return {"y": torch.einsum("npc,opc->no", a, weight) + bias, "out0": torch.einsum("no,opc->npc", g, weight),
-                "gweight": torch.einsum("no,npc->opc", g, a)}
-
-    judge(head(program, x, g, weight, bias, norm, activation, groups), function, x, g, weight, bias, *norm)
-
-
-@pytest.mark.parametrize("case", HEADS, ids=str)
-@each_dtype
-def test_head(program, case, dtype):
-    check_head(program, case, dtype, ACTIVATIONS[HEADS.index(case) % 4])
-
-
-def test_head_without_images(program):
-    x, g, weight = torch.empty(0, 4, 8), torch.empty(0, 1), torch.ones(1, 4, 8)
-    gweight, none = nan(1, 4, 8), owed([], "relu")
-    program.call("head_forward", *head_of(x, 1, 1), x, *none, weight, None, g, 0)
-    program.call("head_dgrad", *head_of(x, 1, 1), g, weight, x, 0)
-    program.call("head_wgrad", *head_of(x, 1, 1), x, *none, g, gweight, 0)
-    assert not gweight.any()
-
-
 def check_statistics(program: Program, aligned: bool = True) -> None:
     x = torch.zeros(2 * 16 * 12 + 1)[1:].view(32, 12).copy_(matrix((16, 12, 2, 16), torch.float32))
     x = x.clone() if aligned else x
@@ -352,10 +298,6 @@ MISTAKES = {
     "one-warp-more": ("tile.h", "other < WARPS;", "other <= WARPS;", "index 8 out of bounds"),
     "one-shuffle-less": ("tile.h", "distance >= 1 << bits;", "distance > 1 << bits;", "wrong"),
     "unaligned": ("elements.h", "(matrix) % 16 == 0", "(matrix) % 1 == 0", "misaligned address"),
-    "one-pixel-more": ("head.cu", "place.count(pixels)", "place.count(pixels + 1)", "heap-buffer-overflow"),
-    "another-group": ("head.cu", "norm(of, blockIdx.y, place)", "norm(of, 0, place)", "wrong"),
-    "one-output-more": ("head.cu", "o < outputs;", "o <= outputs;", "heap-buffer-overflow"),
-    "channels-of-no-pixel": ("head.cu", "    in_pixel.channel %= channels;\n", "", "heap-buffer-overflow"),
 }
 # what mistakes are not about, and would be compiled for each of them
 OTHERS = re.compile(r" +case (DType::.*float16|Activation::(none|relu|tanh)): return f.*\n")
@@ -363,7 +305,7 @@ OTHERS = re.compile(r" +case (DType::.*float16|Activation::(none|relu|tanh)): re
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_seen(program, mistake, tmp_path):
-    """Statistics or heads by a copy of the sources with one mistake in it, in float32."""
+    """Statistics by a copy of the sources with one mistake in it, in float32."""
     file, right, wrong, seen = MISTAKES[mistake]
     for source in (CSRC / "cuda").iterdir():
         (tmp_path / source.name).write_text(OTHERS.sub("", source.read_text()))
@@ -377,7 +319,4 @@ def test_mistakes_are_seen(program, mistake, tmp_path):
                                {"expected_exception": SimtError, "match": seen})
     program = build(tmp_path, [source], "-Wl,--unresolved-symbols=ignore-all")
     with closing(program), pytest.raises(**refusal):
-        if source.name == "head.cu":
-            check_head(program, HEADS[0], torch.float32, "leaky_relu")
-        else:
-            check_statistics(program, aligned=mistake != "unaligned")
+        check_statistics(program, aligned=mistake != "unaligned")

@@ -59,14 +59,12 @@ void use(const std::string& isa) {
     throw std::invalid_argument("isa " + isa + ": this processor and this build have " + names());
 }
 
-Images images_of(int dtype, std::int64_t count, std::int64_t height, std::int64_t width, std::int64_t channels,
-                 std::int64_t groups) {
+Images images_of(int dtype, std::int64_t count, std::int64_t height, std::int64_t width, std::int64_t channels) {
     check(count >= 0, "count", count, "0 or more");
     check(height > 0, "height", height, "1 or more");
     check(width > 0, "width", width, "1 or more");
     check(channels > 0, "channels", channels, "1 or more");
-    check(groups > 0 && count % groups == 0, "groups", groups, "a divisor of the " + std::to_string(count) + " images");
-    return {count, height, width, channels, groups, dtype_of(dtype)};
+    return {count, height, width, channels, dtype_of(dtype)};
 }
 
 using OwedArguments = std::tuple<Address, std::int64_t, Address, Address, std::int64_t, int, float>;
@@ -110,14 +108,12 @@ Window window_of(Pair kernel, Pair stride, Pair padding, Pair size) {
 }
 
 void gather(Address x, int dtype, std::int64_t count, std::int64_t height, std::int64_t width, std::int64_t channels,
-            std::int64_t groups, Address statistics, std::int64_t statistic_groups, Address gamma, Address beta,
-            std::int64_t gamma_groups, int activation, float slope, Pair kernel, Pair stride, Pair padding, Pair size,
-            std::int64_t first, std::int64_t images, Address out, std::int64_t queue) {
-    const Images fine = images_of(dtype, count, height, width, channels, groups);
+            Pair kernel, Pair stride, Pair padding, Pair size, std::int64_t first, std::int64_t images, Address out,
+            std::int64_t queue) {
+    const Images fine = images_of(dtype, count, height, width, channels);
     check(first >= 0 && first <= count, "first", first, "0 to " + std::to_string(count));
     check(images >= 0 && images <= count - first, "images", images, "0 to " + std::to_string(count - first));
     chosen->gather(fine, pointer<const void>("x", x, size_of(fine.dtype), images == 0),
-                   owed_of(groups, statistics, statistic_groups, gamma, beta, gamma_groups, activation, slope),
                    window_of(kernel, stride, padding, size), first, images,
                    pointer<void>("out", out, size_of(fine.dtype), images == 0), queue);
 }
@@ -125,7 +121,7 @@ void gather(Address x, int dtype, std::int64_t count, std::int64_t height, std::
 void scatter(Address patches, int dtype, std::int64_t count, std::int64_t height, std::int64_t width,
              std::int64_t channels, Address bias, Pair kernel, Pair stride, Pair padding, Pair size, Address out,
              std::int64_t queue) {
-    const Images fine = images_of(dtype, count, height, width, channels, 1);
+    const Images fine = images_of(dtype, count, height, width, channels);
     chosen->scatter(fine, pointer<const void>("patches", patches, size_of(fine.dtype), count == 0),
                     pointer<const float>("bias", bias, true), window_of(kernel, stride, padding, size),
                     pointer<void>("out", out, size_of(fine.dtype), count == 0), queue);
@@ -142,56 +138,39 @@ Polyphase polyphase_of(int tile, std::int64_t images, Whole fine, Whole coarse, 
     return {images, fine[0], fine[1], fine[2], coarse[0], coarse[1], coarse[2], padding.first, padding.second};
 }
 
-Owed owed_to(std::int64_t images, const OwedArguments& given) {
-    const std::int64_t groups = std::get<1>(given) > std::get<4>(given) ? std::get<1>(given) : std::get<4>(given);
-    check(groups > 0 && images % groups == 0, "groups", groups, "a divisor of the " + std::to_string(images) + " images");
-    return owed_in(groups, given);
-}
-
 Images narrow_images(std::int64_t count, const Whole& fine, std::int64_t coarse) {
     check(coarse > 0, "coarse", coarse, "1 or more");
-    return images_of(static_cast<int>(DType::float32), count, fine[0], fine[1], fine[2], 1);
+    return images_of(static_cast<int>(DType::float32), count, fine[0], fine[1], fine[2]);
 }
 
 template <PatchesPass* Kernels::*pass>
-void patches(std::int64_t count, Whole fine, std::int64_t coarse, Address x, const OwedArguments& owed, Pair kernel,
-             Pair stride, Pair padding, Pair size, Address weight, Address bias, Address out, std::int64_t queue) {
-    (chosen->*pass)(narrow_images(count, fine, coarse), pointer<const float>("x", x, count == 0), owed_to(count, owed),
+void patches(std::int64_t count, Whole fine, std::int64_t coarse, Address x, Pair kernel, Pair stride, Pair padding,
+             Pair size, Address weight, Address bias, Address out, std::int64_t queue) {
+    (chosen->*pass)(narrow_images(count, fine, coarse), pointer<const float>("x", x, count == 0),
                     window_of(kernel, stride, padding, size), pointer<const float>("weight", weight),
                     pointer<const float>("bias", bias, true), coarse, pointer<float>("out", out, count == 0), queue);
 }
 
-void patches_wgrad(std::int64_t count, Whole fine, std::int64_t coarse, Address x, const OwedArguments& owed,
-                   Address coarse_image, const OwedArguments& coarse_owed, Pair kernel, Pair stride, Pair padding,
-                   Pair size, Address out, std::int64_t queue) {
+void patches_wgrad(std::int64_t count, Whole fine, std::int64_t coarse, Address x, Address coarse_image, Pair kernel,
+                   Pair stride, Pair padding, Pair size, Address out, std::int64_t queue) {
     chosen->patches_wgrad(narrow_images(count, fine, coarse), pointer<const float>("x", x, count == 0),
-                          owed_to(count, owed), pointer<const float>("coarse_image", coarse_image, count == 0),
-                          owed_to(count, coarse_owed), window_of(kernel, stride, padding, size), coarse,
-                          pointer<float>("out", out), queue);
-}
-
-Owed winograd_owed(std::int64_t images, const OwedArguments& given) {
-    const int activation = std::get<5>(given);
-    check(activation != static_cast<int>(Activation::tanh), "activation", activation, "0, 1 or 2, not tanh");
-    return owed_to(images, given);
+                          pointer<const float>("coarse_image", coarse_image, count == 0),
+                          window_of(kernel, stride, padding, size), coarse, pointer<float>("out", out), queue);
 }
 
 template <WinogradPass* Kernels::*pass>
-void winograd(int tile, std::int64_t images, Whole fine, Whole coarse, Pair padding, Address x,
-              const OwedArguments& owed, Address weight, Address bias, Address out, std::int64_t queue) {
-    const Polyphase p = polyphase_of(tile, images, fine, coarse, padding);
-    (chosen->*pass)(p, tile, pointer<const float>("x", x), winograd_owed(images, owed),
+void winograd(int tile, std::int64_t images, Whole fine, Whole coarse, Pair padding, Address x, Address weight,
+              Address bias, Address out, std::int64_t queue) {
+    (chosen->*pass)(polyphase_of(tile, images, fine, coarse, padding), tile, pointer<const float>("x", x),
                     pointer<const float>("weight", weight), pointer<const float>("bias", bias, true),
                     pointer<float>("out", out), queue);
 }
 
 void winograd_wgrad(int tile, std::int64_t images, Whole fine, Whole coarse, Pair padding, Address fine_image,
-                    const OwedArguments& fine_owed, Address coarse_image, const OwedArguments& coarse_owed, Address out,
-                    std::int64_t queue) {
-    const Polyphase p = polyphase_of(tile, images, fine, coarse, padding);
-    chosen->winograd_wgrad(p, tile, pointer<const float>("fine", fine_image),
-                           winograd_owed(images, fine_owed), pointer<const float>("coarse", coarse_image),
-                           winograd_owed(images, coarse_owed), pointer<float>("out", out), queue);
+                    Address coarse_image, Address out, std::int64_t queue) {
+    chosen->winograd_wgrad(polyphase_of(tile, images, fine, coarse, padding), tile,
+                           pointer<const float>("fine", fine_image), pointer<const float>("coarse", coarse_image),
+                           pointer<float>("out", out), queue);
 }
 
 }  // namespace
@@ -215,7 +194,6 @@ PYBIND11_MODULE(_cpu, module) {
     }, "those that could, the best first");
     module.def("use", &use, "run those of another instruction set from now on");
     bind_rows(module, &rows);
-    bind_head(module, &rows);
     module.def("bn_backward_sums", &bn_backward_sums, py::call_guard<py::gil_scoped_release>());
     module.def("bn_backward_apply", &bn_backward_apply, py::call_guard<py::gil_scoped_release>());
     module.def("gather", &gather, py::call_guard<py::gil_scoped_release>());

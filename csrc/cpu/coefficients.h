@@ -21,12 +21,6 @@ struct Coefficients {
     }
 };
 
-// To which group of what is owed an image belongs.
-static inline std::int64_t group_of(const Owed& owed, std::int64_t image, std::int64_t images) {
-    const std::int64_t groups = owed.statistic_groups > owed.gamma_groups ? owed.statistic_groups : owed.gamma_groups;
-    return owed.statistics == nullptr ? 0 : image / (images / groups);
-}
-
 // body(Kind{}) for the activation
 template <Activation kind>
 struct Kind {

@@ -10,9 +10,9 @@
 
 namespace fastgan {
 
-// [count, height, width, channels], contiguous, in `groups` equal parts
+// [count, height, width, channels], contiguous
 struct Images {
-    std::int64_t count, height, width, channels, groups;
+    std::int64_t count, height, width, channels;
     DType dtype;
 };
 
@@ -29,10 +29,10 @@ using BnBackwardSums = void(const Shape&, const void* ga, const void* y, const O
 using BnBackwardApply = void(const Shape&, const void* ga, const void* y, const Owed&, const float* sums,
                              float inverse_count, void* g, std::int64_t queue);
 
-// out [images * height * width, kernel_h * kernel_w * C]: the patches of `images` images, beginning with `first`, after
-// what is owed to them; zero outside the image
-using Gather = void(const Images& fine, const void* x, const Owed&, const Window&, std::int64_t first,
-                    std::int64_t images, void* out, std::int64_t queue);
+// out [images * height * width, kernel_h * kernel_w * C]: the patches of `images` images, beginning with `first`; zero
+// outside the image
+using Gather = void(const Images& fine, const void* x, const Window&, std::int64_t first, std::int64_t images, void* out,
+                    std::int64_t queue);
 
 // out: fine images, the transpose of that: bias [C] (or null) and the sum of what all patches have for a pixel
 using Scatter = void(const Images& fine, const void* patches, const float* bias, const Window&, void* out,
@@ -40,30 +40,29 @@ using Scatter = void(const Images& fine, const void* patches, const float* bias,
 
 // The same convolutions in one go, for fine images of few channels, in float32; the coarse image has `coarse` channels,
 // weight is [coarse, kernel_h * kernel_w * C].
-//     to coarse    coarse = conv(a(fine)) + bias [coarse]
-//     to fine      fine = conv_transpose(a(coarse)) + bias [C]
-using PatchesPass = void(const Images& fine, const float* from, const Owed&, const Window&, const float* weight,
-                         const float* bias, std::int64_t coarse, float* to, std::int64_t queue);
+//     to coarse    coarse = conv(fine) + bias [coarse]
+//     to fine      fine = conv_transpose(coarse) + bias [C]
+using PatchesPass = void(const Images& fine, const float* from, const Window&, const float* weight, const float* bias,
+                         std::int64_t coarse, float* to, std::int64_t queue);
 
 // The weight's gradient from both images
-using PatchesWgrad = void(const Images& fine, const float* x, const Owed& fine_owed, const float* coarse_image,
-                          const Owed& coarse_owed, const Window&, std::int64_t coarse, float* gradient,
-                          std::int64_t queue);
+using PatchesWgrad = void(const Images& fine, const float* x, const float* coarse_image, const Window&,
+                          std::int64_t coarse, float* gradient, std::int64_t queue);
 
 // A 4x4 convolution of stride 2 between a fine image [H, W, C] and a coarse one: its weight is [coarse, 4, 4, fine].
 struct Polyphase {
     std::int64_t images, fine_h, fine_w, fine, coarse_h, coarse_w, coarse, pad_h, pad_w;
 };
 
-// By Winograd's F(tile, 2), tile 2 or 4, in float32; what is owed must not be tanh. One image from the other:
-//     gather     coarse = conv(a(fine)) + bias [coarse]
-//     scatter    fine = conv_transpose(a(coarse)) + bias [fine]
-using WinogradPass = void(const Polyphase&, int tile, const float* from, const Owed&, const float* weight,
-                          const float* bias, float* to, std::int64_t queue);
+// By Winograd's F(tile, 2), tile 2 or 4, in float32. One image from the other:
+//     gather     coarse = conv(fine) + bias [coarse]
+//     scatter    fine = conv_transpose(coarse) + bias [fine]
+using WinogradPass = void(const Polyphase&, int tile, const float* from, const float* weight, const float* bias,
+                          float* to, std::int64_t queue);
 
 // The weight's gradient from both images
-using WinogradWgrad = void(const Polyphase&, int tile, const float* fine, const Owed& fine_owed, const float* coarse,
-                           const Owed& coarse_owed, float* gradient, std::int64_t queue);
+using WinogradWgrad = void(const Polyphase&, int tile, const float* fine, const float* coarse, float* gradient,
+                           std::int64_t queue);
 
 struct Kernels {
     const char* isa;

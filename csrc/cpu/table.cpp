@@ -14,9 +14,6 @@ NormaliseActivateBackward normalise_activate_backward;
 FinishNormGradient finish_norm_gradient;
 ThroughStatisticsOf through_statistics_of;
 LogisticLoss logistic_loss;
-HeadForward head_forward;
-HeadDgrad head_dgrad;
-HeadWgrad head_wgrad;
 BnBackwardSums bn_backward_sums;
 BnBackwardApply bn_backward_apply;
 Gather gather;
@@ -31,7 +28,7 @@ WinogradWgrad winograd_wgrad;
 const Kernels kernels{
     FASTGAN_NAME(FASTGAN_ISA),
     {parts, measure, finish_statistics, normalise_activate, normalise_activate_backward, finish_norm_gradient,
-     through_statistics_of, logistic_loss, head_forward, head_dgrad, head_wgrad},
+     through_statistics_of, logistic_loss},
     bn_backward_sums,
     bn_backward_apply,
     gather,

@@ -4,10 +4,10 @@
 //     scatter   fine from coarse: a transposed convolution, or the gradient of a convolution's input
 //     wgrad     the weight's gradient from both
 //
-// Tiles are transformed, multiplied and transformed back without leaving the cache; what is owed to an image is done
-// when it is loaded. Which of the factors of a product stays there is a matter of size: where images are large, a
-// thread takes a block of tiles through the whole weight, which all threads share (`by_tiles`); where the transformed
-// weight would not fit, a thread transforms a panel of it and takes it through all tiles (`by_panels`).
+// Tiles are transformed, multiplied and transformed back without leaving the cache. Which of the factors of a product
+// stays there is a matter of size: where images are large, a thread takes a block of tiles through the whole weight,
+// which all threads share (`by_tiles`); where the transformed weight would not fit, a thread transforms a panel of it
+// and takes it through all tiles (`by_panels`).
 #include "winograd.h"
 
 #include "scratch.h"
@@ -26,34 +26,27 @@ static inline Transformed in_rows(float* data, std::int64_t tiles, std::int64_t 
 }
 
 template <int M>
-static void load_fine(const Tiles<M>& tiles, std::int64_t from, std::int64_t to, const float* fine, const Owed& owed,
+static void load_fine(const Tiles<M>& tiles, std::int64_t from, std::int64_t to, const float* fine,
                       std::int64_t number, std::int64_t pitch, float* band, const Transformed& v) {
     const Polyphase& p = tiles.p;
     const Lines<M> lines(tiles);
     over_tiles(tiles, from, to, [&](const Place& at, std::int64_t i) {
-        if (at.x == 0)
-            with_fetch(owed, p.fine, group_of(owed, at.image, p.images), [&](const auto& fetch) {
-                lines.fetch(fine + at.image * p.fine_h * p.fine_w * p.fine, at.y, fetch, band);
-            });
+        if (at.x == 0) lines.fetch(fine + at.image * p.fine_h * p.fine_w * p.fine, at.y, band);
         fine_tile<M>(lines, band, at.x, v, number + i, pitch);
     });
 }
 
 template <int M>
 static void load_coarse(const Tiles<M>& tiles, std::int64_t from, std::int64_t to, const float* coarse,
-                        const Owed& owed, std::int64_t number, const Transformed& d) {
-    over_tiles(tiles, from, to, [&](const Place& at, std::int64_t i) {
-        with_fetch(owed, tiles.p.coarse, group_of(owed, at.image, tiles.p.images),
-                   [&](const auto& fetch) { coarse_tile<M>(tiles.p, coarse, at, fetch, d, number + i); });
-    });
+                        std::int64_t number, const Transformed& d) {
+    over_tiles(tiles, from, to,
+               [&](const Place& at, std::int64_t i) { coarse_tile<M>(tiles.p, coarse, at, d, number + i); });
 }
 
 // What a pass from one image to the other is given.
 struct Given {
     const Polyphase& p;
-    const float* from;
-    const Owed& owed;
-    const float *weight, *bias;
+    const float *from, *weight, *bias;
     float* to;
 };
 
@@ -68,7 +61,7 @@ struct ToCoarse {
     std::int64_t line_size = Lines<M>(tiles).size();
 
     void load(std::int64_t from, std::int64_t to, std::int64_t number, float* lines, const Transformed& v) const {
-        load_fine(tiles, from, to, given.from, given.owed, number, given.p.fine, lines, v);
+        load_fine(tiles, from, to, given.from, number, given.p.fine, lines, v);
     }
     void weight(std::int64_t panel, float* u) const { gather_panel<M>(given.p, given.weight, panel, u); }
 
@@ -91,7 +84,7 @@ struct ToFine {
     std::int64_t line_size = 0;
 
     void load(std::int64_t from, std::int64_t to, std::int64_t number, float*, const Transformed& d) const {
-        load_coarse(tiles, from, to, given.from, given.owed, number, d);
+        load_coarse(tiles, from, to, given.from, number, d);
         for (std::int64_t band = from; band < to; band += unit) fill_rest(tiles, band / unit, given.bias, given.to);
     }
     void weight(std::int64_t panel, float* u) const {
@@ -186,8 +179,8 @@ static inline Transformed in_slabs(float* data, std::int64_t tiles, std::int64_t
 
 // A task is a block of the weight's gradient at all points; what later tiles add to it is transformed by itself.
 template <int M>
-static void wgrad_tiles(const Polyphase& p, const float* fine, const Owed& fine_owed, const float* coarse,
-                        const Owed& coarse_owed, float* gradient, std::int64_t queue) {
+static void wgrad_tiles(const Polyphase& p, const float* fine, const float* coarse, float* gradient,
+                        std::int64_t queue) {
     const Tiles<M> tiles(p);
     const std::int64_t of_phase = slabs_of(p.fine), of_coarse = slabs_of(p.coarse), slabs = 4 * of_phase + of_coarse;
     const std::int64_t bands = tiles.bands_in_block(most(1, SHARED / (tiles.POINTS * slabs * SLAB)), 1);
@@ -202,9 +195,9 @@ static void wgrad_tiles(const Polyphase& p, const float* fine, const Owed& fine_
         const std::int64_t to = least(from + bands, tiles.bands());
 #pragma omp parallel for num_threads(queue) schedule(static)
         for (std::int64_t band = from; band < to; ++band) {
-            load_fine(tiles, band, band + 1, fine, fine_owed, (band - from) * tiles.across, of_phase * SLAB,
-                      line_room.mine(), v);
-            load_coarse(tiles, band, band + 1, coarse, coarse_owed, (band - from) * tiles.across, d);
+            const std::int64_t number = (band - from) * tiles.across;
+            load_fine(tiles, band, band + 1, fine, number, of_phase * SLAB, line_room.mine(), v);
+            load_coarse(tiles, band, band + 1, coarse, number, d);
         }
 #pragma omp parallel for num_threads(queue) schedule(dynamic)
         for (std::int64_t task = 0; task < of_coarse * 4 * of_phase; ++task) {
@@ -232,25 +225,19 @@ static inline void with_tile(int tile, Body body) {
     else body(Tile<4>{});
 }
 
-void winograd_gather(const Polyphase& p, int tile, const float* fine, const Owed& owed, const float* weight,
-                     const float* bias, float* coarse, std::int64_t queue) {
-    with_tile(tile, [&](auto size) {
-        run(ToCoarse<decltype(size)::value>{{p, fine, owed, weight, bias, coarse}}, queue);
-    });
+void winograd_gather(const Polyphase& p, int tile, const float* fine, const float* weight, const float* bias,
+                     float* coarse, std::int64_t queue) {
+    with_tile(tile, [&](auto size) { run(ToCoarse<decltype(size)::value>{{p, fine, weight, bias, coarse}}, queue); });
 }
 
-void winograd_scatter(const Polyphase& p, int tile, const float* coarse, const Owed& owed, const float* weight,
-                      const float* bias, float* fine, std::int64_t queue) {
-    with_tile(tile, [&](auto size) {
-        run(ToFine<decltype(size)::value>{{p, coarse, owed, weight, bias, fine}}, queue);
-    });
+void winograd_scatter(const Polyphase& p, int tile, const float* coarse, const float* weight, const float* bias,
+                      float* fine, std::int64_t queue) {
+    with_tile(tile, [&](auto size) { run(ToFine<decltype(size)::value>{{p, coarse, weight, bias, fine}}, queue); });
 }
 
-void winograd_wgrad(const Polyphase& p, int tile, const float* fine, const Owed& fine_owed, const float* coarse,
-                    const Owed& coarse_owed, float* gradient, std::int64_t queue) {
-    with_tile(tile, [&](auto size) {
-        wgrad_tiles<decltype(size)::value>(p, fine, fine_owed, coarse, coarse_owed, gradient, queue);
-    });
+void winograd_wgrad(const Polyphase& p, int tile, const float* fine, const float* coarse, float* gradient,
+                    std::int64_t queue) {
+    with_tile(tile, [&](auto size) { wgrad_tiles<decltype(size)::value>(p, fine, coarse, gradient, queue); });
 }
 
 }  // namespace fastgan::FASTGAN_ISA

@@ -1,9 +1,11 @@
-// The tiles of a fine and a coarse image: loaded with what is owed to them and transformed, or made of their products.
+// The tiles of a fine and a coarse image: loaded and transformed, or made of their products.
 //
 // Tiles are numbered over all images; a row of them is a band, and as images follow one another, so do bands.
 #pragma once
 
-#include "coefficients.h"
+#include <cstring>
+
+#include "panel.h"
 #include "winograd.h"
 
 namespace fastgan::FASTGAN_ISA {
@@ -38,47 +40,6 @@ static inline void over_tiles(const Tiles<M>& tiles, std::int64_t from, std::int
     for (std::int64_t band = from, number = 0; band < to; ++band)
         for (std::int64_t i = 0; i < tiles.across; ++i, ++number)
             body(Place{band / tiles.down, band % tiles.down * M, i * M}, number);
-}
-
-// Loads a pixel and does what is owed to it.
-template <Activation kind, bool normalises>
-struct Fetch {
-    const float *mean, *rstd, *gamma, *beta;
-    float slope;
-
-    Fetch(const Owed& owed, std::int64_t channels, std::int64_t group) : slope(owed.slope) {
-        if (!normalises) return;
-        mean = owed.statistics + (owed.statistic_groups > 1 ? group * channels : 0);
-        rstd = mean + owed.statistic_groups * channels;
-        gamma = owed.gamma + (owed.gamma_groups > 1 ? group * channels : 0);
-        beta = owed.beta + (owed.gamma_groups > 1 ? group * channels : 0);
-    }
-
-    template <typename V>
-    V operator()(const float* pixel, std::int64_t c) const {
-        V z = load<V>(pixel + c);
-        if constexpr (normalises)
-            z = load<V>(gamma + c) * ((z - load<V>(mean + c)) * load<V>(rstd + c)) + load<V>(beta + c);
-        if constexpr (kind == Activation::relu) return z <= 0.0f ? V{} : z;
-        if constexpr (kind == Activation::leaky_relu) return z > 0.0f ? z : z * slope;
-        return z;
-    }
-};
-
-// body(fetch) with the Fetch of a group; tanh is not among them
-template <typename Body>
-static void with_fetch(const Owed& owed, std::int64_t channels, std::int64_t group, Body body) {
-    const bool normalises = owed.statistics != nullptr;
-    if (owed.activation == Activation::relu) {
-        if (normalises) body(Fetch<Activation::relu, true>(owed, channels, group));
-        else body(Fetch<Activation::relu, false>(owed, channels, group));
-    } else if (owed.activation == Activation::leaky_relu) {
-        if (normalises) body(Fetch<Activation::leaky_relu, true>(owed, channels, group));
-        else body(Fetch<Activation::leaky_relu, false>(owed, channels, group));
-    } else {
-        if (normalises) body(Fetch<Activation::none, true>(owed, channels, group));
-        else body(Fetch<Activation::none, false>(owed, channels, group));
-    }
 }
 
 // Transformed tiles or their products, [POINTS, slabs, tiles, width]: the columns of a tile lie in slabs of `width`.
@@ -133,8 +94,8 @@ static inline void in_chunks(std::int64_t channels, const Transformed& to, std::
     });
 }
 
-// The pixels that a band of tiles sees of a fine image, [2 M + 2, width, fine], after what is owed to them; zero
-// outside. Tiles overlap: each pixel is made once, and memory is read in order.
+// The pixels that a band of tiles sees of a fine image, [2 M + 2, width, fine]; zero outside. Tiles overlap: memory is
+// read once, and in order.
 template <int M>
 struct Lines {
     static constexpr int HEIGHT = 2 * M + 2;
@@ -146,25 +107,20 @@ struct Lines {
     std::int64_t size() const { return HEIGHT * width * p.fine; }
 
     // of the band whose first coarse row is y
-    template <typename F>
-    void fetch(const float* image, std::int64_t y, const F& fetch, float* lines) const {
+    void fetch(const float* image, std::int64_t y, float* lines) const {
         const std::int64_t begin = least(p.pad_w, width), end = most(begin, least(p.pad_w + p.fine_w, width));
         for (int i = 0; i < HEIGHT; ++i, lines += width * p.fine) {
             const std::int64_t row = 2 * y + i - p.pad_h;
             const bool inside = row >= 0 && row < p.fine_h;
-            const float* from = image + (row * p.fine_w - p.pad_w) * p.fine;
             clear(lines, inside ? begin : width);
-            for (std::int64_t x = begin; inside && x < end; ++x)
-                over_channels(p.fine, [&](auto lanes, std::int64_t c) {
-                    store(lines + x * p.fine + c, fetch.template operator()<decltype(lanes)>(from + x * p.fine, c));
-                });
-            if (inside) clear(lines + end * p.fine, width - end);
+            if (!inside) continue;
+            std::memcpy(lines + begin * p.fine, image + (row * p.fine_w - p.pad_w + begin) * p.fine,
+                        (end - begin) * p.fine * sizeof(float));
+            clear(lines + end * p.fine, width - end);
         }
     }
 
-    void clear(float* pixel, std::int64_t count) const {
-        for (std::int64_t i = 0; i < count * p.fine; ++i) pixel[i] = 0.0f;
-    }
+    void clear(float* pixel, std::int64_t count) const { std::memset(pixel, 0, count * p.fine * sizeof(float)); }
 };
 
 // A tile of a band's lines, transformed: channel c of a phase is column phase * pitch + c.
@@ -186,8 +142,8 @@ static void fine_tile(const Lines<M>& lines, const float* band, std::int64_t x, 
     }
 }
 
-template <int M, typename F>
-static void coarse_tile(const Polyphase& p, const float* coarse, const Place& at, const F& fetch, const Transformed& d,
+template <int M>
+static void coarse_tile(const Polyphase& p, const float* coarse, const Place& at, const Transformed& d,
                         std::int64_t number) {
     const float* image = coarse + at.image * p.coarse_h * p.coarse_w * p.coarse;
     in_chunks<(M + 1) * (M + 1)>(p.coarse, d, number, 0, [&](auto lanes, std::int64_t c, auto* points) {
@@ -197,7 +153,7 @@ static void coarse_tile(const Polyphase& p, const float* coarse, const Place& at
             for (int j = 0; j < M; ++j) {
                 const bool inside = at.y + i < p.coarse_h && at.x + j < p.coarse_w;
                 const float* pixel = image + ((at.y + i) * p.coarse_w + at.x + j) * p.coarse;
-                y[i * M + j] = inside ? fetch.template operator()<V>(pixel, c) : V{};
+                y[i * M + j] = inside ? load<V>(pixel + c) : V{};
             }
         }
         coarse_transform<M>(y, points);

@@ -8,7 +8,7 @@ const fastgan::RowKernels& rows() {
     using namespace fastgan::cuda;
     static const fastgan::RowKernels table{parts, measure, finish_statistics, normalise_activate,
                                            normalise_activate_backward, finish_norm_gradient, through_statistics,
-                                           logistic, head_forward, head_dgrad, head_wgrad};
+                                           logistic};
     return table;
 }
 
@@ -16,5 +16,4 @@ const fastgan::RowKernels& rows() {
 
 PYBIND11_MODULE(_cuda, module) {
     fastgan::bind_rows(module, &rows);
-    fastgan::bind_head(module, &rows);
 }

@@ -14,8 +14,5 @@ NormaliseActivateBackward normalise_activate_backward;
 FinishNormGradient finish_norm_gradient;
 ThroughStatisticsOf through_statistics;
 LogisticLoss logistic;
-HeadForward head_forward;
-HeadDgrad head_dgrad;
-HeadWgrad head_wgrad;
 
 }  // namespace fastgan::cuda

@@ -71,11 +71,6 @@ struct Argument<Shape> {
 };
 
 template <>
-struct Argument<Head> {
-    static Head get() { return {argument<Shape>(), argument<std::int64_t>(), argument<std::int64_t>()}; }
-};
-
-template <>
 struct Argument<Owed> {
     static Owed get() {
         return {argument<float*>(),       argument<std::int64_t>(), argument<float*>(), argument<float*>(),
@@ -107,9 +102,6 @@ const std::map<std::string, std::function<void()>> calls = {
     {"finish_norm_gradient", call(cuda::finish_norm_gradient)},
     {"through_statistics", call(cuda::through_statistics)},
     {"logistic", call(cuda::logistic)},
-    {"head_forward", call(cuda::head_forward)},
-    {"head_dgrad", call(cuda::head_dgrad)},
-    {"head_wgrad", call(cuda::head_wgrad)},
 };
 
 }  // namespace

@@ -107,41 +107,4 @@ inline void bind_rows(py::module_& module, const RowKernels& (*table)()) {
     }, Free());
 }
 
-inline void bind_head(py::module_& module, const RowKernels& (*table)()) {
-    using Free = py::call_guard<py::gil_scoped_release>;
-
-    module.def("head_forward", [table](Address x, int dtype, std::int64_t images, std::int64_t pixels,
-                                        std::int64_t channels, std::int64_t groups, std::int64_t outputs,
-                                        Address statistics, std::int64_t statistic_groups, Address gamma, Address beta,
-                                        std::int64_t gamma_groups, int activation, float slope, Address weight,
-                                        Address bias, Address y, std::int64_t queue) {
-        const Head head = head_of(dtype, images, pixels, channels, groups, outputs);
-        table().head_forward(
-            head, pointer<const void>("x", x, size_of(head.x.dtype), images == 0),
-            owed_of(groups, statistics, statistic_groups, gamma, beta, gamma_groups, activation, slope),
-            pointer<const float>("weight", weight), pointer<const float>("bias", bias, true),
-            pointer<float>("y", y, images == 0), queue);
-    }, Free());
-
-    module.def("head_dgrad", [table](Address g, int dtype, std::int64_t images, std::int64_t pixels,
-                                      std::int64_t channels, std::int64_t outputs, Address weight, Address ga,
-                                      std::int64_t queue) {
-        const Head head = head_of(dtype, images, pixels, channels, 1, outputs);
-        table().head_dgrad(head, pointer<const float>("g", g, images == 0), pointer<const float>("weight", weight),
-                           pointer<void>("ga", ga, size_of(head.x.dtype), images == 0), queue);
-    }, Free());
-
-    module.def("head_wgrad", [table](Address x, int dtype, std::int64_t images, std::int64_t pixels,
-                                      std::int64_t channels, std::int64_t groups, std::int64_t outputs,
-                                      Address statistics, std::int64_t statistic_groups, Address gamma, Address beta,
-                                      std::int64_t gamma_groups, int activation, float slope, Address g,
-                                      Address gweight, std::int64_t queue) {
-        const Head head = head_of(dtype, images, pixels, channels, groups, outputs);
-        table().head_wgrad(
-            head, pointer<const void>("x", x, size_of(head.x.dtype), images == 0),
-            owed_of(groups, statistics, statistic_groups, gamma, beta, gamma_groups, activation, slope),
-            pointer<const float>("g", g, images == 0), pointer<float>("gweight", gweight), queue);
-    }, Free());
-}
-
 }  // namespace fastgan

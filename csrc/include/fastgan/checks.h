@@ -48,15 +48,6 @@ inline Shape shape_of(int dtype, std::int64_t rows, std::int64_t channels, std::
     return {rows, channels, groups, dtype_of(dtype)};
 }
 
-inline Head head_of(int dtype, std::int64_t images, std::int64_t pixels, std::int64_t channels, std::int64_t groups,
-                    std::int64_t outputs) {
-    check(pixels > 0, "pixels", pixels, "1 or more");
-    check(images >= 0 && images <= INT64_MAX / pixels, "images", images, "0 or more, whose pixels 64 bits can count");
-    check(groups > 0 && images % groups == 0, "groups", groups, "a divisor of the " + std::to_string(images) + " images");
-    check(outputs > 0 && outputs <= MOST_OUTPUTS, "outputs", outputs, "1 to " + std::to_string(MOST_OUTPUTS));
-    return {shape_of(dtype, images * pixels, channels, groups), pixels, outputs};
-}
-
 inline void check_vector_groups(const char* name, std::int64_t given, std::int64_t groups) {
     check(given == 1 || given == groups, name, given, "1 or " + std::to_string(groups));
 }

@@ -69,28 +69,6 @@ using ThroughStatisticsOf = void(const Shape&, const void* gy, const void* y, co
 using LogisticLoss = void(const Shape&, const void* logits, const float* targets, float* loss, float* probability,
                           float* gradient, std::int64_t queue);
 
-// The last convolution of a discriminator, whose kernel is as large as its image: x [images, pixels, C], as the matrix of
-// `x`, and a weight [outputs, pixels, C] of at most MOST_OUTPUTS. With a = what is owed to x:
-struct Head {
-    Shape x;
-    std::int64_t pixels, outputs;
-
-    std::int64_t images() const { return x.rows / pixels; }
-    std::int64_t group_images() const { return images() / x.groups; }
-    std::int64_t size() const { return pixels * x.channels; }  // of an image
-};
-constexpr std::int64_t MOST_OUTPUTS = 4;
-
-// y [images, outputs] = bias (or null) + the product of each image of a with each weight
-using HeadForward = void(const Head&, const void* x, const Owed&, const float* weight, const float* bias, float* y,
-                         std::int64_t queue);
-
-// ga [images, pixels, C] = g weight, from g [images, outputs]
-using HeadDgrad = void(const Head&, const float* g, const float* weight, void* ga, std::int64_t queue);
-
-// gweight [outputs, pixels, C]: the sum of all images of a, by g [images, outputs]
-using HeadWgrad = void(const Head&, const void* x, const Owed&, const float* g, float* gweight, std::int64_t queue);
-
 struct RowKernels {
     Parts* parts;
     Measure* measure;
@@ -100,9 +78,6 @@ struct RowKernels {
     FinishNormGradient* finish_norm_gradient;
     ThroughStatisticsOf* through_statistics;
     LogisticLoss* logistic;
-    HeadForward* head_forward;
-    HeadDgrad* head_dgrad;
-    HeadWgrad* head_wgrad;
 };
 
 }  // namespace fastgan

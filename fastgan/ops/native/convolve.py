@@ -4,7 +4,6 @@
     gemm       a matrix product of gathered patches, or one whose result is scattered as patches; on a CPU
     patches    the same in blocks that stay in the cache, for fine images of few channels, in float32 on a CPU
                (`patches.py`)
-    head       for a kernel as large as the image and few outputs (`head.py`)
     winograd-2x2, winograd-4x4    in float32 on a CPU, for kernels of 4x4 with a stride of 2 (`winograd.py`)
 
 Both kinds of convolution, seen from their coarse and their fine image, are the same three products. With A the coarse
@@ -27,8 +26,8 @@ from torch import Tensor
 from fastgan.errors import FastganError
 from fastgan.ops import reference
 from fastgan.ops.casts import cast
-from fastgan.ops.layers import Convolution, Owed
-from fastgan.ops.native import head, patches, rows, winograd
+from fastgan.ops.layers import Convolution
+from fastgan.ops.native import patches, rows, winograd
 from fastgan.ops.native.rows import Window
 from fastgan.ops.native.winograd import TILES
 
@@ -36,17 +35,12 @@ BLOCK = 64 * 2**20
 WIDE = 32  # channels from which on transforms cost little beside their products
 
 
-def variants(device: str, dtype: torch.dtype, weight: Sequence[int], stride: Sequence[int],
-             is_head: bool) -> tuple[str, ...]:
-    """Those that can compute any pass of a convolution on that type of device.
-
-    weight: the shape of its weight. is_head: by `head.applies`.
-    """
-    heads = ("head",) if is_head else ()
+def variants(device: str, dtype: torch.dtype, weight: Sequence[int], stride: Sequence[int]) -> tuple[str, ...]:
+    """Those that can compute any pass of a convolution on that type of device. weight: the shape of its weight."""
     if device != "cpu":
-        return ("library", *heads)
+        return ("library",)
     narrow = ("patches",) if patches.applies(dtype, weight) else ()
-    return ("library", "gemm", *narrow, *heads, *(TILES if winograd.applies(dtype, weight[2:], stride) else ()))
+    return ("library", "gemm", *narrow, *(TILES if winograd.applies(dtype, weight[2:], stride) else ()))
 
 
 def default(pass_: str, x: Tensor, convolution: Convolution) -> str:
@@ -55,9 +49,7 @@ def default(pass_: str, x: Tensor, convolution: Convolution) -> str:
     On a CPU oneDNN is slow where the coarse image is a pixel, where the fine one has a few channels and is made or
     differentiated, and in weight gradients of small images.
     """
-    known = _variants(x.permute(0, 2, 3, 1), convolution)
-    if "head" in known and x.device.type == "cpu":
-        return "head"
+    known = _variants(x, convolution)
     to_fine = pass_ == ("forward" if convolution.transposed else "dgrad")
     if "winograd-2x2" in known and min(convolution.channels()) >= WIDE:
         return "winograd-2x2"
@@ -69,77 +61,63 @@ def default(pass_: str, x: Tensor, convolution: Convolution) -> str:
     return "gemm" if gemm and "gemm" in known else "library"
 
 
-def forward(x: Tensor, owed: Owed, convolution: Convolution, variant: str) -> Tensor:
-    """conv(a, weight) + bias for a = what is owed to x."""
+def forward(x: Tensor, convolution: Convolution, variant: str) -> Tensor:
+    """conv(x, weight) + bias."""
     if _is(variant, "winograd", x, convolution):
         to, bias = winograd.to_fine if convolution.transposed else winograd.to_coarse, convolution.bias
-        return to(TILES[variant], x, owed, convolution, None if bias is None else bias.to(x.dtype),
+        return to(TILES[variant], x, convolution, None if bias is None else bias.to(x.dtype),
                   convolution.size(nchw(x)))
-    if _is(variant, "head", x, convolution):
-        return head.forward(x, owed, convolution)
     size = convolution.size(nchw(x))
     window = _window(convolution, *(x.shape[1:3] if convolution.transposed else size))
     if _is(variant, "patches", x, convolution):
         if convolution.transposed:
-            return patches.to_fine(x, owed, convolution, convolution.bias, window, size)
-        return patches.to_coarse(x, owed, convolution, convolution.bias, window)
+            return patches.to_fine(x, convolution, convolution.bias, window, size)
+        return patches.to_coarse(x, convolution, convolution.bias, window)
     if _is(variant, "gemm", x, convolution):
         weight = _matrix(convolution, x.dtype)
         if convolution.transposed:
-            return _to_fine(x, owed, weight, convolution.bias, window, size)
-        return _to_coarse(x, owed, weight, convolution.bias, window)
+            return _to_fine(x, weight, convolution.bias, window, size)
+        return _to_coarse(x, weight, convolution.bias, window)
     weight, bias = cast(convolution.weight, x.dtype), convolution.bias
     narrow = convolution._replace(weight=weight, bias=None if bias is None else bias.to(x.dtype))
-    return nhwc(reference.convolve(nchw(activated(x, owed)), narrow))
+    return nhwc(reference.convolve(nchw(x), narrow))
 
 
 def dgrad(g: Tensor, x: Tensor, convolution: Convolution, variant: str) -> Tensor:
-    """The gradient of a from that of conv(a, weight); a has x's shape."""
+    """The gradient of x from that of conv(x, weight); of x, only shape and strides are read."""
     if _is(variant, "winograd", x, convolution):
         to = winograd.to_coarse if convolution.transposed else winograd.to_fine
-        return to(TILES[variant], g, Owed(), convolution, None, (x.shape[1], x.shape[2]))
-    if _is(variant, "head", x, convolution):
-        return head.dgrad(g, x, convolution)
+        return to(TILES[variant], g, convolution, None, (x.shape[1], x.shape[2]))
     size = x.shape[1], x.shape[2]
     window = _window(convolution, *(size if convolution.transposed else g.shape[1:3]))
     if _is(variant, "patches", x, convolution):
         if convolution.transposed:
-            return patches.to_coarse(g, Owed(), convolution, None, window)
-        return patches.to_fine(g, Owed(), convolution, None, window, size)
+            return patches.to_coarse(g, convolution, None, window)
+        return patches.to_fine(g, convolution, None, window, size)
     if _is(variant, "gemm", x, convolution):
         weight = _matrix(convolution, x.dtype)
         if convolution.transposed:
-            return _to_coarse(g, Owed(), weight, None, window)
-        return _to_fine(g, Owed(), weight, None, window, size)
+            return _to_coarse(g, weight, None, window)
+        return _to_fine(g, weight, None, window, size)
     narrow = convolution._replace(weight=cast(convolution.weight, x.dtype), bias=None)
-    # of a, only shape and strides are asked
     return nhwc(reference.convolve_backward(nchw(g), nchw(x), narrow, (True, False, False))[0])
 
 
-def wgrad(g: Tensor, x: Tensor, owed: Owed, convolution: Convolution, variant: str) -> Tensor:
+def wgrad(g: Tensor, x: Tensor, convolution: Convolution, variant: str) -> Tensor:
     """The gradient of the weight, in its dtype and with the memory order [., kh, kw, .]."""
     weight = convolution.weight
-    coarse, fine = ((x, owed), (g, Owed())) if convolution.transposed else ((g, Owed()), (x, owed))
+    coarse, fine = (x, g) if convolution.transposed else (g, x)
     if _is(variant, "winograd", x, convolution):
         return nchw(winograd.wgrad(TILES[variant], coarse, fine, convolution.padding)).to(weight.dtype)
-    if _is(variant, "head", x, convolution):
-        return nchw(head.wgrad(g, x, owed)).to(weight.dtype)
-    window = _window(convolution, *coarse[0].shape[1:3])
+    window = _window(convolution, *coarse.shape[1:3])
     if _is(variant, "patches", x, convolution):
         return nchw(patches.wgrad(coarse, fine, window)).to(weight.dtype)
     if _is(variant, "gemm", x, convolution):
         one, two, height, width = weight.shape
         return nchw(_wgrad(coarse, fine, window).view(one, height, width, two)).to(weight.dtype)
     narrow = convolution._replace(weight=cast(weight, x.dtype), bias=None)
-    gweight = reference.convolve_backward(nchw(g), nchw(activated(x, owed)), narrow, (False, True, False))[1]
+    gweight = reference.convolve_backward(nchw(g), nchw(x), narrow, (False, True, False))[1]
     return nchw(nhwc(gweight).to(weight.dtype))
-
-
-def activated(x: Tensor, owed: Owed) -> Tensor:
-    """What is owed to x, done; x itself where nothing is."""
-    if owed.statistics is None and owed.activation.name == "none":
-        return x
-    return rows.normalise_activate(x, owed)
 
 
 def nhwc(x: Tensor) -> Tensor:
@@ -158,9 +136,7 @@ def _window(convolution: Convolution, height: int, width: int) -> Window:
 
 
 def _variants(x: Tensor, convolution: Convolution) -> tuple[str, ...]:
-    weight, _, stride, padding, output_padding, transposed = convolution
-    is_head = head.applies(x.shape[1:3], weight.shape, padding, output_padding, transposed)
-    return variants(x.device.type, x.dtype, weight.shape, stride, is_head)
+    return variants(x.device.type, x.dtype, convolution.weight.shape, convolution.stride)
 
 
 def _is(variant: str, kind: str, x: Tensor, convolution: Convolution) -> bool:
@@ -181,18 +157,26 @@ def _blocks(x: Tensor, elements: int) -> Iterator[tuple[int, int]]:
     return ((first, min(count, len(x) - first)) for first in range(0, len(x), count))
 
 
-def _pixels(x: Tensor, owed: Owed, first: int, count: int) -> Tensor:
-    """[count * H * W, C]: what is owed to some images, done."""
-    if owed.statistics is None and owed.activation.name == "none":
-        return x[first:first + count].flatten(0, 2)
-    return rows.gather(x, owed, Window((1, 1), (1, 1), (0, 0), (x.shape[1], x.shape[2])), first, count)
+def _pixels(x: Tensor, first: int, count: int) -> Tensor:
+    """[count * H * W, C], of some images."""
+    return x[first:first + count].flatten(0, 2)
 
 
-def _to_coarse(x: Tensor, owed: Owed, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
+def _is_one_patch(x: Tensor, window: Window) -> bool:
+    """Whether an image is a patch as it lies in memory: the first layer of a generator, the last of a discriminator."""
+    return window.size == (1, 1) and window.padding == (0, 0) and window.kernel == x.shape[1:3]
+
+
+def _patches(x: Tensor, window: Window, first: int, count: int) -> Tensor:
+    """[count * Hc * Wc, kh * kw * C], of some images."""
+    return x[first:first + count].flatten(1) if _is_one_patch(x, window) else rows.gather(x, window, first, count)
+
+
+def _to_coarse(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
     out = x.new_empty((len(x), *window.size, len(weight)))
     bias = None if bias is None else bias.to(x.dtype)
     for first, count in _blocks(x, window.elements(x.shape[3])):
-        patches, block = rows.gather(x, owed, window, first, count), out[first:first + count].flatten(0, 2)
+        patches, block = _patches(x, window, first, count), out[first:first + count].flatten(0, 2)
         if bias is None:
             torch.mm(patches, weight.t(), out=block)
         else:
@@ -200,23 +184,27 @@ def _to_coarse(x: Tensor, owed: Owed, weight: Tensor, bias: Tensor | None, windo
     return out
 
 
-def _to_fine(x: Tensor, owed: Owed, weight: Tensor, bias: Tensor | None, window: Window,
-             size: tuple[int, int]) -> Tensor:
+def _to_fine(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, size: tuple[int, int]) -> Tensor:
     channels = weight.shape[1] // (window.kernel[0] * window.kernel[1])
     out = x.new_empty((len(x), *size, channels))
     for first, count in _blocks(x, window.elements(channels)):
-        rows.scatter(torch.mm(_pixels(x, owed, first, count), weight), bias, window, out[first:first + count])
+        block = out[first:first + count]
+        if _is_one_patch(out, window):
+            torch.mm(_pixels(x, first, count), weight, out=block.flatten(1))
+            if bias is not None:
+                block += bias
+        else:
+            rows.scatter(torch.mm(_pixels(x, first, count), weight), bias, window, block)
     return out
 
 
-def _wgrad(coarse: tuple[Tensor, Owed], fine: tuple[Tensor, Owed], window: Window) -> Tensor:
+def _wgrad(coarse: Tensor, fine: Tensor, window: Window) -> Tensor:
     """[Cc, kh * kw * Cf], summed over blocks in float32."""
-    x, owed = fine
-    products = (torch.mm(_pixels(*coarse, first, count).t(), rows.gather(x, owed, window, first, count))
-                for first, count in _blocks(x, window.elements(x.shape[3])))
+    products = (torch.mm(_pixels(coarse, first, count).t(), _patches(fine, window, first, count))
+                for first, count in _blocks(fine, window.elements(fine.shape[3])))
     total = next(products, None)
     if total is None:
-        return x.new_zeros((coarse[0].shape[3], window.kernel[0] * window.kernel[1] * x.shape[3]))
+        return fine.new_zeros((coarse.shape[3], window.kernel[0] * window.kernel[1] * fine.shape[3]))
     for product in products:
         total = total.float() + product
     return total

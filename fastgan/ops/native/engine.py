@@ -1,11 +1,7 @@
-"""A stage and its gradients as fused kernels around a convolution: which of them run, and what each is given.
-
-    forward    what is owed to x; the convolution; the statistics of its result
-    backward   through the statistics, once for both: g; dgrad, then through what was owed, with the sums for gamma and
-               beta; wgrad, of g and of what was owed to x, done once more
+"""The older contract, for CUDA: a stage normalizes and activates x, then convolves it and measures the result.
 
 `variant` names the convolution's, "" for the default. Tensors come and go as (N, C, H, W) and are [N, H, W, C] in
-memory; `Owed` is what x still owes. A variant that gathers patches does what is owed there; `fuse` changes nothing.
+memory; `Owed` is what x still owes; `fuse` changes nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +21,7 @@ __all__ = ["logistic_loss", "normalise_activate", "normalise_activate_backward",
 def stage(x: Tensor, owed: Owed, convolution: Convolution, groups: int, measurement: Measurement | None,
           fuse: bool, *, variant: str = "") -> tuple[Tensor, Tensor]:
     """y (N, Co, Ho, Wo) and its statistics [2, G, Co], empty without a measurement."""
-    y = convolve.forward(nhwc(x), owed, convolution, variant or convolve.default("forward", x, convolution))
+    y = convolve.forward(_activated(nhwc(x), owed), convolution, variant or convolve.default("forward", x, convolution))
     if measurement is None:
         return nchw(y), x.new_empty((0,), dtype=torch.float32)
     return nchw(y), rows.finish_statistics(rows.measure(y, groups), measurement)
@@ -50,7 +46,7 @@ def stage_backward(gy: Tensor, gstatistics: Tensor | None, y: Tensor, statistics
             ga = convolve.dgrad(g, image, convolution, for_dgrad)
             gx, gnorm = _through(ga, image, owed)
         if needs_weight:
-            gweight = convolve.wgrad(g, image, owed, convolution, for_wgrad)
+            gweight = convolve.wgrad(g, _activated(image, owed), convolution, for_wgrad)
     if needs_bias and convolution.bias is not None:
         gbias = reference.bias_gradient(gy, gstatistics).to(convolution.bias.dtype)
     return gx, gweight, gbias, gnorm
@@ -64,6 +60,10 @@ def normalise_activate_backward(gout: Tensor, x: Tensor, owed: Owed) -> tuple[Te
     """Gradients of x and of `owed` [4, G, C], which is empty without a normalisation."""
     gx, gnorm = rows.normalise_activate_backward(nhwc(gout), nhwc(x), owed)
     return nchw(gx), gnorm
+
+
+def _activated(x: Tensor, owed: Owed) -> Tensor:
+    return x if owed.statistics is None and owed.activation.name == "none" else rows.normalise_activate(x, owed)
 
 
 def _through(ga: Tensor, x: Tensor, owed: Owed) -> tuple[Tensor, Tensor]:

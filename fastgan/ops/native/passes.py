@@ -70,13 +70,12 @@ def dgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, *, variant: str 
 
 def wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, *, variant: str = "") -> Tensor:
     convolution = Convolution(weight, None, *conv)
-    return convolve.wgrad(nhwc(g), nhwc(x), Owed(), convolution,
-                          variant or convolve.default("wgrad", x, convolution))
+    return convolve.wgrad(nhwc(g), nhwc(x), convolution, variant or convolve.default("wgrad", x, convolution))
 
 
 def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, variant: str) -> Tensor:
     convolution = Convolution(weight, bias, *conv)
-    return convolve.forward(nhwc(x), Owed(), convolution, variant or convolve.default("forward", x, convolution))
+    return convolve.forward(nhwc(x), convolution, variant or convolve.default("forward", x, convolution))
 
 
 def _owed(stats: Tensor, gamma: Tensor | None, beta: Tensor | None, activation: Activation) -> Owed:

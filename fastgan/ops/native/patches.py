@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fastgan.ops.casts import cast
-from fastgan.ops.layers import Convolution, Owed
-from fastgan.ops.native import extension, rows
+from fastgan.ops.layers import Convolution
+from fastgan.ops.native import extension
 from fastgan.ops.native.rows import Window
 
 FEW = 8  # channels up to which patches are short
@@ -24,38 +24,34 @@ def applies(dtype: torch.dtype, weight: Sequence[int]) -> bool:
     return dtype == torch.float32 and weight[1] <= FEW
 
 
-def to_coarse(x: Tensor, owed: Owed, convolution: Convolution, bias: Tensor | None, window: Window) -> Tensor:
-    """A convolution of what is owed to x, [N, *window.size, Cc]."""
+def to_coarse(x: Tensor, convolution: Convolution, bias: Tensor | None, window: Window) -> Tensor:
+    """A convolution, [N, *window.size, Cc]."""
     out = x.new_empty((len(x), *window.size, len(convolution.weight)))
-    _convolve("patches_to_coarse", x, owed, convolution, bias, window, out, fine=x)
+    _convolve("patches_to_coarse", x, convolution, bias, window, out, fine=x)
     return out
 
 
-def to_fine(x: Tensor, owed: Owed, convolution: Convolution, bias: Tensor | None, window: Window,
+def to_fine(x: Tensor, convolution: Convolution, bias: Tensor | None, window: Window,
             size: tuple[int, int]) -> Tensor:
-    """A transposed convolution of what is owed to x, [N, *size, Cf]."""
+    """A transposed convolution, [N, *size, Cf]."""
     out = x.new_empty((len(x), *size, convolution.weight.shape[1]))
-    _convolve("patches_to_fine", x, owed, convolution, bias, window, out, fine=out)
+    _convolve("patches_to_fine", x, convolution, bias, window, out, fine=out)
     return out
 
 
-def wgrad(coarse: tuple[Tensor, Owed], fine: tuple[Tensor, Owed], window: Window) -> Tensor:
+def wgrad(coarse: Tensor, fine: Tensor, window: Window) -> Tensor:
     """The weight's gradient, [Cc, kh, kw, Cf]."""
-    (a, owed_a), (b, owed_b) = coarse, fine
-    out = a.new_empty((a.shape[3], *window.kernel, b.shape[3]))
-    of_a, of_b = rows.Vectors(a, owed_a), rows.Vectors(b, owed_b)
-    extension.call(
-        a.device, "patches_wgrad", len(a), b.shape[1:], a.shape[3], b.data_ptr(),
-        of_b.with_activation(), a.data_ptr(), of_a.with_activation(), *window, out.data_ptr())
+    out = coarse.new_empty((coarse.shape[3], *window.kernel, fine.shape[3]))
+    extension.call(coarse.device, "patches_wgrad", len(coarse), fine.shape[1:], coarse.shape[3], fine.data_ptr(),
+                   coarse.data_ptr(), *window, out.data_ptr())
     return out
 
 
-def _convolve(name: str, x: Tensor, owed: Owed, convolution: Convolution, bias: Tensor | None, window: Window,
-              out: Tensor, *, fine: Tensor) -> None:
+def _convolve(name: str, x: Tensor, convolution: Convolution, bias: Tensor | None, window: Window, out: Tensor, *,
+              fine: Tensor) -> None:
     """A pass from x into out."""
-    vectors = rows.Vectors(x, owed)
     weight = cast(convolution.weight, x.dtype).permute(0, 2, 3, 1).contiguous()
     bias = None if bias is None else bias.to(x.dtype).contiguous()
     extension.call(
-        x.device, name, len(x), fine.shape[1:], len(weight), x.data_ptr(), vectors.with_activation(),
-        *window, weight.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr())
+        x.device, name, len(x), fine.shape[1:], len(weight), x.data_ptr(), *window, weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(), out.data_ptr())

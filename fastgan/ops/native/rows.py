@@ -147,14 +147,13 @@ def logistic_loss(logits: Tensor, targets: Sequence[float]) -> tuple[Tensor, Ten
     return loss, probability, gradient
 
 
-def gather(x: Tensor, owed: Owed, window: Window, first: int, count: int) -> Tensor:
-    """[count * Hc * Wc, kh * kw * C]: patches of `count` images of x [N, H, W, C], after what is owed to them."""
+def gather(x: Tensor, window: Window, first: int, count: int) -> Tensor:
+    """[count * Hc * Wc, kh * kw * C]: patches of `count` images of x [N, H, W, C]."""
     _check("x", x)
-    vectors, (height, width) = Vectors(x, owed), window.size
+    height, width = window.size
     out = x.new_empty((count * height * width, window.kernel[0] * window.kernel[1] * x.shape[3]))
     extension.call(
-        x.device, "gather", x.data_ptr(), DTYPES[x.dtype], *x.shape, owed.groups(), *vectors.with_activation(), *window,
-        first, count, out.data_ptr())
+        x.device, "gather", x.data_ptr(), DTYPES[x.dtype], *x.shape, *window, first, count, out.data_ptr())
     return out
 
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastgan.ops.layers import Convolution, Owed
-from fastgan.ops.native import extension, rows
+from fastgan.ops.layers import Convolution
+from fastgan.ops.native import extension
 
 TILES = {"winograd-2x2": 2, "winograd-4x4": 4}  # coarse pixels that are made at a time
 
@@ -23,51 +23,37 @@ def applies(dtype: torch.dtype, kernel: Sequence[int], stride: Sequence[int]) ->
     return dtype == torch.float32 and tuple(kernel) == (4, 4) and tuple(stride) == (2, 2)
 
 
-def to_coarse(tile: int, x: Tensor, owed: Owed, convolution: Convolution, bias: Tensor | None,
-              size: tuple[int, int]) -> Tensor:
-    """A convolution of what is owed to x, [N, *size, Cc]."""
+def to_coarse(tile: int, x: Tensor, convolution: Convolution, bias: Tensor | None, size: tuple[int, int]) -> Tensor:
+    """A convolution, [N, *size, Cc]."""
     weight = _weight(convolution)
     out = x.new_empty((len(x), *size, len(weight)))
-    _convolve("winograd_gather", tile, x, owed, weight, bias, out, fine=x, coarse=out, padding=convolution.padding)
+    _convolve("winograd_gather", tile, x, weight, bias, out, fine=x, coarse=out, padding=convolution.padding)
     return out
 
 
-def to_fine(tile: int, x: Tensor, owed: Owed, convolution: Convolution, bias: Tensor | None,
-            size: tuple[int, int]) -> Tensor:
-    """A transposed convolution of what is owed to x, [N, *size, Cf]."""
+def to_fine(tile: int, x: Tensor, convolution: Convolution, bias: Tensor | None, size: tuple[int, int]) -> Tensor:
+    """A transposed convolution, [N, *size, Cf]."""
     weight = _weight(convolution)
     out = x.new_empty((len(x), *size, weight.shape[3]))
-    _convolve("winograd_scatter", tile, x, owed, weight, bias, out, fine=out, coarse=x, padding=convolution.padding)
+    _convolve("winograd_scatter", tile, x, weight, bias, out, fine=out, coarse=x, padding=convolution.padding)
     return out
 
 
-def wgrad(tile: int, coarse: tuple[Tensor, Owed], fine: tuple[Tensor, Owed], padding: tuple[int, int]) -> Tensor:
+def wgrad(tile: int, coarse: Tensor, fine: Tensor, padding: tuple[int, int]) -> Tensor:
     """The weight's gradient, [Cc, 4, 4, Cf]."""
-    (a, owed_a), (b, owed_b) = _fetched(*coarse), _fetched(*fine)
-    out = a.new_empty((a.shape[3], 4, 4, b.shape[3]))
-    of_a, of_b = rows.Vectors(a, owed_a), rows.Vectors(b, owed_b)
-    extension.call(
-        a.device, "winograd_wgrad", tile, len(a), b.shape[1:], a.shape[1:], padding, b.data_ptr(),
-        of_b.with_activation(), a.data_ptr(), of_a.with_activation(), out.data_ptr())
+    out = coarse.new_empty((coarse.shape[3], 4, 4, fine.shape[3]))
+    extension.call(coarse.device, "winograd_wgrad", tile, len(coarse), fine.shape[1:], coarse.shape[1:], padding,
+                   fine.data_ptr(), coarse.data_ptr(), out.data_ptr())
     return out
 
 
-def _convolve(name: str, tile: int, x: Tensor, owed: Owed, weight: Tensor, bias: Tensor | None, out: Tensor, *,
-              fine: Tensor, coarse: Tensor, padding: tuple[int, int]) -> None:
+def _convolve(name: str, tile: int, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, *, fine: Tensor,
+              coarse: Tensor, padding: tuple[int, int]) -> None:
     """A pass from x into out, of which one is the fine image and the other the coarse one."""
-    x, owed = _fetched(x, owed)
-    vectors = rows.Vectors(x, owed)
     bias = None if bias is None else bias.contiguous()
     extension.call(
-        x.device, name, tile, len(x), fine.shape[1:], coarse.shape[1:], padding, x.data_ptr(),
-        vectors.with_activation(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr())
-
-
-def _fetched(x: Tensor, owed: Owed) -> tuple[Tensor, Owed]:
-    """What the kernels load, and do to it: anything but tanh, which is done before."""
-    if owed.activation.name != "tanh":
-        return x, owed
-    return rows.normalise_activate(x, owed), Owed()
+        x.device, name, tile, len(x), fine.shape[1:], coarse.shape[1:], padding, x.data_ptr(), weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(), out.data_ptr())
 
 
 def _weight(convolution: Convolution) -> Tensor:

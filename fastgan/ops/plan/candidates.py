@@ -46,10 +46,8 @@ def engines(device: torch.device) -> list[str]:
 
 def native_ways(problem: Problem) -> list[str]:
     """How the native engine can convolve there."""
-    is_head = import_module("fastgan.ops.native.head").applies(
-        problem.x[2:], problem.weight, problem.padding, problem.output_padding, problem.transposed)
     return list(import_module("fastgan.ops.native.convolve").variants(
-        problem.device, getattr(torch, problem.dtype), problem.weight, problem.stride, is_head))
+        problem.device, getattr(torch, problem.dtype), problem.weight, problem.stride))
 
 
 @cache
