@@ -389,11 +389,11 @@ def test_what_is_known_is_not_measured_again(fake, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [
-    "", "{", "[]", "null", "3", "{}", '{"format": 2}', '{"format": 0, "machine": FACTS, "steps": {}, "problems": []}',
-    '{"format": 2, "machine": {}, "steps": {}, "problems": []}',
-    '{"format": 2, "machine": FACTS, "steps": {"a": {"plan": "x"}}, "problems": []}',
-    '{"format": 2, "machine": FACTS, "steps": {}, "problems": [{"problem": {"size": 3}, "choice": "", "trials": {}}]}',
-    '{"format": 2, "machine": FACTS, "steps": {}, "problems": [{"problem": {"kind": {}, "device": "", "threads": 1, '
+    "", "{", "[]", "null", "3", "{}", '{"format": 3}', '{"format": 0, "machine": FACTS, "steps": {}, "problems": []}',
+    '{"format": 3, "machine": {}, "steps": {}, "problems": []}',
+    '{"format": 3, "machine": FACTS, "steps": {"a": {"plan": "x"}}, "problems": []}',
+    '{"format": 3, "machine": FACTS, "steps": {}, "problems": [{"problem": {"size": 3}, "choice": "", "trials": {}}]}',
+    '{"format": 3, "machine": FACTS, "steps": {}, "problems": [{"problem": {"kind": {}, "device": "", "threads": 1, '
     '"dtype": "", "tf32": false, "x": []}, "choice": "", "trials": {}}]}'], ids=range(12))
 def test_a_broken_cache_is_no_obstacle(content):
     facts = stored.machine(CPU)
@@ -433,7 +433,7 @@ def test_export_and_read(tmp_path):
 
 @pytest.mark.parametrize(("edit", "message"), [
     (lambda text: text[:100], "is no plan ("), (lambda text: "[]", "is no plan ("),
-    (lambda text: text.replace('"format": 2', '"format": 1'), "its format is not that of this version"),
+    (lambda text: text.replace('"format": 3', '"format": 1'), "its format is not that of this version"),
     (lambda text: text.replace('"engine": "plan"', '"engine": "magma"'), "names the engine 'magma'"),
     (lambda text: text.replace('"choice": "reference"', '"choice": "cutlass/4"'),
      "names the engine 'cutlass': expected reference, native, triton"),

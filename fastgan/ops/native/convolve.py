@@ -19,6 +19,7 @@ Images come in blocks, so that there are never more than `BLOCK` bytes of patche
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ BLOCK = 64 * 2**20
 WIDE = 32  # channels from which on transforms cost little beside their products
 
 
+@cache
 def variants(device: str, dtype: torch.dtype, weight: Sequence[int], stride: Sequence[int]) -> tuple[str, ...]:
     """Those that can compute any pass of a convolution on that type of device. weight: the shape of its weight."""
     if device != "cpu":
@@ -43,37 +45,48 @@ def variants(device: str, dtype: torch.dtype, weight: Sequence[int], stride: Seq
     return ("library", "gemm", *narrow, *(TILES if winograd.applies(dtype, weight[2:], stride) else ()))
 
 
-def default(pass_: str, x: Tensor, convolution: Convolution) -> str:
-    """The variant of pass "forward", "dgrad" or "wgrad" that is taken without measuring, for x (N, C, H, W).
+def chosen(pass_: str, x: Tensor, convolution: Convolution, variant: str) -> str:
+    """The variant of pass "forward", "dgrad" or "wgrad" for x [N, H, W, C]; for "", the one that is taken without
+    measuring. `FastganError` for one that there is not."""
+    weight, _, *geometry = convolution
+    return _chosen(pass_, variant, x.device.type, x.dtype, x.shape[1:3], weight.shape, *geometry)
 
-    On a CPU oneDNN is slow where the coarse image is a pixel, where the fine one has a few channels and is made or
-    differentiated, and in weight gradients of small images.
-    """
-    known = _variants(x, convolution)
-    to_fine = pass_ == ("forward" if convolution.transposed else "dgrad")
-    if "winograd-2x2" in known and min(convolution.channels()) >= WIDE:
+
+@cache
+def _chosen(pass_: str, variant: str, device: str, dtype: torch.dtype, image: Sequence[int], weight: Sequence[int],
+            stride: Sequence[int], padding: Sequence[int], output_padding: Sequence[int], transposed: bool) -> str:
+    known = variants(device, dtype, weight, stride)
+    if variant and variant not in known:
+        raise FastganError(f"variant {variant!r}: expected one of {', '.join(known)} here")
+    to_fine = pass_ == ("forward" if transposed else "dgrad")
+    if variant:
+        return variant
+    if "winograd-2x2" in known and min(weight[:2]) >= WIDE:
         return "winograd-2x2"
     if "patches" in known and (to_fine or pass_ == "wgrad"):
         return "patches"
-    height, width = x.shape[2:] if convolution.transposed else convolution.size(x)
-    few = convolution.channels()[1 if convolution.transposed else 0] <= 4
-    gemm = height * width == 1 or (to_fine and few) or (pass_ == "wgrad" and height * width <= 64)
+    # oneDNN is slow where the coarse image is a pixel, where the fine one has a few channels and is made or
+    # differentiated, and in weight gradients of small images
+    height, width = image if transposed else ((side + 2 * pad - k) // step + 1 for side, pad, k, step in zip(
+        image, padding, weight[2:], stride, strict=True))
+    gemm = height * width == 1 or (to_fine and weight[1] <= 4) or (pass_ == "wgrad" and height * width <= 64)
     return "gemm" if gemm and "gemm" in known else "library"
 
 
 def forward(x: Tensor, convolution: Convolution, variant: str) -> Tensor:
     """conv(x, weight) + bias."""
-    if _is(variant, "winograd", x, convolution):
+    variant = chosen("forward", x, convolution, variant)
+    if variant in TILES:
         to, bias = winograd.to_fine if convolution.transposed else winograd.to_coarse, convolution.bias
         return to(TILES[variant], x, convolution, None if bias is None else bias.to(x.dtype),
                   convolution.size(nchw(x)))
     size = convolution.size(nchw(x))
     window = _window(convolution, *(x.shape[1:3] if convolution.transposed else size))
-    if _is(variant, "patches", x, convolution):
+    if variant == "patches":
         if convolution.transposed:
             return patches.to_fine(x, convolution, convolution.bias, window, size)
         return patches.to_coarse(x, convolution, convolution.bias, window)
-    if _is(variant, "gemm", x, convolution):
+    if variant == "gemm":
         weight = _matrix(convolution, x.dtype)
         if convolution.transposed:
             return _to_fine(x, weight, convolution.bias, window, size)
@@ -85,16 +98,17 @@ def forward(x: Tensor, convolution: Convolution, variant: str) -> Tensor:
 
 def dgrad(g: Tensor, x: Tensor, convolution: Convolution, variant: str) -> Tensor:
     """The gradient of x from that of conv(x, weight); of x, only shape and strides are read."""
-    if _is(variant, "winograd", x, convolution):
+    variant = chosen("dgrad", x, convolution, variant)
+    if variant in TILES:
         to = winograd.to_coarse if convolution.transposed else winograd.to_fine
         return to(TILES[variant], g, convolution, None, (x.shape[1], x.shape[2]))
     size = x.shape[1], x.shape[2]
     window = _window(convolution, *(size if convolution.transposed else g.shape[1:3]))
-    if _is(variant, "patches", x, convolution):
+    if variant == "patches":
         if convolution.transposed:
             return patches.to_coarse(g, convolution, None, window)
         return patches.to_fine(g, convolution, None, window, size)
-    if _is(variant, "gemm", x, convolution):
+    if variant == "gemm":
         weight = _matrix(convolution, x.dtype)
         if convolution.transposed:
             return _to_coarse(g, weight, None, window)
@@ -107,12 +121,13 @@ def wgrad(g: Tensor, x: Tensor, convolution: Convolution, variant: str) -> Tenso
     """The gradient of the weight, in its dtype and with the memory order [., kh, kw, .]."""
     weight = convolution.weight
     coarse, fine = (x, g) if convolution.transposed else (g, x)
-    if _is(variant, "winograd", x, convolution):
+    variant = chosen("wgrad", x, convolution, variant)
+    if variant in TILES:
         return nchw(winograd.wgrad(TILES[variant], coarse, fine, convolution.padding)).to(weight.dtype)
     window = _window(convolution, *coarse.shape[1:3])
-    if _is(variant, "patches", x, convolution):
+    if variant == "patches":
         return nchw(patches.wgrad(coarse, fine, window)).to(weight.dtype)
-    if _is(variant, "gemm", x, convolution):
+    if variant == "gemm":
         one, two, height, width = weight.shape
         return nchw(_wgrad(coarse, fine, window).view(one, height, width, two)).to(weight.dtype)
     narrow = convolution._replace(weight=cast(weight, x.dtype), bias=None)
@@ -133,17 +148,6 @@ def nchw(x: Tensor) -> Tensor:
 def _window(convolution: Convolution, height: int, width: int) -> Window:
     kernel = convolution.weight.shape[2:]
     return Window((kernel[0], kernel[1]), convolution.stride, convolution.padding, (height, width))
-
-
-def _variants(x: Tensor, convolution: Convolution) -> tuple[str, ...]:
-    return variants(x.device.type, x.dtype, convolution.weight.shape, convolution.stride)
-
-
-def _is(variant: str, kind: str, x: Tensor, convolution: Convolution) -> bool:
-    known = _variants(x, convolution)
-    if variant not in known:
-        raise FastganError(f"variant {variant!r}: expected one of {', '.join(known)} here")
-    return variant.startswith(kind)
 
 
 def _matrix(convolution: Convolution, dtype: torch.dtype) -> Tensor:

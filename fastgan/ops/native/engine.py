@@ -21,7 +21,7 @@ __all__ = ["logistic_loss", "normalise_activate", "normalise_activate_backward",
 def stage(x: Tensor, owed: Owed, convolution: Convolution, groups: int, measurement: Measurement | None,
           fuse: bool, *, variant: str = "") -> tuple[Tensor, Tensor]:
     """y (N, Co, Ho, Wo) and its statistics [2, G, Co], empty without a measurement."""
-    y = convolve.forward(_activated(nhwc(x), owed), convolution, variant or convolve.default("forward", x, convolution))
+    y = convolve.forward(_activated(nhwc(x), owed), convolution, variant)
     if measurement is None:
         return nchw(y), x.new_empty((0,), dtype=torch.float32)
     return nchw(y), rows.finish_statistics(rows.measure(y, groups), measurement)
@@ -36,17 +36,15 @@ def stage_backward(gy: Tensor, gstatistics: Tensor | None, y: Tensor, statistics
     """
     needs_x, needs_weight, needs_bias, needs_norm = needs
     gx, gweight, gbias, gnorm = (x.new_empty((0,)) for _ in range(4))  # an operator's outputs share no memory
-    for_dgrad, for_wgrad = (variant or convolve.default(pass_, x, convolution)
-                            for pass_, variant in zip(("dgrad", "wgrad"), variants, strict=True))
     if needs_x or needs_norm or needs_weight:
         image, g = nhwc(x), nhwc(gy)
         if gstatistics is not None:
             g = rows.through_statistics(g, nhwc(y), gstatistics, statistics, spread)
         if needs_x or needs_norm:
-            ga = convolve.dgrad(g, image, convolution, for_dgrad)
+            ga = convolve.dgrad(g, image, convolution, variants[0])
             gx, gnorm = _through(ga, image, owed)
         if needs_weight:
-            gweight = convolve.wgrad(g, _activated(image, owed), convolution, for_wgrad)
+            gweight = convolve.wgrad(g, _activated(image, owed), convolution, variants[1])
     if needs_bias and convolution.bias is not None:
         gbias = reference.bias_gradient(gy, gstatistics).to(convolution.bias.dtype)
     return gx, gweight, gbias, gnorm

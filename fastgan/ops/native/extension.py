@@ -6,7 +6,6 @@ handle of the current stream on CUDA.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -55,10 +54,13 @@ def call(device: torch.device, name: str, *arguments: Any) -> None:
     `KernelError` where it cannot be started.
     """
     kernel = getattr(of(device), name)
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        try:
+    try:
+        if device.type == "cpu":
             kernel(*arguments, queue(device))
-        except RuntimeError as error:  # wrong arguments are ValueErrors
-            if from_signal_handler(error):
-                raise
-            raise KernelError(first_line(error)) from error
+        else:
+            with torch.cuda.device(device):
+                kernel(*arguments, queue(device))
+    except RuntimeError as error:  # wrong arguments are ValueErrors
+        if from_signal_handler(error):
+            raise
+        raise KernelError(first_line(error)) from error

@@ -64,18 +64,15 @@ def act_backward(ga: Tensor, kept: Tensor, activation: Activation) -> Tensor:
 
 
 def dgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, *, variant: str = "") -> Tensor:
-    convolution = Convolution(weight, None, *conv)
-    return nchw(convolve.dgrad(nhwc(g), nhwc(x), convolution, variant or convolve.default("dgrad", x, convolution)))
+    return nchw(convolve.dgrad(nhwc(g), nhwc(x), Convolution(weight, None, *conv), variant))
 
 
 def wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, *, variant: str = "") -> Tensor:
-    convolution = Convolution(weight, None, *conv)
-    return convolve.wgrad(nhwc(g), nhwc(x), convolution, variant or convolve.default("wgrad", x, convolution))
+    return convolve.wgrad(nhwc(g), nhwc(x), Convolution(weight, None, *conv), variant)
 
 
 def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, variant: str) -> Tensor:
-    convolution = Convolution(weight, bias, *conv)
-    return convolve.forward(nhwc(x), convolution, variant or convolve.default("forward", x, convolution))
+    return convolve.forward(nhwc(x), Convolution(weight, bias, *conv), variant)
 
 
 def _owed(stats: Tensor, gamma: Tensor | None, beta: Tensor | None, activation: Activation) -> Owed:
