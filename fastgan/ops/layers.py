@@ -88,8 +88,8 @@ class Owed(NamedTuple):
 
     def groups(self) -> int:
         """G: into how many parts of the batch it divides."""
-        parts = [self.gamma, self.beta, None if self.statistics is None else self.statistics[0]]
-        return max([len(part) for part in parts if part is not None and part.dim() == 2], default=1)
+        return max([1 if self.statistics is None else self.statistics.shape[1],
+                    *(part.shape[0] for part in (self.gamma, self.beta) if part is not None and part.dim() == 2)])
 
 
 class Measurement(NamedTuple):

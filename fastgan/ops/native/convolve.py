@@ -80,20 +80,20 @@ def forward(x: Tensor, convolution: Convolution, variant: str) -> Tensor:
         to, bias = winograd.to_fine if convolution.transposed else winograd.to_coarse, convolution.bias
         return to(TILES[variant], x, convolution, None if bias is None else bias.to(x.dtype),
                   convolution.size(nchw(x)))
+    if variant == "library":
+        weight, bias = cast(convolution.weight, x.dtype), convolution.bias
+        narrow = convolution._replace(weight=weight, bias=None if bias is None else bias.to(x.dtype))
+        return nhwc(reference.convolve(nchw(x), narrow))
     size = convolution.size(nchw(x))
     window = _window(convolution, *(x.shape[1:3] if convolution.transposed else size))
     if variant == "patches":
         if convolution.transposed:
             return patches.to_fine(x, convolution, convolution.bias, window, size)
         return patches.to_coarse(x, convolution, convolution.bias, window)
-    if variant == "gemm":
-        weight = _matrix(convolution, x.dtype)
-        if convolution.transposed:
-            return _to_fine(x, weight, convolution.bias, window, size)
-        return _to_coarse(x, weight, convolution.bias, window)
-    weight, bias = cast(convolution.weight, x.dtype), convolution.bias
-    narrow = convolution._replace(weight=weight, bias=None if bias is None else bias.to(x.dtype))
-    return nhwc(reference.convolve(nchw(x), narrow))
+    weight = _matrix(convolution, x.dtype)
+    if convolution.transposed:
+        return _to_fine(x, weight, convolution.bias, window, size)
+    return _to_coarse(x, weight, convolution.bias, window)
 
 
 def dgrad(g: Tensor, x: Tensor, convolution: Convolution, variant: str) -> Tensor:
@@ -102,19 +102,19 @@ def dgrad(g: Tensor, x: Tensor, convolution: Convolution, variant: str) -> Tenso
     if variant in TILES:
         to = winograd.to_coarse if convolution.transposed else winograd.to_fine
         return to(TILES[variant], g, convolution, None, (x.shape[1], x.shape[2]))
+    if variant == "library":
+        narrow = convolution._replace(weight=cast(convolution.weight, x.dtype), bias=None)
+        return nhwc(reference.convolve_backward(nchw(g), nchw(x), narrow, (True, False, False))[0])
     size = x.shape[1], x.shape[2]
     window = _window(convolution, *(size if convolution.transposed else g.shape[1:3]))
     if variant == "patches":
         if convolution.transposed:
             return patches.to_coarse(g, convolution, None, window)
         return patches.to_fine(g, convolution, None, window, size)
-    if variant == "gemm":
-        weight = _matrix(convolution, x.dtype)
-        if convolution.transposed:
-            return _to_coarse(g, weight, None, window)
-        return _to_fine(g, weight, None, window, size)
-    narrow = convolution._replace(weight=cast(convolution.weight, x.dtype), bias=None)
-    return nhwc(reference.convolve_backward(nchw(g), nchw(x), narrow, (True, False, False))[0])
+    weight = _matrix(convolution, x.dtype)
+    if convolution.transposed:
+        return _to_coarse(g, weight, None, window)
+    return _to_fine(g, weight, None, window, size)
 
 
 def wgrad(g: Tensor, x: Tensor, convolution: Convolution, variant: str) -> Tensor:
@@ -124,15 +124,15 @@ def wgrad(g: Tensor, x: Tensor, convolution: Convolution, variant: str) -> Tenso
     variant = chosen("wgrad", x, convolution, variant)
     if variant in TILES:
         return nchw(winograd.wgrad(TILES[variant], coarse, fine, convolution.padding)).to(weight.dtype)
+    if variant == "library":
+        narrow = convolution._replace(weight=cast(weight, x.dtype), bias=None)
+        gweight = reference.convolve_backward(nchw(g), nchw(x), narrow, (False, True, False))[1]
+        return nchw(nhwc(gweight).to(weight.dtype))
     window = _window(convolution, *coarse.shape[1:3])
     if variant == "patches":
         return nchw(patches.wgrad(coarse, fine, window)).to(weight.dtype)
-    if variant == "gemm":
-        one, two, height, width = weight.shape
-        return nchw(_wgrad(coarse, fine, window).view(one, height, width, two)).to(weight.dtype)
-    narrow = convolution._replace(weight=cast(weight, x.dtype), bias=None)
-    gweight = reference.convolve_backward(nchw(g), nchw(x), narrow, (False, True, False))[1]
-    return nchw(nhwc(gweight).to(weight.dtype))
+    one, two, height, width = weight.shape
+    return nchw(_wgrad(coarse, fine, window).view(one, height, width, two)).to(weight.dtype)
 
 
 def nhwc(x: Tensor) -> Tensor:
