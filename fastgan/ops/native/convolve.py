@@ -56,11 +56,11 @@ def chosen(pass_: str, x: Tensor, convolution: Convolution, variant: str) -> str
 def _chosen(pass_: str, variant: str, device: str, dtype: torch.dtype, image: Sequence[int], weight: Sequence[int],
             stride: Sequence[int], padding: Sequence[int], output_padding: Sequence[int], transposed: bool) -> str:
     known = variants(device, dtype, weight, stride)
-    if variant and variant not in known:
+    if variant in known:
+        return variant
+    if variant:
         raise FastganError(f"variant {variant!r}: expected one of {', '.join(known)} here")
     to_fine = pass_ == ("forward" if transposed else "dgrad")
-    if variant:
-        return variant
     if "winograd-2x2" in known and min(weight[:2]) >= WIDE:
         return "winograd-2x2"
     if "patches" in known and (to_fine or pass_ == "wgrad"):
