@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -19,5 +20,8 @@ def peak_mb(call: Callable[[], object]) -> float:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call()
     changes = [event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    sizes: dict[int, int] = {}
+    for storage in storages:
+        with suppress(RuntimeError):  # of a compiler's tensors, which have no memory
+            sizes[storage.data_ptr()] = storage.nbytes()
     return (sum(sizes.values()) + max(itertools.accumulate(changes), default=0)) / 2**20
