@@ -7,7 +7,6 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -30,7 +29,6 @@ def ran_out(error: Exception) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(said in str(error) for said in _SAID)
 
 
-@cache
 def keep_freed() -> None:
     """Let the process keep memory that it frees, for the next step, which asks for as much again. By default glibc
     returns most of it to the system after each step, and getting it back, page by page, takes 3 % of a step of

@@ -138,8 +138,7 @@ class Fresh:
 
 def environment(clone: str = "") -> dict[str, str]:
     """That of this process, in which the same fastgan is found, or the one of a clone."""
-    places = [clone, *sys.path] if clone else sys.path
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([path for path in places if path] or [""])}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([path for path in (clone, *sys.path) if path] or [""])}
 
 
 @dataclass

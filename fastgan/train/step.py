@@ -260,9 +260,9 @@ class GANStep:
 
     def allocate(self, real: Tensor, labels: Tensor | None = None) -> None:
         """Make the tensors in which steps on such batches are held, once; a step does it when nobody has."""
-        if self.device.type == "cpu":
-            memory.keep_freed()
         if len(real) not in self._held:
+            if self.device.type == "cpu":
+                memory.keep_freed()
             # in 16 bits where D's first convolution would round them, as autocast does but with float64; penalties are
             # gradients by images
             rounded = not self.config.penalised and real.dtype != torch.float64

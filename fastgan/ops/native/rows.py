@@ -185,7 +185,7 @@ class Vectors:
         channels = x.shape[-1]
         self.statistics = self.statistics.contiguous()
         if self.gamma.dim() == self.beta.dim() == 1:  # as layers have them, without detours
-            self.gamma, self.beta, self.gamma_groups = self.gamma.contiguous(), self.beta.contiguous(), 1
+            self.gamma, self.beta = self.gamma.contiguous(), self.beta.contiguous()
             _check_as("statistics", self.statistics, x, (2, self.statistics.shape[1], channels))
             _check_as("gamma", self.gamma, x, (channels,))
             _check_as("beta", self.beta, x, (channels,))
@@ -193,7 +193,6 @@ class Vectors:
         groups = owed.groups()
         gamma, beta = (part.view(-1, channels) for part in (self.gamma, self.beta))
         self.gamma, self.beta = (part.contiguous() for part in torch.broadcast_tensors(gamma, beta))
-        self.gamma_groups = len(self.gamma)
         for name, part in (("statistics", self.statistics[0]), ("gamma", self.gamma), ("beta", self.beta)):
             _check_as(name, part, x, (1 if len(part) == 1 else groups, channels))
 
@@ -202,7 +201,7 @@ class Vectors:
         if self.statistics is None or self.gamma is None or self.beta is None:
             return 0, 1, 0, 0, 1
         return (self.statistics.data_ptr(), self.statistics.shape[1], self.gamma.data_ptr(), self.beta.data_ptr(),
-                self.gamma_groups)
+                1 if self.gamma.dim() == 1 else len(self.gamma))
 
     def with_activation(self) -> tuple[int, int, int, int, int, int, float]:
         return *self.arguments(), *self.activation

@@ -57,6 +57,7 @@ class Plan:
 
 
 _active: Plan | None = None
+_WITHOUT = Plan()
 
 
 class use:
@@ -77,6 +78,11 @@ class use:
 def active() -> Plan | None:
     """The plan in use."""
     return _active
+
+
+def current() -> Plan:
+    """The plan in use; one without choices for the backward pass of a forward pass whose plan is no longer in use."""
+    return _active or _WITHOUT
 
 
 def engine_of(device: torch.device) -> str:

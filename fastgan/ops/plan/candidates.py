@@ -61,13 +61,19 @@ def default(device: torch.device) -> str:
     return "native" if device.type == "cpu" and not why_not("native", device) else "reference"
 
 
+def called(run: Run, candidate: str, name: str, *arguments: Any, **options: Any) -> Any:
+    """The function of that name, by a candidate."""
+    engine, _, way = candidate.partition("/")
+    if engine == "native" and way:
+        options["variant"] = way
+    with tiled(way):
+        return run(engine, name, *arguments, **options)
+
+
 def stage(run: Run, candidate: str, x: Tensor, owed: Owed, convolution: Convolution, groups: int,
           measurement: Measurement | None, fuse: bool) -> tuple[Tensor, Tensor]:
-    engine, _, way = candidate.partition("/")
-    choice = {"variant": way} if engine == "native" and way else {}
-    with tiled(way):
-        out: tuple[Tensor, Tensor] = run(engine, "stage", x, owed, convolution, groups, measurement,
-                                         fuse and way != "apart", **choice)
+    out: tuple[Tensor, Tensor] = called(run, candidate, "stage", x, owed, convolution, groups, measurement,
+                                        fuse and not candidate.endswith("/apart"))
     return out
 
 

@@ -8,14 +8,12 @@ from torch import Tensor
 
 from fastgan.ops import library
 from fastgan.ops.layers import Convolution, Measurement, Owed
-from fastgan.ops.plan import Plan, active, candidates, problem
-
-_WITHOUT = Plan()  # for the backward pass of a forward pass whose plan is no longer in use
+from fastgan.ops.plan import candidates, current, problem
 
 
 def stage(x: Tensor, owed: Owed, convolution: Convolution, groups: int, measurement: Measurement | None,
           fuse: bool) -> tuple[Tensor, Tensor]:
-    chosen = _plan().choose(problem.of_forward(x, owed, convolution, groups, measurement))
+    chosen = current().choose(problem.of_forward(x, owed, convolution, groups, measurement))
     return candidates.stage(library.run, chosen, x, owed, convolution, groups, measurement, fuse)
 
 
@@ -23,29 +21,25 @@ def stage_backward(gy: Tensor, gstatistics: Tensor | None, y: Tensor, statistics
                    convolution: Convolution, spread: str, fuse: bool, needs: tuple[bool, bool, bool, bool],
                    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     asked = needs[0] or needs[3], needs[1] or needs[2]
-    dgrad, wgrad = (_plan().choose(problem.of_backward(kind, gstatistics, x, owed, convolution, spread)) if wanted
+    dgrad, wgrad = (current().choose(problem.of_backward(kind, gstatistics, x, owed, convolution, spread)) if wanted
                     else "" for kind, wanted in zip(("dgrad", "wgrad"), asked, strict=True))
     return candidates.stage_backward(library.run, dgrad, wgrad, gy, gstatistics, y, statistics, x, owed, convolution,
                                      spread, fuse, needs)
 
 
 def normalise_activate(x: Tensor, owed: Owed) -> Tensor:
-    chosen = _plan().choose(problem.of_apply("apply", x, owed))
+    chosen = current().choose(problem.of_apply("apply", x, owed))
     out: Tensor = library.run(chosen, "normalise_activate", x, owed)
     return out
 
 
 def normalise_activate_backward(gout: Tensor, x: Tensor, owed: Owed) -> tuple[Tensor, Tensor]:
-    chosen = _plan().choose(problem.of_apply("apply_backward", x, owed))
+    chosen = current().choose(problem.of_apply("apply_backward", x, owed))
     out: tuple[Tensor, Tensor] = library.run(chosen, "normalise_activate_backward", gout, x, owed)
     return out
 
 
 def logistic_loss(logits: Tensor, targets: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
-    chosen = _plan().choose(problem.of_loss(logits, targets))
+    chosen = current().choose(problem.of_loss(logits, targets))
     out: tuple[Tensor, Tensor, Tensor] = library.run(chosen, "logistic_loss", logits, targets)
     return out
-
-
-def _plan() -> Plan:
-    return active() or _WITHOUT

@@ -10,12 +10,11 @@ from torch import Tensor
 from fastgan.ops import library
 from fastgan.ops.layers import Activation, Convolution, Owed
 from fastgan.ops.native.passes import act_backward, bn_act_forward, bn_backward_apply, bn_backward_sums
-from fastgan.ops.plan import Plan, active, candidates, problem
+from fastgan.ops.plan import candidates, current, problem
 from fastgan.ops.specs import ConvSpec
 
 __all__ = ["act_backward", "bn_act_forward", "bn_backward_apply", "bn_backward_sums", "conv_act_forward",
            "conv_forward", "dgrad", "wgrad"]
-_WITHOUT = Plan()  # for the backward pass of a forward pass whose plan is no longer in use
 
 
 def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, groups: int) -> tuple[Tensor, Tensor]:
@@ -42,13 +41,9 @@ def wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
 
 
 def _asked(kind: str, x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec) -> str:
-    """The candidate for a convolution of what is owed nothing."""
-    plan = active() or _WITHOUT
-    return plan.choose(problem.of_stage(kind, x, Owed(), Convolution(weight, bias, *conv), "", 1))
+    """The candidate for a convolution of x as it is."""
+    return current().choose(problem.of_stage(kind, x, Owed(), Convolution(weight, bias, *conv), "", 1))
 
 
 def _run(name: str, candidate: str, *arguments: Any) -> Any:
-    engine, _, way = candidate.partition("/")
-    with candidates.tiled(way):
-        return library.run(engine, name, *arguments, of="passes",
-                           **({"variant": way} if way and engine == "native" else {}))
+    return candidates.called(library.run, candidate, name, *arguments, of="passes")
