@@ -64,13 +64,14 @@ def _fewer_kernels(options: dict[str, str]) -> dict[str, str]:
 def _install_device(kind: str) -> None:
     import torch
 
+    from fastgan.ops import dispatch
     from fastgan.train import graph
     from fastgan.train.step import GANStep
     from proofs.gpu import correctness, kernels, library, prepare, speed, tools
 
     torch.set_num_threads(1)
     cuda = _cuda()
-    graph.cuda = library.cuda = cuda
+    graph.cuda = dispatch.cuda = cuda
     library.DEVICE, library.ARCH, library.REPEATS, library.PRESET = torch.device("cpu"), 90, 2, ("digits", TINY)
     if not FULL:
         library.passes = partial(_one_of_each_kind, library.passes)  # type: ignore[assignment]

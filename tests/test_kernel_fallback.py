@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import fastgan.nn as fnn
 from fastgan import ops
 from fastgan.errors import FastganError, KernelError
-from fastgan.ops import engines, library
+from fastgan.ops import dispatch, engines
 from fastgan.ops.native import convolve as native_convolve
 from fastgan.ops.native import extension
 from fastgan.ops.triton import apply, convolve, launch, reduce, wgrad
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "forgetful")
 @pytest.fixture
 def forgetful(monkeypatch: pytest.MonkeyPatch):
     """As in a new process: nothing warned of, nothing failed."""
-    monkeypatch.setattr(library, "_failed", set())
+    monkeypatch.setattr(dispatch, "_failed", set())
     engines._warn.cache_clear()
     yield
     engines._warn.cache_clear()
@@ -101,7 +101,7 @@ def lose_the_device(monkeypatch: pytest.MonkeyPatch, capturing: bool = False) ->
     def lost() -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(library, "cuda", SimpleNamespace(
+    monkeypatch.setattr(dispatch, "cuda", SimpleNamespace(
         is_initialized=lambda: True, is_current_stream_capturing=lambda: capturing, synchronize=lost))
 
 
@@ -111,7 +111,7 @@ def test_lost_device_is_no_kernels_fault(monkeypatch):
     lose_the_device(monkeypatch)
     with pytest.raises(RuntimeError, match="an illegal memory access was encountered"):
         train("native")
-    assert library.failed("native") == []
+    assert dispatch.failed("native") == []
 
 
 def test_nobody_waits_for_the_device_in_a_capture(monkeypatch):
@@ -218,7 +218,7 @@ def test_error_of_a_signal_handler_is_no_kernels_fault(monkeypatch, impl):
             train(impl)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert library.failed(impl) == []
+    assert dispatch.failed(impl) == []
 
 
 def test_launch_names_the_kernel():

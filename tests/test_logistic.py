@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fastgan import ops
 from fastgan.errors import FastganError
-from fastgan.ops import library, reference
+from fastgan.ops import dispatch, library, reference
 from fastgan.ops.native import rows
 from fastgan.ops.triton import launch, logistic
 from fastgan.ops.triton.tiles import Tile
@@ -300,7 +300,7 @@ def test_refused_by_the_engine(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_kernel_that_does_not_start(dtype, monkeypatch):
-    monkeypatch.setattr(library, "_failed", set())
+    monkeypatch.setattr(dispatch, "_failed", set())
     monkeypatch.setattr(logistic, "logistic_kernel", Broken("logistic_kernel"))
     logits, targets = draw((0.9, 0.0), 7, dtype), (0.9, 0.0)
     with warnings.catch_warnings(record=True) as caught:

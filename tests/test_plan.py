@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import fastgan.nn as fnn
 from fastgan import cli, ops
 from fastgan.errors import FastganError, KernelError
-from fastgan.ops import definition, engines, library, passes, reference
+from fastgan.ops import definition, dispatch, engines, passes, reference
 from fastgan.ops.plan import Choice, Plan, Problem, Trial, candidates, example, measure, stored, table, use
 from fastgan.ops.triton import tiles
 from fastgan.train import Trainer, planned
@@ -160,7 +160,7 @@ def test_lost_device_ends_the_measurement(fake, monkeypatch):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     fake.stage = lost
-    monkeypatch.setattr(library, "cuda", SimpleNamespace(
+    monkeypatch.setattr(dispatch, "cuda", SimpleNamespace(
         is_initialized=lambda: True, is_current_stream_capturing=lambda: False, synchronize=lost))
     with pytest.raises(RuntimeError, match="illegal memory access"):
         measure.examine(stage())
@@ -301,7 +301,7 @@ def test_what_nobody_measured_is_computed_by_the_default(fake, monkeypatch):
 
 
 def test_a_kernel_that_fails_later_is_replaced(fake, monkeypatch):
-    monkeypatch.setattr(ops.library, "_failed", set())
+    monkeypatch.setattr(dispatch, "_failed", set())
     plan = Plan({problem: Choice("triton", {}) for problem in measure.record(lambda: outcome(ops.plan.active()))})
     fake.conv_forward = raises
     with pytest.warns(UserWarning, match="(?s)out of resource.*goes on with the reference"):

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from fastgan import cli, presets
 from fastgan.config import Config
 from fastgan.errors import FastganError, KernelError
-from fastgan.ops import library, reference
+from fastgan.ops import dispatch, reference
 from fastgan.ops.layers import BatchNorm
 from fastgan.ops.native import extension
 from fastgan.ops.plan import candidates
@@ -42,7 +42,7 @@ def tiny(side: int = 16) -> Config:
 @pytest.fixture(autouse=True)
 def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(presets.PRESETS, "tiny", tiny)
-    monkeypatch.setattr(library, "_failed", set())
+    monkeypatch.setattr(dispatch, "_failed", set())
 
 
 def examined(impl: str, name: str = "D2", precision: str = "ieee", side: int = 16) -> operations.Found:

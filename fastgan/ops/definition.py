@@ -5,14 +5,12 @@ Results have the strides that kernels write, channels_last; `fuse` changes nothi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from fastgan.ops import reference
 from fastgan.ops.casts import cast
+from fastgan.ops.dispatch import empty
 from fastgan.ops.layers import Convolution, Measurement, Owed
 
 
@@ -42,23 +40,8 @@ def normalise_activate_backward(gout: Tensor, x: Tensor, owed: Owed) -> tuple[Te
     return _channels_last(gx), gnorm
 
 
-def logistic_loss(logits: Tensor, targets: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
-    loss, probability = reference.logistic_loss(logits, targets)
-    return loss, probability, reference.logistic_loss_backward(torch.ones_like(loss), logits, targets)
-
-
-def empty(like: Tensor, n: int, c: int, h: int, w: int) -> Tensor:
-    """(N, C, H, W) with the strides that kernels write: those of [N, H, W, C]."""
-    return like.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
-
-
 def nothing(like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return like.new_empty((0,), dtype=dtype)
-
-
-def channels_last(results: Any) -> Any:
-    """A tensor, or a tuple of them, with the strides that kernels write."""
-    return tuple(map(_channels_last, results)) if isinstance(results, tuple) else _channels_last(results)
 
 
 def _channels_last(x: Tensor) -> Tensor:

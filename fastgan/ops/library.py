@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import KernelError
-from fastgan.ops import definition, passes
-from fastgan.ops.definition import empty, nothing
+from fastgan.ops import definition, dispatch
+from fastgan.ops.definition import nothing
+from fastgan.ops.dispatch import empty, failed, raise_if_lost
 from fastgan.ops.layers import Activation, Convolution, Measurement, Owed
 
 _OWED = "Tensor? owed, Tensor? gamma, Tensor? beta, str activation, float negative_slope"
@@ -42,37 +43,18 @@ _SCHEMAS = {
     "logistic_loss": "(str engine, Tensor logits, float[] targets) -> (Tensor, Tensor, Tensor)",
 }
 _library = torch.library.Library("fastgan", "DEF")
-cuda: Any = torch.cuda  # all that is asked of CUDA here goes through this name
-_failed: set[tuple[str, str]] = set()  # (engine, operator)
 
 
-def failed(engine: str) -> list[str]:
-    """The operators that the reference computes since an engine's kernels for them have failed."""
-    return sorted(name for one, name in _failed if one == engine)
-
-
-def run(engine: str, name: str, *arguments: Any, of: str = "engine", **choice: Any) -> Any:
-    """What the engine's function of that name computes, or the definition where its kernels cannot.
-
-    of: the module of the engine that has it, "engine", or "passes" for those of `fastgan.ops.passes`.
-    """
-    if engine != "reference" and (engine, name) not in _failed:
+def run(engine: str, name: str, *arguments: Any, **choice: Any) -> Any:
+    """What the engine's function of that name computes, or the definition where its kernels cannot."""
+    if engine != "reference" and name not in failed(engine):
         try:
-            return getattr(import_module(f"fastgan.ops.{engine}.{of}"), name)(*arguments, **choice)
+            return getattr(import_module(f"fastgan.ops.{engine}.engine"), name)(*arguments, **choice)
         except KernelError as error:
             raise_if_lost()
-            _failed.add((engine, name))
+            dispatch._failed.add((engine, name))
             warnings.warn(f"fastgan: {error}; fastgan::{name} goes on with the reference engine", stacklevel=2)
-    if of == "engine":
-        return getattr(definition, name)(*arguments)
-    return definition.channels_last(getattr(passes, name)(*arguments))
-
-
-def raise_if_lost() -> None:
-    """Raise the device's own error where an earlier kernel has made it unusable: every later launch fails with it, and
-    is not to blame."""
-    if cuda.is_initialized() and not cuda.is_current_stream_capturing():
-        cuda.synchronize()
+    return getattr(definition, name)(*arguments)
 
 
 def _owed(statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None, activation: str,
@@ -129,7 +111,7 @@ def _normalise_activate_backward_fake(engine: str, gout: Tensor, x: Tensor, *arg
 
 
 def _logistic_loss(engine: str, logits: Tensor, targets: list[float]) -> Any:
-    return run(engine, "logistic_loss", logits, targets)
+    return dispatch.run(engine, "logistic_loss", logits, targets)
 
 
 def _logistic_loss_fake(engine: str, logits: Tensor, targets: list[float]) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan.ops import library, passes
-from fastgan.ops.definition import empty
+from fastgan.ops import dispatch, library, passes
+from fastgan.ops.dispatch import empty
 from fastgan.ops.layers import Activation, Convolution
 from fastgan.ops.passes import RunningStats
 from fastgan.ops.reference import statistics_dtype
@@ -107,7 +107,7 @@ def _of_conv(name: str) -> Callable[..., Any]:
 
 def _run(engine: str, name: str, *arguments: Any) -> Any:
     with torch._C._AutoDispatchBelowADInplaceOrView():  # or autograd takes results for views of their [N, H, W, C] form
-        return library.run(engine, name, *arguments, of="passes")
+        return dispatch.run(engine, name, *arguments)
 
 
 def _y_like(x: Tensor, weight: Tensor, conv: tuple[Any, ...]) -> Tensor:

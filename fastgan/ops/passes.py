@@ -7,6 +7,7 @@
     bn_backward_apply  g = gamma * rstd * (gz - (sum gz + xhat * sum gz * xhat) / M)
     act_backward       g = ga * act'(z), without batch normalization
     dgrad, wgrad       gradients of x and of weight from g
+    logistic_loss      binary cross-entropy of parts of a batch of logits, with its gradient
 
 with mean = E[y] and rstd = 1 / sqrt(E[(y - mean)^2] + eps) over the M elements of a channel in each of G equal parts of
 the batch. y is rounded to the dtype of x before its statistics are taken. Statistics and everything between y and a are
@@ -18,11 +19,13 @@ An engine computes the same passes by the same names in a module of its own, suc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fastgan.ops import reference
 from fastgan.ops.casts import cast
 from fastgan.ops.layers import Activation, Convolution
 from fastgan.ops.reference import (
@@ -129,6 +132,12 @@ def wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
     """Gradient of weight, in its dtype; only its shape, dtype and layout are read."""
     narrow = Convolution(cast(weight, x.dtype), None, *conv)
     return convolve_backward(g, x, narrow, (False, True, False))[1].to(weight.dtype)
+
+
+def logistic_loss(logits: Tensor, targets: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and probability (G,) of equal parts of logits (N,), and the gradient (N,) of each part's loss."""
+    loss, probability = reference.logistic_loss(logits, targets)
+    return loss, probability, reference.logistic_loss_backward(torch.ones_like(loss), logits, targets)
 
 
 def _of_images(part: Tensor, count: int) -> Tensor:

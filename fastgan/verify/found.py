@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from fastgan.errors import first_line
-from fastgan.ops import library
+from fastgan.ops import dispatch
 from fastgan.verify.rule import Nearness
 
 
@@ -35,7 +35,7 @@ def find(examine: Callable[[], dict[str, Nearness]], impl: str) -> Found:
             quantities = examine()
     except Exception as error:  # of a compiler, a driver, a kernel: a finding like others, and the rest still counts
         return Found({}, f"{type(error).__name__}: {first_line(error)}")
-    if library.failed(impl):  # the reference went on in its place, and it is not what was asked for
+    if dispatch.failed(impl):  # the reference went on in its place, and it is not what was asked for
         words = [str(one.message) for one in told if str(one.message).startswith("fastgan")]
-        return Found(quantities, words[0] if words else f"kernels of {', '.join(library.failed(impl))} failed before")
+        return Found(quantities, words[0] if words else f"kernels of {', '.join(dispatch.failed(impl))} failed before")
     return Found(quantities)

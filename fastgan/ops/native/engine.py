@@ -13,9 +13,6 @@ from fastgan.ops import reference
 from fastgan.ops.layers import Convolution, Measurement, Owed
 from fastgan.ops.native import convolve, rows
 from fastgan.ops.native.convolve import nchw, nhwc
-from fastgan.ops.native.rows import logistic_loss
-
-__all__ = ["logistic_loss", "normalise_activate", "normalise_activate_backward", "stage", "stage_backward"]
 
 
 def stage(x: Tensor, owed: Owed, convolution: Convolution, groups: int, measurement: Measurement | None,

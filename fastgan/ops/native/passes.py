@@ -12,8 +12,12 @@ from fastgan.ops import passes
 from fastgan.ops.layers import Activation, Convolution, Measurement, Owed
 from fastgan.ops.native import convolve, rows
 from fastgan.ops.native.convolve import nchw, nhwc
+from fastgan.ops.native.rows import logistic_loss
 from fastgan.ops.passes import RunningStats
 from fastgan.ops.specs import ConvSpec, NormSpec
+
+__all__ = ["act_backward", "bn_act_forward", "bn_backward_apply", "bn_backward_sums", "conv_act_forward",
+           "conv_forward", "dgrad", "logistic_loss", "wgrad"]
 
 
 def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, groups: int, *,

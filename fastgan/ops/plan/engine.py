@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from fastgan.ops import library
@@ -36,10 +34,4 @@ def normalise_activate(x: Tensor, owed: Owed) -> Tensor:
 def normalise_activate_backward(gout: Tensor, x: Tensor, owed: Owed) -> tuple[Tensor, Tensor]:
     chosen = current().choose(problem.of_apply("apply_backward", x, owed))
     out: tuple[Tensor, Tensor] = library.run(chosen, "normalise_activate_backward", gout, x, owed)
-    return out
-
-
-def logistic_loss(logits: Tensor, targets: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
-    chosen = current().choose(problem.of_loss(logits, targets))
-    out: tuple[Tensor, Tensor, Tensor] = library.run(chosen, "logistic_loss", logits, targets)
     return out

@@ -16,8 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastgan.errors import first_line, from_signal_handler
-from fastgan.ops import definition
-from fastgan.ops.library import raise_if_lost
+from fastgan.ops import definition, dispatch
+from fastgan.ops.dispatch import raise_if_lost
 from fastgan.ops.plan import Choice, Plan, Trial, candidates, check, stored, use
 from fastgan.ops.plan.example import Example, caller, draw
 from fastgan.ops.plan.problem import Problem
@@ -112,6 +112,8 @@ def _called(name: str, example: Example) -> tuple[Tensor, ...]:
 
 def directly(engine: str, name: str, *arguments: Any, **choice: Any) -> Any:
     """As `library.run`, but a kernel that fails is an error."""
+    if name == "logistic_loss":
+        return dispatch.bound(engine, name)(*arguments)
     if engine == "reference":
         return getattr(definition, name)(*arguments)
     return getattr(import_module(f"fastgan.ops.{engine}.engine"), name)(*arguments, **choice)

@@ -3,18 +3,19 @@ by the native engine."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from fastgan.ops import library
+from fastgan.ops import dispatch
 from fastgan.ops.layers import Activation, Convolution, Owed
 from fastgan.ops.native.passes import act_backward, bn_act_forward, bn_backward_apply, bn_backward_sums
 from fastgan.ops.plan import candidates, current, problem
 from fastgan.ops.specs import ConvSpec
 
 __all__ = ["act_backward", "bn_act_forward", "bn_backward_apply", "bn_backward_sums", "conv_act_forward",
-           "conv_forward", "dgrad", "wgrad"]
+           "conv_forward", "dgrad", "logistic_loss", "wgrad"]
 
 
 def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, groups: int) -> tuple[Tensor, Tensor]:
@@ -40,10 +41,16 @@ def wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
     return out
 
 
+def logistic_loss(logits: Tensor, targets: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
+    candidate = current().choose(problem.of_loss(logits, targets))
+    out: tuple[Tensor, Tensor, Tensor] = _run("logistic_loss", candidate, logits, targets)
+    return out
+
+
 def _asked(kind: str, x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec) -> str:
     """The candidate for a convolution of x as it is."""
     return current().choose(problem.of_stage(kind, x, Owed(), Convolution(weight, bias, *conv), "", 1))
 
 
 def _run(name: str, candidate: str, *arguments: Any) -> Any:
-    return candidates.called(library.run, candidate, name, *arguments, of="passes")
+    return candidates.called(dispatch.run, candidate, name, *arguments)

@@ -19,12 +19,9 @@ from fastgan.ops.casts import cast
 from fastgan.ops.layers import Convolution, Measurement, Owed
 from fastgan.ops.triton.apply import apply, differentiate
 from fastgan.ops.triton.convolve import Geometry, convolve
-from fastgan.ops.triton.logistic import logistic_loss
 from fastgan.ops.triton.operand import Operand
 from fastgan.ops.triton.reduce import finish_statistics, norm_gradient
 from fastgan.ops.triton.wgrad import wgrad
-
-__all__ = ["logistic_loss", "normalise_activate", "normalise_activate_backward", "stage", "stage_backward"]
 
 
 def stage(x: Tensor, owed: Owed, convolution: Convolution, groups: int, measurement: Measurement | None,

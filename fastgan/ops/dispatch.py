@@ -1,0 +1,68 @@
+"""The function that computes a pass on an engine, looked up once; and what happens where its kernels cannot run.
+
+An engine is a module `fastgan/ops/<engine>/passes.py` with the names, arguments and results of `fastgan/ops/passes.py`,
+which is the engine "reference". A kernel that does not compile, or does not fit the device, is named once in a warning;
+from then on the reference computes its pass. A device that an earlier kernel has made unusable is an error.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastgan.errors import KernelError
+from fastgan.ops import passes
+
+cuda: Any = torch.cuda  # all that is asked of CUDA here goes through this name
+_failed: set[tuple[str, str]] = set()  # (engine, pass)
+
+
+def run(engine: str, name: str, *arguments: Any, **options: Any) -> Any:
+    """The results of an engine's pass. options: of that engine alone, such as the variant of a convolution."""
+    if engine != "reference" and (engine, name) not in _failed:
+        try:
+            return bound(engine, name)(*arguments, **options)
+        except KernelError as error:
+            raise_if_lost()
+            _failed.add((engine, name))
+            warnings.warn(f"fastgan: {error}; fastgan::{name} goes on with the reference engine", stacklevel=2)
+    return bound("reference", name)(*arguments)
+
+
+@cache
+def bound(engine: str, name: str) -> Callable[..., Any]:
+    """An engine's function of that name. Images that the reference returns are channels_last here, as all others'."""
+    if engine == "reference":
+        function = getattr(passes, name)
+        return lambda *arguments: _channels_last(function(*arguments))
+    found: Callable[..., Any] = getattr(import_module(f"fastgan.ops.{engine}.passes"), name)
+    return found
+
+
+def failed(engine: str) -> list[str]:
+    """The passes that the reference computes since an engine's kernels for them have failed."""
+    return sorted(name for one, name in _failed if one == engine)
+
+
+def raise_if_lost() -> None:
+    """Raise the device's own error where an earlier kernel has made it unusable: every later launch fails with it, and
+    is not to blame."""
+    if cuda.is_initialized() and not cuda.is_current_stream_capturing():
+        cuda.synchronize()
+
+
+def empty(like: Tensor, n: int, c: int, h: int, w: int) -> Tensor:
+    """(N, C, H, W) with the strides of a contiguous [N, H, W, C]."""
+    return like.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
+
+
+def _channels_last(results: Any) -> Any:
+    if isinstance(results, tuple):
+        return tuple(map(_channels_last, results))
+    return results if results.dim() != 4 else empty(results, *results.shape).copy_(results)
