@@ -18,7 +18,7 @@ from fastgan.errors import FastganError, KernelError
 from fastgan.ops import dispatch, engines
 from fastgan.ops.native import convolve as native_convolve
 from fastgan.ops.native import extension
-from fastgan.ops.triton import apply, convolve, launch, reduce, wgrad
+from fastgan.ops.triton import convolve, launch, normalize, reduce, wgrad
 
 pytestmark = pytest.mark.usefixtures("one_thread", "forgetful")
 
@@ -159,10 +159,10 @@ class Broken:
 
 
 @pytest.mark.parametrize(("module", "kernel", "operators"), [
-    (convolve, "convolve_kernel", ["stage", "stage_backward"]), (reduce, "statistics_kernel", ["stage"]),
-    (wgrad, "wgrad_kernel", ["stage_backward"]), (apply, "apply_kernel", ["normalise_activate"]),
-    (apply, "derivative_kernel", ["normalise_activate_backward"]),
-    (reduce, "norm_gradient_kernel", ["normalise_activate_backward"]),
+    (convolve, "convolve_kernel", ["conv_forward", "dgrad"]), (wgrad, "wgrad_kernel", ["wgrad"]),
+    (normalize, "bn_act_forward_kernel", ["bn_act_forward"]),
+    (normalize, "bn_backward_sums_kernel", ["bn_backward_sums"]),
+    (normalize, "bn_backward_apply_kernel", ["bn_backward_apply"]),
 ], ids=lambda value: value if isinstance(value, str) else None)
 def test_kernel_that_does_not_start(module, kernel, operators, monkeypatch):
     """Running statistics are updated once all the same."""
@@ -173,7 +173,7 @@ def test_kernel_that_does_not_start(module, kernel, operators, monkeypatch):
 
 
 def test_running_statistics_after_a_failure_count_once(monkeypatch):
-    monkeypatch.setattr(reduce, "statistics_kernel", Broken("statistics_kernel"))
+    monkeypatch.setattr(normalize, "bn_act_forward_kernel", Broken("bn_act_forward_kernel"))
     networks = []
     for impl in ("triton", "reference"):
         torch.manual_seed(0)
@@ -241,10 +241,6 @@ def test_refused_dtypes(dtype, message):
     with pytest.raises(FastganError, match=message):
         ops.conv_bn_act(**given, impl="triton")
     with pytest.raises(FastganError, match=message):
-        ops.stage(given["x"], None, "relu", given["weight"], impl="triton")
-    with pytest.raises(FastganError, match=message):
-        ops.normalise_activate(given["x"], None, "relu", impl="triton")
-    with pytest.raises(FastganError, match=message):
         fnn.Chain(nn.Conv2d(3, 2, 3), impl="triton").to(dtype)(given["x"])
 
 
@@ -267,7 +263,7 @@ def test_layers_that_do_not_fit(impl, layers, size, message, monkeypatch):
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a kernel was launched")
 
-    for module in (apply, convolve, reduce, wgrad):
+    for module in (convolve, normalize, reduce, wgrad):
         monkeypatch.setattr(module, "launch", refuse)
     monkeypatch.setattr(native_convolve, "forward", refuse)
     with pytest.raises((FastganError, RuntimeError, ValueError), match=message):

@@ -1,4 +1,4 @@
-"""The operators under torch.library and torch.compile, and whole networks trained by kernels."""
+"""Operations under torch.compile, and whole networks trained by kernels."""
 
 from __future__ import annotations
 
@@ -13,101 +13,40 @@ from torch import Tensor, nn
 import fastgan.nn as fnn
 from fastgan import ops, presets
 from fastgan.models import DCGANDiscriminator, DCGANGenerator
-from fastgan.ops import library
 from fastgan.train.step import GANStep
 from tests.near import MARGIN, rms
 from tests.test_kernels import chain_layers
-from tests.test_ops import each_kind
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-# autograd stands outside of the operators, so that a gradient of a gradient can take another way
-UTILS = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
-ACTIVATION = ("leaky_relu", 0.2)
-
-
-def operands(transposed: bool, norm: bool, dtype: torch.dtype, channels_last: bool) -> tuple[tuple, tuple]:
-    """(x, what is owed), (convolution) for (4, 3, 6, 5) -> 7 channels."""
-    torch.manual_seed(0)
-    x = torch.randn(4, 3, 6, 5).to(dtype)
-    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
-    owed = (torch.rand(2, 2, 3) + 0.5, torch.randn(3), torch.randn(3)) if norm else (None, None, None)
-    weight = torch.randn(*((3, 7) if transposed else (7, 3)), 4, 3).to(dtype)
-    more = [1, 0] if transposed else [0, 0]
-    return (x, *owed, *ACTIVATION), (weight, torch.randn(7).to(dtype), [2, 1], [1, 1], more, transposed, True)
-
-
-@each_kind
-@pytest.mark.parametrize(("norm", "dtype", "channels_last", "tracked"), [
-    (True, torch.float32, True, True), (False, torch.float16, False, False), (True, torch.float16, True, False),
-    (False, torch.float32, False, True)], ids=["norm-fp32", "fp16-nchw", "norm-fp16", "fp32-nchw"])
-def test_operators(impl, norm, dtype, channels_last, tracked, transposed):
-    x, convolution = operands(transposed, norm, dtype, channels_last)
-    buffers = (torch.zeros(7), torch.ones(7), torch.tensor(0)) if tracked else (None,) * 3
-    forward = (impl, *x, *convolution, 2, True, 1e-5, *buffers, 0.1)
-    torch.library.opcheck(library.stage, forward, test_utils=UTILS)
-    torch.library.opcheck(library.normalise_activate, (impl, *x), test_utils=UTILS)
-    y, statistics = library.stage(*forward)
-    gy, gstatistics = torch.randn_like(y), torch.randn_like(statistics)
-    for needs in ([True] * 4, [False, True, False, False], [True, False, False, norm]):
-        back = (impl, gy, gstatistics, y, statistics, *x, *convolution, "rstd", needs)
-        torch.library.opcheck(library.stage_backward, back, test_utils=UTILS)
-    torch.library.opcheck(library.normalise_activate_backward, (impl, torch.randn_like(x[0]), *x), test_utils=UTILS)
-
-
-@each_kind
-@pytest.mark.parametrize("norm", [True, False], ids=["norm", "no-norm"])
-def test_fakes_have_the_strides_of_the_results(impl, norm, transposed):
-    from torch._subclasses import FakeTensorMode
-
-    x, convolution = operands(transposed, norm, torch.float16, False)
-    arguments = (impl, *x, *convolution, 2, True, None, None, None, None, None)
-    real = library.stage(*arguments)
-    back = (impl, torch.randn_like(real[0]), torch.randn_like(real[1]), *real, *x, *convolution, "var", [True] * 4)
-    with FakeTensorMode() as mode:
-        def fake(values: tuple[Any, ...]) -> list[Any]:
-            return [mode.from_tensor(value) if isinstance(value, Tensor) else value for value in values]
-
-        faked = [*library.stage(*fake(arguments)), *library.stage_backward(*fake(back)),
-                 library.normalise_activate(impl, *fake(x))]
-    real = [*real, *library.stage_backward(*back), library.normalise_activate(impl, *x)]
-    for one, other in zip(real, faked, strict=True):
-        assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
-
 
 def differentiated(function: Any, network: nn.Module, x: Tensor) -> list[Tensor]:
     x = x.detach().requires_grad_()
     out = function(x)
-    out = out if isinstance(out, tuple) else (out,)
     torch.manual_seed(3)
-    grads = torch.autograd.grad(out, [x, *network.parameters()], [torch.randn_like(o) for o in out])
-    return [*(o.detach() for o in out), *grads, *(b.clone() for b in network.buffers())]
+    grads = torch.autograd.grad(out, [x, *network.parameters()], torch.randn_like(out))
+    return [out.detach(), *grads, *(b.clone() for b in network.buffers())]
 
 
 class Block(nn.Module):
     """A function of `fastgan.ops` with its tensors as parameters."""
 
-    def __init__(self, kind: str, impl: str) -> None:
+    def __init__(self, impl: str) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.kind, self.impl = kind, impl
+        self.impl = impl
         self.weight = nn.Parameter(torch.randn(5, 3, 3, 3))
-        channels = 3 if kind == "stage" else 5
-        self.gamma, self.beta = nn.Parameter(torch.randn(channels)), nn.Parameter(torch.randn(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
+        self.gamma, self.beta = nn.Parameter(torch.randn(5)), nn.Parameter(torch.randn(5))
+        self.register_buffer("running_mean", torch.zeros(5))
+        self.register_buffer("running_var", torch.ones(5))
 
-    def forward(self, x: Tensor) -> Any:
-        if self.kind == "stage":
-            norm = (self.running_mean, self.running_var, self.gamma, self.beta)
-            return ops.stage(x, norm, "relu", self.weight, stat_groups=2, impl=self.impl)
+    def forward(self, x: Tensor) -> Tensor:
         return ops.conv_bn_act(x, self.weight, None, self.gamma, self.beta, self.running_mean, self.running_var,
                                stat_groups=2, impl=self.impl)
 
 
-@pytest.mark.parametrize("kind", ["block", "stage", "chain"])
+@pytest.mark.parametrize("kind", ["block", "chain"])
 def test_compiles_as_a_full_graph(impl, kind):
-    network = fnn.Chain(*chain_layers(0.2), impl=impl) if kind == "chain" else Block(kind, impl)
+    network = fnn.Chain(*chain_layers(0.2), impl=impl) if kind == "chain" else Block(impl)
     other = copy.deepcopy(network)
     compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
     for seed in range(2):

@@ -10,11 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastgan.ops.triton import apply, convolve, launch, reduce, tiles, wgrad
-from fastgan.ops.triton.operand import Operand
+from fastgan.ops.layers import Activation
+from fastgan.ops.specs import ConvSpec
+from fastgan.ops.triton import launch, normalize, passes, reduce, tiles, wgrad
 from fastgan.ops.triton.tiles import Tile
-from tests.near import EPS, run
-from tests.test_kernels import ACTIVATIONS, draw, judge_block, judge_stage, stage_of, with_norm
+from tests.near import run
+from tests.test_kernel_gradients import LAUNCHING
+from tests.test_kernels import ACTIVATIONS, block_of, draw, judge_block
 from tests.test_ops import each_kind
 
 pytestmark = pytest.mark.usefixtures("one_thread", "poisoned")
@@ -35,7 +37,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[int, ...], di
         launches.append((kernel.fn.__name__, grid, arguments))
         launch.launch(kernel, grid, tile, **arguments)
 
-    for module in (apply, convolve, reduce, wgrad):
+    for module in LAUNCHING:
         monkeypatch.setattr(module, "launch", record)
     return launches
 
@@ -51,16 +53,16 @@ def flags(seen: list[Any], kernel: str, name: str) -> set[Any]:
     pytest.param(IMAGE, Tile(16, 64, 32), id="image-16x64x32")])
 def test_tiles(case, tile, transposed, seen, monkeypatch):
     monkeypatch.setattr(wgrad, "programs", lambda arch: 1000)
-    monkeypatch.setattr(reduce, "LEVEL", 2)
-    with tiles.using(convolve=tile, wgrad=tile, narrow=Tile(16, 2, 8), apply=Tile(8, 8, 1),
+    monkeypatch.setattr(normalize, "programs", lambda arch: 1000)
+    monkeypatch.setattr(reduce, "FAN", 2)
+    with tiles.using(convolve=tile, wgrad=tile, narrow=Tile(16, 2, 8), rows=Tile(4, 8, 1),
                      **{"narrow wgrad": Tile(4, 16, 16)}):
-        judge_stage("triton", case, transposed, "leaky_relu", torch.float32, (2, 2, 0, 0))
         judge_block("triton", case, transposed, "relu", torch.float32)
-    kernels = {launched for launched, _, _ in seen}
-    kernels -= set() if transposed else {"merge_kernel"}  # whose phases are parts of their own
-    assert kernels == {"convolve_kernel", "wgrad_kernel", "apply_kernel", "derivative_kernel", "sum_kernel",
-                       "norm_gradient_kernel", "statistics_kernel"} | ({"merge_kernel"} if transposed else set())
-    assert max(grid[2] for launched, grid, _ in seen if launched == "wgrad_kernel") > 1  # split-K
+        judge_block("triton", case, transposed, "leaky_relu", torch.float32, norm=False)
+    assert {launched for launched, _, _ in seen} - {"sum_kernel"} == {
+        "convolve_kernel", "wgrad_kernel", "bn_act_forward_kernel", "bn_backward_sums_kernel",
+        "bn_backward_apply_kernel", "act_backward_kernel"}
+    assert max(arguments["parts"] for launched, _, arguments in seen if launched == "bn_backward_sums_kernel") > 1
     if case == IMAGE:
         assert True in flags(seen, "convolve_kernel", "PACKED") | flags(seen, "wgrad_kernel", "PACKED")
 
@@ -72,7 +74,7 @@ def test_narrow_tiles(case, tile, transposed, seen):
     if case == PIXEL and not transposed:
         case = ((6, 2, 3, 3), *PIXEL[1:])
     with tiles.using(narrow=tile, **{"narrow wgrad": Tile(4, 8, 16)}):
-        judge_stage("triton", case, transposed, "tanh", torch.float32, (2, 2, 2, 2))
+        judge_block("triton", case, transposed, "leaky_relu", torch.float32)
     if case == LOGIT:
         assert True in flags(seen, "convolve_kernel", "NARROW")
 
@@ -82,16 +84,16 @@ def test_every_way_through_the_kernels_is_taken(seen):
     with tiles.using(convolve=Tile(64, 64, 16), wgrad=Tile(64, 16, 64)):
         for case in (WIDE, IMAGE, LOGIT):
             for transposed in (False, True):
-                judge_stage("triton", case, transposed, "none", torch.float32, (2, 2, 0, 0))
+                judge_block("triton", case, transposed, "none", torch.float32)
     for kernel in ("convolve_kernel", "wgrad_kernel"):
         for flag in ("NARROW", "PACKED"):
             assert flags(seen, kernel, flag) == {False, True}, (kernel, flag)
 
 
-def results(case: tuple[Any, ...], transposed: bool, dtype: torch.dtype, fuse: bool = True) -> dict[str, Tensor]:
-    tensors = with_norm(draw(case, transposed, norm=False), (2, 2, 0, 0))
+def results(case: tuple[Any, ...], transposed: bool, dtype: torch.dtype) -> dict[str, Tensor]:
+    tensors = draw(case, transposed, norm=True)
     given = {key: t.to(dtype if key in ("x", "weight", "bias") else torch.float32) for key, t in tensors.items()}
-    return run(stage_of(case, transposed, "leaky_relu", fuse), given, "triton")
+    return run(block_of(case, transposed, "leaky_relu"), given, "triton")
 
 
 def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
@@ -101,112 +103,76 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 @each_kind
 @pytest.mark.parametrize("dtype", list(DTYPES.values()), ids=list(DTYPES))
-@pytest.mark.parametrize("case", [WIDE, LOGIT], ids=["wide", "logit"])
-def test_the_same_bits_fused_or_not(case, dtype, transposed):
-    assert_equal(results(case, transposed, dtype), results(case, transposed, dtype, fuse=False))
-
-
-@each_kind
-def test_the_same_bits_each_time(transposed):
-    assert_equal(results(WIDE, transposed, torch.float32), results(WIDE, transposed, torch.float32))
+def test_the_same_bits_each_time(dtype, transposed):
+    assert_equal(results(WIDE, transposed, dtype), results(WIDE, transposed, dtype))
 
 
 @each_kind
 @pytest.mark.parametrize("case", [IMAGE, LOGIT], ids=["image", "logit"])
 def test_the_same_bits_with_offsets_of_64_bits(case, transposed, monkeypatch):
-    small = results(case, transposed, torch.float32, fuse=False)
+    small = results(case, transposed, torch.float32)
 
     def large(kernel: Any, grid: tuple[int, ...], tile: Tile, **arguments: Any) -> None:
         if "LARGE" in arguments:
             arguments["LARGE"] = True
         launch.launch(kernel, grid, tile, **arguments)
 
-    for module in (apply, convolve, wgrad):
+    for module in LAUNCHING:
         monkeypatch.setattr(module, "launch", large)
-    assert_equal(small, results(case, transposed, torch.float32, fuse=False))
+    assert_equal(small, results(case, transposed, torch.float32))
 
 
-def merged(partials: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Count, mean and M2 [G, C] of partials [3, G, T, C], in float64."""
-    count, mean, m2 = partials.double()
-    n = count.sum(1)
-    whole = (count * mean).sum(1) / n.clamp(min=1)
-    return n, whole, (m2 + count * (mean - whole[:, None]).square()).sum(1)
-
-
-@pytest.mark.parametrize("ratio", [0.0, 1e3, 1e6])
-@pytest.mark.parametrize(("parts", "channels"), [(1, 5), (7, 3), (65, 17), (130, 40)], ids=str)
-@pytest.mark.parametrize("level", [512, 8], ids=["one-level", "two-levels"])
-def test_finish_statistics(level, parts, channels, ratio, monkeypatch):
-    """Parts without elements, parts of unequal size, a mean far beyond the deviation."""
-    monkeypatch.setattr(reduce, "LEVEL", level)
+@pytest.mark.parametrize("ratio", [0.0, 1e3])
+@pytest.mark.parametrize(("rows", "tile"), [(1, 16), (7, 16), (40, 16), (300, 16)], ids=str)
+@pytest.mark.parametrize("fan", [2, 32])
+def test_statistics_of_many_programs(fan, rows, tile, ratio, monkeypatch):
+    """In one block of parts or many, and with a mean far beyond the deviation."""
+    monkeypatch.setattr(reduce, "FAN", fan)
     torch.manual_seed(0)
-    count = torch.randint(0, 40, (2, parts, 1)).expand(2, parts, channels).float()
-    count[:, -1] = 9
-    count[:, 0] = 9 if ratio or parts < 3 else 0  # distances are taken from the first mean
-    count[:, 1:3] = 0 if parts > 3 else 9
-    mean = torch.randn(2, parts, channels) + ratio
-    mean[count == 0] = 0
-    partials = torch.stack([count, mean, torch.rand(2, parts, channels) * count])
-    n, exact, m2 = merged(partials)
-    statistics = reduce.finish_statistics(partials, None).double()
-    # one rounding of the mean, and of the means that stand as float32
-    distance = EPS[torch.float32] * 4 * (1 + exact.abs())
-    assert ((statistics[0] - exact).abs() <= distance).all()
-    torch.testing.assert_close(statistics[1], m2 / n, rtol=3e-5, atol=float(distance.max()) ** 2)
-    rstd = reduce.finish_statistics(partials, 0.1)[1].double()
-    torch.testing.assert_close(rstd, (m2 / n + 0.1).rsqrt(), rtol=1e-5, atol=float(distance.max()))
+    x, weight = torch.randn(2 * rows, 4, 3, 3), torch.randn(21, 4, 1, 1) * 0.5
+    with tiles.using(convolve=Tile(tile, 16, 16)):
+        y, statistics = passes.conv_forward(x, weight, torch.full((21,), ratio), ConvSpec(), 2)
+    var, mean = torch.var_mean(y.double().unflatten(0, (2, -1)), (1, 3, 4), correction=0)
+    torch.testing.assert_close(statistics[0].double(), mean, rtol=2**-20, atol=1e-5)
+    torch.testing.assert_close(statistics[1].double(), var, rtol=2e-4, atol=0)  # means of parts are rounded
 
 
-@pytest.mark.parametrize("momentum", [0.3, None], ids=["momentum", "cumulative"])
-def test_running_statistics_group_by_group(momentum):
+@pytest.mark.parametrize("fan", [2, 32])
+def test_tickets_are_zero_after_a_launch(fan, monkeypatch):
+    monkeypatch.setattr(reduce, "FAN", fan)
+    results(WIDE, False, torch.float32)
+    assert launch._tickets and not any(tickets.any() for tickets in launch._tickets.values())
+
+
+@each_kind
+def test_weight_gradient_in_parts(transposed, seen, monkeypatch):
+    monkeypatch.setattr(wgrad, "programs", lambda arch: 1000)
+    with tiles.using(wgrad=Tile(16, 16, 16)):
+        judge_block("triton", ((4, 5, 14, 15), 7, (3, 3), 2, 1, 0, False, 2), transposed, "tanh", torch.float32)
+    assert max(grid[2] for launched, grid, _ in seen if launched == "wgrad_kernel") > 10
+    assert "sum_kernel" in {launched for launched, _, _ in seen}
+
+
+@pytest.mark.parametrize(("parts", "columns"), [(15, 3), (7, 50), (2, 4500), (1, 1)], ids=str)
+def test_add_up(parts, columns):
     torch.manual_seed(0)
-    count = torch.full((3, 4, 5), 6.0)
-    partials = torch.stack([count, torch.randn(3, 4, 5), torch.rand(3, 4, 5)])
-    kept, tracked = [torch.randn(5), torch.rand(5)], torch.tensor(2)
-    expected = [value.double() for value in kept]
-    n, mean, m2 = merged(partials)
-    for g in range(3):
-        factor = 1 / (3 + g) if momentum is None else momentum
-        for value, new in zip(expected, (mean[g], m2[g] / (n[g] - 1)), strict=True):
-            value.mul_(1 - factor).add_(new, alpha=factor)
-    reduce.finish_statistics(partials, None, *kept, tracked, momentum)
-    torch.testing.assert_close([value.double() for value in kept], expected, rtol=1e-5, atol=1e-6)
-    assert tracked == 5
+    partials = torch.randn(parts, columns)
+    torch.testing.assert_close(reduce.add_up(partials, torch.float32).double(), partials.double().sum(0), rtol=1e-5,
+                               atol=1e-5)
 
 
-@pytest.mark.parametrize(("channels", "each"), [(3, None), (50, 7), (4500, 2), (1, 1)], ids=str)
-def test_add_up(channels, each):
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "tanh"])
+@pytest.mark.parametrize("shape", [(1, 3, 1, 1), (3, 5, 7, 9), (2, 64, 16, 16)], ids=str)
+def test_derivative_of_an_activation(shape, activation):
+    """From a, or from the mask."""
     torch.manual_seed(0)
-    partials = torch.randn(2, 15, channels)
-    sums = reduce.add_up(partials, torch.float32, each)
-    expected = torch.stack([part.double().sum(1) for part in partials.split(each or 15, 1)], 1)
-    torch.testing.assert_close(sums.double(), expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("level", [512, 4], ids=["one-level", "two-levels"])
-@pytest.mark.parametrize("shared", [False, True], ids=["by-group", "shared"])
-def test_norm_gradient(shared, level, monkeypatch):
-    monkeypatch.setattr(reduce, "LEVEL", level)
-    torch.manual_seed(0)
-    partials, rstd, gamma = torch.randn(2, 3, 11, 21), torch.rand(3, 21) + 0.5, torch.randn(3, 21)
-    if shared:
-        rstd, gamma = rstd[:1], gamma[0]
-    sum_z, sum_zx = partials.double().sum(2)
-    expected = torch.stack([-gamma * rstd * sum_z, gamma * sum_zx / rstd, sum_zx, sum_z])
-    torch.testing.assert_close(reduce.norm_gradient(partials, rstd, gamma).double(), expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["var", "rstd"])
-def test_apply_of_the_gradient_through_statistics(kind):
-    torch.manual_seed(0)
-    gy, y = torch.randn(4, 3, 5, 37), torch.randn(4, 3, 5, 37)
-    gmean, gspread, mean, spread = (torch.rand(2, 37) + 0.5 for _ in range(4))
-    a = apply.apply(Operand(gy, kind, y, (gmean, gspread, mean, spread), inverse_count=1 / 30))
-    steep = 2 * gspread if kind == "var" else -(spread**3) * gspread
-    wide = [v.double().repeat_interleave(2, 0)[:, None, None] for v in (gmean, steep, mean)]
-    expected = gy + (wide[0] + wide[1] * (y - wide[2])) / 30
-    torch.testing.assert_close(a.double(), expected, rtol=1e-5, atol=1e-6)
+    z, ga, act = torch.randn(shape), torch.randn(shape), Activation(activation, -0.5)
+    exact = z.double().requires_grad_()
+    a = {"relu": torch.relu, "tanh": torch.tanh}.get(
+        activation, lambda z: torch.nn.functional.leaky_relu(z, -0.5))(exact)
+    kept = z > 0 if activation == "leaky_relu" else a.detach().float()
+    expected, = torch.autograd.grad(a, exact, ga.double())
+    torch.testing.assert_close(passes.act_backward(ga, kept, act).double(), expected, rtol=1e-5, atol=1e-6)
 
 
 SHAPES = st.fixed_dictionaries({
@@ -223,7 +189,7 @@ SHAPES = st.fixed_dictionaries({
           suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(shape=SHAPES)
 def test_drawn_shapes(dtype, transposed, shape):
-    """Any stage of 1 to 7 pixels a side."""
+    """Any block on 1 to 7 pixels a side."""
     sides = zip(shape["size"], shape["kernel"], shape["stride"], shape["padding"], shape["extra"], strict=True)
     fitted = []
     for side, k, step, pad, extra in sides:  # bring into bounds rather than discard
@@ -234,5 +200,6 @@ def test_drawn_shapes(dtype, transposed, shape):
     groups = shape["groups"]
     case = ((shape["n"] * groups, shape["ci"], *size), shape["co"], kernel, stride, padding, extra, shape["bias"],
             groups)
-    judge_stage("triton", case, transposed, shape["activation"], dtype,
-                (groups, groups, 0, 0) if shape["norm"] else None)
+    many = shape["n"] > 1  # or a channel may have one value, and no variance
+    judge_block("triton", case, transposed, shape["activation"], dtype, norm=shape["norm"],
+                training=many and shape["norm"])

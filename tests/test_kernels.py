@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from fastgan import nn as fnn
 from fastgan import ops
+from fastgan.ops.library import PASSES
+from fastgan.ops.specs import ConvSpec
 from tests.near import KINK, judge
 from tests.test_ops import CASES, each_kind, layouts, name
 
@@ -114,68 +116,6 @@ def test_block_without_batch_statistics(impl, case, transposed, activation, mode
     judge_block(impl, case, transposed, activation, torch.float32, norm=mode == "evaluation", training=False)
 
 
-def stage_of(case: tuple[Any, ...], transposed: bool, activation: str, fuse: bool = True) -> Any:
-    def stage(impl: str, x: Tensor, weight: Tensor, bias: Tensor | None = None, **norm: Tensor) -> Any:
-        four = tuple(norm[key] for key in ("mean", "rstd", "gamma", "beta")) if norm else None
-        return ops.stage(x, four, activation, weight, bias, transposed=transposed, fuse=fuse, impl=impl,
-                         **fits(case, transposed))
-    return stage
-
-
-def with_norm(tensors: dict[str, Tensor], groups: tuple[int, int, int, int]) -> dict[str, Tensor]:
-    """A normalisation owed to x, each vector for so many groups ((C,) for 0)."""
-    channels = tensors["x"].shape[1]
-    shapes = [(g, channels) if g else (channels,) for g in groups]
-    values = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
-    values[1] = values[1].abs() + 0.5
-    values[3] += 1.0  # relu(beta) is not 0 beside the padding
-    return {**tensors, **dict(zip(("mean", "rstd", "gamma", "beta"), values, strict=True))}
-
-
-def judge_stage(impl: str, case: tuple[Any, ...], transposed: bool, activation: str, dtype: torch.dtype,
-                groups: tuple[int, int, int, int] | None = None, **more: Any) -> dict[str, Tensor]:
-    """With `groups` of the owed normalisation; None for none."""
-    tensors = draw(case, transposed, norm=False)
-    tensors = tensors if groups is None else with_norm(tensors, groups)
-    function = stage_of(case, transposed, activation)
-    y = function("reference", **tensors)[0]
-    terms = max(t.numel() // t.shape[1] for t in (tensors["x"], y))
-    return judge(function, impl, tensors, dtype, terms=terms, **more)
-
-
-@pytest.mark.parametrize(("case", "transposed", "activation"), identified(ALL[0::3]))
-def test_stage(impl, case, transposed, activation):
-    """The owed normalisation has the groups of the statistics; gradients come back through y, mean and var."""
-    judge_stage(impl, case, transposed, activation, torch.float32, (case[-1], case[-1], 0, 0))
-
-
-@pytest.mark.parametrize(("case", "transposed", "activation"), identified(ALL[2::6]))
-@each_narrow
-def test_stage_in_16_bits(impl, case, transposed, activation, dtype):
-    judge_stage(impl, case, transposed, activation, dtype, (0, 0, 0, 0))
-
-
-@each_kind
-@pytest.mark.parametrize("groups", [None, (2, 2, 2, 2), (3, 1, 0, 3), (0, 6, 6, 1), (1, 1, 1, 1)], ids=str)
-def test_stage_with_groups_of_its_own(impl, groups, transposed):
-    """Vectors for other groups than the statistics have, of all and of one mixed."""
-    judge_stage(impl, ((6, 5, 7, 6), 4, (3, 4), 2, 1, 1, True, 3), transposed, "leaky_relu", torch.float32, groups)
-
-
-@each_dtype
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("groups", [None, (0, 0, 0, 0), (3, 3, 0, 0), (1, 3, 3, 0)], ids=str)
-def test_normalise_activate(impl, groups, activation, dtype):
-    torch.manual_seed(0)
-    tensors = {"x": torch.randn(6, 37, 9, 7, dtype=torch.float64)}
-    tensors = tensors if groups is None else with_norm(tensors, groups)
-
-    def function(impl: str, x: Tensor, **norm: Tensor) -> list[Tensor]:
-        return [ops.normalise_activate(x, tuple(norm.values()) or None, activation, impl=impl)]
-
-    judge(function, impl, tensors, dtype, terms=6 * 9 * 7)
-
-
 @each_kind
 @pytest.mark.parametrize("layout", layouts(torch.zeros(1, 1, 1, 1)))
 def test_layouts(impl, layout, transposed):
@@ -186,7 +126,7 @@ def test_layouts(impl, layout, transposed):
 @each_kind
 def test_gradient_that_is_one_number_expanded(impl, transposed):
     tensors = {key: t.float().requires_grad_() for key, t in draw(CASES[0], transposed, norm=False).items()}
-    function = stage_of(CASES[0], transposed, "none")
+    function = block_of(CASES[0], transposed, "none")
     ours, theirs = (torch.autograd.grad(function(impl, **tensors)[0].sum(), list(tensors.values()))
                     for impl in (impl, "reference"))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
@@ -199,7 +139,8 @@ def test_statistics_are_those_of_the_stored_output(impl, ratio, dtype):
     case = ((4, 3, 17, 19), 5, (4, 4), 2, 1, 0, True, 2)
     tensors = draw(case, False, norm=False)
     tensors["bias"] = torch.full((5,), ratio, dtype=torch.float64)
-    y, mean, var = stage_of(case, False, "none")(impl, **{key: t.to(dtype) for key, t in tensors.items()})
+    x, weight, bias = (tensors[key].to(dtype) for key in ("x", "weight", "bias"))
+    y, (mean, var) = PASSES[impl].conv_forward(x, weight, bias, ConvSpec((2, 2), (1, 1)), 2)
     exact = torch.var_mean(y.double().unflatten(0, (2, -1)), (1, 3, 4), correction=0)
     # the interpreter adds hundreds of nearly equal numbers row by row
     torch.testing.assert_close(mean.double(), exact[1], rtol=2**-20, atol=1e-6)
@@ -211,10 +152,10 @@ def test_statistics_are_those_of_the_stored_output(impl, ratio, dtype):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_nan_and_infinity_stay_where_eager_has_them(impl, activation, value, transposed):
     case = ((2, 3, 9, 8), 4, (3, 4), 2, 1, 0, False, 1)
-    tensors = {key: t.float() for key, t in with_norm(draw(case, transposed, norm=False), (0, 0, 0, 0)).items()}
+    tensors = {key: t.float() for key, t in draw(case, transposed, norm=True).items()}
     tensors["x"][1, 2, 4, 3] = value
     tensors["x"].requires_grad_(), tensors["weight"].requires_grad_()
-    function = stage_of(case, transposed, activation)
+    function = block_of(case, transposed, activation, training=False)
     (ours, theirs) = (function(impl, **tensors) for impl in (impl, "reference"))
     torch.testing.assert_close(ours[0], theirs[0], equal_nan=True, rtol=1e-4, atol=1e-5)
     grads = [torch.autograd.grad(out[0].sum(), [tensors["x"], tensors["weight"]]) for out in (ours, theirs)]
@@ -265,7 +206,6 @@ def test_chain(impl, momentum, groups):
 def test_empty_batch(impl, transposed):
     case = ((0, 3, 17, 19), *CASES[0][1:])
     tensors = {key: t.float().requires_grad_() for key, t in draw(case, transposed, norm=False).items()}
-    outputs = stage_of(case, transposed, "relu")(impl, **tensors)
-    y = outputs[0]
+    y = block_of(case, transposed, "relu")(impl, **tensors)[0]
     assert y.shape[0] == 0 and [g.shape for g in torch.autograd.grad(y.sum(), list(tensors.values()))] == [
         t.shape for t in tensors.values()]

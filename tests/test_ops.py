@@ -151,73 +151,6 @@ def test_layouts_of_the_input(layout, transposed):
     assert torch.equal(x, before)
 
 
-def settled(y: Tensor, mean: Tensor, var: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, ...]:
-    """What a network of bare stages hands on, and the running statistics updated."""
-    count = y.numel() // (len(mean) * y.shape[1])
-    ops.update_running_statistics(norm.running_mean, norm.running_var, norm.num_batches_tracked, mean.detach(),
-                                  var.detach(), count, norm.momentum)
-    return mean, torch.rsqrt(var + norm.eps), norm.weight, norm.bias
-
-
-class Stages(nn.Module):
-    """conv, BN, leaky relu, transposed conv, BN, relu, conv, tanh: by layers, or by bare stages."""
-
-    def __init__(self, momentum: float | None = 0.1) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.c1, self.n1 = nn.Conv2d(3, 5, 4, 2, 1, bias=False), nn.BatchNorm2d(5, momentum=momentum)
-        self.c2 = nn.ConvTranspose2d(5, 7, 3, 2, 1, output_padding=1)
-        self.n2, self.c3 = nn.BatchNorm2d(7, momentum=momentum), nn.Conv2d(7, 2, 3, 1, 2)
-        for norm in (self.n1, self.n2):
-            nn.init.normal_(norm.weight, 1, 0.3), nn.init.normal_(norm.bias, 1.0)
-        self.double()
-
-    def layers(self, x: Tensor, groups: int) -> Tensor:
-        return torch.cat([self.c3(F.relu(self.n2(self.c2(F.leaky_relu(self.n1(self.c1(part)), 0.2))))).tanh()
-                          for part in x.chunk(groups)])
-
-    def stages(self, x: Tensor, groups: int) -> Tensor:
-        y, mean, var = ops.stage(x, None, "none", self.c1.weight, stat_groups=groups)
-        norm = settled(y, mean, var, self.n1)
-        y, mean, var = ops.stage(y, norm, "leaky_relu", self.c2.weight, self.c2.bias, output_padding=1,
-                                 transposed=True, stat_groups=groups)
-        assert mean.shape == var.shape == (groups, 7)
-        norm = settled(y, mean, var, self.n2)
-        y, _, _ = ops.stage(y, norm, "relu", self.c3.weight, self.c3.bias, stride=1, padding=2)
-        return ops.normalise_activate(y, None, "tanh")
-
-
-@pytest.mark.parametrize("groups", [1, 2, 3])
-@pytest.mark.parametrize("momentum", [0.1, None], ids=["momentum", "cumulative"])
-def test_network_of_bare_stages(groups, momentum):
-    """The padding after relu with beta near 1, statistics handed on, and what flows back through them."""
-    network = Stages(momentum)
-    other = copy.deepcopy(network)
-    x = torch.randn(6, 3, 11, 13, dtype=torch.float64)
-    for _ in range(2):
-        assert_same(results(lambda x: network.layers(x, groups), x, network),
-                    results(lambda x: other.stages(x, groups), x, other))
-    assert network.n1.num_batches_tracked == other.n1.num_batches_tracked == 2 * groups
-
-
-def test_padding_is_zero_after_the_activation():
-    """A pixel of the border sees relu(beta) = 3 inside and 0 outside, not 3 everywhere."""
-    x = torch.zeros(1, 1, 3, 3, dtype=torch.float64)
-    norm = tuple(torch.tensor([v], dtype=torch.float64) for v in (0.0, 1.0, 1.0, 3.0))
-    y, _, _ = ops.stage(x, norm, "relu", torch.ones(1, 1, 3, 3, dtype=torch.float64), stride=1, padding=1)
-    assert y[0, 0].tolist() == [[12, 18, 12], [18, 27, 18], [12, 18, 12]]
-
-
-def test_norm_of_groups_and_of_all_mix():
-    x = torch.randn(6, 2, 3, 3, dtype=torch.float64)
-    mean, gamma = torch.randn(3, 2, dtype=torch.float64), torch.randn(2, dtype=torch.float64)
-    one = torch.ones(2, dtype=torch.float64)
-    y = ops.normalise_activate(x, (mean, one, gamma, one), "none")
-    for g in range(3):
-        expected = (x[2 * g : 2 * g + 2] - mean[g][:, None, None]) * gamma[:, None, None] + 1
-        torch.testing.assert_close(y[2 * g : 2 * g + 2], expected)
-
-
 # how much further than eager a result may be from float64, plus one rounding unit of the largest element
 MARGIN = 1.5
 EPS = {torch.float32: 2**-24, torch.bfloat16: 2**-9, torch.float16: 2**-12}
@@ -252,8 +185,6 @@ def test_mean_ten_thousand_times_the_deviation():
         x = draw(case, torch.float32)
         y = exact.conv(x)
         conv, norm, eager = exact.conv, copy.deepcopy(exact.norm), F.relu(exact.norm(y))
-        _, mean, var = ops.stage(x, None, "none", conv.weight, conv.bias)
-        staged = ops.normalise_activate(y, settled(y, mean, var, copy.deepcopy(norm)), "relu")
         fused = ops.conv_bn_act(x, conv.weight, conv.bias, norm.weight, norm.bias, activation="relu")
         exact.double()
         # from the same rounded y: what is judged are the statistics, not the convolution
@@ -266,8 +197,6 @@ def test_mean_ten_thousand_times_the_deviation():
     unit = EPS[torch.float32] * right.abs().max()
     allowed = MARGIN * (eager - right).abs().max() + unit
     assert (fused - right).abs().max() <= allowed
-    # a stage hands the mean on in float32: one rounding of the mean, in units of the deviation
-    assert (staged - right).abs().max() <= allowed + (EPS[torch.float32] * y.mean((0, 2, 3)) / std * norm.weight).max()
 
 
 SMALL = [((2, 2, 3, 3), 1, (3, 2), 2, 1, 0, True, 1), ((4, 1, 2, 3), 1, (2, 2), 1, 1, 0, False, 2)]
@@ -288,19 +217,6 @@ def test_first_and_second_derivatives(case, activation, transposed):
 
     assert torch.autograd.gradcheck(block, inputs)
     assert torch.autograd.gradgradcheck(block, inputs)
-
-
-@each_kind
-def test_derivatives_of_the_bare_stage(transposed):
-    torch.manual_seed(0)
-    shapes = [(2, 2, 3, 3), (2, 2), (2, 2), (2,), (2,), (2, 2, 3, 2), (2,)]
-    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-
-    def stage(x, mean, rstd, gamma, beta, weight, bias):
-        return ops.stage(x, (mean, rstd, gamma, beta), "tanh", weight, bias, transposed=transposed, stat_groups=2)
-
-    assert torch.autograd.gradcheck(stage, inputs)
-    assert torch.autograd.gradgradcheck(stage, inputs)
 
 
 class ConvolutionBackwards(TorchDispatchMode):
@@ -434,32 +350,9 @@ def test_integers_of_numpy_are_integers(impl):
                for options in (given, {key: np.asarray(value)[()] if isinstance(value, int) else
                                        tuple(map(np.int64, value)) for key, value in given.items()})]
     assert torch.equal(*results)
-    y, *_ = ops.stage(x, None, "none", weight, stride=np.int32(2), transposed=True, stat_groups=np.int8(4), impl=impl)
-    assert torch.equal(y, ops.stage(x, None, "none", weight, stride=2, transposed=True, stat_groups=4, impl=impl)[0])
     for wrong in (np.float64(2), np.bool_(True), True, np.array([2])):
         with pytest.raises(TypeError, match="stride is "):
             ops.conv_bn_act(x, weight.transpose(0, 1), stride=wrong, impl=impl)
-
-
-@pytest.mark.parametrize(("norm", "error", "message"), [
-    (1.0, TypeError, "norm is 1.0"),
-    ((None,) * 4, TypeError, "norm's mean is None"),
-    ((torch.zeros(2),) * 4, FastganError, r"norm's mean of shape \(2,\): expected \(3,\) or \(G, 3\)"),
-    ((torch.zeros(3, 3),) * 4, FastganError, "one G for all, dividing the batch of 4"),
-    ((torch.zeros(2, 3), torch.zeros(4, 3), *(torch.zeros(3),) * 2), FastganError, "norm's rstd .* one G for all"),
-    ((torch.zeros(3).half(),) * 4, FastganError, "norm's mean of dtype torch.float16: expected torch.float32"),
-])
-def test_refused_norm(norm, error, message):
-    with pytest.raises(error, match=message):
-        ops.stage(GOOD["x"], norm, "relu", GOOD["weight"])
-
-
-def test_sixteen_bits_are_normalised_in_thirty_two():
-    """(x - mean) * rstd in bfloat16 would lose the difference of neighbours near 256."""
-    x = torch.tensor([256.0, 258.0]).bfloat16().view(2, 1, 1, 1)
-    norm = (torch.tensor([257.0]), torch.tensor([1.0]), torch.tensor([1.0]), torch.tensor([0.5]))
-    y = ops.normalise_activate(x, norm, "leaky_relu", negative_slope=0.5)
-    assert y.dtype == torch.bfloat16 and y.flatten().tolist() == [-0.25, 1.5]
 
 
 def test_autocast_as_for_eager_layers():

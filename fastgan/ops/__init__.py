@@ -2,17 +2,13 @@
 
     conv_bn_act, conv_transpose_bn_act    a convolution with what follows it: batch normalisation, activation
     chain                                 blocks of these in sequence, as `fastgan.nn.Chain` runs them
-    stage                                 what a kernel does: the normalisation and activation owed to its input, the
-                                          convolution, the statistics of the output
-    normalise_activate                    what is owed after the last stage
     update_running_statistics             what `nn.BatchNorm2d` keeps between batches
     logistic_loss                         binary cross-entropy of parts of a batch of logits, with its gradient
 
 `impl` names the engine: "reference" is the definition in PyTorch operators; "native" fused kernels in C++ around a
-library's convolution or a matrix product, where they were compiled; "triton" one kernel for each stage, on NVIDIA GPUs
-from sm_80 on (and in Triton's interpreter); "auto" follows the plan in use, for each pass of each stage
-(`fastgan.ops.plan`), and without one is the device's default: native on a CPU where it was compiled, else
-the reference.
+library's convolution or a matrix product, where they were compiled; "triton" kernels for NVIDIA GPUs from sm_80 on (and
+in Triton's interpreter); "auto" follows the plan in use, pass by pass (`fastgan.ops.plan`), and without one is the
+device's default: native on a CPU where it was compiled, else the reference.
 """
 
 from __future__ import annotations
@@ -30,14 +26,13 @@ from fastgan.ops.arguments import (
     check_groups,
     check_impl,
     check_logits,
-    check_norm,
     check_output_padding,
 )
-from fastgan.ops.layers import Activation, BatchNorm, Block, Convolution, Measurement, Norm, Owed
+from fastgan.ops.layers import Activation, BatchNorm, Block, Convolution
 from fastgan.ops.reference import update_running_statistics
 
 __all__ = ["Activation", "BatchNorm", "Block", "Convolution", "chain", "conv_bn_act", "conv_transpose_bn_act",
-           "logistic_loss", "normalise_activate", "stage", "update_running_statistics"]
+           "logistic_loss", "update_running_statistics"]
 
 
 def conv_bn_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, gamma: Tensor | None = None,
@@ -78,48 +73,6 @@ def conv_transpose_bn_act(x: Tensor, weight: Tensor, bias: Tensor | None = None,
                   activation, negative_slope, training, momentum, eps, stat_groups, impl)
 
 
-def stage(x: Tensor, norm: tuple[Tensor, Tensor, Tensor, Tensor] | None, activation: str, weight: Tensor,
-          bias: Tensor | None = None, *, stride: int | tuple[int, int] = 2, padding: int | tuple[int, int] = 1,
-          output_padding: int | tuple[int, int] = 0, transposed: bool = False, negative_slope: float = 0.2,
-          stat_groups: int = 1, fuse: bool = True, impl: str = "auto") -> tuple[Tensor, Tensor, Tensor]:
-    """Normalise and activate x, convolve it, measure the result.
-
-    Args:
-        x: (N, Ci, H, W), the raw output of the stage before, an image or a latent.
-        norm: (mean, rstd, gamma, beta) that are owed to x, each (G, Ci) or (Ci,), float32 (float64 for float64); or
-            None. activation: owed to x too, as in `conv_bn_act`; the padding is zero after it.
-        weight: (Co, Ci, kh, kw), or (Ci, Co, kh, kw) when transposed. bias: (Co,).
-        fuse: whether kernels do what is owed while they load x, or in a kernel of its own before; the same results.
-
-    Returns y (N, Co, Ho, Wo), channels_last, in x's dtype; mean and biased var (G, Co) of its `stat_groups` equal parts
-    in float32 (float64 for float64). Gradients flow through all three. Raises as `conv_bn_act` does.
-    """
-    check_impl(impl)
-    owed = check_activation(activation, negative_slope)
-    check_output_padding(output_padding, stride)
-    convolution, _ = check_convolution(x, weight, bias, stride, padding, output_padding, transposed)
-    stat_groups = check_groups(x, stat_groups)
-    known = check_norm(x, norm)
-    engine = engines.resolve(impl, x)
-    if engine.name != "reference":
-        y, statistics = autograd.stage(engine.name, engines.as_operand(x), _owed(known, owed), convolution, stat_groups,
-                                       Measurement(), fuse)
-        return y, statistics[0], statistics[1]
-    y = _channels_last(reference.stage(x, known, owed, convolution))
-    return y, *reference.measure(y, stat_groups)
-
-
-def normalise_activate(x: Tensor, norm: tuple[Tensor, Tensor, Tensor, Tensor] | None, activation: str, *,
-                       negative_slope: float = 0.2, impl: str = "auto") -> Tensor:
-    """act(gamma * (x - mean) * rstd + beta) for a raw output x (N, C, H, W); arguments as in `stage`."""
-    check_impl(impl)
-    owed, known = check_activation(activation, negative_slope), check_norm(x, norm)
-    engine = engines.resolve(impl, x)
-    if engine.name != "reference":
-        return _channels_last(autograd.normalise_activate(engine.name, x, _owed(known, owed)))
-    return _channels_last(reference.normalise_activate(x, known, owed))
-
-
 def logistic_loss(logits: Tensor, targets: Sequence[float], *, impl: str = "auto") -> tuple[Tensor, Tensor]:
     """Binary cross-entropy of G equal parts of a batch of logits, and how probable they call an image real.
 
@@ -137,7 +90,7 @@ def logistic_loss(logits: Tensor, targets: Sequence[float], *, impl: str = "auto
     numbers = check_logits(logits, targets)
     engine = engines.resolve_for(impl, "logits", logits, logits.dtype)
     if engine.name != "reference":
-        return autograd.logistic_loss(engine.name, logits, numbers)
+        return autograd.logistic_loss(logits, numbers, engine.name)
     return reference.logistic_loss(logits, numbers)
 
 
@@ -154,21 +107,14 @@ def _block(x: Tensor, weight: Tensor, bias: Tensor | None, gamma: Tensor | None,
            padding: int | tuple[int, int], output_padding: int | tuple[int, int], transposed: bool, activation: str,
            negative_slope: float, training: bool, momentum: float, eps: float, stat_groups: int, impl: str) -> Tensor:
     check_impl(impl)
-    owed = check_activation(activation, negative_slope)
+    act = check_activation(activation, negative_slope)
     check_output_padding(output_padding, stride)
     convolution, size = check_convolution(x, weight, bias, stride, padding, output_padding, transposed)
     stat_groups = check_groups(x, stat_groups)
     norm = check_batch_norm(x, convolution, size, gamma, beta, running_mean, running_var, training=training,
                             momentum=momentum, eps=eps, stat_groups=stat_groups)
-    block = Block(convolution, norm, owed)
+    block = Block(convolution, norm, act)
     return _channels_last(chain(x, [block], stat_groups=stat_groups, impl=impl))
-
-
-def _owed(norm: Norm | None, activation: Activation) -> Owed:
-    if norm is None:
-        return Owed(activation=activation)
-    mean, rstd = torch.broadcast_tensors(*(part.view(-1, part.shape[-1]) for part in norm[:2]))
-    return Owed(torch.stack([mean, rstd]), norm.gamma, norm.beta, activation)
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError
-from fastgan.ops.layers import ACTIVATIONS, ENGINES, Activation, BatchNorm, Convolution, Norm
-from fastgan.ops.reference import statistics_dtype
+from fastgan.ops.layers import ACTIVATIONS, ENGINES, Activation, BatchNorm, Convolution
 
 LARGEST_KERNEL, LARGEST_STRIDE = 7, 4
 # found at import: torch.compile of PyTorch 2.9 to 2.11 cannot trace the question
@@ -144,30 +143,6 @@ def check_layer_norm(norm: BatchNorm, x: Tensor, convolution: Convolution, size:
     if norm.batch_statistics and x.shape[0] // groups * size[0] * size[1] * processes == 1:
         raise FastganError("Expected more than 1 value per channel when training, got an output of "
                            f"{x.shape[0]}x{channels}x{size[0]}x{size[1]} in {groups} group(s)")
-
-
-def check_norm(x: Tensor, norm: Any) -> Norm | None:
-    """The known normalisation that is owed to x."""
-    if norm is None:
-        return None
-    if not isinstance(norm, tuple) or len(norm) != 4:
-        raise TypeError(f"norm is {_kind(norm)}, expected None or a tuple (mean, rstd, gamma, beta)")
-    groups, dtype, channels = 1, statistics_dtype(x.dtype), x.shape[1]
-    for name, part in zip(Norm._fields, norm, strict=True):
-        name = f"norm's {name}"
-        if not isinstance(part, Tensor):
-            raise TypeError(f"{name} is {_kind(part)}, expected a Tensor")
-        _device(name, part, x)
-        if part.dtype != dtype:
-            raise FastganError(f"{name} of dtype {part.dtype}: expected {dtype}")
-        if part.dim() not in (1, 2) or part.shape[-1] != channels:
-            raise FastganError(f"{name} of shape {tuple(part.shape)}: expected ({channels},) or (G, {channels})")
-        if part.dim() == 2 and part.shape[0] != 1:
-            if not part.shape[0] or x.shape[0] % part.shape[0] or groups not in (1, part.shape[0]):
-                raise FastganError(f"{name} of shape {tuple(part.shape)}: expected (G, {channels}) with one G for all, "
-                                   f"dividing the batch of {x.shape[0]}")
-            groups = part.shape[0]
-    return Norm(*norm)
 
 
 def check_logits(logits: Tensor, targets: Sequence[float]) -> tuple[float, ...]:

@@ -1,100 +1,149 @@
-"""The stage and the loss for autograd, around the operators of `library.py`.
+"""a = act(batch_norm(conv(x, weight) + bias)) for autograd: x and a are the tensors between eager PyTorch's layers. And
+the loss.
 
-A gradient of a gradient (create_graph=True: gradient penalties) is taken through the same formulas in PyTorch's own
-operators, `reference.stage_backward` and its like, which differentiate any number of times.
+An engine computes the passes (`passes.py`). Saved for backward are the inputs, and y with its mean and rstd, which the
+functions return beside a, marked non-differentiable. Where a gradient of a gradient is asked for (create_graph=True),
+backward computes these again from the inputs, without updating running statistics, and runs the reference's passes on
+them: the saved ones are constants to autograd.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastgan.ops import library, reference
-from fastgan.ops.layers import Activation, Convolution, Measurement, Owed
+from fastgan.ops import library, passes, reference, synchronised
+from fastgan.ops.arguments import check_convolution, check_layer_norm
+from fastgan.ops.casts import cast
+from fastgan.ops.layers import Activation, Block
+from fastgan.ops.library import PASSES
+from fastgan.ops.passes import RunningStats
+from fastgan.ops.reference import statistics_dtype
+from fastgan.ops.specs import BlockSpec, ConvSpec, NormSpec
 
 
-class _Stage(torch.autograd.Function):
-    """(x, statistics, gamma, beta, weight, bias) -> y, statistics of y."""
+def conv_bn_act(x: Tensor, block: Block, groups: int = 1, engine: str = "reference") -> Tensor:
+    """a (N, Co, Ho, Wo) of x (N, Ci, H, W), in x's dtype; in eager PyTorch's memory format by the reference, else
+    channels_last.
+
+    engine: "reference", "native", "triton" or "plan". Raises `FastganError` for shapes that do not fit.
+    """
+    norm, activation = block.norm, block.activation
+    convolution, size = check_convolution(x, *block.convolution)
+    conv, (weight, bias) = ConvSpec(*convolution[2:]), convolution[:2]
+    if norm is None:
+        return _ConvAct.apply(x, weight, bias, conv, activation, engine)[0]
+    check_layer_norm(norm, x, convolution, size, groups, max(synchronised.processes(), 1))
+    running = RunningStats(norm.running_mean, norm.running_var, norm.num_batches_tracked)
+    spec = BlockSpec(conv, NormSpec(norm.batch_statistics, norm.momentum, norm.eps, groups), activation)
+    return _ConvBNAct.apply(x, weight, bias, norm.gamma, norm.beta, *running, spec, engine)[0]
+
+
+class _ConvBNAct(torch.autograd.Function):
+    """(x, weight, bias, gamma, beta, running statistics) -> a, y, stats."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
-                weight: Tensor, bias: Tensor | None, engine: str, activation: Activation, geometry: tuple[Any, ...],
-                fuse: bool, groups: int, measurement: Measurement | None) -> tuple[Tensor, Tensor]:
-        measured = measurement is not None
-        y, out = library.stage(engine, x, statistics, gamma, beta, activation.name, activation.negative_slope, weight,
-                               bias, *geometry, fuse, groups, measured, *(measurement or Measurement()))
-        ctx.save_for_backward(x, statistics, gamma, beta, weight, bias, y, out)
-        ctx.static = engine, activation, geometry, fuse, None if measurement is None else measurement.spread
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
+                running_mean: Tensor | None, running_var: Tensor | None, num_batches_tracked: Tensor | None,
+                spec: BlockSpec, engine: str) -> tuple[Tensor, Tensor, Tensor]:
+        running = RunningStats(running_mean, running_var, num_batches_tracked)
+        y, statistics, count = _convolved(x, weight, bias, spec, engine)
+        a, stats = PASSES[engine].bn_act_forward(y, statistics, gamma, beta, running, count, spec.norm,
+                                                       spec.activation)
+        return a, y, stats
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *tensors, _, _, _, spec, engine = inputs
+        ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        if not measured:
-            ctx.mark_non_differentiable(out)
-        return y, out
+        ctx.save_for_backward(*tensors, *output[1:])
+        ctx.static = spec, engine
 
     @staticmethod
-    def backward(ctx: Any, gy: Tensor | None, gout: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, statistics, gamma, beta, weight, bias, y, out = ctx.saved_tensors
-        engine, activation, geometry, fuse, spread = ctx.static
-        if spread is None:
-            gout, spread = None, "var"  # nothing measured; a compiler may still send zeros
-        if gy is None and gout is None:
-            return (None,) * 12
-        gy = torch.zeros_like(y) if gy is None else gy
-        wants = ctx.needs_input_grad
-        needs = (wants[0], wants[4], wants[5], any(wants[1:4]))
+    def backward(ctx: Any, ga: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if ga is None:
+            return (None,) * 10
+        x, weight, bias, gamma, beta, y, stats = ctx.saved_tensors
+        spec, engine = ctx.static
+        needs_x, needs_weight, needs_bias, needs_gamma, needs_beta = ctx.needs_input_grad[:5]
         if torch.is_grad_enabled():
-            gx, gweight, gbias, gnorm = reference.stage_backward(
-                gy, gout, y, out, x, Owed(statistics, gamma, beta, activation), Convolution(weight, bias, *geometry),
-                spread, needs)
-        else:
-            gx, gweight, gbias, gnorm = library.stage_backward(
-                engine, gy, gout, y, out, x, statistics, gamma, beta, activation.name, activation.negative_slope,
-                weight, bias, *geometry, fuse, spread, needs)
-            if wants[4] and gweight.stride() != weight.stride():
-                # an optimizer that goes through memory (Adam, fused) takes strides for granted, on a CPU in silence
-                gweight = torch.empty_like(weight).copy_(gweight)
-        return (gx if wants[0] else None, *_of_norm(gnorm, statistics, gamma, beta, wants[1:4]),
-                gweight if wants[4] else None, gbias if wants[5] else None, *(None,) * 6)
+            engine, (y, stats) = "reference", _again(x, weight, bias, stats, spec)
+        kernels, trains, sums = PASSES[engine], spec.norm.batch_statistics, None
+        gx = gweight = gbias = ggamma = gbeta = None
+        if trains or needs_bias or needs_gamma or needs_beta:
+            sums = kernels.bn_backward_sums(ga, y, stats, gamma, beta, spec.activation)
+            gbeta, ggamma = sums[:, 0] if sums.shape[1] == 1 else sums.sum(1)
+            if needs_bias:  # the mean takes a constant away again: with statistics of the batch, there is no gradient
+                gbias = torch.zeros_like(gbeta) if trains else gbeta * stats[1, 0] * (1 if gamma is None else gamma)
+        if needs_x or needs_weight:
+            all_sums, count = _over_processes(sums if trains else None, y.numel() // (y.shape[1] * spec.norm.groups))
+            g = kernels.bn_backward_apply(ga, y, stats, gamma, beta, all_sums, count, spec.activation)
+            gx, gweight = _conv_backward(g, x, weight, spec.conv, needs_x, needs_weight, kernels)
+        return (gx, gweight, _like(gbias, bias, needs_bias), _like(ggamma, gamma, needs_gamma),
+                _like(gbeta, beta, needs_beta), None, None, None, None, None)
 
 
-class _NormaliseActivate(torch.autograd.Function):
-    """(x, statistics, gamma, beta) -> a."""
+class _ConvAct(torch.autograd.Function):
+    """(x, weight, bias) -> a, and of leaky_relu the mask z > 0 unless its layer is in-place, else (0,).
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
-                engine: str, activation: Activation) -> Tensor:
-        ctx.save_for_backward(x, statistics, gamma, beta)
-        ctx.static = engine, activation
-        return library.normalise_activate(engine, x, statistics, gamma, beta, activation.name,
-                                          activation.negative_slope)
+    The mask serves negative slopes, and leaves a free to be overwritten, as eager PyTorch does; what relu, tanh and an
+    in-place leaky_relu need is a itself, there too.
+    """
 
     @staticmethod
-    def backward(ctx: Any, gout: Tensor) -> tuple[Tensor | None, ...]:
-        x, statistics, gamma, beta = ctx.saved_tensors
-        (engine, activation), wants = ctx.static, ctx.needs_input_grad
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, activation: Activation,
+                engine: str) -> tuple[Tensor, Tensor]:
+        return PASSES[engine].conv_act_forward(x, *_narrow(x, weight, bias), conv, activation)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, weight, bias, conv, activation, engine = inputs
+        a, mask = output
+        ctx.mark_non_differentiable(mask)
+        ctx.set_materialize_grads(False)
+        keeps_a = mask.numel() == 0 and activation.name != "none"
+        ctx.save_for_backward(x, weight, bias, a if keeps_a else mask)
+        ctx.static = conv, activation, engine
+
+    @staticmethod
+    def backward(ctx: Any, ga: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if ga is None:
+            return (None,) * 6
+        x, weight, bias, kept = ctx.saved_tensors
+        conv, activation, engine = ctx.static
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
-            gx, gnorm = reference.normalise_activate_backward(gout, x, Owed(statistics, gamma, beta, activation))
-        else:
-            gx, gnorm = library.normalise_activate_backward(engine, gout, x, statistics, gamma, beta,
-                                                            activation.name, activation.negative_slope)
-        return gx if wants[0] else None, *_of_norm(gnorm, statistics, gamma, beta, wants[1:4]), None, None
+            engine = "reference"
+            a, mask = passes.conv_act_forward(x, *_narrow(x, weight, bias), conv, activation)
+            kept = mask if mask.numel() else a
+        kernels = PASSES[engine]
+        g = kernels.act_backward(ga, kept, activation)
+        gx, gweight = _conv_backward(g, x, weight, conv, needs_x, needs_weight, kernels)
+        gbias = g.sum((0, 2, 3), dtype=statistics_dtype(g.dtype)) if needs_bias else None
+        return gx, gweight, _like(gbias, bias, needs_bias), None, None, None
 
 
 class _LogisticLoss(torch.autograd.Function):
-    """logits -> loss, probability."""
+    """logits -> loss, probability, the gradient of each part's loss."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, engine: str, targets: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-        loss, probability, gradient = library.logistic_loss(engine, logits, targets)
-        ctx.save_for_backward(logits, gradient)
-        ctx.targets = targets
+    def forward(logits: Tensor, targets: tuple[float, ...], engine: str) -> tuple[Tensor, Tensor, Tensor]:
+        return PASSES[engine].logistic_loss(logits, targets)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        logits, ctx.targets, _ = inputs
+        ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(probability)
-        return loss, probability
+        ctx.save_for_backward(logits, output[2])
 
     @staticmethod
-    def backward(ctx: Any, gloss: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, gloss: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None]:
         if gloss is None:
             return None, None, None
         logits, gradient = ctx.saved_tensors
@@ -105,34 +154,61 @@ class _LogisticLoss(torch.autograd.Function):
         return glogits.to(logits.dtype), None, None
 
 
-def stage(engine: str, x: Tensor, owed: Owed, convolution: Convolution, groups: int, measurement: Measurement | None,
-          fuse: bool) -> tuple[Tensor, Tensor]:
-    """y (N, Co, Ho, Wo), channels_last, and its statistics [2, G, Co], (0,) without a measurement."""
-    weight, bias, *geometry = convolution
-    return _Stage.apply(x, *owed[:3], weight, bias, engine, owed.activation, tuple(geometry), fuse, groups, measurement)
-
-
-def normalise_activate(engine: str, x: Tensor, owed: Owed) -> Tensor:
-    if owed.statistics is None and owed.activation.name == "none":
-        return x
-    return _NormaliseActivate.apply(x, *owed[:3], engine, owed.activation)
-
-
-def logistic_loss(engine: str, logits: Tensor, targets: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    """Loss and probability (G,)."""
-    loss, probability = _LogisticLoss.apply(logits, engine, targets)
+def logistic_loss(logits: Tensor, targets: Sequence[float], engine: str) -> tuple[Tensor, Tensor]:
+    """Loss and probability (G,) of G equal parts of logits (N,); engine: as in `conv_bn_act`."""
+    loss, probability, _ = _LogisticLoss.apply(logits, tuple(targets), engine)
     return loss, probability
 
 
-def _of_norm(gnorm: Tensor, statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
-             wants: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-    """Gradients of statistics, gamma and beta, in their shapes, from [4, G, C]."""
-    if statistics is None or gamma is None or beta is None or not any(wants):
-        return None, None, None
-    gstatistics = gnorm[:2] if statistics.shape[1] == gnorm.shape[1] else gnorm[:2].sum(1, keepdim=True)
-    affine = gnorm[2:]
-    if gamma.numel() == beta.numel() == gnorm.shape[2] < affine[0].numel():
-        affine = affine.sum(1)
-    ggamma, gbeta = (g.view(part.shape) if g.numel() == part.numel() else g.sum(0).view(part.shape)
-                     for g, part in zip(affine, (gamma, beta), strict=True))
-    return tuple(g if wanted else None for g, wanted in zip((gstatistics, ggamma, gbeta), wants, strict=True))
+# `apply` asks for the signature in every call, and making it takes 60 us
+for _function in (_ConvBNAct, _ConvAct, _LogisticLoss):
+    vars(_function.forward)["__signature__"] = inspect.signature(_function.forward)
+
+
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, spec: BlockSpec,
+               engine: str) -> tuple[Tensor, Tensor | None, int]:
+    """y; statistics [2, G, C] of the batch, over all processes where they are synchronized, or None where the next pass
+    takes them from y; the number of elements of each."""
+    processes = synchronised.processes() if spec.norm.batch_statistics else 0
+    wanted = spec.norm.batch_statistics and (processes > 0 or library.takes_statistics(engine, x.device))
+    y, statistics = PASSES[engine].conv_forward(x, *_narrow(x, weight, bias), spec.conv,
+                                                spec.norm.groups if wanted else 0)
+    count = y.numel() // (y.shape[1] * spec.norm.groups)
+    if processes:
+        return y, synchronised.merged(statistics), count * processes
+    return y, statistics if wanted else None, count
+
+
+def _again(x: Tensor, weight: Tensor, bias: Tensor | None, stats: Tensor, spec: BlockSpec) -> tuple[Tensor, Tensor]:
+    """y and stats as functions of the inputs."""
+    y, statistics, count = _convolved(x, weight, bias, spec, "reference")
+    if not spec.norm.batch_statistics:
+        return y, stats
+    return y, passes.batch_stats(y, statistics, RunningStats(), count, spec.norm)
+
+
+def _over_processes(sums: Tensor | None, count: int) -> tuple[Tensor | None, int]:
+    """Sums, and the number of elements that they are over, of all processes where statistics are synchronized."""
+    processes = synchronised.processes()
+    return (sums, count) if sums is None or not processes else (synchronised.total(sums), count * processes)
+
+
+def _like(gradient: Tensor | None, parameter: Tensor | None, needed: bool) -> Tensor | None:
+    return gradient.to(parameter.dtype) if needed and gradient is not None and parameter is not None else None
+
+
+def _narrow(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias in x's dtype. Lent copies of weights have no history, so they are not for differentiation."""
+    narrow = weight.to(x.dtype) if torch.is_grad_enabled() else cast(weight, x.dtype)
+    return narrow, None if bias is None else bias.to(x.dtype)
+
+
+def _conv_backward(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, needs_x: bool, needs_weight: bool,
+                   kernels: Any) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of x and of weight, the latter in weight's dtype and strides."""
+    gx = kernels.dgrad(g, x, _narrow(x, weight, None)[0], conv) if needs_x else None
+    gweight = kernels.wgrad(g, x, weight, conv) if needs_weight else None
+    if gweight is not None and gweight.stride() != weight.stride():
+        # a fused optimizer walks through memory and takes equal strides for granted
+        gweight = torch.empty_like(weight).copy_(gweight)
+    return gx, gweight

@@ -1,10 +1,8 @@
 """The engines behind `impl`, as one interface: `run(x, blocks, groups)` takes x through blocks in order.
 
     Reference     the eager layers, as PyTorch operators
-    Operations    one operation a block (`operation.py`): the native engine and plans on a CPU, and the reference where
-                  statistics are those of several processes
-    Stages        the older contract, in which the next block's convolution does a block's batch normalisation and
-                  activation: Triton, and the native engine and plans on a GPU
+    Operations    one operation a block (`autograd.py`): the other engines, and the reference where statistics are
+                  those of several processes
 """
 
 from __future__ import annotations
@@ -18,10 +16,10 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError, first_line
-from fastgan.ops import autograd, plan, reference, synchronised
-from fastgan.ops.arguments import autocast, check_convolution, check_layer_norm
-from fastgan.ops.layers import Block, Owed
-from fastgan.ops.operation import conv_bn_act
+from fastgan.ops import plan, reference, synchronised
+from fastgan.ops.arguments import autocast
+from fastgan.ops.autograd import conv_bn_act
+from fastgan.ops.layers import Block
 
 OLDEST = (8, 0)  # compute capability from which Triton's dot products run on tensor cores
 
@@ -38,7 +36,7 @@ class Reference:
     name = "reference"
 
     def run(self, x: Tensor, blocks: Sequence[Block], groups: int) -> Tensor:
-        for convolution, norm, activation, _ in blocks:
+        for convolution, norm, activation in blocks:
             x = reference.normalise_activate(reference.convolve(x, convolution), norm, activation, groups)
         return x
 
@@ -55,43 +53,8 @@ class Operations:
         return x
 
 
-class Stages:
-    """`fastgan.ops.native`, `fastgan.ops.triton` or what a plan makes of both, for float32, float16 and bfloat16."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def run(self, x: Tensor, blocks: Sequence[Block], groups: int) -> Tensor:
-        owes = Owed()
-        for block in blocks:
-            x, owes = self.stage(x, owes, block, groups)
-        return autograd.normalise_activate(self.name, x, owes)
-
-    def stage(self, x: Tensor, owes: Owed, block: Block, groups: int) -> tuple[Tensor, Owed]:
-        norm, x = block.norm, as_operand(x)
-        convolution, size = check_convolution(x, *block.convolution)
-        if norm is None:
-            y, _ = autograd.stage(self.name, x, owes, convolution, 1, None, block.fuse)
-            return y, Owed(activation=block.activation)
-        check_layer_norm(norm, x, convolution, size, groups, max(synchronised.processes(), 1))
-        channels = convolution.channels()[1]
-        wide = reference.statistics_dtype(x.dtype)
-        gamma = x.new_ones(channels, dtype=wide) if norm.gamma is None else norm.gamma.to(wide)
-        beta = torch.zeros_like(gamma) if norm.beta is None else norm.beta.to(wide)
-        if not norm.batch_statistics:
-            assert norm.running_mean is not None and norm.running_var is not None
-            statistics = torch.stack([norm.running_mean.to(wide), torch.rsqrt(norm.running_var.to(wide) + norm.eps)])
-            y, _ = autograd.stage(self.name, x, owes, convolution, 1, None, block.fuse)
-            return y, Owed(statistics[:, None], gamma, beta, block.activation)
-        count = x.shape[0] // groups * size[0] * size[1]
-        y, statistics = autograd.stage(self.name, x, owes, convolution, groups, synchronised.measurement(norm),
-                                       block.fuse)
-        return y, Owed(synchronised.normalisation(statistics, norm, count), gamma, beta, block.activation)
-
-
 REFERENCE, DEFINITION = Reference(), Operations("reference")
-_ON_CPU: dict[str, Engine] = {"native": Operations("native"), "plan": Operations("plan"), "triton": Stages("triton")}
-_ELSEWHERE: dict[str, Engine] = {name: Stages(name) for name in _ON_CPU}
+_ENGINES: dict[str, Engine] = {name: Operations(name) for name in ("native", "triton", "plan")}
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -121,7 +84,7 @@ def resolve_for(impl: str, name: str, x: Tensor, dtype: torch.dtype) -> Engine:
     if check_device(impl, x.device) and dtype == torch.bfloat16:
         raise FastganError(f"{name} of dtype torch.bfloat16: Triton's interpreter computes it wrongly, expected "
                            "torch.float32 or torch.float16")
-    return (_ON_CPU if x.device.type == "cpu" else _ELSEWHERE)[impl]
+    return _ENGINES[impl]
 
 
 def named(impl: str, device: torch.device, dtype: torch.dtype) -> str:

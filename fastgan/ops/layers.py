@@ -40,15 +40,6 @@ class Convolution(NamedTuple):
         return h, w
 
 
-class Norm(NamedTuple):
-    """A normalisation whose statistics are known: each (G, C) or (C,), float32 (float64 for float64 inputs)."""
-
-    mean: Tensor
-    rstd: Tensor
-    gamma: Tensor
-    beta: Tensor
-
-
 class BatchNorm(NamedTuple):
     """A batch normalisation as its layer stands; gamma, beta and the running statistics are (C,) or None.
 
@@ -111,13 +102,8 @@ class Measurement(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Convolution, then batch normalisation if there is one, then activation.
-
-    `fuse`: whether an engine of kernels does what is owed to the convolution's input while it loads it, or in a kernel
-    of its own before; the results are the same.
-    """
+    """Convolution, then batch normalisation if there is one, then activation."""
 
     convolution: Convolution
     norm: BatchNorm | None = None
     activation: Activation = Activation()
-    fuse: bool = True

@@ -1,117 +1,145 @@
-"""The stage and the loss as operators of `torch.library`, and what happens when a kernel cannot run.
+"""The passes of `passes.py` as operators of `torch.library`, so that compilers and fake tensors see them whole.
 
-Each takes the name of the engine that computes it, "native" or "triton", before everything else; or "plan", which asks
-the plan in use (`fastgan.ops.plan`).
-
-    fastgan::stage                 y (N, Co, Ho, Wo), channels_last, and statistics [2, G, Co] or (0,)
-    fastgan::stage_backward        gradients of x, weight, bias and of what is owed [4, G, Ci]; (0,) where not needed
-    fastgan::normalise_activate, fastgan::normalise_activate_backward
-    fastgan::logistic_loss         loss and probability (G,), and the gradient (N,) of each part's loss; all float32
-
-Autograd stands one floor up (`autograd.py`). A kernel that does not compile, or does not fit the device, is named once
-in a warning; from then on its operator is computed by the reference. A device that an earlier kernel has made unusable
-is an error.
+Each takes the name of the engine that computes it before everything else, "native", "triton" or "plan", and the
+specification of the operation spelled out. Autograd is outside of them (`autograd.py`).
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
-from importlib import import_module
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastgan.errors import KernelError
-from fastgan.ops import definition, dispatch
-from fastgan.ops.definition import nothing
-from fastgan.ops.dispatch import empty, failed, raise_if_lost
-from fastgan.ops.layers import Activation, Convolution, Measurement, Owed
+from fastgan.ops import dispatch, passes
+from fastgan.ops.dispatch import empty
+from fastgan.ops.layers import Activation, Convolution
+from fastgan.ops.passes import RunningStats
+from fastgan.ops.reference import statistics_dtype
+from fastgan.ops.specs import ConvSpec, NormSpec
 
-_OWED = "Tensor? owed, Tensor? gamma, Tensor? beta, str activation, float negative_slope"
-_CONVOLUTION = ("Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] output_padding, bool transposed, "
-                "bool fuse")
-_SCHEMAS = {
-    "stage": f"(str engine, Tensor x, {_OWED}, {_CONVOLUTION}, int groups, bool measures, float? eps, "
-             "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, float? momentum) "
-             "-> (Tensor, Tensor)",
-    "stage_backward": f"(str engine, Tensor gy, Tensor? gstatistics, Tensor y, Tensor statistics, Tensor x, {_OWED}, "
-                      f"{_CONVOLUTION}, str spread, bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor)",
-    "normalise_activate": f"(str engine, Tensor x, {_OWED}) -> Tensor",
-    "normalise_activate_backward": f"(str engine, Tensor gout, Tensor x, {_OWED}) -> (Tensor, Tensor)",
+_CONV = "int[2] stride, int[2] padding, int[2] output_padding, bool transposed"
+_ACT = "str activation, float negative_slope, bool inplace"
+_NORM = "bool batch_statistics, float? momentum, float eps, int groups"
+_OF_BN = "Tensor ga, Tensor y, Tensor stats, Tensor? gamma, Tensor? beta"
+SCHEMAS = {
+    "conv_forward": f"(str engine, Tensor x, Tensor weight, Tensor? bias, {_CONV}, int groups) -> (Tensor, Tensor)",
+    "conv_act_forward": f"(str engine, Tensor x, Tensor weight, Tensor? bias, {_CONV}, {_ACT}) -> (Tensor, Tensor)",
+    "bn_act_forward": "(str engine, Tensor y, Tensor? statistics, Tensor? gamma, Tensor? beta, Tensor(a!)? "
+                      "running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, SymInt count, "
+                      f"{_NORM}, {_ACT}) -> (Tensor, Tensor)",
+    "bn_backward_sums": f"(str engine, {_OF_BN}, {_ACT}) -> Tensor",
+    "bn_backward_apply": f"(str engine, {_OF_BN}, Tensor? sums, SymInt count, {_ACT}) -> Tensor",
+    "act_backward": f"(str engine, Tensor ga, Tensor kept, {_ACT}) -> Tensor",
+    "dgrad": f"(str engine, Tensor g, Tensor x, Tensor weight, {_CONV}) -> Tensor",
+    "wgrad": f"(str engine, Tensor g, Tensor x, Tensor weight, {_CONV}) -> Tensor",
     "logistic_loss": "(str engine, Tensor logits, float[] targets) -> (Tensor, Tensor, Tensor)",
 }
-_library = torch.library.Library("fastgan", "DEF")
 
 
-def run(engine: str, name: str, *arguments: Any, **choice: Any) -> Any:
-    """What the engine's function of that name computes, or the definition where its kernels cannot."""
-    if engine != "reference" and name not in failed(engine):
-        try:
-            return getattr(import_module(f"fastgan.ops.{engine}.engine"), name)(*arguments, **choice)
-        except KernelError as error:
-            raise_if_lost()
-            dispatch._failed.add((engine, name))
-            warnings.warn(f"fastgan: {error}; fastgan::{name} goes on with the reference engine", stacklevel=2)
-    return getattr(definition, name)(*arguments)
+class Passes:
+    """An engine's passes, with the names, arguments and results of `fastgan.ops.passes`."""
+
+    def __init__(self, engine: str) -> None:
+        self.engine = engine
+
+    def conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec,
+                     groups: int) -> tuple[Tensor, Tensor]:
+        return _ops.conv_forward(self.engine, x, weight, bias, *conv, groups)
+
+    def conv_act_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec,
+                         activation: Activation) -> tuple[Tensor, Tensor]:
+        return _ops.conv_act_forward(self.engine, x, weight, bias, *conv, *activation)
+
+    def bn_act_forward(self, y: Tensor, statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
+                       running: RunningStats, count: int, norm: NormSpec,
+                       activation: Activation) -> tuple[Tensor, Tensor]:
+        return _ops.bn_act_forward(self.engine, y, statistics, gamma, beta, *running, count, *norm, *activation)
+
+    def bn_backward_sums(self, ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
+                         activation: Activation) -> Tensor:
+        return _ops.bn_backward_sums(self.engine, ga, y, stats, gamma, beta, *activation)
+
+    def bn_backward_apply(self, ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
+                          sums: Tensor | None, count: int, activation: Activation) -> Tensor:
+        return _ops.bn_backward_apply(self.engine, ga, y, stats, gamma, beta, sums, count, *activation)
+
+    def act_backward(self, ga: Tensor, kept: Tensor, activation: Activation) -> Tensor:
+        return ga if activation.name == "none" else _ops.act_backward(self.engine, ga, kept, *activation)
+
+    def dgrad(self, g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
+        return _ops.dgrad(self.engine, g, x, weight, *conv)
+
+    def wgrad(self, g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
+        return _ops.wgrad(self.engine, g, x, weight, *conv)
+
+    def logistic_loss(self, logits: Tensor, targets: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
+        return _ops.logistic_loss(self.engine, logits, targets)
 
 
-def _owed(statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None, activation: str,
-          negative_slope: float) -> Owed:
-    return Owed(statistics, gamma, beta, Activation(activation, negative_slope))
+# by engine; the reference's are functions, which compilers see through
+PASSES: dict[str, Any] = {"reference": passes, **{name: Passes(name) for name in ("native", "triton", "plan")}}
 
 
-def _convolution(weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], output_padding: list[int],
-                 transposed: bool) -> Convolution:
-    return Convolution(weight, bias, (stride[0], stride[1]), (padding[0], padding[1]),
-                       (output_padding[0], output_padding[1]), transposed)
+def takes_statistics(engine: str, device: torch.device) -> bool:
+    """Whether an engine's convolutions take the statistics of their results; otherwise `bn_act_forward` does."""
+    return engine == "triton" or (engine == "plan" and device.type == "cuda")
 
 
-def _stage(engine: str, x: Tensor, *arguments: Any) -> Any:
-    owed, convolution = _owed(*arguments[:5]), _convolution(*arguments[5:11])
-    fuse, groups, measures, *rest = arguments[11:]
-    return run(engine, "stage", x, owed, convolution, groups, Measurement(*rest) if measures else None, fuse)
+def _conv(stride: list[int], padding: list[int], output_padding: list[int], transposed: bool) -> ConvSpec:
+    return ConvSpec((stride[0], stride[1]), (padding[0], padding[1]), (output_padding[0], output_padding[1]),
+                    transposed)
 
 
-def _stage_fake(engine: str, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    convolution, (_, groups, measures) = _convolution(*arguments[5:11]), arguments[11:14]
-    channels = convolution.channels()[1]
-    y = empty(x, x.shape[0], channels, *convolution.size(x))
-    return y, x.new_empty((2, groups, channels), dtype=torch.float32) if measures else nothing(x)
+def _conv_forward(engine: str, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Any:
+    return _run(engine, "conv_forward", x, weight, bias, _conv(*rest[:4]), rest[4])
 
 
-def _stage_backward(engine: str, gy: Tensor, gstatistics: Tensor | None, y: Tensor, statistics: Tensor, x: Tensor,
-                    *arguments: Any) -> Any:
-    owed, convolution = _owed(*arguments[:5]), _convolution(*arguments[5:11])
-    fuse, spread, needs = arguments[11:]
-    return run(engine, "stage_backward", gy, gstatistics, y, statistics, x, owed, convolution, spread, fuse, needs)
+def _conv_act_forward(engine: str, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Any:
+    return _run(engine, "conv_act_forward", x, weight, bias, _conv(*rest[:4]), Activation(*rest[4:]))
 
 
-def _stage_backward_fake(engine: str, gy: Tensor, gstatistics: Tensor | None, y: Tensor, statistics: Tensor,
-                         x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    owed, (weight, bias), (needs_x, needs_weight, needs_bias, needs_norm) = (
-        _owed(*arguments[:5]), arguments[5:7], arguments[13])
-    return (empty(x, *x.shape) if needs_x or needs_norm else nothing(x, x.dtype),
-            empty(weight, *weight.shape) if needs_weight else nothing(x, x.dtype),
-            torch.empty_like(bias) if needs_bias and bias is not None else nothing(x, x.dtype),
-            _norm_gradient_like(x, owed) if needs_x or needs_norm else nothing(x, x.dtype))
+def _bn_act_forward(engine: str, y: Tensor, statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
+                    *rest: Any) -> Any:
+    return _run(engine, "bn_act_forward", y, statistics, gamma, beta, RunningStats(*rest[:3]), rest[3],
+                NormSpec(*rest[4:8]), Activation(*rest[8:]))
 
 
-def _normalise_activate(engine: str, x: Tensor, *arguments: Any) -> Any:
-    return run(engine, "normalise_activate", x, _owed(*arguments))
+def _of_bn(name: str) -> Callable[..., Any]:
+    return lambda engine, *given: _run(engine, name, *given[:-3], Activation(*given[-3:]))
 
 
-def _normalise_activate_backward(engine: str, gout: Tensor, x: Tensor, *arguments: Any) -> Any:
-    return run(engine, "normalise_activate_backward", gout, x, _owed(*arguments))
+def _of_conv(name: str) -> Callable[..., Any]:
+    return lambda engine, *given: _run(engine, name, *given[:3], _conv(*given[3:]))
 
 
-def _normalise_activate_backward_fake(engine: str, gout: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    return empty(x, *x.shape), _norm_gradient_like(x, _owed(*arguments))
+def _run(engine: str, name: str, *arguments: Any) -> Any:
+    with torch._C._AutoDispatchBelowADInplaceOrView():  # or autograd takes results for views of their [N, H, W, C] form
+        return dispatch.run(engine, name, *arguments)
 
 
 def _logistic_loss(engine: str, logits: Tensor, targets: list[float]) -> Any:
-    return dispatch.run(engine, "logistic_loss", logits, targets)
+    return _run(engine, "logistic_loss", logits, targets)
+
+
+def _y_like(x: Tensor, weight: Tensor, conv: tuple[Any, ...]) -> Tensor:
+    convolution = Convolution(weight, None, *_conv(*conv))
+    return empty(x, x.shape[0], convolution.channels()[1], *convolution.size(x))
+
+
+def _conv_forward_fake(engine: str, x: Tensor, weight: Tensor, bias: Tensor | None,
+                       *rest: Any) -> tuple[Tensor, Tensor]:
+    y, groups = _y_like(x, weight, rest[:4]), rest[4]
+    shape = (2, groups, y.shape[1]) if groups else (0,)
+    return y, y.new_empty(shape, dtype=statistics_dtype(y.dtype))
+
+
+def _conv_act_forward_fake(engine: str, x: Tensor, weight: Tensor, bias: Tensor | None,
+                           *rest: Any) -> tuple[Tensor, Tensor]:
+    y, (name, _, inplace) = _y_like(x, weight, rest[:4]), rest[4:]
+    masked = name == "leaky_relu" and not inplace
+    return y, torch.empty_like(y, dtype=torch.bool) if masked else y.new_empty(0, dtype=torch.bool)
 
 
 def _logistic_loss_fake(engine: str, logits: Tensor, targets: list[float]) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,33 +148,30 @@ def _logistic_loss_fake(engine: str, logits: Tensor, targets: list[float]) -> tu
     return loss, probability, gradient
 
 
-def _norm_gradient_like(x: Tensor, owed: Owed) -> Tensor:
-    if owed.statistics is None:
-        return nothing(x, x.dtype)
-    return x.new_empty((4, owed.groups(), x.shape[1]), dtype=torch.float32)
+def _bn_act_forward_fake(engine: str, y: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    batch_statistics, _, _, groups = rest[7:11]
+    shape = (2, groups if batch_statistics else 1, y.shape[1])
+    return empty(y, *y.shape), y.new_empty(shape, dtype=statistics_dtype(y.dtype))
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {  # for those who look inside an operator (`fastgan.verify.cost`)
-    "stage": _stage, "stage_backward": _stage_backward, "normalise_activate": _normalise_activate,
-    "normalise_activate_backward": _normalise_activate_backward, "logistic_loss": _logistic_loss}
-_FAKES: dict[str, Callable[..., Any]] = {"stage": _stage_fake, "stage_backward": _stage_backward_fake,
-          "normalise_activate": lambda engine, x, *_: empty(x, *x.shape),
-          "normalise_activate_backward": _normalise_activate_backward_fake, "logistic_loss": _logistic_loss_fake}
+    "conv_forward": _conv_forward, "conv_act_forward": _conv_act_forward, "bn_act_forward": _bn_act_forward,
+    "bn_backward_sums": _of_bn("bn_backward_sums"), "bn_backward_apply": _of_bn("bn_backward_apply"),
+    "act_backward": _of_bn("act_backward"), "dgrad": _of_conv("dgrad"), "wgrad": _of_conv("wgrad"),
+    "logistic_loss": _logistic_loss}
+_FAKES: dict[str, Callable[..., Any]] = {
+    "conv_forward": _conv_forward_fake, "conv_act_forward": _conv_act_forward_fake,
+    "bn_act_forward": _bn_act_forward_fake,
+    "bn_backward_sums": lambda engine, ga, y, stats, *_: torch.empty_like(stats),
+    "bn_backward_apply": lambda engine, ga, *_: empty(ga, *ga.shape),
+    "act_backward": lambda engine, ga, *_: empty(ga, *ga.shape),
+    "dgrad": lambda engine, g, x, *_: empty(x, *x.shape),
+    "wgrad": lambda engine, g, x, weight, *_: empty(weight, *weight.shape),
+    "logistic_loss": _logistic_loss_fake}
 
-
-def define(schemas: dict[str, str], implementations: dict[str, Callable[..., Any]],
-           fakes: dict[str, Callable[..., Any]]) -> None:
-    """Make operators of functions, and of what their results look like."""
-    for name, schema in schemas.items():
-        _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _library.impl(name, implementations[name], "CompositeExplicitAutograd")
-        torch.library.register_fake(f"fastgan::{name}", fakes[name], lib=_library)
-
-
-define(_SCHEMAS, IMPLEMENTATIONS, _FAKES)
-
-stage = torch.ops.fastgan.stage.default
-stage_backward = torch.ops.fastgan.stage_backward.default
-normalise_activate = torch.ops.fastgan.normalise_activate.default
-normalise_activate_backward = torch.ops.fastgan.normalise_activate_backward.default
-logistic_loss = torch.ops.fastgan.logistic_loss.default
+_library = torch.library.Library("fastgan", "DEF")
+for _name, _schema in SCHEMAS.items():
+    _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(_name, IMPLEMENTATIONS[_name], "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastgan::{_name}", _FAKES[_name], lib=_library)
+_ops: Any = torch.ops.fastgan

@@ -1,31 +1,14 @@
-"""The definition: a stage of a DCGAN in plain PyTorch operators, for any dtype and device.
+"""Convolutions, batch normalisations, activations and the loss in plain PyTorch operators, for any dtype and device.
 
-    a    = act(gamma * (x - mean) * rstd + beta)       (N, Ci, H, W), in x's dtype; zero outside the image
-    y    = conv(a, weight) + bias                      (N, Co, Ho, Wo), or the transposed convolution
-    mean = E[y],  var = E[(y - mean)^2]                (G, Co), over n in group g, h, w, of y as it is stored
+Differentiable by autograd any number of times. `passes.py` is made of these, and the engine "reference" where nothing
+else is asked for: `torch.batch_norm` is on a CPU several times faster than the same arithmetic spelled out, and bit for
+bit what the eager layers compute.
 
-and its gradient, for M elements per channel and group, given those of y and of its statistics,
-
-    g  = gy + (gmean + 2 * gvar * (y - mean)) / M      or with -rstd^3 * grstd for 2 * gvar
-    ga, gw, gbias = the convolution's gradients of g
-    gz = ga * act'(z),  z = gamma * (x - mean) * rstd + beta
-    gx = gz * gamma * rstd,  gbeta = sum gz,  ggamma = sum gz * (x - mean) * rstd
-    gmean = -gamma * rstd * gbeta,  grstd = gamma * ggamma / rstd
-
-Differentiable by autograd any number of times. `stage_backward` spells the gradient out, for engines of kernels: it is
-what theirs are checked against, what stands in for one that fails, and what is differentiated where a gradient of a
-gradient is asked for. 16-bit inputs are normalised and activated in float32 and rounded once; statistics are float32,
-or float64 of float64.
-
-The loss on logits l of which G equal parts shall say t, with sigma = sigmoid, is the mean over a part of
+The loss of logits l of which G equal parts have targets t, with sigma = sigmoid, is the mean over a part of
 
     t softplus(-l) + (1 - t) softplus(l) = -t log sigma(l) - (1 - t) log(1 - sigma(l))
 
 and its gradient ((1 - t) sigma(l) - t sigma(-l)) / (logits in a part).
-
-The normalisation may come as a `Norm`, with statistics that the stage before has measured, or as a `BatchNorm`, whose
-statistics are then taken from x on the way in, by `torch.batch_norm`: on a CPU that is several times faster than the
-same arithmetic spelt out, and bit for bit what the eager layers compute.
 """
 
 from __future__ import annotations
@@ -38,33 +21,16 @@ from torch.nn import functional as F
 
 from fastgan.errors import FastganError
 from fastgan.ops import convolutions
-from fastgan.ops.layers import Activation, BatchNorm, Convolution, Measurement, Norm, Owed
+from fastgan.ops.layers import Activation, BatchNorm, Convolution
 
 
-def stage(x: Tensor, norm: Norm | BatchNorm | None, activation: Activation, convolution: Convolution, *,
-          groups: int = 1) -> Tensor:
-    """y, raw; `measure` takes its statistics."""
-    return convolve(normalise_activate(x, norm, activation, groups), convolution)
-
-
-def normalise_activate(x: Tensor, norm: Norm | BatchNorm | None, activation: Activation, groups: int = 1) -> Tensor:
-    """What is owed to a raw output x (N, C, H, W), in x's dtype; `groups` are those of a `BatchNorm`."""
-    if isinstance(norm, Norm):
-        wide = x.to(statistics_dtype(x.dtype))
-        return activate(normalise(wide, norm), activation).to(x.dtype)
+def normalise_activate(x: Tensor, norm: BatchNorm | None, activation: Activation, groups: int = 1) -> Tensor:
+    """act(batch_norm(x)) of x (N, C, H, W), in x's dtype."""
     return activate(x if norm is None else batch_norm(x, norm, groups), activation)
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def normalise(x: Tensor, norm: Norm) -> Tensor:
-    """gamma * (x - mean) * rstd + beta for x (N, C, H, W), each (C,), or (G, C) for G equal parts of the batch."""
-    groups = max(len(part) if part.dim() == 2 else 1 for part in norm)
-    mean, rstd, gamma, beta = (part.view(-1, 1, part.shape[-1], 1, 1) for part in norm)  # [G or 1, 1, C, 1, 1]
-    parts = x.unflatten(0, (groups, x.shape[0] // groups))  # [G, N / G, C, H, W]
-    return (gamma * ((parts - mean) * rstd) + beta).flatten(0, 1)
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
@@ -161,85 +127,6 @@ def _batch_norm(x: Tensor, norm: BatchNorm) -> Tensor:
             factor = 1.0 / float(norm.num_batches_tracked)
     return F.batch_norm(x, norm.running_mean, norm.running_var, norm.gamma, norm.beta, norm.batch_statistics,
                         0.0 if factor is None else factor, norm.eps)
-
-
-def known(owed: Owed) -> Norm | None:
-    """The normalisation of `owed`."""
-    if owed.statistics is None:
-        return None
-    assert owed.gamma is not None and owed.beta is not None
-    return Norm(owed.statistics[0], owed.statistics[1], owed.gamma, owed.beta)
-
-
-@torch.no_grad()
-def measured(y: Tensor, groups: int, measurement: Measurement) -> Tensor:
-    """The statistics [2, G, C] of y, raw, that a measurement asks for; the running ones updated."""
-    mean, var = measure(y, groups)
-    if measurement.running_mean is not None and measurement.running_var is not None:
-        update_running_statistics(measurement.running_mean, measurement.running_var, measurement.num_batches_tracked,
-                                  mean, var, y.numel() // mean.numel(), measurement.momentum)
-    elif measurement.num_batches_tracked is not None:
-        measurement.num_batches_tracked.add_(groups)
-    return torch.stack([mean, var if measurement.eps is None else torch.rsqrt(var + measurement.eps)])
-
-
-def stage_backward(gy: Tensor, gstatistics: Tensor | None, y: Tensor, statistics: Tensor, x: Tensor, owed: Owed,
-                   convolution: Convolution, spread: str,
-                   needs: tuple[bool, bool, bool, bool]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, weight, bias and of `owed` [4, G, C]: mean, rstd, gamma, beta; empty where not needed.
-
-    gy, y: (N, Co, Ho, Wo). gstatistics, statistics: [2, G, Co] of mean and `spread`, "var" or "rstd".
-    """
-    needs_x, needs_weight, needs_bias, needs_norm = needs
-    g, wide = gy, statistics_dtype(x.dtype)
-    if gstatistics is not None:
-        (gmean, gspread), (mean, deviation) = gstatistics, statistics
-        steep = 2 * gspread if spread == "var" else -(deviation**3) * gspread
-        parts = y.to(wide).unflatten(0, (len(mean), -1))  # [G, N / G, Co, Ho, Wo]
-        gmean, steep, mean = (part[:, None, :, None, None] for part in (gmean, steep, mean))
-        through = (gmean + steep * (parts - mean)) * (mean.numel() / y.numel())
-        g = (gy.to(wide) + through.flatten(0, 1)).to(gy.dtype)
-    weight, bias = convolution.weight, convolution.bias
-    a = normalise_activate(x, known(owed), owed.activation._replace(inplace=False))  # x is another's
-    ga, gweight, gbias = convolve_backward(g, a, convolution._replace(weight=weight.to(x.dtype)),
-                                           (needs_x or needs_norm, needs_weight, needs_bias and bias is not None))
-    gx, gnorm = (normalise_activate_backward(ga, x, owed) if needs_x or needs_norm
-                 else (x.new_empty((0,)), x.new_empty((0,))))
-    return (gx, gweight.to(weight.dtype) if needs_weight else x.new_empty((0,)),
-            gbias.to(bias.dtype) if needs_bias and bias is not None else x.new_empty((0,)), gnorm)
-
-
-def bias_gradient(gy: Tensor, gstatistics: Tensor | None) -> Tensor:
-    """Of a convolution's bias (Co,), float32, from those of y and of its statistics [2, G, Co], without g itself."""
-    gbias = gy.sum((0, 2, 3), dtype=torch.float32)
-    # what flows through the variance sums to zero
-    return gbias if gstatistics is None else gbias + gstatistics[0].sum(0)
-
-
-def normalise_activate_backward(ga: Tensor, x: Tensor, owed: Owed) -> tuple[Tensor, Tensor]:
-    """Gradients of x (N, C, H, W) and of `owed` [4, G, C], empty without a normalisation, from that of the result."""
-    wide = statistics_dtype(x.dtype)
-    norm = known(owed)
-    z = x.to(wide) if norm is None else normalise(x.to(wide), norm)
-    gz = _through_activation(ga.to(wide), z, owed.activation)
-    if norm is None:
-        return gz.to(x.dtype), x.new_empty((0,))
-    groups = owed.groups()
-    mean, rstd, gamma, _ = (part.view(-1, 1, part.shape[-1], 1, 1) for part in norm)  # [G or 1, 1, C, 1, 1]
-    parts, gz = x.to(wide).unflatten(0, (groups, -1)), gz.unflatten(0, (groups, -1))
-    gx = (gz * (gamma * rstd)).flatten(0, 1).to(x.dtype)
-    gbeta, ggamma = gz.sum((1, 3, 4)), (gz * ((parts - mean) * rstd)).sum((1, 3, 4))  # [G, C]
-    gamma, rstd = gamma[:, 0, :, 0, 0], rstd[:, 0, :, 0, 0]
-    return gx, torch.stack([-gamma * rstd * gbeta, gamma * ggamma / rstd, ggamma, gbeta])
-
-
-def _through_activation(g: Tensor, z: Tensor, activation: Activation) -> Tensor:
-    """g * act'(z)."""
-    if activation.name == "relu":
-        return torch.where(z <= 0, 0, g)
-    if activation.name == "leaky_relu":
-        return torch.where(z > 0, g, g * activation.negative_slope)
-    return g * (1 - torch.tanh(z) ** 2) if activation.name == "tanh" else g
 
 
 def logistic_loss(logits: Tensor, targets: Sequence[float]) -> tuple[Tensor, Tensor]:

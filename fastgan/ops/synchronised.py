@@ -5,9 +5,9 @@ Of P parts of as many elements each, with means m_p and biased variances v_p, by
 
     mean = E_p[m_p],  var = E_p[v_p + (m_p - mean)^2]
 
-One exchange a stage: [2, G, C] of every process goes to every process, which merges them in the same order, so that all
-have the same bits. Its gradient is a sum over processes of what each had for this one's statistics, and the gradient of
-that is an exchange again: gradients of gradients are right too.
+One exchange a convolution: [2, G, C] of every process goes to every process, which merges them in the same order, so
+that all have the same bits. Its gradient is a sum over processes of what each had for this one's statistics, and the
+gradient of that is an exchange again: gradients of gradients are right too.
 
 Whether others take part is said for the process, not for a thread: autograd calls backward passes from threads of its
 own.
@@ -20,9 +20,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-from fastgan.ops.layers import BatchNorm, Measurement
-from fastgan.ops.reference import update_running_statistics
 
 _processes = 0
 
@@ -48,13 +45,6 @@ def processes() -> int:
     return _processes
 
 
-def measurement(norm: BatchNorm) -> Measurement:
-    """What a stage measures of its own part for `normalisation`, or all of it where nothing is merged."""
-    if _processes:
-        return Measurement()
-    return Measurement(norm.eps, norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum)
-
-
 def merged(statistics: Tensor) -> Tensor:
     """Mean and biased variance [2, G, C] of all parts, from those of this one."""
     means, variances = _of_all(statistics).unbind(1)  # [P, G, C]
@@ -69,23 +59,6 @@ def total(sums: Tensor) -> Tensor:
 
 def _of_all(mine: Tensor) -> Tensor:
     return mine[None] if _processes <= 1 else _Exchange.apply(mine)
-
-
-def normalisation(statistics: Tensor, norm: BatchNorm, count: int) -> Tensor:
-    """Mean and rstd [2, G, C] of all parts, from mean and biased variance [2, G, C] of this one's `count` elements for
-    each channel and group; the running statistics updated by those of the whole batch.
-
-    As given where nothing is merged.
-    """
-    if not _processes:
-        return statistics
-    mean, var = merged(statistics).unbind()
-    if norm.running_mean is not None and norm.running_var is not None:
-        update_running_statistics(norm.running_mean, norm.running_var, norm.num_batches_tracked, mean.detach(),
-                                  var.detach(), count * _processes, norm.momentum)
-    elif norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(statistics.shape[1])
-    return torch.stack([mean, torch.rsqrt(var + norm.eps)])
 
 
 class _Exchange(torch.autograd.Function):

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import triton
+from torch.utils._python_dispatch import _disable_current_modes
 
 from fastgan.errors import KernelError, first_line, from_signal_handler
 from fastgan.ops.triton.tiles import Tile
@@ -37,6 +38,8 @@ if INTERPRETED:
 
 Handler = Callable[[Any, tuple[int, ...], dict[str, Any], dict[str, int]], None]
 _through: list[tuple[Handler, int]] = []
+_tickets: dict[tuple[torch.device, int], torch.Tensor] = {}  # by device and stream
+_FEWEST = 1 << 14
 
 
 @contextmanager
@@ -61,6 +64,24 @@ def architecture(device: torch.device) -> int:
         return 0
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
+
+
+def tickets(device: torch.device, count: int) -> torch.Tensor:
+    """At least `count` zeros of int32, which a launch uses and leaves as zeros (`reduce.py`).
+
+    Launches of a stream follow each other, so they share them. Where a graph is captured on a stream that has none yet,
+    each launch gets its own: what a capture allocates is zero only once the graph has run.
+    """
+    if _through:
+        with _disable_current_modes():  # real memory, which no recorder counts
+            return torch.zeros(count, dtype=torch.int32)
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    found = _tickets.get((device, stream))
+    if found is None or len(found) < count:
+        found = torch.zeros(max(count, _FEWEST), dtype=torch.int32, device=device)
+        if not (stream and torch.cuda.is_current_stream_capturing()):
+            _tickets[device, stream] = found
+    return found
 
 
 def launch(kernel: Any, grid: tuple[int, ...], tile: Tile, **arguments: Any) -> None:

@@ -1,5 +1,85 @@
-"""The passes of `fastgan/ops/passes.py` in Triton kernels."""
+"""The passes of `fastgan/ops/passes.py` in Triton kernels, of float32, float16 and bfloat16.
 
+Tensors come and go as (N, C, H, W) and are [N, H, W, C] in memory; weights are read, and their gradients written, in
+channels_last order.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastgan.ops.layers import Activation, Convolution
+from fastgan.ops.passes import RunningStats
+from fastgan.ops.specs import ConvSpec, NormSpec
+from fastgan.ops.triton import normalize
+from fastgan.ops.triton.convolve import convolve
 from fastgan.ops.triton.logistic import logistic_loss
+from fastgan.ops.triton.wgrad import wgrad as weight_gradient
 
-__all__ = ["logistic_loss"]
+__all__ = ["act_backward", "bn_act_forward", "bn_backward_apply", "bn_backward_sums", "conv_act_forward",
+           "conv_forward", "dgrad", "logistic_loss", "wgrad"]
+
+
+def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, groups: int) -> tuple[Tensor, Tensor]:
+    out = convolve(_nhwc(x), _nhwc(weight), bias, conv, _size(x, weight, conv), groups=groups, precision=_precision(x))
+    return _nchw(out.y), x.new_empty(0, dtype=torch.float32) if out.statistics is None else out.statistics
+
+
+def conv_act_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec,
+                     activation: Activation) -> tuple[Tensor, Tensor]:
+    masked = activation.name == "leaky_relu" and not activation.inplace
+    out = convolve(_nhwc(x), _nhwc(weight), bias, conv, _size(x, weight, conv), activation=activation, masked=masked,
+                   precision=_precision(x))
+    return _nchw(out.y), x.new_empty(0, dtype=torch.bool) if out.mask is None else _nchw(out.mask.view(torch.bool))
+
+
+def bn_act_forward(y: Tensor, statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
+                   running: RunningStats, count: int, norm: NormSpec, activation: Activation) -> tuple[Tensor, Tensor]:
+    a, stats = normalize.bn_act_forward(_nhwc(y), statistics, gamma, beta, running, count, norm, activation)
+    return _nchw(a), stats
+
+
+def bn_backward_sums(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
+                     activation: Activation) -> Tensor:
+    return normalize.bn_backward_sums(_nhwc(ga), _nhwc(y), stats, gamma, beta, activation)
+
+
+def bn_backward_apply(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
+                      sums: Tensor | None, count: int, activation: Activation) -> Tensor:
+    return _nchw(normalize.bn_backward_apply(_nhwc(ga), _nhwc(y), stats, gamma, beta, sums, count, activation))
+
+
+def act_backward(ga: Tensor, kept: Tensor, activation: Activation) -> Tensor:
+    return _nchw(normalize.act_backward(_nhwc(ga), _nhwc(kept), activation))
+
+
+def dgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
+    twin = conv._replace(transposed=not conv.transposed)
+    return _nchw(convolve(_nhwc(g), _nhwc(weight), None, twin, (x.shape[2], x.shape[3]), precision=_precision(x)).y)
+
+
+def wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
+    coarse, fine = (_nhwc(x), _nhwc(g)) if conv.transposed else (_nhwc(g), _nhwc(x))
+    return _nchw(weight_gradient(coarse, fine, (weight.shape[2], weight.shape[3]), conv.stride, conv.padding,
+                                 weight.dtype, precision=_precision(x)))
+
+
+def _size(x: Tensor, weight: Tensor, conv: ConvSpec) -> tuple[int, int]:
+    return Convolution(weight, None, *conv).size(x)
+
+
+def _nhwc(x: Tensor) -> Tensor:
+    """(N, C, H, W) as [N, H, W, C], contiguous, also where a side is 1 and strides are anything."""
+    n, c, h, w = x.shape
+    return x.permute(0, 2, 3, 1).contiguous().view(n, h, w, c)
+
+
+def _nchw(x: Tensor) -> Tensor:
+    return x.permute(0, 3, 1, 2)
+
+
+def _precision(x: Tensor) -> str:
+    """Of products of x; of float32, what PyTorch's convolutions have been told. Others have one, and so one build."""
+    allowed = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+    return "tf32" if allowed and x.dtype == torch.float32 else "ieee"

@@ -2,8 +2,8 @@
 
 A file, `tiles/sm_*.json`, holds "programs", how many keep such a device busy (two for each multiprocessor of its
 largest one), and "rules". A rule reads {"kernel", conditions ..., "tile": [rows, columns, depth], "warps", "stages"},
-and "registers" where a kernel needs more than ptxas would take. Conditions: "bytes" of an element, the "epilogue", and
-upper bounds "rows", "columns", "depth" of the problem. sm_0 is the interpreter, fastest with few large programs.
+and "registers" where a kernel needs more than ptxas would take. Conditions: "bytes" of an element, and upper bounds
+"rows", "columns", "depth" of the problem. sm_0 is the interpreter, fastest with few large programs.
 """
 
 from __future__ import annotations
@@ -43,15 +43,14 @@ def using(**tiles: Tile) -> Iterator[None]:
         _override.pop()
 
 
-def choose(kernel: str, arch: int, *, rows: int, columns: int, depth: int, size: int, epilogue: str = "none") -> Tile:
+def choose(kernel: str, arch: int, *, rows: int, columns: int, depth: int, size: int) -> Tile:
     """The tile for a problem of rows x columns x depth with elements of `size` bytes."""
     for tiles in reversed(_override):
         if kernel in tiles:
             return tiles[kernel]
     problem = {"rows": rows, "columns": columns, "depth": depth}
     for rule in _file(arch)["rules"]:
-        fits = (rule["kernel"] == kernel and rule.get("bytes", size) == size
-                and rule.get("epilogue", epilogue) == epilogue)
+        fits = rule["kernel"] == kernel and rule.get("bytes", size) == size
         if fits and all(value <= rule.get(name, value) for name, value in problem.items()):
             rows, columns, depth = rule["tile"]
             return Tile(rows, columns, depth, rule["warps"], rule["stages"], rule.get("registers", 0))

@@ -2,10 +2,10 @@
 
     gw[a, kh, kw, b] = sum over n, h, w of  coarse[n, h, w, a] * fine[n, h * s - p + kh, w * s - p + kw, b]
 
-A convolution's coarse operand is the gradient of its output and its fine one the activated input; a transposed
-convolution's are the activated input and the gradient. Rows are the coarse channels, columns (tap, fine channel), the
-depth runs over the pixels of the coarse grid, group by group. `split` parts of the depth go to programs of their own,
-whose partial sums are then added in a fixed order: the same bits each time, without atomics.
+A convolution's coarse operand is the gradient of its output and its fine one the input; a transposed convolution's are
+the input and the gradient. Rows are the coarse channels, columns (tap, fine channel), the depth runs over the pixels
+of the coarse grid. `split` parts of the depth go to programs of their own, whose partial sums are then added in a fixed
+order: the same bits each time, without atomics.
 """
 
 from __future__ import annotations
@@ -16,27 +16,23 @@ import triton.language as tl
 from torch import Tensor
 
 from fastgan.ops.triton.launch import architecture, launch
-from fastgan.ops.triton.operand import Operand, load
 from fastgan.ops.triton.reduce import add_up
 from fastgan.ops.triton.tiles import choose, covering, fitting, programs
 
 NARROW = 4  # rows up to which this is no GEMM, as in `convolve.py`
 
 
-@triton.jit(do_not_specialize=["images", "blocks", "blocks_each", "blocks_all", "HC", "WC", "HF", "WF"])
+@triton.jit(do_not_specialize=["pixels", "each"])
 def wgrad_kernel(
-    coarse, coarse_partner, a0, a1, a2, a3,  # [N, HC, WC, A] twice, (A,) or (G, A)
-    fine, fine_partner, b0, b1, b2, b3,  # [N, HF, WF, B] twice, (B,) or (G, B)
+    coarse, fine,  # [N, HC, WC, A], [N, HF, WF, B]
     gw,  # [SPLIT, A, KH, KW, B]
-    first_stride_a, last_stride_a, first_stride_b, last_stride_b,  # over groups, of the vectors
-    images, blocks, blocks_each, blocks_all,  # images, and depth blocks, of one group; of one program; of all groups
-    HC, WC, HF, WF, slope_a, inverse_count_a, slope_b, inverse_count_b,
-    A: tl.constexpr, B: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
-    SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
-    KIND_A: tl.constexpr, ACTIVATION_A: tl.constexpr, KIND_B: tl.constexpr, ACTIVATION_B: tl.constexpr,
+    pixels, each,  # N * HC * WC; depth blocks of one program
+    HC: tl.constexpr, WC: tl.constexpr, HF: tl.constexpr, WF: tl.constexpr, A: tl.constexpr, B: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
     PACKED: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr, LARGE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):
+    """Grid (row blocks, column blocks, SPLIT). A program computes BM x BN of gw from `each` blocks of BK pixels."""
     row = tl.program_id(0) * BM + tl.arange(0, BM)  # [BM]
     row_known = row < A
     split = tl.program_id(2)
@@ -51,30 +47,25 @@ def wgrad_kernel(
         channel = (tl.program_id(1) % per_tap) * BN + tl.arange(0, BN)
         column_known = channel < B
         kh, kw = tap // KW, tap % KW
-    pixels = images * HC * WC
     if NARROW:
         products = tl.zeros((BK, BM, BN), tl.float32)
     else:
         products = tl.zeros((BM, BN), tl.float32)
-    for block in range(split * blocks_each, tl.minimum((split + 1) * blocks_each, blocks_all)):
-        group = block // blocks
-        k = (block % blocks) * BK + tl.arange(0, BK)  # [BK]
+    for block in range(0, tl.maximum(each, 1)):  # at least one, as in `convolve.py`
+        k = (split * each + block) * BK + tl.arange(0, BK)  # [BK]
         valid = k < pixels
         w = k % WC
-        line = k // WC
-        h = line % HC
-        n = group * images + line // HC
+        h = k // WC % HC
+        n = k // (WC * HC)
         if LARGE:
             n = n.to(tl.int64)
         at = ((n * HC + h) * WC + w) * A
-        a = load(coarse, coarse_partner, a0, a1, a2, a3, at[:, None] + row[None, :],
-                 valid[:, None] & row_known[None, :], group * first_stride_a + row, group * last_stride_a + row,
-                 row_known, slope_a, inverse_count_a, KIND_A, ACTIVATION_A)  # [BK, BM]
+        a = tl.load(coarse + at[:, None] + row[None, :], mask=valid[:, None] & row_known[None, :],
+                    other=0.0)  # [BK, BM]
         fh, fw = (h * SH - PH)[:, None] + kh, (w * SW - PW)[:, None] + kw  # [BK, BN] or [BK, 1]
         inside = (fh >= 0) & (fh < HF) & (fw >= 0) & (fw < WF) & valid[:, None] & column_known[None, :]
-        b = load(fine, fine_partner, b0, b1, b2, b3, ((n[:, None] * HF + fh) * WF + fw) * B + channel[None, :], inside,
-                 group * first_stride_b + channel, group * last_stride_b + channel, column_known, slope_b,
-                 inverse_count_b, KIND_B, ACTIVATION_B)  # [BK, BN]
+        b = tl.load(fine + ((n[:, None] * HF + fh) * WF + fw) * B + channel[None, :], mask=inside,
+                    other=0.0)  # [BK, BN]
         if NARROW:
             products += a[:, :, None].to(tl.float32) * b[:, None, :].to(tl.float32)
         else:
@@ -88,37 +79,28 @@ def wgrad_kernel(
     tl.store(gw + out, result.to(gw.dtype.element_ty), mask=row_known[:, None] & column_known[None, :])
 
 
-def wgrad(coarse: Operand, fine: Operand, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int],
-          dtype: torch.dtype, *, groups: int, precision: str = "ieee") -> Tensor:
-    """[A, kh, kw, B] in `dtype` from operands [N, HC, WC, A] and [N, HF, WF, B], whose groups divide `groups`."""
-    n, hc, wc, a = coarse.tensor.shape
-    _, hf, wf, b = fine.tensor.shape
-    kh, kw = kernel
-    device, pixels = coarse.tensor.device, n // groups * hc * wc
+def wgrad(coarse: Tensor, fine: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int],
+          dtype: torch.dtype, *, precision: str = "ieee") -> Tensor:
+    """[A, kh, kw, B] in `dtype` from coarse [N, HC, WC, A] and fine [N, HF, WF, B]."""
+    n, hc, wc, a = coarse.shape
+    _, hf, wf, b = fine.shape
+    (kh, kw), pixels, arch = kernel, n * hc * wc, architecture(coarse.device)
     narrow = a <= NARROW
-    tile = choose("narrow wgrad" if narrow else "wgrad", architecture(device), rows=a, columns=kh * kw * b,
-                  depth=pixels, size=coarse.tensor.element_size())
+    tile = choose("narrow wgrad" if narrow else "wgrad", arch, rows=a, columns=kh * kw * b, depth=pixels,
+                  size=coarse.element_size())
     bm = triton.next_power_of_2(a) if narrow else fitting(a, tile.rows)
     bk = tile.depth if narrow else covering(pixels, tile.depth)
     packed = b % tile.columns != 0 and b < tile.columns
     grid = (triton.cdiv(a, bm),
             triton.cdiv(kh * kw * b, tile.columns) if packed else kh * kw * triton.cdiv(b, tile.columns))
     blocks = triton.cdiv(pixels, bk)
-    split = max(1, min(blocks * groups, programs(architecture(device)) // (grid[0] * grid[1])))
-    each = triton.cdiv(blocks * groups, split)
-    split = triton.cdiv(blocks * groups, each)
-    gw = torch.empty((split, a, kh, kw, b), dtype=dtype if split == 1 else torch.float32, device=device)
-    a_vectors, a_first, a_last = coarse.spread(groups)
-    b_vectors, b_first, b_last = fine.spread(groups)
+    split = max(1, min(blocks, programs(arch) // (grid[0] * grid[1])))
+    each = triton.cdiv(blocks, split)
+    split = triton.cdiv(blocks, each)
+    gw = coarse.new_empty((split, a, kh, kw, b), dtype=dtype if split == 1 else torch.float32)
     launch(
-        wgrad_kernel, (*grid, split), tile, coarse=coarse.tensor, coarse_partner=coarse.partner, a0=a_vectors[0],
-        a1=a_vectors[1], a2=a_vectors[2], a3=a_vectors[3], fine=fine.tensor, fine_partner=fine.partner,
-        b0=b_vectors[0], b1=b_vectors[1], b2=b_vectors[2], b3=b_vectors[3], gw=gw, first_stride_a=a_first,
-        last_stride_a=a_last, first_stride_b=b_first, last_stride_b=b_last, images=n // groups, blocks=blocks,
-        blocks_each=each, blocks_all=blocks * groups, HC=hc, WC=wc, HF=hf, WF=wf, slope_a=coarse.negative_slope,
-        inverse_count_a=coarse.inverse_count, slope_b=fine.negative_slope, inverse_count_b=fine.inverse_count,
-        A=a, B=b, KH=kh, KW=kw, SH=stride[0], SW=stride[1], PH=padding[0], PW=padding[1], KIND_A=coarse.kind,
-        ACTIVATION_A=coarse.activation, KIND_B=fine.kind, ACTIVATION_B=fine.activation, PACKED=packed,
-        NARROW=narrow, PRECISION=precision, LARGE=max(coarse.tensor.numel(), fine.tensor.numel()) >= 2**31, BM=bm,
-        BN=tile.columns, BK=bk)
-    return gw[0] if split == 1 else add_up(gw.view(1, split, -1), dtype).view(a, kh, kw, b)
+        wgrad_kernel, (*grid, split), tile, coarse=coarse, fine=fine, gw=gw, pixels=pixels, each=each, HC=hc, WC=wc,
+        HF=hf, WF=wf, A=a, B=b, KH=kh, KW=kw, SH=stride[0], SW=stride[1], PH=padding[0], PW=padding[1], PACKED=packed,
+        NARROW=narrow, PRECISION=precision, LARGE=max(coarse.numel(), fine.numel()) >= 2**31, BM=bm, BN=tile.columns,
+        BK=bk)
+    return gw[0] if split == 1 else add_up(gw.view(split, -1), dtype).view(a, kh, kw, b)

@@ -1,0 +1,275 @@
+"""Batch normalization with its activation, and their derivatives: all that is not a convolution.
+
+    bn_act_forward      a = act(z),   z = gamma * xhat + beta,   xhat = (y - mean) * rstd
+    bn_backward_sums    sum gz and sum gz * xhat,   gz = ga * act'(z)
+    bn_backward_apply   g = gamma * rstd * (gz - (sum gz + xhat * sum gz * xhat) / M)
+    act_backward        g = ga * act'(z), from a, or from the mask z > 0
+
+Images are [R, C] here, with rows (n, h, w), in G equal parts with statistics of their own. Arithmetic is float32,
+rounded once. Each is one launch; that of the sums puts its partial sums together itself (`reduce.py`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastgan.ops.layers import Activation
+from fastgan.ops.passes import RunningStats
+from fastgan.ops.specs import NormSpec
+from fastgan.ops.triton import reduce
+from fastgan.ops.triton.elementwise import activate, activate_backward
+from fastgan.ops.triton.launch import architecture, launch, tickets
+from fastgan.ops.triton.reduce import finish_sums
+from fastgan.ops.triton.tiles import Tile, choose, programs
+
+
+@triton.jit
+def place(group, tile, rows, C: tl.constexpr, LARGE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr):
+    """The offsets [BM, BC] of a tile of a group in [R, C], and which of them exist."""
+    row = tile * BM + tl.arange(0, BM)
+    channel = tl.program_id(1) * BC + tl.arange(0, BC)
+    inside = (row < rows)[:, None] & (channel < C)[None, :]
+    row += group * rows
+    if LARGE:
+        row = row.to(tl.int64)
+    return row[:, None] * C + channel[None, :], inside
+
+
+@triton.jit
+def load_affine(gamma, beta, channel, known):
+    """gamma and beta [BC] in float32; 1 and 0 where there are none."""
+    scale = tl.full(channel.shape, 1.0, tl.float32)
+    shift = tl.full(channel.shape, 0.0, tl.float32)
+    if gamma is not None:
+        scale = tl.load(gamma + channel, mask=known, other=1.0).to(tl.float32)
+    if beta is not None:
+        shift = tl.load(beta + channel, mask=known, other=0.0).to(tl.float32)
+    return scale, shift
+
+
+@triton.jit
+def update(running_mean, running_var, tracked,  # [C], [C], an integer or None
+           statistics, groups, momentum, unbiased, channel, known, C: tl.constexpr, CUMULATIVE: tl.constexpr):
+    """Running statistics of a block of channels, group by group in order. unbiased: M / (M - 1).
+
+    CUMULATIVE: the plain average of all batches; every program reads their number, so it is raised after the launch.
+    """
+    mean = tl.load(running_mean + channel, mask=known, other=0.0).to(tl.float32)
+    var = tl.load(running_var + channel, mask=known, other=0.0).to(tl.float32)
+    for group in range(0, groups):
+        factor = momentum
+        if CUMULATIVE:
+            factor = 1.0 / (tl.load(tracked) + group + 1).to(tl.float32)
+        at = statistics + group * C + channel
+        mean = (1.0 - factor) * mean + factor * tl.load(at, mask=known, other=0.0)
+        var = (1.0 - factor) * var + factor * unbiased * tl.load(at + groups * C, mask=known, other=0.0)
+    tl.store(running_mean + channel, mean.to(running_mean.dtype.element_ty), mask=known)
+    tl.store(running_var + channel, var.to(running_var.dtype.element_ty), mask=known)
+
+
+@triton.jit(do_not_specialize=["rows", "tiles", "groups"])
+def bn_act_forward_kernel(
+    y, statistics,  # [R, C], [2, G, C]: mean and biased variance of the batch; None for the running ones
+    gamma, beta,  # [C] or None
+    running_mean, running_var, tracked,  # [C], [C], an integer; or None
+    stats, a,  # [2, G, C]: mean and rstd, [R, C]
+    rows, tiles, groups,  # rows and tiles of one group
+    eps, momentum, unbiased, slope, C: tl.constexpr, CUMULATIVE: tl.constexpr, ACTIVATION: tl.constexpr,
+    LARGE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+):
+    """Grid (groups * tiles, column blocks). The first program of a group writes its stats, the very first updates."""
+    group, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    channel = tl.program_id(1) * BC + tl.arange(0, BC)  # [BC]
+    known = channel < C
+    if statistics is None:
+        mean = tl.load(running_mean + channel, mask=known, other=0.0).to(tl.float32)
+        var = tl.load(running_var + channel, mask=known, other=0.0).to(tl.float32)
+    else:
+        mean = tl.load(statistics + group * C + channel, mask=known, other=0.0)
+        var = tl.load(statistics + (groups + group) * C + channel, mask=known, other=0.0)
+    rstd = 1.0 / tl.sqrt(var + eps)
+    if tile == 0:
+        tl.store(stats + group * C + channel, mean, mask=known)
+        tl.store(stats + (groups + group) * C + channel, rstd, mask=known)
+        if statistics is not None:
+            if group == 0:
+                if running_mean is not None:
+                    update(running_mean, running_var, tracked, statistics, groups, momentum, unbiased, channel, known,
+                           C, CUMULATIVE)
+                if tracked is not None and not CUMULATIVE:
+                    if tl.program_id(1) == 0:
+                        tl.store(tracked, tl.load(tracked) + groups)
+    scale, shift = load_affine(gamma, beta, channel, known)
+    at, inside = place(group, tile, rows, C, LARGE, BM, BC)
+    value = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
+    z = (value - mean[None, :]) * (rstd * scale)[None, :] + shift[None, :]
+    tl.store(a + at, activate(z, slope, ACTIVATION).to(a.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gz_and_xhat(ga, y, at, inside, mean, rstd, gamma, beta, slope, ACTIVATION: tl.constexpr):
+    """ga * act'(z) and (y - mean) * rstd, [BM, BC] each; the first is zero outside."""
+    value = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
+    g = tl.load(ga + at, mask=inside, other=0.0).to(tl.float32)
+    xhat = (value - mean[None, :]) * rstd[None, :]
+    z = xhat * gamma[None, :] + beta[None, :]
+    return tl.where(inside, activate_backward(g, z, slope, ACTIVATION), 0.0), xhat
+
+
+@triton.jit(do_not_specialize=["rows", "tiles", "parts", "groups"])
+def bn_backward_sums_kernel(
+    ga, y, stats, gamma, beta,  # [R, C] twice, [2, G, C], [C] or None
+    partials, blocks, sums, tickets,  # as in `reduce.finish_sums`
+    rows, tiles, parts, groups,  # rows, tiles and programs of one group
+    slope, C: tl.constexpr, ACTIVATION: tl.constexpr, LARGE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    FAN: tl.constexpr,
+):
+    """Grid (groups * parts, column blocks). A program adds up the tiles part, part + parts, ... of its group."""
+    group, part = tl.program_id(0) // parts, tl.program_id(0) % parts
+    channel = tl.program_id(1) * BC + tl.arange(0, BC)  # [BC]
+    known = channel < C
+    mean = tl.load(stats + group * C + channel, mask=known, other=0.0)
+    rstd = tl.load(stats + (groups + group) * C + channel, mask=known, other=0.0)
+    scale, shift = load_affine(gamma, beta, channel, known)
+    sum_gz = tl.zeros((BM, BC), tl.float32)
+    sum_gz_xhat = tl.zeros((BM, BC), tl.float32)
+    for tile in range(part, tiles, parts):
+        at, inside = place(group, tile, rows, C, LARGE, BM, BC)
+        gz, xhat = gz_and_xhat(ga, y, at, inside, mean, rstd, scale, shift, slope, ACTIVATION)
+        sum_gz += gz
+        sum_gz_xhat += tl.where(inside, gz * xhat, 0.0)
+    finish_sums(tl.sum(sum_gz, 0), tl.sum(sum_gz_xhat, 0), partials, blocks, sums, tickets, group, groups, part, parts,
+                channel, known, C, BC, FAN)
+
+
+@triton.jit(do_not_specialize=["rows", "tiles", "groups"])
+def bn_backward_apply_kernel(
+    ga, y, stats, gamma, beta, sums, g,  # [R, C] twice, [2, G, C], [C] or None, [2, G, C] or None, [R, C]
+    rows, tiles, groups, inverse_count, slope, C: tl.constexpr, ACTIVATION: tl.constexpr, LARGE: tl.constexpr,
+    BM: tl.constexpr, BC: tl.constexpr,
+):
+    """Grid (groups * tiles, column blocks)."""
+    group, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    channel = tl.program_id(1) * BC + tl.arange(0, BC)  # [BC]
+    known = channel < C
+    mean = tl.load(stats + group * C + channel, mask=known, other=0.0)
+    rstd = tl.load(stats + (groups + group) * C + channel, mask=known, other=0.0)
+    scale, shift = load_affine(gamma, beta, channel, known)
+    at, inside = place(group, tile, rows, C, LARGE, BM, BC)
+    gz, xhat = gz_and_xhat(ga, y, at, inside, mean, rstd, scale, shift, slope, ACTIVATION)
+    if sums is not None:
+        mean_gz = tl.load(sums + group * C + channel, mask=known, other=0.0) * inverse_count
+        mean_gz_xhat = tl.load(sums + (groups + group) * C + channel, mask=known, other=0.0) * inverse_count
+        gz = gz - (mean_gz[None, :] + xhat * mean_gz_xhat[None, :])
+    tl.store(g + at, (gz * (scale * rstd)[None, :]).to(g.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def act_backward_kernel(ga, kept, g,  # [size] each
+                        size, slope, KIND: tl.constexpr, LARGE: tl.constexpr, B: tl.constexpr):
+    """Grid (blocks,). kept: a, or the mask z > 0 for KIND "mask". Of relu and leaky_relu, a has the sign of z."""
+    block = tl.program_id(0)
+    if LARGE:
+        block = block.to(tl.int64)
+    at = block * B + tl.arange(0, B)  # [B]
+    inside = at < size
+    value = tl.load(ga + at, mask=inside, other=0.0).to(tl.float32)
+    saved = tl.load(kept + at, mask=inside, other=0).to(tl.float32)
+    if KIND == "tanh":
+        value = value * (1.0 - saved * saved)
+    elif KIND == "relu":
+        value = tl.where(saved <= 0.0, 0.0, value)
+    else:
+        value = tl.where(saved > 0.0, value, value * slope)
+    tl.store(g + at, value.to(g.dtype.element_ty), mask=inside)
+
+
+class _Grid(NamedTuple):
+    """How [R, C] in G parts is cut into tiles of height x width; tiles of one part, and of a row."""
+
+    tile: Tile
+    rows: int
+    height: int
+    width: int
+    tiles: int
+    columns: int
+
+
+def _grid(x: Tensor, groups: int) -> _Grid:
+    """Tiles as wide as the channels, and the higher the fewer they are."""
+    channels = x.shape[3]
+    rows = x.numel() // channels // groups
+    tile = choose("rows", architecture(x.device), rows=rows, columns=channels, depth=1, size=x.element_size())
+    width = min(tile.columns, triton.next_power_of_2(channels))
+    height = tile.rows * tile.columns // width
+    return _Grid(tile, rows, height, width, triton.cdiv(rows, height), triton.cdiv(channels, width))
+
+
+def _large(x: Tensor) -> bool:
+    return x.numel() >= 2**31
+
+
+def bn_act_forward(y: Tensor, statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
+                   running: RunningStats, count: int, norm: NormSpec, activation: Activation) -> tuple[Tensor, Tensor]:
+    """a [N, H, W, C] and stats [2, G, C] of y [N, H, W, C]. statistics: None for the running ones."""
+    groups = norm.groups if norm.batch_statistics else 1
+    grid, channels, a = _grid(y, groups), y.shape[3], torch.empty_like(y)
+    stats = y.new_empty((2, groups, channels), dtype=torch.float32)
+    tracked = running.num_batches_tracked
+    cumulative = norm.batch_statistics and norm.momentum is None and running.mean is not None
+    launch(
+        bn_act_forward_kernel, (groups * grid.tiles, grid.columns), grid.tile, y=y, statistics=statistics, gamma=gamma,
+        beta=beta, running_mean=running.mean, running_var=running.var, tracked=tracked, stats=stats, a=a,
+        rows=grid.rows, tiles=grid.tiles, groups=groups, eps=norm.eps,
+        momentum=0.0 if norm.momentum is None else norm.momentum, unbiased=count / max(count - 1, 1),
+        slope=float(activation.negative_slope), C=channels, CUMULATIVE=cumulative, ACTIVATION=activation.name,
+        LARGE=_large(y), BM=grid.height, BC=grid.width)
+    if cumulative and tracked is not None:
+        tracked.add_(groups)
+    return a, stats
+
+
+def bn_backward_sums(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
+                     activation: Activation) -> Tensor:
+    """[2, G, C]."""
+    (_, groups, channels), arch = stats.shape, architecture(y.device)
+    grid = _grid(y, groups)
+    parts = max(1, min(grid.tiles, programs(arch) // (groups * grid.columns)))
+    fans = reduce.blocks_of(parts)
+    partials, blocks, sums = (stats.new_empty((2, groups * length, channels)) for length in (parts, fans, 1))
+    launch(
+        bn_backward_sums_kernel, (groups * parts, grid.columns), grid.tile, ga=ga, y=y, stats=stats, gamma=gamma,
+        beta=beta, partials=partials, blocks=blocks, sums=sums,
+        tickets=tickets(y.device, groups * grid.columns * (fans + 1)), rows=grid.rows, tiles=grid.tiles, parts=parts,
+        groups=groups, slope=float(activation.negative_slope), C=channels, ACTIVATION=activation.name, LARGE=_large(y),
+        BM=grid.height, BC=grid.width, FAN=reduce.FAN)
+    return sums
+
+
+def bn_backward_apply(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
+                      sums: Tensor | None, count: int, activation: Activation) -> Tensor:
+    """g [N, H, W, C]."""
+    groups, channels = stats.shape[1:]
+    grid, g = _grid(y, groups), torch.empty_like(y)
+    launch(
+        bn_backward_apply_kernel, (groups * grid.tiles, grid.columns), grid.tile, ga=ga, y=y, stats=stats, gamma=gamma,
+        beta=beta, sums=sums, g=g, rows=grid.rows, tiles=grid.tiles, groups=groups, inverse_count=1.0 / count,
+        slope=float(activation.negative_slope), C=channels, ACTIVATION=activation.name, LARGE=_large(y),
+        BM=grid.height, BC=grid.width)
+    return g
+
+
+def act_backward(ga: Tensor, kept: Tensor, activation: Activation) -> Tensor:
+    """g, like ga; both are contiguous."""
+    g, size = torch.empty_like(ga), ga.numel()
+    masked = kept.dtype == torch.bool
+    tile = choose("rows", architecture(ga.device), rows=size, columns=1, depth=1, size=ga.element_size())
+    launch(act_backward_kernel, (triton.cdiv(size, tile.rows * tile.columns),), tile, ga=ga,
+           kept=kept.view(torch.uint8) if masked else kept, g=g, size=size, slope=float(activation.negative_slope),
+           KIND="mask" if masked else activation.name, LARGE=_large(ga), B=tile.rows * tile.columns)
+    return g
