@@ -75,23 +75,17 @@ class Job(NamedTuple):
         if not self.is_gemm():
             return {}
         if self.kernel == "wgrad_kernel":
-            channels = {"coarse": given["A"], "coarse_partner": given["A"], "fine": given["B"],
-                        "fine_partner": given["B"]}
+            channels = {"coarse": given["A"], "fine": given["B"]}
         else:
-            channels = {"x": given["CI"], "partner": given["CI"],
-                        "weight": given["CI"] if given["W_IN"] == 1 else given["CO"]}
-        return {name: count * given[name].dtype.itemsize for name, count in channels.items()
-                if given[name] is not None}
+            channels = {"x": given["CI"], "weight": given["CO" if given["TRANSPOSED"] else "CI"]}
+        return {name: count * given[name].dtype.itemsize for name, count in channels.items()}
 
     def expected(self, operand: str) -> int:
         """The bytes that each load of an operand should have at least."""
         row, given = self.operands()[operand], self.arguments
         if row % 16:
             return 1
-        if self.kernel == "wgrad_kernel":
-            across = given["KIND_A" if operand == "coarse" else "KIND_B"] == "raw"
-        else:
-            across = operand == "weight" and given["W_IN"] != 1
+        across = self.kernel == "wgrad_kernel" or (operand == "weight" and given["TRANSPOSED"])
         return 4 if across and given[operand].dtype.itemsize == 4 else 16
 
 
@@ -328,27 +322,28 @@ def problem(job: Job) -> str:
     """What a job computes, in short words."""
     given = job.arguments
     if job.kernel == "convolve_kernel":
-        kind, act = given["KIND"], given["ACTIVATION"]
-        into = given["EPILOGUE"]
-        before = kind if act == "none" or into == "derivative" else f"{kind} {act}"
-        after = f"{into} {act}" if into == "derivative" else into
         words = [f"{'transposed ' * given['TRANSPOSED']}{given['CI']}->{given['CO']}",
-                 f"{given['KH']}x{given['KW']}/{given['SH']}", f"{before} -> {after}"]
+                 f"{given['KH']}x{given['KW']}/{given['SH']}", *_after(given)]
     elif job.kernel == "wgrad_kernel":
-        sides = [kind if act == "none" else f"{kind} {act}" for kind, act in (
-            (given["KIND_A"], given["ACTIVATION_A"]), (given["KIND_B"], given["ACTIVATION_B"]))]
-        words = [f"{given['A']}x{given['B']}", f"{given['KH']}x{given['KW']}/{given['SH']}", " * ".join(sides)]
+        words = [f"{given['A']}x{given['B']}", f"{given['KH']}x{given['KW']}/{given['SH']}"]
     elif job.kernel == "logistic_kernel":
         words = [f"{len(given['ones'])} part{'s' * (len(given['ones']) > 1)}"]
     else:
-        words = [f"{given['C']} channels", *(str(given[name]) for name in ("KIND", "ACTIVATION") if name in given)]
+        words = [f"{given['C']} channels"] if "C" in given else []
+        words += [str(given[name]) for name in ("KIND", "ACTIVATION") if name in given]
     return " ".join(words + [word.lower() for word in ("NARROW", "PACKED", "LARGE") if given.get(word)])
+
+
+def _after(given: dict[str, Any]) -> list[str]:
+    """What follows a convolution in its launch."""
+    words = [given["ACTIVATION"]] if given["ACTIVATION"] != "none" else []
+    return words + [name for name in ("mask", "statistics") if given[name] is not None]
 
 
 def precision(job: Job) -> str:
     """"bf16", "fp16", "tf32", "ieee", or "any" of a kernel that reads only float32 vectors and sums."""
     dtypes = {str(value.dtype).removeprefix("torch.") for name, value in job.arguments.items()
-              if isinstance(value, Pointer) and name in ("x", "coarse", "out", "gout", "logits")}
+              if isinstance(value, Pointer) and name in ("x", "coarse", "y", "ga", "out", "logits")}
     if "bfloat16" in dtypes:
         return "bf16"
     if "float16" in dtypes:

@@ -1,10 +1,8 @@
-"""Part one of the certificate: each stage by itself, fused and eager, both against float64.
+"""Part one of the certificate: each block by itself, fused and eager, both against float64.
 
-A stage that owes something to the block before it, a normalisation and an activation, is run behind a 1x1 stage of its
-own that leaves exactly these. So what a kernel does on the way in is examined too, padding included, and the gradients
-that flow back through it. Weights are the network's; scales, shifts and running statistics differ from channel to
-channel, as after training, for at 1, 0, 0 and 1 a fault in them would not show.
-Stages of the discriminator see two groups, real and fake, with batch statistics of their own.
+Weights are the network's; scales, shifts and running statistics differ from channel to channel, as after training, for
+at 1, 0, 0 and 1 a fault in them would not show. Blocks of the discriminator see two groups, real and fake, with batch
+statistics of their own.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ def examine(stage: Stage, impl: str, precision: rule.Precision, batch: int, devi
 
 def _compare(stage: Stage, impl: str, precision: rule.Precision, batch: int,
              device: torch.device) -> dict[str, rule.Nearness]:
-    layers, own = _layers(stage, precision)
+    layers = _layers(stage, precision)
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(batch, *stage.shape, generator=generator).to(precision.dtype)
     g = torch.randn(batch, *stage.made, generator=generator).to(precision.dtype)
@@ -41,7 +39,7 @@ def _compare(stage: Stage, impl: str, precision: rule.Precision, batch: int,
 
     def results(network: nn.Sequential, function: Callable[[Tensor], Tensor], dtype: torch.dtype,
                 place: torch.device) -> dict[str, Tensor]:
-        return _results(network.to(place), function, x.to(place, dtype, copy=True), g.to(place), own)
+        return _results(network.to(place), function, x.to(place, dtype, copy=True), g.to(place))
 
     def eager(network: nn.Sequential, dtype: torch.dtype, place: torch.device) -> dict[str, Tensor]:
         return results(network, lambda x: torch.cat([network(part) for part in x.chunk(stage.groups)]), dtype, place)
@@ -69,20 +67,14 @@ def _cancelled(stage: Stage, name: str, exact: dict[str, Tensor], unit: float) -
     return 0.0
 
 
-def _layers(stage: Stage, precision: rule.Precision) -> tuple[nn.Sequential, int]:
-    """Eager layers on the CPU as mixed precision has them, and where the stage's own begin."""
+def _layers(stage: Stage, precision: rule.Precision) -> nn.Sequential:
+    """Eager layers on the CPU as mixed precision has them."""
     generator = torch.Generator().manual_seed(0)
-    before: list[nn.Module] = []
-    if any(stage.owed):
-        before = [nn.Conv2d(stage.shape[0], stage.shape[0], 1, bias=False), *(one for one in stage.owed if one)]
-        nn.init.normal_(before[0].weight, 0.0, stage.shape[0] ** -0.5, generator=generator)  # type: ignore[arg-type]
-        before[0].requires_grad_(False)  # another operation's
-    layers = copy.deepcopy(nn.Sequential(*before, *(one for one in stage.layers if one))).cpu().train()
-    layers = layers.to(precision.dtype)
+    layers = copy.deepcopy(nn.Sequential(*(one for one in stage.layers if one))).cpu().train().to(precision.dtype)
     for module in layers:
         if isinstance(module, nn.BatchNorm2d):
             _scatter(module.float(), generator)
-    return layers, len(before)
+    return layers
 
 
 @torch.no_grad()
@@ -97,22 +89,20 @@ def _scatter(norm: nn.BatchNorm2d, generator: torch.Generator) -> None:
         norm.running_var.uniform_(0.5, 2.0, generator=generator)
 
 
-def _results(network: nn.Sequential, function: Callable[[Tensor], Tensor], x: Tensor, g: Tensor,
-             own: int) -> dict[str, Tensor]:
+def _results(network: nn.Sequential, function: Callable[[Tensor], Tensor], x: Tensor, g: Tensor) -> dict[str, Tensor]:
     """Output, every gradient and the running statistics, on the CPU; a gradient that does not come is zero."""
     x.requires_grad_()
     out = function(x)
-    inputs = {"input gradient": x, **{_name(network, key, own): parameter for key, parameter
+    inputs = {"input gradient": x, **{_name(network, key): parameter for key, parameter
                                       in network.named_parameters() if parameter.requires_grad}}
     grads = torch.autograd.grad(out, list(inputs.values()), g.to(out.dtype), allow_unused=True)
-    kept = {_name(network, key, own): buffer for key, buffer in network.named_buffers()
-            if "running" in key and int(key.split(".")[0]) >= own}
+    kept = {_name(network, key): buffer for key, buffer in network.named_buffers() if "running" in key}
     found: dict[str, Any] = {"output": out, **{name: torch.zeros_like(inputs[name]) if grad is None else grad
                                                for name, grad in zip(inputs, grads, strict=True)}, **kept}
     return {name: value.detach().cpu() for name, value in found.items()}
 
 
-def _name(network: nn.Sequential, key: str, own: int) -> str:
+def _name(network: nn.Sequential, key: str) -> str:
     index, _, what = key.partition(".")
     words = _WORDS_OF_NORM if isinstance(network[int(index)], nn.BatchNorm2d) else _WORDS
-    return ("owed " if int(index) < own else "") + words[what]
+    return words[what]

@@ -1,4 +1,4 @@
-"""The stages of a network, one by one, with the shapes that they have in it."""
+"""The blocks of a network, one by one, with the shapes that they have in it."""
 
 from __future__ import annotations
 
@@ -15,31 +15,27 @@ from fastgan.nn.chain import Layers, flat, read
 class Stage(NamedTuple):
     """A block as it stands in a network.
 
-    layers: convolution, normalisation or None, activation or None. owed: normalisation and activation that the block
-    before leaves to it. shape, made: (Ci, H, W) of its input and (Co, Ho, Wo) of its output. groups: G, of its batch
-    statistics.
+    layers: convolution, normalisation or None, activation or None. shape, made: (Ci, H, W) of its input and (Co, Ho,
+    Wo) of its output. groups: G, of its batch statistics.
     """
 
     name: str
     layers: Layers
-    owed: tuple[nn.Module | None, nn.Module | None]
     shape: tuple[int, ...]
     made: tuple[int, ...]
     groups: int
 
 
 def of(network: nn.Module, given: Tensor, letter: str, groups: int) -> list[Stage]:
-    """The distinct stages of `network`, in order, named `letter` and their number; its input is like `given`."""
+    """The distinct blocks of `network`, in order, named `letter` and their number; its input is like `given`."""
     shapes = _shapes(network, given)
     found: dict[str, Stage] = {}
     for run in _runs(network):
-        owed: tuple[nn.Module | None, nn.Module | None] = None, None
         for layers in run:
             shape, made = shapes[layers[0]]
             name = f"{letter}{len(found) + 1} {describe(layers, shape, made)}"
             # two with equal descriptions of their layers compute the same function of their parameters
-            found.setdefault(f"{layers} {owed} {shape}", Stage(name, layers, owed, shape, made, groups))
-            owed = layers[1:]
+            found.setdefault(f"{layers} {shape}", Stage(name, layers, shape, made, groups))
     return list(found.values())
 
 

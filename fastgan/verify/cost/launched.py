@@ -16,12 +16,13 @@ from torch import Tensor
 
 from fastgan.verify.launches import Pointer
 
-OUTPUTS = {"convolve_kernel": ("y", "partials"), "wgrad_kernel": ("gw",), "apply_kernel": ("out",),
-           "derivative_kernel": ("gx", "partials"), "merge_kernel": ("out",), "sum_kernel": ("out",),
-           "norm_gradient_kernel": ("out",), "logistic_kernel": ("gradient", "loss", "probability"),
-           "statistics_kernel": ("statistics", "running_mean", "running_var", "tracked")}
+OUTPUTS = {"convolve_kernel": ("y", "mask", "partials", "blocks", "statistics"), "wgrad_kernel": ("gw",),
+           "bn_act_forward_kernel": ("a", "stats", "running_mean", "running_var", "tracked"),
+           "bn_backward_sums_kernel": ("partials", "blocks", "sums"), "bn_backward_apply_kernel": ("g",),
+           "act_backward_kernel": ("g",), "sum_kernel": ("out",),
+           "logistic_kernel": ("gradient", "loss", "probability")}
 BARE = {"convolve_kernel": ("x", "weight", "y"), "wgrad_kernel": ("coarse", "fine", "gw")}
-UPDATED = ("running_mean", "running_var", "tracked")
+UPDATED = ("running_mean", "running_var", "tracked", "partials", "blocks")  # read, too
 _ARITHMETIC = {"bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -50,12 +51,12 @@ def arithmetic(kernel: str, given: dict[str, Any]) -> str:
 
 def tensors(kernel: str, given: dict[str, Any]) -> Iterator[tuple[Tensor | Pointer, bool, bool]]:
     """(tensor, whether it is read, whether it is written) of a launch."""
-    # the derivative of an activation that is none asks nothing of its input: compiled, the load is gone
-    unread = "other" if kernel == "convolve_kernel" and not given["NORM"] and given["ACTIVATION"] == "none" else ""
+    measured = kernel == "convolve_kernel" and given["statistics"] is not None  # from y, which is read back
+    uses_running = kernel == "bn_act_forward_kernel" and given["statistics"] is None
     for name, value in given.items():
-        if isinstance(value, (Tensor, Pointer)) and name != unread:
-            written = name in OUTPUTS[kernel]
-            yield value, not written or name in UPDATED, written
+        if isinstance(value, (Tensor, Pointer)) and name != "tickets":
+            written = name in OUTPUTS[kernel] and not (uses_running and name in UPDATED)
+            yield value, not written or name in UPDATED or (measured and name == "y"), written
 
 
 def moved(kernel: str, given: dict[str, Any]) -> tuple[int, int]:
@@ -76,10 +77,13 @@ def words(kernel: str, given: dict[str, Any]) -> str:
     """The layer of a launch."""
     if kernel == "convolve_kernel":
         parts = [f"{given['CI']}->{given['CO']}", f"k{given['KH']}x{given['KW']}s{given['SH']}",
-                 f"{given['H']}x{given['W']}->{given['HO']}x{given['WO']}", given["KIND"], given["EPILOGUE"]]
+                 f"{given['H']}x{given['W']}->{given['HO']}x{given['WO']}"]
+        parts += [given["ACTIVATION"]] * (given["ACTIVATION"] != "none")
+        parts += [name for name in ("mask", "statistics") if given[name] is not None]
         return " ".join(parts + ["transposed"] * given["TRANSPOSED"] + ["narrow"] * given["NARROW"])
     if kernel == "wgrad_kernel":
-        parts = [f"{given['A']}x{given['B']}", f"k{given['KH']}x{given['KW']}", f"{given['HC']}x{given['WC']}",
-                 given["KIND_A"], given["KIND_B"]]
+        parts = [f"{given['A']}x{given['B']}", f"k{given['KH']}x{given['KW']}", f"{given['HC']}x{given['WC']}"]
         return " ".join(parts + ["narrow"] * given["NARROW"])
-    return f"{len(given['ones'])} parts" if kernel == "logistic_kernel" else f"{given['C']} channels"
+    if kernel == "logistic_kernel":
+        return f"{len(given['ones'])} parts"
+    return f"{given['C']} channels" if "C" in given else ""

@@ -22,6 +22,9 @@ from fastgan.verify.cost import launched, operators
 from fastgan.verify.cost.kernel import Kernel
 from fastgan.verify.cost.operators import Call, tensors_in
 
+_RESULTS = {"conv_forward": ("raw output", "statistics"), "conv_act_forward": ("activation", "mask"),
+            "bn_act_forward": ("activation", "statistics")}
+
 
 class Origin(NamedTuple):
     """Where a storage comes from: the layer whose parameter was at work ("D main.0"), and what it is there."""
@@ -116,8 +119,8 @@ class Tape(TorchDispatchMode):
                 out = library.IMPLEMENTATIONS[name](*args, **kwargs)
         finally:
             self._owner = before
-        whats = ("raw output", "statistics") if name == "stage" else (name,) * len(out)
-        for one, what in zip((out,) if isinstance(out, Tensor) else out, whats, strict=False):
+        outs = (out,) if isinstance(out, Tensor) else out
+        for one, what in zip(outs, _RESULTS.get(name, (name,) * len(outs)), strict=True):
             self.origins[self.number(one)] = Origin(owner, what)
         return out
 
@@ -133,8 +136,7 @@ class Tape(TorchDispatchMode):
         self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
 
     def _owner_of(self, args: tuple[Any, ...]) -> str:
-        """The layer of the last weight among an operator's arguments (batch normalisation owed to its input comes
-        first), or of a cast of one; else that of its input."""
+        """The layer of the last weight among an operator's arguments, or of a cast of one; else that of its input."""
         found = [self.origins[number] for tensor in args if isinstance(tensor, Tensor)
                  if (number := self.number(tensor)) in self.origins]
         weights = [one.owner for one in found if one.what in ("weight", "weight, cast")]
