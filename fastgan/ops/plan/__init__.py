@@ -1,8 +1,8 @@
-"""A plan: which engine computes each pass of each stage, where `impl` is "auto".
+"""A plan: which engine computes each pass of each operation, where `impl` is "auto".
 
-    problem.py      what is asked of an engine: one pass of one stage, shapes and all
+    problem.py      what is asked of an engine: one pass, shapes and all
     candidates.py   who can compute it, and how one of them is called
-    engine.py       the engine "plan": asks the plan in use, calls the candidate that it names
+    passes.py       the engine "plan": asks the plan in use, calls the candidate that it names
     measure.py      makes a plan: every candidate checked against float64 (`check.py`) on inputs of a problem's shapes
                     (`example.py`), the right ones timed, the fastest taken
     stored.py       plans and measurements as files

@@ -7,16 +7,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from fastgan.errors import first_line, from_signal_handler
-from fastgan.ops import definition, dispatch
 from fastgan.ops.dispatch import raise_if_lost
 from fastgan.ops.plan import Choice, Plan, Trial, candidates, check, stored, use
 from fastgan.ops.plan.example import Example, caller, draw
@@ -80,14 +77,14 @@ def examine(problem: Problem, rounds: int = ROUNDS, tune: bool = False) -> Choic
     with _products(problem.tf32), torch.no_grad(), torch.autocast(device.type, enabled=False):
         try:
             example = draw(problem, device)
-            reference = _called(names[0], example)
-            exact = _called(names[0], example.double())
+            reference = caller(names[0], example)()
+            exact = caller(names[0], example.double())()
         except torch.OutOfMemoryError as error:
             return Choice(names[0], {names[0]: Trial(failure=f"nothing to compare with: {first_line(error)}")})
         trials = {names[0]: Trial(used=check.used(problem, reference, reference, exact)[0]),
                   **{name: _judged(name, example, reference, exact) for name in names[1:]}}
         del reference, exact
-        right = {name: caller(directly, name, example) for name, trial in trials.items() if not trial.failure}
+        right = {name: caller(name, example) for name, trial in trials.items() if not trial.failure}
         seconds = race(right, device, rounds)
     trials.update({name: trials[name]._replace(seconds=took) for name, took in seconds.items()})
     return Choice(min(seconds, key=lambda name: seconds[name]), trials)
@@ -97,26 +94,13 @@ def _judged(name: str, example: Example, reference: tuple[Tensor, ...], exact: t
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="fastgan")
-            used, worst = check.used(example.problem, _called(name, example), reference, exact)
+            used, worst = check.used(example.problem, caller(name, example)(), reference, exact)
     except Exception as error:  # a compiler, a driver or a shape: whatever it is, this candidate is not taken
         if from_signal_handler(error):
             raise
         raise_if_lost()
         return Trial(failure=f"{type(error).__name__}: {first_line(error)}")
     return Trial(used=used, failure="" if used <= 1 else f"wrong: {worst} has {used:.3g} x the allowed error")
-
-
-def _called(name: str, example: Example) -> tuple[Tensor, ...]:
-    return caller(directly, name, example)()
-
-
-def directly(engine: str, name: str, *arguments: Any, **choice: Any) -> Any:
-    """As `library.run`, but a kernel that fails is an error."""
-    if name == "logistic_loss":
-        return dispatch.bound(engine, name)(*arguments)
-    if engine == "reference":
-        return getattr(definition, name)(*arguments)
-    return getattr(import_module(f"fastgan.ops.{engine}.engine"), name)(*arguments, **choice)
 
 
 def race(calls: Mapping[str, Callable[[], object]], device: torch.device, rounds: int,
