@@ -46,8 +46,8 @@ def draw(problem: Problem, device: torch.device) -> Example:
         one, two = problem.weight[:2]
         weight = normal(*problem.weight, dtype=problem.weight_dtype, last=problem.weight_last) / _scale(problem)
         bias = normal(two if problem.transposed else one, dtype=problem.weight_dtype) if problem.bias else None
-        sides = map(_pair, (problem.stride, problem.padding, problem.output_padding))
-        conv = ConvSpec(*sides, transposed=problem.transposed)
+        conv = ConvSpec(_pair(problem.stride), _pair(problem.padding), _pair(problem.output_padding),
+                        problem.transposed)
         if problem.kind == "conv_forward":
             return x, weight, bias, conv, problem.groups
         if problem.kind == "conv_act_forward":
