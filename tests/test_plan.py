@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import fastgan
 import fastgan.nn as fnn
 from fastgan import cli, ops
 from fastgan.errors import FastganError, KernelError
@@ -52,7 +53,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Callable[..., An
     monkeypatch.setitem(sys.modules, "fastgan.ops.triton.passes", SimpleNamespace(**{
         name: calling(name) for name in OF}))
     monkeypatch.setattr(candidates, "engines", lambda device: ["reference", "triton"])
-    monkeypatch.setattr(measure, "race", lambda calls, *_, **__: {name: SECONDS[name] for name in calls})
+    monkeypatch.setattr(measure, "race", lambda calls, *_, **__: {name: [SECONDS[name]] for name in calls})
     yield functions
     dispatch.bound.cache_clear()
 
@@ -127,7 +128,7 @@ def test_triton_is_right(asked, monkeypatch):
     if not hasattr(kernels, asked.kind):
         pytest.skip("no such kernel")
     monkeypatch.setattr(candidates, "engines", lambda device: ["reference", "triton"])
-    monkeypatch.setattr(measure, "race", lambda calls, *_, **__: {name: SECONDS[name] for name in calls})
+    monkeypatch.setattr(measure, "race", lambda calls, *_, **__: {name: [SECONDS[name]] for name in calls})
     trials = measure.examine(asked).trials
     assert not any(trial.failure for trial in trials.values()), trials
 
@@ -236,7 +237,8 @@ def test_race(monkeypatch):
     monkeypatch.setattr(measure, "_lap", lambda call, repeats: call())
     took = measure.race({"slow": taking("slow", 0.006, 0.006, 0.005, 0.007, 0.9), "fast": taking("fast", 0.016, 0.004),
                          "hopeless": taking("hopeless", 0.2)}, CPU, 3)
-    assert took == {"slow": 0.007, "fast": 0.004, "hopeless": 0.2}
+    assert took == {"slow": [0.005, 0.007, 0.9], "fast": [0.004] * 3, "hopeless": [0.2]}
+    assert measure.medians(took) == {"slow": 0.007, "fast": 0.004, "hopeless": 0.2}
     assert turns == ["slow", "fast", "hopeless", "slow", "fast", *["slow", "fast"] * 3]
 
 
@@ -377,15 +379,83 @@ def test_the_whole_step_decides(seconds, engine, fake, monkeypatch):
     """Among PyTorch's operators, each engine with its own defaults, and the choices pass by pass."""
     timed: list[set[str]] = []
 
-    def race(calls: dict[str, Any], *_: Any, **__: Any) -> dict[str, float]:
+    def race(calls: dict[str, Any], *_: Any, **__: Any) -> dict[str, list[float]]:
         timed.append(set(calls))
-        return {name: {**SECONDS, **seconds}[name] for name in calls}
+        return {name: [{**SECONDS, **seconds}[name]] for name in calls}
 
     monkeypatch.setattr(measure, "race", race)
     plan = measure.make(lambda: outcome(ops.plan.active()))
     assert timed[-1] == {"reference", "triton", "plan"} == set(plan.step) and plan.engine == engine
     fastest = sorted({**SECONDS, **seconds}[name] for name in plan.step)[0]
     assert f"ms of a step: {engine} {1e3 * fastest:.1f}, " in table.verdict(plan)
+
+
+@pytest.mark.parametrize(("seconds", "busy"), [([1.0, 1.1, 1.0, 1.1], False), ([1.0, 1.5, 1.0, 1.5], True)],
+                         ids=["quiet", "busy"])
+def test_a_busy_machine_is_named(seconds, busy, fake, monkeypatch):
+    monkeypatch.setattr(measure, "race", lambda calls, *_, **__: dict.fromkeys(calls, seconds))
+    told = table.verdict(measure.make(lambda: outcome(ops.plan.active())))
+    assert ("the machine was busy, steps varied by 1.5 x: `fastgan plan`" in told) == busy
+
+
+@pytest.fixture
+def gpu(fake, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """That passes ask a GPU for what they are, `problems` that were measured, and whether a graph is `captured`."""
+    state = SimpleNamespace(problems=[], captured=False)
+    examine = measure.examine
+
+    def examined(asked: Problem, rounds: int) -> Choice:
+        state.problems.append(asked)
+        return examine(asked._replace(device="cpu"), rounds)
+
+    monkeypatch.setattr(measure, "examine", examined)
+    monkeypatch.setattr(measure, "_known", lambda device: {})
+    monkeypatch.setattr(measure, "_warned", set())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: state.captured)
+    monkeypatch.setattr(ops.plan, "_FIRST_USE", ops.plan.FirstUse())
+    monkeypatch.setattr(ops.plan, "_active", ops.plan._FIRST_USE)
+    monkeypatch.setattr(ops.plan, "default", lambda device: "reference")
+    return state
+
+
+GPU = torch.device("cuda")
+
+
+def test_a_gpu_measures_at_first_use(gpu):
+    asked = problem("dgrad")._replace(device="cuda")
+    assert ops.plan.active() is None and ops.plan.engine_of(GPU) == "plan" and ops.plan.engine_of(CPU) == "reference"
+    assert [ops.plan.current().choose(asked) for _ in range(2)] == ["triton", "triton"]
+    assert gpu.problems == [asked]
+    assert ops.plan.current().choose(problem("dgrad")) == "reference" and gpu.problems == [asked]
+
+
+def test_nothing_is_measured_at_first_use_while_a_graph_is_captured(gpu):
+    asked, gpu.captured = problem()._replace(device="cuda"), True
+    assert ops.plan.current().choose(asked) == "reference" and not gpu.problems
+    gpu.captured = False
+    assert ops.plan.current().choose(asked) == "triton" and gpu.problems == [asked]
+
+
+def test_autotune_is_switched_off(gpu):
+    asked = problem()._replace(device="cuda")
+    for off in (lambda: fastgan.autotune(False), lambda: use(None)):
+        assert ops.plan.engine_of(GPU) == "plan"
+        off()
+        assert ops.plan.engine_of(GPU) == "reference" == ops.plan.current().choose(asked) and not gpu.problems
+        fastgan.autotune(True)
+
+
+def test_what_is_known_is_not_measured_at_first_use(gpu, monkeypatch):
+    asked = problem()._replace(device="cuda")
+    monkeypatch.setattr(measure, "_known", lambda device: {asked: Choice("native", {})})
+    assert ops.plan.current().choose(asked) == "native" and not gpu.problems
+
+
+def test_who_fails_at_first_use_is_named_once(gpu, fake):
+    fake["conv_forward"] = raises
+    with pytest.warns(UserWarning, match="triton is not taken for conv_forward: KernelError: convolve_kernel"):
+        assert ops.plan.current().choose(problem()._replace(device="cuda")) == "reference"
+    assert ops.plan.current().choose(problem(groups=1)._replace(device="cuda")) == "reference"
 
 
 def test_nothing_is_measured_while_a_graph_is_captured(monkeypatch):
