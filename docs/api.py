@@ -12,7 +12,7 @@ from typing import Any
 PAGE = Path(__file__).parent / "api.md"
 # what other people's code may build on, room by room
 PUBLIC = {
-    "fastgan": ["convert", "to_eager"],
+    "fastgan": ["convert", "to_eager", "autotune"],
     "fastgan.nn": ["Chain", "ConvBNAct", "ConvTransposeBNAct", "ConvBNLeakyReLU", "ConvTransposeBNReLU", "stat_groups",
                    "frozen", "use"],
     "fastgan.train": ["GANStep", "GraphedStep", "Trainer"],

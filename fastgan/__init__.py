@@ -13,15 +13,17 @@ if TYPE_CHECKING:
     from fastgan.errors import FastganError
     from fastgan.models.pretrained import Pretrained
     from fastgan.nn.convert import convert, to_eager
+    from fastgan.ops.plan import autotune
     from fastgan.train import GANStep, GraphedStep, Trainer
 
 __version__ = "0.1.0"
-__all__ = ["Config", "FastganError", "GANStep", "GraphedStep", "Pretrained", "Trainer", "__version__", "config",
-           "convert", "data", "errors", "metrics", "models", "nn", "ops", "pictures", "presets", "report", "to_eager",
-           "train", "verify"]
+__all__ = ["Config", "FastganError", "GANStep", "GraphedStep", "Pretrained", "Trainer", "__version__", "autotune",
+           "config", "convert", "data", "errors", "metrics", "models", "nn", "ops", "pictures", "presets", "report",
+           "to_eager", "train", "verify"]
 
 _HOMES = {"Config": "config", "FastganError": "errors", "GANStep": "train", "GraphedStep": "train",
-          "Pretrained": "models.pretrained", "Trainer": "train", "convert": "nn", "to_eager": "nn"}
+          "Pretrained": "models.pretrained", "Trainer": "train", "autotune": "ops.plan", "convert": "nn",
+          "to_eager": "nn"}
 
 if not TYPE_CHECKING:  # a type checker sees the imports above, and unknown names as errors
 

@@ -125,8 +125,9 @@ def _one_of_each_kind(passes: Callable[..., Any], *given: Any) -> Any:
 def _gemms(batch: int) -> dict[str, Any]:
     from proofs.gpu.library import Gemm
 
-    return {**{f"{kind} conv": Gemm(kind, (batch, 64, 16, 16), 64, False) for kind in ("forward", "dgrad", "wgrad")},
-            "forward convT": Gemm("forward", (batch, 64, 8, 8), 64, True)}
+    kinds = "conv_forward", "dgrad", "wgrad"
+    return {**{f"{kind} conv": Gemm(kind, (batch, 64, 16, 16), 64, False) for kind in kinds},
+            "conv_forward convT": Gemm("conv_forward", (batch, 64, 8, 8), 64, True)}
 
 
 def _two_of(candidates: Callable[[], list[Any]]) -> list[Any]:

@@ -77,7 +77,7 @@ def folder(tmp_path: Path) -> Path:
     results.append(path, [row("fastgan, native", batch=64, error="wrong: D | has 3 x the allowed error")])
     results.append(path, [*chain(), *ends(1000, 700)])
     results.append(path, [timed(name, ms, f"operations/dcgan-64/{kind} conv 3x64x64 -> 64", 64, 1e8)
-                          for kind in ("forward", "dgrad", "wgrad")
+                          for kind in ("conv_forward", "dgrad", "wgrad")
                           for name, ms in (("eager, NCHW", 9.0), ("fastgan, native", 5.0))])
     results.append(path, [timed(name, 4000.0, "training/d2l-dcgan-pokemon", 256)
                           for name in ("textbook, channels_last", "fastgan, native")])
@@ -88,7 +88,7 @@ def test_tables(folder):
     text = "\n".join(table.tables(results.read(folder / "bench.csv")))
     assert "| fastgan, plan | fp32 | 600 | 545 - 667 | 107 | 1.67 | 1.67 |" in text
     assert "| fastgan, native | fp32 | wrong: D / has 3 x the allowed error |" in text
-    assert "| forward conv 3x64x64 -> 64 | 9 | **5** | 0.2 |" in text
+    assert "| conv_forward conv 3x64x64 -> 64 | 9 | **5** | 0.2 |" in text
     assert "🔴 dcgan-64, batch 64: the ablation does NOT account for the whole gain" in text
     assert "commit abc" in text and "2026-11-23" in text
 

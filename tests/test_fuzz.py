@@ -209,8 +209,8 @@ def test_image_folder(place, kind):
 def test_plans(place, monkeypatch):
     monkeypatch.setenv("FASTGAN_CACHE", str(place / "cache"))
     facts, path = stored.machine(CPU), place / "plan.json"
-    problem = Problem("forward", "cpu", 1, "float32", False, (2, 3, 8, 8), True, (4, 3, 4, 4), "float32", stride=(2, 2),
-                      padding=(1, 1))
+    problem = Problem("conv_forward", "cpu", 1, "float32", False, (2, 3, 8, 8), True, (4, 3, 4, 4), "float32",
+                      stride=(2, 2), padding=(1, 1))
     plan = Plan({problem: Choice("reference", {"reference": Trial(1.0, 0.5), "native/gemm": Trial(failure="wrong")})},
                 step={"reference": 1.0, "plan": 0.5})
     stored.export(path, plan, facts)

@@ -1,4 +1,4 @@
-"""The plan: who is taken and who is not, what is kept, and that training is none the wiser."""
+"""The plan: which candidates are taken and which are not, what is kept, and that training does not notice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,20 +17,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import fastgan
 import fastgan.nn as fnn
 from fastgan import cli, ops
 from fastgan.errors import FastganError, KernelError
-from fastgan.ops import definition, dispatch, engines, passes, reference
+from fastgan.ops import dispatch, engines, passes
 from fastgan.ops.plan import Choice, Plan, Problem, Trial, candidates, example, measure, stored, table, use
+from fastgan.ops.plan.problem import OF
 from fastgan.ops.triton import tiles
 from fastgan.train import Trainer, planned
 from fastgan.verify import checks
 from tests.test_train import final_state, same
 
 CPU, EAGER = torch.device("cpu"), Plan(engine="reference")
-OPERATORS = ("stage", "stage_backward", "normalise_activate", "normalise_activate_backward", "logistic_loss")
-CONVOLUTIONS = ("conv_forward", "conv_act_forward", "dgrad", "wgrad")
-SECONDS = {"reference": 3.0, "triton": 1.0, "triton/apart": 2.0, "plan": 0.9}
+SECONDS = {"reference": 3.0, "triton": 1.0, "plan": 0.9}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -41,46 +40,68 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "cache"))
 
 
-def pass_of_the_reference(name: str, *arguments: Any) -> Any:
-    return definition.channels_last(getattr(passes, name)(*arguments))
-
-
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    """An engine that computes what the definition does stands in for Triton's, and is the faster, by `SECONDS`."""
-    engine = SimpleNamespace(**{name: getattr(definition, name) for name in OPERATORS},
-                             **{name: partial(pass_of_the_reference, name) for name in CONVOLUTIONS})
-    for module in ("engine", "passes"):
-        monkeypatch.setitem(sys.modules, f"fastgan.ops.triton.{module}", engine)
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Callable[..., Any]]]:
+    """The reference's passes replace Triton's, and are the faster, by `SECONDS`. A test may put others in their place.
+    """
+    functions = {name: dispatch.bound("reference", name) for name in OF}
+
+    def calling(name: str) -> Callable[..., Any]:
+        return lambda *arguments: functions[name](*arguments)
+
+    dispatch.bound.cache_clear()
+    monkeypatch.setitem(sys.modules, "fastgan.ops.triton.passes", SimpleNamespace(**{
+        name: calling(name) for name in OF}))
     monkeypatch.setattr(candidates, "engines", lambda device: ["reference", "triton"])
-    monkeypatch.setattr(measure, "race", lambda calls, *_, **__: {name: SECONDS[name] for name in calls})
-    yield engine
+    monkeypatch.setattr(measure, "race", lambda calls, *_, **__: {name: [SECONDS[name]] for name in calls})
+    yield functions
+    dispatch.bound.cache_clear()
 
 
-def stage(kind: str = "forward", dtype: str = "float32", transposed: bool = False, **more: Any) -> Problem:
-    """An odd stage with batch normalisation, or what is left of it."""
-    weight = (3, 5, 4, 4) if transposed else (5, 3, 4, 4)
-    known = {"weight": weight, "weight_dtype": dtype, "bias": True, "stride": (2, 2), "padding": (1, 1),
-             "output_padding": (0, 0), "transposed": transposed, "spread": "rstd", "groups": 2}
-    if kind == "loss":
+def problem(kind: str = "conv_forward", dtype: str = "float32", **more: Any) -> Problem:
+    """An odd one."""
+    if kind == "logistic_loss":
         return Problem(kind, "cpu", 1, dtype, False, (6,), groups=2)
-    stages = {} if kind.startswith("apply") else known
-    values = {**stages, "activation": "leaky_relu", "negative_slope": 0.2, "normalised": 2, **more}
-    return Problem(kind, "cpu", 1, dtype, False, (4, 3, 7, 6), **values)
+    values: dict[str, Any] = {}
+    if kind in candidates.CONVOLUTIONS:
+        transposed = more.get("transposed", False)
+        values = {"weight": (3, 5, 4, 4) if transposed else (5, 3, 4, 4), "weight_dtype": dtype,
+                  "bias": kind not in ("dgrad", "wgrad"), "stride": (2, 2), "padding": (1, 1),
+                  "output_padding": (0, 0)}
+    if kind not in ("conv_forward", "dgrad", "wgrad"):
+        values |= {"activation": "leaky_relu", "negative_slope": 0.2}
+    if kind == "conv_forward" or kind.startswith("bn"):
+        values["groups"] = 2
+    if kind in ("bn_act_forward", "bn_backward_apply"):
+        values["statistics"] = "given"
+    return Problem(kind, "cpu", 1, dtype, False, (4, 3, 7, 6), **(values | more))
 
 
-KINDS = ("forward", "dgrad", "wgrad", "apply", "apply_backward", "loss")
-PROBLEMS = {kind: stage(kind) for kind in KINDS} | {
-    "transposed forward": stage(transposed=True), "transposed dgrad": stage("dgrad", transposed=True),
-    "transposed wgrad": stage("wgrad", transposed=True, bias=False),
-    "var": stage(spread="var"), "bare": stage(spread="", groups=1, normalised=0, activation="none", bias=False),
-    "bare dgrad": stage("dgrad", spread="", groups=1, normalised=0), "tanh": stage(activation="tanh", normalised=1),
-    "any strides": stage(x_last=False, weight_last=False)}
+KINDS = tuple(OF)
+PROBLEMS = {kind: problem(kind) for kind in KINDS} | {
+    f"{kind} transposed": problem(kind, transposed=True) for kind in candidates.CONVOLUTIONS} | {
+    f"{kind} {name}": problem(kind, activation=name, negative_slope=0.0)
+    for kind in ("conv_act_forward", "bn_act_forward", "bn_backward_sums", "bn_backward_apply", "act_backward")
+    for name in ("relu", "tanh")} | {
+    f"{kind} in-place": problem(kind, inplace=True) for kind in ("conv_act_forward", "act_backward")} | {
+    f"{kind} running": problem(kind, groups=1, statistics="running")
+    for kind in ("bn_act_forward", "bn_backward_apply")} | {
+    "without statistics": problem(groups=0, bias=False), "batch statistics": problem("bn_act_forward",
+                                                                                     statistics="batch"),
+    "any strides": problem(x_last=False, weight_last=False), "bn any strides": problem("bn_backward_apply",
+                                                                                       x_last=False)}
+each_problem = pytest.mark.parametrize("asked", PROBLEMS.values(), ids=list(PROBLEMS))
 
 
-@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=list(PROBLEMS))
-def test_fastest_of_those_that_are_right(problem, fake):
-    choice = measure.examine(problem)
+@each_problem
+def test_an_example_is_of_its_problem(asked):
+    assert OF[asked.kind](*example.draw(asked, CPU).arguments) == asked
+    assert Problem.from_json(json.loads(json.dumps(asked._asdict()))) == asked
+
+
+@each_problem
+def test_fastest_of_those_that_are_right(asked, fake):
+    choice = measure.examine(asked)
     assert choice.candidate == "triton"
     assert all(trial.seconds == SECONDS[name] and trial.used <= 1 for name, trial in choice.trials.items())
 
@@ -88,48 +109,69 @@ def test_fastest_of_those_that_are_right(problem, fake):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_reference_is_right_in_16_bits(kind, dtype, fake):
-    assert not any(trial.failure for trial in measure.examine(stage(kind, dtype)).trials.values())
+    assert not any(trial.failure for trial in measure.examine(problem(kind, dtype)).trials.values())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("transposed", [False, True], ids=["conv", "transpose"])
-def test_triton_is_right(kind, transposed, monkeypatch):
+@pytest.mark.skipif(bool(candidates.why_not("native", CPU)), reason="the native engine was not compiled")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@each_problem
+def test_native_is_right(asked, dtype):
+    trials = measure.examine(asked._replace(dtype=dtype, weight_dtype=dtype * bool(asked.weight)), 1).trials
+    assert len(trials) > 1 and not any(trial.failure for trial in trials.values()), trials
+
+
+@each_problem
+def test_triton_is_right(asked, monkeypatch):
     """In its interpreter: the rule leaves room for another order of summation."""
+    from fastgan.ops.triton import passes as kernels
+
+    if not hasattr(kernels, asked.kind):
+        pytest.skip("no such kernel")
     monkeypatch.setattr(candidates, "engines", lambda device: ["reference", "triton"])
-    monkeypatch.setattr(measure, "race", lambda calls, *_, **__: {name: SECONDS[name] for name in calls})
-    trials = measure.examine(stage(kind, transposed=transposed)).trials
+    monkeypatch.setattr(measure, "race", lambda calls, *_, **__: {name: [SECONDS[name]] for name in calls})
+    trials = measure.examine(asked).trials
     assert not any(trial.failure for trial in trials.values()), trials
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("kind", "operator", "place", "words"), [
-    ("forward", "stage", 0, "y"), ("forward", "stage", 1, "statistics"),
-    ("dgrad", "stage_backward", 0, "gradient of x"), ("dgrad", "stage_backward", 3, "gradient of the normalisation"),
-    ("wgrad", "stage_backward", 1, "gradient of the weight"), ("wgrad", "stage_backward", 2, "gradient of the bias"),
-    ("apply_backward", "normalise_activate_backward", 1, "gradient of the normalisation"),
-    ("loss", "logistic_loss", 0, "loss"), ("loss", "logistic_loss", 1, "probability"),
-    ("loss", "logistic_loss", 2, "gradient")])
-def test_who_is_wrong_is_not_taken(kind, operator, place, words, dtype, fake):
-    right = getattr(definition, operator)
+@pytest.mark.parametrize(("kind", "place", "words"), [
+    ("conv_forward", 0, "y"), ("conv_forward", 1, "statistics"), ("conv_act_forward", 0, "a"),
+    ("bn_act_forward", 0, "a"), ("bn_act_forward", 1, "mean and rstd"), ("bn_backward_sums", 0, "sums"),
+    ("bn_backward_apply", 0, "gradient of y"), ("act_backward", 0, "gradient of y"), ("dgrad", 0, "gradient of x"),
+    ("wgrad", 0, "gradient of the weight"), ("logistic_loss", 0, "loss"), ("logistic_loss", 1, "probability"),
+    ("logistic_loss", 2, "gradient")])
+def test_who_is_wrong_is_not_taken(kind, place, words, dtype, fake):
+    right = fake[kind]
 
-    def wrong(*arguments: Any) -> tuple[Tensor, ...]:
-        out = list(right(*arguments))
-        out[place] = out[place] * 1.04
-        return tuple(out)
+    def wrong(*arguments: Any) -> Any:
+        out = right(*arguments)
+        if isinstance(out, Tensor):
+            return out * 1.04
+        return tuple(one * 1.04 if i == place else one for i, one in enumerate(out))
 
-    setattr(fake, operator, wrong)
-    choice = measure.examine(stage(kind, dtype))
+    fake[kind] = wrong
+    choice = measure.examine(problem(kind, dtype))
     trial = choice.trials["triton"]
     assert choice.candidate == "reference" and trial.seconds is None
     assert trial.failure.startswith(f"wrong: {words} has ")
 
 
-def test_who_forgets_the_running_statistics_is_not_taken(fake):
-    def forgets(x: Tensor, owed: Any, convolution: Any, groups: int, measurement: Any, fuse: bool) -> Any:
-        return definition.stage(x, owed, convolution, groups, measurement._replace(running_mean=None), fuse)
+@pytest.mark.parametrize(("moved", "failure"), [(2**-7, ""), (0.25, "wrong: mask has ")])
+def test_a_mask_may_differ_where_z_is_tiny(moved, failure, fake):
+    right = fake["conv_act_forward"]
 
-    fake.stage = forgets
-    assert "running" in measure.examine(stage()).trials["triton"].failure
+    def shifted(*arguments: Any) -> Any:
+        a, mask = right(*arguments)
+        return a, torch.where(mask, a, 5 * a) > moved
+
+    fake["conv_act_forward"] = shifted
+    assert measure.examine(problem("conv_act_forward")).trials["triton"].failure.startswith(failure)
+    assert not failure or measure.examine(problem("conv_act_forward")).trials["triton"].failure
+
+
+def test_who_forgets_the_running_statistics_is_not_taken(fake):
+    fake["bn_act_forward"] = lambda *given: passes.bn_act_forward(*given[:4], passes.RunningStats(), *given[5:])
+    assert "running" in measure.examine(problem("bn_act_forward")).trials["triton"].failure
 
 
 def raises(*_: Any) -> None:
@@ -138,20 +180,20 @@ def raises(*_: Any) -> None:
 
 def warns(*arguments: Any) -> Any:
     warnings.warn("fastgan: goes on with the reference engine", stacklevel=1)
-    return definition.stage(*arguments)
+    return passes.conv_forward(*arguments)
 
 
 @pytest.mark.parametrize(("function", "failure"), [
     (raises, "KernelError: convolve_kernel: out of resource: shared memory"),
     (warns, "UserWarning: fastgan: goes on with the reference engine"),
     (lambda *_: (torch.zeros(1), torch.zeros(1)), "wrong: the shape of y has inf x the allowed error"),
-    (lambda *arguments: [one * torch.nan for one in definition.stage(*arguments)], "wrong: y has inf")],
+    (lambda *arguments: tuple(one * torch.nan for one in passes.conv_forward(*arguments)), "wrong: y has inf")],
     ids=["raises", "warns", "shape", "nan"])
 def test_who_fails_is_named(function, failure, fake):
-    fake.stage = function
-    choice = measure.examine(stage())
+    fake["conv_forward"] = function
+    choice = measure.examine(problem())
     assert choice.candidate == "reference" and choice.trials["triton"].failure.startswith(failure)
-    assert any(failure in line for line in table.lines(Plan({stage(): choice})))
+    assert any(failure in line for line in table.lines(Plan({problem(): choice})))
 
 
 def test_lost_device_ends_the_measurement(fake, monkeypatch):
@@ -159,23 +201,23 @@ def test_lost_device_ends_the_measurement(fake, monkeypatch):
     def lost(*_: object) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    fake.stage = lost
+    fake["conv_forward"] = lost
     monkeypatch.setattr(dispatch, "cuda", SimpleNamespace(
         is_initialized=lambda: True, is_current_stream_capturing=lambda: False, synchronize=lost))
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        measure.examine(stage())
+        measure.examine(problem())
 
 
 def test_error_of_a_signal_handler_ends_the_measurement(fake):
-    """It says nothing of the candidate that happened to run."""
+    """It is no fault of the candidate that happened to run."""
     def handler(number: int, frame: Any) -> None:
         raise RuntimeError("a worker has died")
 
-    fake.stage = lambda *_: signal.raise_signal(signal.SIGINT)
+    fake["conv_forward"] = lambda *_: signal.raise_signal(signal.SIGINT)
     before = signal.signal(signal.SIGINT, handler)
     try:
         with pytest.raises(RuntimeError, match=r"^a worker has died$"):
-            measure.examine(stage())
+            measure.examine(problem())
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -195,7 +237,8 @@ def test_race(monkeypatch):
     monkeypatch.setattr(measure, "_lap", lambda call, repeats: call())
     took = measure.race({"slow": taking("slow", 0.006, 0.006, 0.005, 0.007, 0.9), "fast": taking("fast", 0.016, 0.004),
                          "hopeless": taking("hopeless", 0.2)}, CPU, 3)
-    assert took == {"slow": 0.007, "fast": 0.004, "hopeless": 0.2}
+    assert took == {"slow": [0.005, 0.007, 0.9], "fast": [0.004] * 3, "hopeless": [0.2]}
+    assert measure.medians(took) == {"slow": 0.007, "fast": 0.004, "hopeless": 0.2}
     assert turns == ["slow", "fast", "hopeless", "slow", "fast", *["slow", "fast"] * 3]
 
 
@@ -203,13 +246,13 @@ def test_a_lap_is_wall_time():
     assert 0.01 <= measure._lap(lambda: time.sleep(0.01), 3) < 0.5
 
 
-def test_examples_stay_away_from_kinks_and_from_the_global_generator():
+@pytest.mark.parametrize("slope", ["relu", "leaky_relu"])
+def test_examples_stay_away_from_kinks_and_from_the_global_generator(slope):
     before = torch.get_rng_state()
-    for slope in ("relu", "leaky_relu"):
-        drawn = example.draw(stage(activation=slope, dtype="bfloat16"), CPU)
-        norm = reference.known(drawn.owed)
-        assert norm is not None
-        assert reference.normalise(drawn.x.float(), norm).abs().min() > example.KINK / 4
+    _, y, stats, gamma, beta, _ = example.draw(problem("bn_backward_sums", "bfloat16", activation=slope), CPU).arguments
+    mean, rstd = (part.repeat_interleave(2, 0)[:, :, None, None] for part in stats)
+    z = gamma[:, None, None] * (y.float() - mean) * rstd + beta[:, None, None]
+    assert z.abs().min() > example.KINK / 4
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -231,66 +274,60 @@ def outcome(plan: Plan | None, net: nn.Module | None = None) -> list[Tensor]:
 
 def test_record_finds_each_problem_once():
     found = measure.record(lambda: (outcome(ops.plan.active()), outcome(ops.plan.active())))
-    assert [problem.kind for problem in found] == ["forward", "forward", "loss", "dgrad", "wgrad", "dgrad", "wgrad"]
-    first, second = found[:2]
+    assert [asked.kind for asked in found] == [
+        "conv_forward", "bn_act_forward", "conv_act_forward", "logistic_loss", "act_backward", "dgrad", "wgrad",
+        "bn_backward_sums", "bn_backward_apply", "dgrad", "wgrad"]
+    first, norm, second = found[:3]
     assert (first.x, first.weight, first.transposed) == ((4, 3, 8, 8), (5, 3, 4, 4), False)
+    assert (norm.x, norm.activation, norm.statistics, norm.groups) == ((4, 5, 4, 4), "leaky_relu", "batch", 1)
     assert (second.x, second.weight, second.transposed) == ((4, 5, 4, 4), (5, 2, 4, 4), True)
 
 
-@pytest.mark.parametrize("dgrad", ["reference", "triton"])
-@pytest.mark.parametrize("wgrad", ["reference", "triton"])
-def test_each_pass_by_its_own_engine(dgrad, wgrad, fake):
+@pytest.mark.parametrize("left", [None, *(kind for kind in KINDS)])
+def test_each_pass_by_its_own_engine(left, fake):
+    """One pass by the reference, all others by another engine."""
     asked: set[str] = set()
-
-    def counting(name: str, *arguments: Any) -> Any:
-        asked.add(name)
-        return pass_of_the_reference(name, *arguments)
-
-    for name in CONVOLUTIONS:
-        setattr(fake, name, partial(counting, name))
-    chosen = {"dgrad": dgrad, "wgrad": wgrad}
+    for name, function in fake.items():
+        fake[name] = lambda *given, name=name, function=function: (asked.add(name), function(*given))[1]
     problems = measure.record(lambda: outcome(ops.plan.active()))
-    plan = Plan({problem: Choice(chosen.get(problem.kind, "triton"), {}) for problem in problems})
+    plan = Plan({one: Choice("reference" if one.kind == left else "triton", {}) for one in problems})
     torch.testing.assert_close(outcome(plan), outcome(EAGER), rtol=1e-4, atol=1e-6)
-    assert asked == {"conv_forward", "conv_act_forward", *(name for name in chosen if chosen[name] == "triton")}
+    assert asked == set(KINDS) - {left}
 
 
-def test_native_ways():
+def test_how_candidates_are_called():
     calls: list[Any] = []
 
-    def run(engine: str, name: str, *arguments: Any, **choice: Any) -> Any:
-        calls.append((engine, choice))
-        return (None,) * 4
+    def run(engine: str, name: str, *arguments: Any, **options: Any) -> None:
+        calls.append((engine, name, arguments, options))
 
-    given: Any = [None] * 8
-    candidates.stage(run, "native/gemm", None, None, None, 1, None, True)
-    candidates.stage(run, "native", None, None, None, 1, None, True)
-    candidates.stage_backward(run, "native/gemm", "native/library", *given, True, (True,) * 4)
-    candidates.stage_backward(run, "native/gemm", "triton", *given, True, (True,) * 4)
-    candidates.stage_backward(run, "", "native/gemm", *given, True, (False, True, True, False))
-    assert calls == [("native", {"variant": "gemm"}), ("native", {}), ("native", {"variants": ("gemm", "library")}),
-                     ("native", {"variants": ("gemm", "")}), ("triton", {}), ("native", {"variants": ("", "gemm")})]
+    for candidate in ("native/gemm", "native", "triton", "reference"):
+        candidates.called(run, candidate, "dgrad", 1, 2)
+    assert calls == [("native", "dgrad", (1, 2), {"variant": "gemm"}), ("native", "dgrad", (1, 2), {}),
+                     ("triton", "dgrad", (1, 2), {}), ("reference", "dgrad", (1, 2), {})]
 
 
-@pytest.mark.parametrize("kind", ["forward", "dgrad", "wgrad"])
-def test_tiles_are_candidates_when_tuning(kind, fake, monkeypatch):
+@pytest.mark.parametrize("kind", KINDS)
+def test_tiles_of_convolutions_are_candidates_when_tuning(kind, fake, monkeypatch):
     taken: set[tiles.Tile] = set()
+    function = fake[kind]
 
-    def tiled(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            taken.update(tiles.choose(name, 0, rows=8, columns=8, depth=8, size=4) for name in ("convolve", "wgrad"))
-            return function(*arguments)
-        return call
+    def tiled(*arguments: Any) -> Any:
+        taken.update(tiles.choose(name, 0, rows=8, columns=8, depth=8, size=4) for name in ("convolve", "wgrad"))
+        return function(*arguments)
 
-    fake.stage, fake.stage_backward = tiled(fake.stage), tiled(fake.stage_backward)
+    fake[kind] = tiled
     best = "triton/128x64x32w4s3"
     for name in candidates.TILES:
         monkeypatch.setitem(SECONDS, f"triton/{name}", 0.5 if f"triton/{name}" == best else 5.0)
-    assert set(measure.examine(stage(kind)).trials) == {"reference", "triton", "triton/apart"}
+    assert set(measure.examine(problem(kind)).trials) == {"reference", "triton"}
     usual = set(taken)
-    choice = measure.examine(stage(kind), tune=True)
-    assert choice.candidate == best and len(taken - usual) == len(candidates.TILES)
-    assert tiles.Tile(128, 64, 32, 4, 3) in taken
+    choice = measure.examine(problem(kind), tune=True)
+    if kind in candidates.CONVOLUTIONS:
+        assert choice.candidate == best and len(taken - usual) == len(candidates.TILES)
+        assert tiles.Tile(128, 64, 32, 4, 3) in taken
+    else:
+        assert choice.candidate == "triton" and taken == usual
 
 
 def test_what_nobody_measured_is_computed_by_the_default(fake, monkeypatch):
@@ -302,8 +339,8 @@ def test_what_nobody_measured_is_computed_by_the_default(fake, monkeypatch):
 
 def test_a_kernel_that_fails_later_is_replaced(fake, monkeypatch):
     monkeypatch.setattr(dispatch, "_failed", set())
-    plan = Plan({problem: Choice("triton", {}) for problem in measure.record(lambda: outcome(ops.plan.active()))})
-    fake.conv_forward = raises
+    plan = Plan({one: Choice("triton", {}) for one in measure.record(lambda: outcome(ops.plan.active()))})
+    fake["conv_forward"] = raises
     with pytest.warns(UserWarning, match="(?s)out of resource.*goes on with the reference"):
         found = outcome(plan)
     torch.testing.assert_close(found, outcome(EAGER), rtol=1e-4, atol=1e-6)
@@ -342,15 +379,83 @@ def test_the_whole_step_decides(seconds, engine, fake, monkeypatch):
     """Among PyTorch's operators, each engine with its own defaults, and the choices pass by pass."""
     timed: list[set[str]] = []
 
-    def race(calls: dict[str, Any], *_: Any, **__: Any) -> dict[str, float]:
+    def race(calls: dict[str, Any], *_: Any, **__: Any) -> dict[str, list[float]]:
         timed.append(set(calls))
-        return {name: {**SECONDS, **seconds}[name] for name in calls}
+        return {name: [{**SECONDS, **seconds}[name]] for name in calls}
 
     monkeypatch.setattr(measure, "race", race)
     plan = measure.make(lambda: outcome(ops.plan.active()))
     assert timed[-1] == {"reference", "triton", "plan"} == set(plan.step) and plan.engine == engine
     fastest = sorted({**SECONDS, **seconds}[name] for name in plan.step)[0]
     assert f"ms of a step: {engine} {1e3 * fastest:.1f}, " in table.verdict(plan)
+
+
+@pytest.mark.parametrize(("seconds", "busy"), [([1.0, 1.1, 1.0, 1.1], False), ([1.0, 1.5, 1.0, 1.5], True)],
+                         ids=["quiet", "busy"])
+def test_a_busy_machine_is_named(seconds, busy, fake, monkeypatch):
+    monkeypatch.setattr(measure, "race", lambda calls, *_, **__: dict.fromkeys(calls, seconds))
+    told = table.verdict(measure.make(lambda: outcome(ops.plan.active())))
+    assert ("the machine was busy, steps varied by 1.5 x: `fastgan plan`" in told) == busy
+
+
+@pytest.fixture
+def gpu(fake, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """That passes ask a GPU for what they are, `problems` that were measured, and whether a graph is `captured`."""
+    state = SimpleNamespace(problems=[], captured=False)
+    examine = measure.examine
+
+    def examined(asked: Problem, rounds: int) -> Choice:
+        state.problems.append(asked)
+        return examine(asked._replace(device="cpu"), rounds)
+
+    monkeypatch.setattr(measure, "examine", examined)
+    monkeypatch.setattr(measure, "_known", lambda device: {})
+    monkeypatch.setattr(measure, "_warned", set())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: state.captured)
+    monkeypatch.setattr(ops.plan, "_FIRST_USE", ops.plan.FirstUse())
+    monkeypatch.setattr(ops.plan, "_active", ops.plan._FIRST_USE)
+    monkeypatch.setattr(ops.plan, "default", lambda device: "reference")
+    return state
+
+
+GPU = torch.device("cuda")
+
+
+def test_a_gpu_measures_at_first_use(gpu):
+    asked = problem("dgrad")._replace(device="cuda")
+    assert ops.plan.active() is None and ops.plan.engine_of(GPU) == "plan" and ops.plan.engine_of(CPU) == "reference"
+    assert [ops.plan.current().choose(asked) for _ in range(2)] == ["triton", "triton"]
+    assert gpu.problems == [asked]
+    assert ops.plan.current().choose(problem("dgrad")) == "reference" and gpu.problems == [asked]
+
+
+def test_nothing_is_measured_at_first_use_while_a_graph_is_captured(gpu):
+    asked, gpu.captured = problem()._replace(device="cuda"), True
+    assert ops.plan.current().choose(asked) == "reference" and not gpu.problems
+    gpu.captured = False
+    assert ops.plan.current().choose(asked) == "triton" and gpu.problems == [asked]
+
+
+def test_autotune_is_switched_off(gpu):
+    asked = problem()._replace(device="cuda")
+    for off in (lambda: fastgan.autotune(False), lambda: use(None)):
+        assert ops.plan.engine_of(GPU) == "plan"
+        off()
+        assert ops.plan.engine_of(GPU) == "reference" == ops.plan.current().choose(asked) and not gpu.problems
+        fastgan.autotune(True)
+
+
+def test_what_is_known_is_not_measured_at_first_use(gpu, monkeypatch):
+    asked = problem()._replace(device="cuda")
+    monkeypatch.setattr(measure, "_known", lambda device: {asked: Choice("native", {})})
+    assert ops.plan.current().choose(asked) == "native" and not gpu.problems
+
+
+def test_who_fails_at_first_use_is_named_once(gpu, fake):
+    fake["conv_forward"] = raises
+    with pytest.warns(UserWarning, match="triton is not taken for conv_forward: KernelError: convolve_kernel"):
+        assert ops.plan.current().choose(problem()._replace(device="cuda")) == "reference"
+    assert ops.plan.current().choose(problem(groups=1)._replace(device="cuda")) == "reference"
 
 
 def test_nothing_is_measured_while_a_graph_is_captured(monkeypatch):
@@ -361,8 +466,8 @@ def test_nothing_is_measured_while_a_graph_is_captured(monkeypatch):
 
 
 def kept(candidate: str = "reference") -> Plan:
-    trials = {"reference": Trial(3.0, 0.5), "triton": Trial(1.0, 0.25), "triton/apart": Trial(failure="wrong: y")}
-    return Plan({stage(kind): Choice(candidate, trials) for kind in KINDS}, step={"reference": 3.0, "plan": 1.0})
+    trials = {"reference": Trial(3.0, 0.5), "triton": Trial(1.0, 0.25), "native": Trial(failure="wrong: y")}
+    return Plan({problem(kind): Choice(candidate, trials) for kind in KINDS}, step={"reference": 3.0, "plan": 1.0})
 
 
 def test_measurements_are_kept():
@@ -373,7 +478,7 @@ def test_measurements_are_kept():
     assert not trouble and known.choices == kept().choices
     assert known.steps == {stored.workload(kept().choices): kept().step}
     assert stored.recall({**facts, "torch": "another"}) == (({}, {}), "")
-    one = stage("forward", "bfloat16")
+    one = problem("dgrad", "bfloat16")
     assert stored.remember(facts, Plan({one: Choice("reference", {})})) == ""
     assert set(stored.recall(facts)[0].choices) == {one, *kept().choices}
 
@@ -389,11 +494,11 @@ def test_what_is_known_is_not_measured_again(fake, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [
-    "", "{", "[]", "null", "3", "{}", '{"format": 3}', '{"format": 0, "machine": FACTS, "steps": {}, "problems": []}',
-    '{"format": 3, "machine": {}, "steps": {}, "problems": []}',
-    '{"format": 3, "machine": FACTS, "steps": {"a": {"plan": "x"}}, "problems": []}',
-    '{"format": 3, "machine": FACTS, "steps": {}, "problems": [{"problem": {"size": 3}, "choice": "", "trials": {}}]}',
-    '{"format": 3, "machine": FACTS, "steps": {}, "problems": [{"problem": {"kind": {}, "device": "", "threads": 1, '
+    "", "{", "[]", "null", "3", "{}", '{"format": 4}', '{"format": 0, "machine": FACTS, "steps": {}, "problems": []}',
+    '{"format": 4, "machine": {}, "steps": {}, "problems": []}',
+    '{"format": 4, "machine": FACTS, "steps": {"a": {"plan": "x"}}, "problems": []}',
+    '{"format": 4, "machine": FACTS, "steps": {}, "problems": [{"problem": {"size": 3}, "choice": "", "trials": {}}]}',
+    '{"format": 4, "machine": FACTS, "steps": {}, "problems": [{"problem": {"kind": {}, "device": "", "threads": 1, '
     '"dtype": "", "tf32": false, "x": []}, "choice": "", "trials": {}}]}'], ids=range(12))
 def test_a_broken_cache_is_no_obstacle(content):
     facts = stored.machine(CPU)
@@ -433,7 +538,7 @@ def test_export_and_read(tmp_path):
 
 @pytest.mark.parametrize(("edit", "message"), [
     (lambda text: text[:100], "is no plan ("), (lambda text: "[]", "is no plan ("),
-    (lambda text: text.replace('"format": 3', '"format": 1'), "its format is not that of this version"),
+    (lambda text: text.replace('"format": 4', '"format": 1'), "its format is not that of this version"),
     (lambda text: text.replace('"engine": "plan"', '"engine": "magma"'), "names the engine 'magma'"),
     (lambda text: text.replace('"choice": "reference"', '"choice": "cutlass/4"'),
      "names the engine 'cutlass': expected reference, native, triton"),
@@ -489,7 +594,7 @@ def test_a_run_follows_its_plan(tiny, fake, monkeypatch, capsys):
     assert same(final_state(Trainer(tiny(plan=str(path))).fit()), final_state(whole))
     capsys.readouterr()
     Trainer(tiny(plan=str(path), batch=8, steps=1)).fit()
-    told = re.findall(r"plan\.json has no entry for (\d+) of (\d+) passes, first forward", capsys.readouterr().err)
+    told = re.findall(r"plan\.json has no entry for (\d+) of (\d+) passes, first conv_forward", capsys.readouterr().err)
     assert len(told) == 1 and 0 < int(told[0][0]) == int(told[0][1])
 
 
@@ -530,7 +635,7 @@ def test_command(tmp_path, fake, capsys):
     arguments = ["plan", "--preset", "digits", "--batch", "4", "--device", "cpu", "--rounds", "1"]
     assert cli.main([*arguments, "--export", str(path)]) == 0
     out = capsys.readouterr().out
-    assert "forward         conv_transpose 4x4/2 4x128x4x4 -> 64, float32\n  * triton" in out
+    assert "conv_forward      conv_transpose 4x4/2 4x128x4x4 -> 64, float32\n  * triton" in out
     assert "1000.000 ms" in out and " of the allowed error" in out and "engines       reference, triton" in out
     assert re.search(r"triton (\d+) of \1 passes; ms of a step: plan 900.0, triton 1000.0, reference 3000.0", out)
     assert set(json.loads(path.read_text())) == {"format", "machine", "engine", "step", "problems"}

@@ -75,7 +75,8 @@ def folder(tmp_path: Path) -> Path:
     (run / "plan.json").write_text(json.dumps({
         "format": 2, "machine": {"device": "a CPU"}, "engine": "plan", "step": {"reference": 0.5, "plan": 0.25},
         "problems": [{
-            "problem": {"kind": "loss", "device": "cpu", "threads": 1, "dtype": "float32", "tf32": False, "x": [64]},
+            "problem": {"kind": "logistic_loss", "device": "cpu", "threads": 1, "dtype": "float32", "tf32": False,
+                        "x": [64]},
             "choice": "native", "trials": {"native": {"seconds": 0.001}, "reference": {"seconds": 0.002}}}]}))
     check = {"what": "G1", "engine": "triton", "precision": "float32", "width": None, "passed": True, "error": "",
              "worst": "output", "quantities": {"output": {"ours": 1e-7, "eager": 2e-7, "allowed": 3e-7, "used": 0.3}}}
@@ -103,7 +104,7 @@ def test_a_run_is_told_whole(folder):
     assert text.count("data:image/png;base64,") == 5, "three pictures of fakes, the reals, the interpolation"
     assert "200 of 200" in text and "goes on" not in text
     assert "native 1 of 1 passes; ms of a step: plan 250.0, reference 500.0" in part(text, "plan")
-    assert "loss 64, float32 native 1.000 2.000" in part(text, "plan")
+    assert "logistic_loss 64, float32 native 1.000 2.000" in part(text, "plan")
     assert "pass: 1 check" in part(text, "certificate") and "1.0e-07 2.0e-07 3.0e-07 pass" in part(text, "certificate")
     assert "score_classes 9.5 10" in part(text, "metrics")
     assert "snap 7 500" in part(text, "options")

@@ -1,4 +1,4 @@
-"""Single passes of a stage: forward, dgrad and wgrad of every convolution of a training step, each by itself.
+"""Single passes: forward, dgrad and wgrad of every convolution of a training step, each by itself.
 
 Problems, candidates, inputs and the rule of what is right are the plan's (`fastgan.ops.plan`), which also knows each
 engine's variants.
@@ -39,8 +39,7 @@ class Pass(Job):
         self.images = entry.batch
         example = draw(problem, device)
         self.calls: list[Callable[[], tuple[Tensor, ...]]] = [
-            caller(measure.directly, contender.engine, _varied(example, seed, contender.nchw))
-            for seed in range(self.sets)]
+            caller(contender.engine, _varied(example, seed, contender.nchw)) for seed in range(self.sets)]
 
     def __call__(self, index: int) -> tuple[Tensor, ...]:
         with torch.no_grad():
@@ -65,7 +64,7 @@ def problems(config: Config, precision: str, device: torch.device) -> list[Probl
 
 
 def name(problem: Problem) -> str:
-    """Such as "wgrad conv 128x16x16 -> 256": without batch, dtype and what is owed."""
+    """Such as "wgrad conv 128x16x16 -> 256": without batch, dtype and activation."""
     to = problem.weight[1] if problem.transposed else problem.weight[0]
     kind = "convT" if problem.transposed else "conv"
     return f"{problem.kind} {kind} {'x'.join(map(str, problem.x[1:]))} -> {to}"
@@ -83,9 +82,8 @@ def moved(problem: Problem) -> float:
     x, weight = math.prod(problem.x) * element, math.prod(problem.weight) * element
     to = problem.weight[1] if problem.transposed else problem.weight[0]
     y = problem.x[0] * to * math.prod(_made(problem)) * element
-    through = y if problem.kind != "forward" and problem.spread else 0  # y itself, for what flows through statistics
-    owed = x if problem.kind == "dgrad" and (problem.normalised or problem.activation != "none") else 0
-    return x + weight + y + through + owed
+    mask = problem.kind == "conv_act_forward" and problem.activation == "leaky_relu" and not problem.inplace
+    return x + weight + y + (y / element if mask else 0)
 
 
 def judge(entry: Entry, precisions: list[str], device: torch.device) -> Judged:
@@ -93,7 +91,7 @@ def judge(entry: Entry, precisions: list[str], device: torch.device) -> Judged:
     assert entry.problem is not None
     example = draw(entry.problem, device)
     with products(precisions[0]), torch.no_grad():
-        found = {who: caller(measure.directly, "reference", given)()
+        found = {who: caller("reference", given)()
                  for who, given in (("reference", example), ("exact", example.double()))}
     return Judged({f"{who} {i}": tensor.cpu() for who, tensors in found.items() for i, tensor in enumerate(tensors)},
                   {}, flops(entry.problem), moved(entry.problem))
@@ -105,8 +103,8 @@ def _varied(example: Example, seed: int, nchw: bool) -> Example:
         moved = torch.empty_like(part).copy_(torch.roll(part, seed, 0))
         return moved.contiguous() if nchw else moved
 
-    y, gy = (None if part is None else vary(part) for part in (example.y, example.gy))
-    return example._replace(x=vary(example.x), y=y, gy=gy)
+    images = 2 if example.problem.kind in ("dgrad", "wgrad") else 1  # g and x, or x
+    return example._replace(arguments=(*map(vary, example.arguments[:images]), *example.arguments[images:]))
 
 
 def _widened(problem: Problem, factor: int) -> Problem:

@@ -17,7 +17,7 @@ from fastgan.bench.results import Row
 from fastgan.bench.table import OURS, Group, ablations, groups
 
 THEIRS_COLOUR, OUR_COLOUR, LOSS_COLOUR = "#7f8fa6", "#d9822b", "#b03a2e"
-KINDS = {"forward": "o", "dgrad": "s", "wgrad": "^"}
+MARKERS = {"dgrad": "s", "wgrad": "^"}  # of passes; "o" of the forward ones
 WIDTH, LINE = 9.5, 0.36  # inches: of a picture, of a bar with its space
 DPI = 130
 
@@ -143,8 +143,8 @@ def roofline(found: Sequence[Group]) -> Figure:
         for row, (x, y) in zip(pair, at, strict=True):
             our = row.contender.startswith(OURS)
             label = f"{kind}, {'fastgan' if our else 'eager PyTorch'}"
-            axes.scatter(x, y, s=42, marker=KINDS[kind], zorder=2, color=OUR_COLOUR if our else THEIRS_COLOUR,
-                         edgecolor="white", linewidth=0.6, label=None if label in shown else label)
+            axes.scatter(x, y, s=42, marker=MARKERS.get(kind, "o"), zorder=2, edgecolor="white", linewidth=0.6,
+                         color=OUR_COLOUR if our else THEIRS_COLOUR, label=None if label in shown else label)
             shown.add(label)
     axes.set_xscale("log")
     axes.set_yscale("log")

@@ -116,9 +116,9 @@ def passes(device: torch.device, precision: str) -> list[Contender]:
     """Each engine, and each variant that the plan knows of it."""
     words = ["reference"]
     if _there("native", device):
-        words += [f"native/{way}" for way in ("library", "gemm", "patches", "head", *TILES)]
+        words += [f"native/{way}" for way in ("library", "gemm", "patches", *TILES)]
     if _there("triton", device):
-        words += ["triton", "triton/apart"]
+        words.append("triton")
     tuned = device.type == "cuda"
     return [Contender("eager, NCHW", "reference", precision, nchw=True, tuned=tuned),
             Contender("eager, channels_last", "reference", precision, tuned=tuned),

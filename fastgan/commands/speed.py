@@ -15,7 +15,7 @@ from fastgan.errors import FastganError
 
 @dataclass
 class Plan:
-    """Measure which engine is fastest for each pass of each stage here, and remember it: what `--plan auto` does.
+    """Measure which engine is fastest for each pass of a training step here, and remember it: what `--plan auto` does.
 
     Every candidate is checked against float64 first; a line for each, * for what is taken. The whole training step is
     then timed with the plan and by eager PyTorch, and the faster of the two is what --impl auto will mean.

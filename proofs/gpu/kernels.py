@@ -34,7 +34,7 @@ def tensors(gemm: Gemm) -> library.Given:
 def of_library(gemm: Gemm, x: Tensor, weight: Tensor, gy: Tensor) -> Callable[[], Tensor]:
     """cuDNN's, on a GPU."""
     aten = torch.ops.aten.convolution
-    if gemm.kind == "forward":
+    if gemm.kind == "conv_forward":
         return lambda: aten(x, weight, None, (2, 2), (1, 1), (1, 1), gemm.transposed, (0, 0), 1)
     mask = [gemm.kind == "dgrad", gemm.kind == "wgrad", False]
     return lambda: torch.ops.aten.convolution_backward(

@@ -81,9 +81,8 @@ class Pass:
             self.example, self.example.double()))
 
     def __call__(self, engine: str) -> tuple[Tensor, ...]:
-        """What an engine computes, without what repeated calls would change."""
-        found = self._outputs(engine, self.example)
-        return found[:2] if self.problem.kind == "forward" else found
+        """What an engine computes."""
+        return self._outputs(engine, self.example)
 
     def used(self, outputs: tuple[Tensor, ...]) -> tuple[float, str]:
         """How much of the allowed error the worst tensor uses, right up to 1, and its name: the one rule."""
@@ -91,7 +90,7 @@ class Pass:
 
     def _outputs(self, engine: str, example: Any) -> tuple[Tensor, ...]:
         with _settings(self.problem):
-            return caller(measure.directly, engine, example)()
+            return caller(engine, example)()
 
 
 @contextmanager
@@ -184,8 +183,6 @@ def compiler_jobs(precisions: list[str], batches: list[int], with_gemms: bool) -
             run = _unstarted_step(precision, batch)
             add(run)
             if with_gemms and precision == "bf16":
-                with _apart():
-                    add(run)
                 for name, gemm in gemms(batch).items():
                     x, weight, gy = (torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
                                      for shape in gemm.shapes())
@@ -215,22 +212,6 @@ def _compile_experiment(gemm: Gemm, given: Given) -> None:
 
     with binary._Target(architecture()), tma.only_compiling():
         tma.run(gemm.kind, given, gemm.transposed)
-
-
-@contextmanager
-def _apart() -> Iterator[None]:
-    """Within the block Triton's engine does what is owed to an operand in a kernel of its own."""
-    from fastgan.ops.triton import engine
-
-    stage: Any = engine.stage
-    backward: Any = engine.stage_backward
-    try:
-        module: Any = engine
-        module.stage = lambda *given: stage(*given[:-1], False)
-        module.stage_backward = lambda *given: backward(*given[:-2], False, given[-1])
-        yield
-    finally:
-        engine.stage, engine.stage_backward = stage, backward
 
 
 def contenders(compiled: tuple[str, ...] = ()) -> list[Contender]:
@@ -287,7 +268,7 @@ Given = tuple[Tensor, Tensor, Tensor]  # x, weight and the gradient of y, (N, C,
 
 
 class Gemm(NamedTuple):
-    """A convolution of which one pass is a GEMM worth timing. x: (N, C, H, W) of its input."""
+    """A convolution of which one pass, without an activation, is a GEMM worth timing. x: (N, C, H, W) of its input."""
 
     kind: str
     x: tuple[int, ...]
@@ -315,10 +296,11 @@ def gemms(batch: int) -> dict[str, Gemm]:
         if problem.kind not in candidates.CONVOLUTIONS or problem.weight[2:] != (4, 4) or problem.stride != (2, 2):
             continue
         to = problem.weight[1] if problem.transposed else problem.weight[0]
-        one = Gemm(problem.kind, problem.x, to, problem.transposed)
+        kind = problem.kind.replace("conv_act_forward", "conv_forward")
+        one = Gemm(kind, problem.x, to, problem.transposed)
         if min(problem.x[1], to) >= LEAST_CHANNELS and problem.dtype == "bfloat16":
-            kind = "convT" if one.transposed else "conv"
-            found[f"{one.kind} {kind} {'x'.join(map(str, one.x))} -> {to}"] = one
+            name = "convT" if one.transposed else "conv"
+            found[f"{one.kind} {name} {'x'.join(map(str, one.x))} -> {to}"] = one
     return found
 
 
@@ -336,7 +318,7 @@ def pointer_gemm(gemm: Gemm, given: Given, tile: Any) -> Callable[[], Tensor]:
             if gemm.kind == "wgrad":
                 made = wgrad.wgrad(Operand(coarse), Operand(fine), (4, 4), (2, 2), (1, 1), w.dtype, groups=1)
             else:
-                x, like, form = ((rows, gradient, geometry) if gemm.kind == "forward"
+                x, like, form = ((rows, gradient, geometry) if gemm.kind == "conv_forward"
                                  else (gradient, rows, geometry.twin()))
                 made, _ = convolve.convolve(Operand(x), w, None, (like.shape[1], like.shape[2]), form)
             return made.permute(0, 3, 1, 2)

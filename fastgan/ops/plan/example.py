@@ -1,150 +1,133 @@
-"""Random inputs for a problem, in its shapes, strides and dtypes, and what a candidate makes of them.
+"""Random arguments for a problem's pass, in its shapes, strides and dtypes, and what a candidate makes of them.
 
-No input of a rectifier is near its kink: there a rounding decides between two slopes, and says nothing of who rounds.
+No z of a rectifier whose gradient is taken is near the kink: there a rounding decides between two slopes, whoever
+rounds. Images, and what a convolution makes of them, are of about unit size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastgan.ops import reference
-from fastgan.ops.layers import Activation, Convolution, Measurement, Owed
+from fastgan.ops import dispatch, reference
+from fastgan.ops.layers import Activation, Convolution
+from fastgan.ops.passes import RunningStats
 from fastgan.ops.plan import candidates
-from fastgan.ops.plan.candidates import Run
 from fastgan.ops.plan.problem import Problem
+from fastgan.ops.specs import ConvSpec, NormSpec
 
 KINK, AWAY = 2**-5, 0.5  # nearer to the kink than one, an input is moved to where the other is rectified
-EPS, MOMENTUM = 1e-5, 0.1
 
 
 class Example(NamedTuple):
-    """x, or logits. y, statistics, gy, gstatistics: what comes into a backward pass, None elsewhere."""
-
     problem: Problem
-    x: Tensor
-    owed: Owed
-    convolution: Convolution | None
-    y: Tensor | None = None
-    gy: Tensor | None = None
-    statistics: Tensor | None = None
-    gstatistics: Tensor | None = None
+    arguments: tuple[Any, ...]
 
     def double(self) -> Example:
         """The same numbers in float64."""
-        (statistics, gamma, beta, activation), convolution = self.owed, self.convolution
-        wide = None if convolution is None else convolution._replace(
-            weight=convolution.weight.double(), bias=_double(convolution.bias))
-        return Example(self.problem, self.x.double(),
-                       Owed(_double(statistics), _double(gamma), _double(beta), activation), wide,
-                       *map(_double, self[4:]))
+        return self._replace(arguments=tuple(_each(_double, one) for one in self.arguments))
 
 
 def draw(problem: Problem, device: torch.device) -> Example:
     """From a generator of its own: the global one's state does not change."""
-    generator = torch.Generator(device).manual_seed(0)
+    generator, groups = torch.Generator(device).manual_seed(0), max(problem.groups, 1)
 
     def normal(*shape: int, dtype: str = "float32", last: bool = False) -> Tensor:
         made = torch.randn(shape, generator=generator, device=device).to(getattr(torch, dtype))
         return made.contiguous(memory_format=torch.channels_last) if last and len(shape) == 4 else made
 
-    def spread(*shape: int) -> Tensor:
+    def about_one(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator, device=device) + 0.5
 
-    x, owed = normal(*problem.x, dtype=problem.dtype, last=problem.x_last), Owed()
-    activation = Activation(problem.activation, problem.negative_slope)
-    if problem.normalised:
-        groups, channels = problem.normalised, problem.x[1]
-        owed = Owed(torch.stack([normal(groups, channels), spread(groups, channels)]), spread(channels),
-                    normal(channels), activation)
-    else:
-        owed = Owed(activation=activation)
-    if problem.kind != "loss":
-        x = _away_from_kinks(x, owed)
-    convolution = None
-    if problem.weight:
+    def with_weight() -> tuple[Any, ...]:
         one, two = problem.weight[:2]
-        weight = normal(*problem.weight, dtype=problem.weight_dtype, last=problem.weight_last) / weight_scale(problem)
+        weight = normal(*problem.weight, dtype=problem.weight_dtype, last=problem.weight_last) / _scale(problem)
         bias = normal(two if problem.transposed else one, dtype=problem.weight_dtype) if problem.bias else None
-        convolution = Convolution(weight, bias, _pair(problem.stride), _pair(problem.padding),
-                                  _pair(problem.output_padding), problem.transposed)
-    if problem.kind == "apply_backward":
-        return Example(problem, x, owed, None, gy=normal(*problem.x, dtype=problem.dtype, last=True))
-    if convolution is None or problem.kind == "forward":
-        return Example(problem, x, owed, convolution)
-    shape = len(x), convolution.channels()[1], *convolution.size(x)
-    y, gy = (normal(*shape, dtype=problem.dtype, last=True) for _ in range(2))
-    if not problem.spread:
-        return Example(problem, x, owed, convolution, y, gy, x.new_empty(0, dtype=torch.float32))
-    # y's own statistics: what flows through the variance then sums to zero, which engines take for granted
-    groups, measurement = problem.groups, Measurement(EPS if problem.spread == "rstd" else None)
-    statistics = reference.measured(y, groups, measurement)
-    count = y.numel() // (groups * shape[1])
-    return Example(problem, x, owed, convolution, y, gy, statistics, count * normal(2, groups, shape[1]))
+        conv = ConvSpec(_pair(problem.stride), _pair(problem.padding), _pair(problem.output_padding),
+                        problem.transposed)
+        if problem.kind == "conv_forward":
+            return x, weight, bias, conv, problem.groups
+        if problem.kind == "conv_act_forward":
+            return x, weight, bias, conv, activation
+        convolution = Convolution(weight, None, *conv)
+        g = normal(len(x), convolution.channels()[1], *convolution.size(x), dtype=problem.dtype, last=True)
+        return g, x, weight, conv
+
+    def with_norm() -> tuple[Any, ...]:
+        channels = problem.x[1]
+        count = max(x.numel() // (channels * groups), 2)  # a process of several may have one element
+        gamma, beta = about_one(channels), normal(channels)
+        if problem.kind == "bn_act_forward":
+            given = torch.stack(reference.measure(x, groups)) if problem.statistics == "given" else None
+            running = RunningStats(normal(channels), about_one(channels), torch.zeros((), dtype=torch.int64,
+                                                                                      device=device))
+            norm = NormSpec(problem.statistics != "running", groups=groups)
+            return x, given, gamma, beta, running, count, norm, activation
+        stats = torch.stack([normal(groups, channels), about_one(groups, channels)])
+        y = normal(*problem.x, dtype=problem.dtype, last=True)
+        if activation.name in ("relu", "leaky_relu"):
+            y = _away_from_kinks(y, stats, gamma, beta)
+        if problem.kind == "bn_backward_sums":
+            return x, y, stats, gamma, beta, activation
+        sums = None if problem.statistics == "running" else count * normal(2, groups, channels)
+        return x, y, stats, gamma, beta, sums, count, activation
+
+    x = normal(*problem.x, dtype=problem.dtype, last=problem.x_last)
+    activation = Activation(problem.activation, problem.negative_slope, problem.inplace)
+    if problem.kind == "logistic_loss":
+        return Example(problem, (x, [1.0 - group % 2 for group in range(groups)]))
+    if problem.kind == "act_backward":
+        z = normal(*problem.x, dtype=problem.dtype, last=True)
+        masked = activation.name == "leaky_relu" and not activation.inplace
+        kept = z > 0 if masked else reference.activate(z, activation._replace(inplace=False))
+        return Example(problem, (x, kept, activation))
+    return Example(problem, with_weight() if problem.weight else with_norm())
 
 
-def weight_scale(problem: Problem) -> float:
-    """That a product of unit inputs is of about their size."""
+def caller(candidate: str, example: Example) -> Callable[[], tuple[Tensor, ...]]:
+    """A call of the candidate, in which a kernel that fails is an error. It returns the running statistics, too, which
+    start anew with each `caller`."""
+    arguments = [_each(Tensor.clone, one) if isinstance(one, RunningStats) else one for one in example.arguments]
+    running = [part for one in arguments if isinstance(one, RunningStats) for part in one[:2]]
+
+    def call() -> tuple[Tensor, ...]:
+        out = candidates.called(_directly, candidate, example.problem.kind, *arguments)
+        return *(out if isinstance(out, tuple) else (out,)), *running
+    return call
+
+
+def _directly(engine: str, name: str, *arguments: Any, **options: Any) -> Any:
+    return dispatch.bound(engine, name)(*arguments, **options)
+
+
+def _scale(problem: Problem) -> float:
+    """By which a weight is divided for results of unit size."""
     inputs = problem.weight[0] if problem.transposed else problem.weight[1]
     return float(inputs * problem.weight[2] * problem.weight[3]) ** 0.5
 
 
-def caller(run: Run, candidate: str, example: Example) -> Callable[[], tuple[Tensor, ...]]:
-    """A call of the candidate: a forward pass updates running statistics that start anew with each `caller`."""
-    problem, x, owed, convolution = example[:4]
-    if problem.kind == "loss":
-        targets = [1.0 - group % 2 for group in range(problem.groups)]
-        return lambda: run(candidate, "logistic_loss", x, targets)
-    if problem.kind == "apply":
-        return lambda: (run(candidate, "normalise_activate", x, owed),)
-    if problem.kind == "apply_backward":
-        return lambda: run(candidate, "normalise_activate_backward", example.gy, x, owed)
-    assert convolution is not None
-    if problem.kind == "forward":
-        measurement = _measurement(example, convolution)
-        running = () if measurement is None else (measurement.running_mean, measurement.running_var)
-
-        def forward() -> tuple[Tensor, ...]:
-            out = candidates.stage(run, candidate, x, owed, convolution, problem.groups, measurement, True)
-            return *out, *(one for one in running if one is not None)
-        return forward
-    x_too, weight_too = problem.kind == "dgrad", problem.kind == "wgrad"
-    needs = x_too, weight_too, weight_too and problem.bias, x_too and problem.normalised > 0
-    y, gy, statistics = example.y, example.gy, example.statistics
-    assert y is not None and gy is not None and statistics is not None
-    return lambda: candidates.stage_backward(run, candidate, candidate, gy, example.gstatistics, y, statistics, x, owed,
-                                             convolution, problem.spread or "var", True, needs)
-
-
-def _measurement(example: Example, convolution: Convolution) -> Measurement | None:
-    if not example.problem.spread:
-        return None
-    if example.problem.spread == "var":
-        return Measurement()
-    like = example.x.new_zeros(convolution.channels()[1], dtype=torch.promote_types(example.x.dtype, torch.float32))
-    return Measurement(EPS, like, torch.ones_like(like), torch.zeros((), dtype=torch.int64, device=like.device),
-                       MOMENTUM)
-
-
-def _away_from_kinks(x: Tensor, owed: Owed) -> Tensor:
-    """x with those elements moved that would be rectified near 0."""
-    if owed.activation.name not in ("relu", "leaky_relu"):
-        return x
-    scale, shift = x.new_ones(1, 1, 1, 1, 1).float(), x.new_zeros(1, 1, 1, 1, 1).float()
-    if owed.statistics is not None and owed.gamma is not None and owed.beta is not None:
-        (mean, rstd), gamma, beta = owed.statistics, owed.gamma, owed.beta
-        scale, shift = ((part.view(len(mean), 1, -1, 1, 1)) for part in (gamma * rstd, beta - gamma * rstd * mean))
-    parts = x.float().unflatten(0, (len(scale), -1))  # [G, N / G, C, H, W]
-    moved = torch.where((scale * parts + shift).abs() < KINK, (AWAY - shift) / scale, parts).flatten(0, 1).to(x.dtype)
-    return torch.empty_like(x).copy_(moved)
+def _away_from_kinks(y: Tensor, stats: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    """y with those elements moved whose z would be near 0."""
+    mean, rstd = stats
+    scale, shift = (part[:, None, :, None, None] for part in (gamma * rstd, beta - gamma * rstd * mean))
+    parts = y.float().unflatten(0, (len(mean), -1))  # [G, N / G, C, H, W]
+    moved = torch.where((scale * parts + shift).abs() < KINK, (AWAY - shift) / scale, parts).flatten(0, 1).to(y.dtype)
+    return torch.empty_like(y).copy_(moved)
 
 
 def _pair(sides: tuple[int, ...]) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def _double(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.double()
+def _each(function: Callable[[Tensor], Tensor], argument: Any) -> Any:
+    """An argument with the function of each tensor that it is, or has."""
+    if isinstance(argument, RunningStats):
+        return RunningStats(*(_each(function, part) for part in argument))
+    return function(argument) if isinstance(argument, Tensor) else argument
+
+
+def _double(x: Tensor) -> Tensor:
+    return x.double() if x.is_floating_point() else x

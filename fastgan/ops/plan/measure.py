@@ -7,16 +7,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
-from statistics import median
-from typing import Any
+from functools import cache
+from statistics import median, quantiles
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from fastgan.errors import first_line, from_signal_handler
-from fastgan.ops import definition, dispatch
 from fastgan.ops.dispatch import raise_if_lost
 from fastgan.ops.plan import Choice, Plan, Trial, candidates, check, stored, use
 from fastgan.ops.plan.example import Example, caller, draw
@@ -48,7 +46,10 @@ def make(workload: Callable[[], object], known: Known | None = None, *, rounds: 
     bar = tqdm(problems, desc="plan", unit="pass", disable=not progress, dynamic_ncols=True, leave=False)
     plan = Plan({problem: choices.get(problem) or examine(problem, rounds, tune) for problem in bar})
     if problems:
-        plan.step = steps.get(stored.workload(problems)) or _whole(workload, plan)
+        plan.step = steps.get(stored.workload(problems)) or {}
+        if not plan.step:
+            samples = _whole(workload, plan)
+            plan.step, plan.varied = medians(samples), max(map(_varied, samples.values()))
         plan.engine = min(plan.step, key=lambda name: plan.step[name])
     return plan
 
@@ -80,24 +81,47 @@ def examine(problem: Problem, rounds: int = ROUNDS, tune: bool = False) -> Choic
     with _products(problem.tf32), torch.no_grad(), torch.autocast(device.type, enabled=False):
         try:
             example = draw(problem, device)
-            reference = _called(names[0], example)
-            exact = _called(names[0], example.double())
+            reference = caller(names[0], example)()
+            exact = caller(names[0], example.double())()
         except torch.OutOfMemoryError as error:
             return Choice(names[0], {names[0]: Trial(failure=f"nothing to compare with: {first_line(error)}")})
         trials = {names[0]: Trial(used=check.used(problem, reference, reference, exact)[0]),
                   **{name: _judged(name, example, reference, exact) for name in names[1:]}}
         del reference, exact
-        right = {name: caller(directly, name, example) for name, trial in trials.items() if not trial.failure}
-        seconds = race(right, device, rounds)
+        right = {name: caller(name, example) for name, trial in trials.items() if not trial.failure}
+        seconds = medians(race(right, device, rounds))
     trials.update({name: trials[name]._replace(seconds=took) for name, took in seconds.items()})
     return Choice(min(seconds, key=lambda name: seconds[name]), trials)
+
+
+def at_first_use(problem: Problem) -> Choice:
+    """What was measured before, or a short race; a candidate that cannot be taken is named once in a warning."""
+    choice = _known(problem.device).get(problem) or examine(problem, FEW)
+    for name, trial in choice.trials.items():
+        if trial.failure:
+            _warn(f"{name} is not taken for {problem.kind}", trial.failure)
+    return choice
+
+
+@cache
+def _known(device: str) -> dict[Problem, Choice]:
+    return stored.recall(stored.machine(torch.device(device)))[0].choices
+
+
+_warned: set[str] = set()
+
+
+def _warn(what: str, why: str) -> None:
+    if what not in _warned:
+        _warned.add(what)
+        warnings.warn(f"fastgan: {what}: {why}", stacklevel=2)
 
 
 def _judged(name: str, example: Example, reference: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> Trial:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="fastgan")
-            used, worst = check.used(example.problem, _called(name, example), reference, exact)
+            used, worst = check.used(example.problem, caller(name, example)(), reference, exact)
     except Exception as error:  # a compiler, a driver or a shape: whatever it is, this candidate is not taken
         if from_signal_handler(error):
             raise
@@ -106,22 +130,9 @@ def _judged(name: str, example: Example, reference: tuple[Tensor, ...], exact: t
     return Trial(used=used, failure="" if used <= 1 else f"wrong: {worst} has {used:.3g} x the allowed error")
 
 
-def _called(name: str, example: Example) -> tuple[Tensor, ...]:
-    return caller(directly, name, example)()
-
-
-def directly(engine: str, name: str, *arguments: Any, **choice: Any) -> Any:
-    """As `library.run`, but a kernel that fails is an error."""
-    if name == "logistic_loss":
-        return dispatch.bound(engine, name)(*arguments)
-    if engine == "reference":
-        return getattr(definition, name)(*arguments)
-    return getattr(import_module(f"fastgan.ops.{engine}.engine"), name)(*arguments, **choice)
-
-
 def race(calls: Mapping[str, Callable[[], object]], device: torch.device, rounds: int,
-         sleep: int = 5_000_000, enough: float = ENOUGH) -> dict[str, float]:
-    """Median seconds of each call, in interleaved rounds. The first one warms up and excludes calls that are hopeless.
+         sleep: int = 5_000_000, enough: float = ENOUGH) -> dict[str, list[float]]:
+    """Seconds of each call, in interleaved rounds. The first one warms up and excludes calls that are hopeless.
 
     enough: seconds after which there are no further rounds than `FEW`. sleep: cycles (some 3 ms) for which a GPU waits
     before each sample, so that the host is ahead of it.
@@ -141,7 +152,19 @@ def race(calls: Mapping[str, Callable[[], object]], device: torch.device, rounds
             break
         for name in left:
             samples[name].append(lap(name, repeats[name]))
-    return {**first, **{name: median(taken) for name, taken in samples.items()}}
+    return {name: samples.get(name) or [first[name]] for name in calls}
+
+
+def medians(samples: Mapping[str, list[float]]) -> dict[str, float]:
+    return {name: median(taken) for name, taken in samples.items()}
+
+
+def _varied(taken: list[float]) -> float:
+    """The ratio of the quartiles of samples, 1 where there are too few."""
+    if len(taken) < 4:
+        return 1.0
+    low, _, high = quantiles(taken, n=4)
+    return high / low
 
 
 def _lap(call: Callable[[], object], repeats: int) -> float:
@@ -164,8 +187,8 @@ def _lap_on_cuda(call: Callable[[], object], repeats: int, sleep: int) -> float:
     return start.elapsed_time(end) / 1000 / repeats
 
 
-def _whole(workload: Callable[[], object], plan: Plan) -> dict[str, float]:
-    """Seconds of the workload under each engine's defaults and under the plan's choices."""
+def _whole(workload: Callable[[], object], plan: Plan) -> dict[str, list[float]]:
+    """Samples of the seconds of the workload under each engine's defaults and under the plan's choices."""
     def under(plan: Plan) -> Callable[[], None]:
         def call() -> None:
             with use(plan):

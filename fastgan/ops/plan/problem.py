@@ -1,24 +1,35 @@
-"""What is asked of an engine: one pass of one stage, by everything that decides which engine is fastest there."""
+"""What is asked of an engine: one pass, by everything that decides which engine is fastest there.
+
+`OF` has a function for each pass of `fastgan/ops/passes.py`, which makes the problem of the pass's own arguments. They
+run in every call of a pass, and take a few microseconds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastgan import typed
-from fastgan.ops.layers import Convolution, Measurement, Owed
+from fastgan.ops.layers import Activation
+from fastgan.ops.passes import RunningStats
+from fastgan.ops.specs import ConvSpec, NormSpec
 
 
 class Problem(NamedTuple):
     """Hashable, and JSON but for its tuples.
 
-    kind: "forward", "dgrad", "wgrad", "apply" (what is owed after the last stage), "apply_backward" or "loss".
-    device: its type. threads: of a CPU, else 0. dtype: of x. x: its shape; x_last, weight_last: channels_last?
-    normalised: groups of the normalisation owed to x, 0 for none. spread: what is measured beside the mean, "" for no
-    measurement; in a backward pass, through what gradients come. groups: of that measurement; parts of a loss.
+    Attributes:
+        kind: the name of the pass.
+        device: its type. threads: of a CPU, else 0. dtype: of x. tf32: whether products are rounded to TF32.
+        x: the shape of x; of y or ga in passes without a weight; of the logits of the loss. x_last, weight_last:
+            channels_last?
+        inplace: of a leaky_relu without batch normalization: whether a takes the place of the mask z > 0.
+        groups: of statistics, 0 where none are wanted; parts of a loss.
+        statistics: of a batch normalization: "batch" where the pass takes them from y, "given", or "running". In
+            `bn_backward_apply`: "given" or "running".
     """
 
     kind: str
@@ -38,9 +49,9 @@ class Problem(NamedTuple):
     transposed: bool = False
     activation: str = "none"
     negative_slope: float = 0.0
-    normalised: int = 0
-    spread: str = ""
-    groups: int = 1
+    inplace: bool = False
+    groups: int = 0
+    statistics: str = ""
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Problem:
@@ -54,65 +65,95 @@ class Problem(NamedTuple):
 
     def words(self) -> str:
         """One line for people."""
-        x = "x".join(map(str, self.x))
-        x = f"bn({x})" if self.normalised else x
-        x = f"{self.activation}({x})" if self.activation != "none" else x
-        if not self.weight:
-            return f"{self.kind:16}{x}{f' in {self.groups} parts' * (self.groups > 1)}, {self.dtype}"
-        to: object = self.weight[1] if self.transposed else self.weight[0]
-        name, kernel = "conv_transpose" if self.transposed else "conv", "x".join(map(str, self.weight[2:]))
-        to = f"{to} bn" if self.spread else f"{to}"
-        to = f"{to} x{self.groups}" if self.groups > 1 else to
-        return f"{self.kind:16}{name} {kernel}/{self.stride[0]} {x} -> {to}, {self.dtype}"
+        made = "x".join(map(str, self.x))
+        if self.weight:
+            to = self.weight[1] if self.transposed else self.weight[0]
+            name, kernel = "conv_transpose" if self.transposed else "conv", "x".join(map(str, self.weight[2:]))
+            made = f"{name} {kernel}/{self.stride[0]} {made} -> {to}"
+        if self.activation != "none":
+            made += f" {self.activation}" + " in-place" * self.inplace
+        if self.statistics:
+            made += f", {self.statistics} statistics"
+        return f"{self.kind:18}{made}{f', {self.groups} groups' * (self.groups > 1)}, {self.dtype}"
 
 
-def of_stage(kind: str, x: Tensor, owed: Owed, convolution: Convolution, spread: str, groups: int) -> Problem:
-    """One pass of a stage: "forward", "dgrad" or "wgrad"."""
-    weight, bias, stride, padding, output_padding, transposed = convolution
-    return _of(kind, x, owed)._replace(
-        weight=tuple(weight.shape), weight_dtype=_name(weight.dtype), weight_last=_is_last(weight),
-        bias=bias is not None, stride=tuple(stride), padding=tuple(padding), output_padding=tuple(output_padding),
-        transposed=transposed, spread=spread, groups=groups)
+def _conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, groups: int) -> Problem:
+    return _of_conv("conv_forward", x, weight, bias is not None, conv, "none", 0.0, False, groups)
 
 
-def of_forward(x: Tensor, owed: Owed, convolution: Convolution, groups: int,
-               measurement: Measurement | None) -> Problem:
-    spread = "" if measurement is None else measurement.spread
-    return of_stage("forward", x, owed, convolution, spread, groups)
+def _conv_act_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec,
+                      activation: Activation) -> Problem:
+    name, slope, inplace = activation
+    leaky = name == "leaky_relu"  # a slope that is not used, or an in-place relu, is no other problem
+    return _of_conv("conv_act_forward", x, weight, bias is not None, conv, name, float(slope) if leaky else 0.0,
+                    leaky and inplace, 0)
 
 
-def of_backward(kind: str, gstatistics: Tensor | None, x: Tensor, owed: Owed, convolution: Convolution,
-                spread: str) -> Problem:
-    spread, groups = ("", 1) if gstatistics is None else (spread, gstatistics.shape[1])
-    return of_stage(kind, x, owed, convolution, spread, groups)
+def _dgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Problem:
+    return _of_conv("dgrad", x, weight, False, conv, "none", 0.0, False, 0)
 
 
-def of_apply(kind: str, x: Tensor, owed: Owed) -> Problem:
-    """"apply" or "apply_backward"."""
-    return _of(kind, x, owed)
+def _wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Problem:
+    return _of_conv("wgrad", x, weight, False, conv, "none", 0.0, False, 0)
 
 
-def of_loss(logits: Tensor, targets: Sequence[float]) -> Problem:
-    return _of("loss", logits, Owed())._replace(groups=len(targets))
+def _bn_act_forward(y: Tensor, statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
+                    running: RunningStats, count: int, norm: NormSpec, activation: Activation) -> Problem:
+    if not norm.batch_statistics:
+        return _of_images("bn_act_forward", y, activation, False, 1, "running")
+    return _of_images("bn_act_forward", y, activation, False, norm.groups, "batch" if statistics is None else "given")
 
 
-def _of(kind: str, x: Tensor, owed: Owed) -> Problem:
-    activation = owed.activation
-    threads = torch.get_num_threads() if x.device.type == "cpu" else 0
-    return Problem(kind, x.device.type, threads, _name(x.dtype), _tf32(x), tuple(x.shape), _is_last(x),
-                   activation=activation.name, negative_slope=activation.negative_slope,
-                   normalised=0 if owed.statistics is None else owed.groups())
+def _bn_backward_sums(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
+                      activation: Activation) -> Problem:
+    return _of_images("bn_backward_sums", ga, activation, False, stats.shape[1], "")
+
+
+def _bn_backward_apply(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
+                       sums: Tensor | None, count: int, activation: Activation) -> Problem:
+    return _of_images("bn_backward_apply", ga, activation, False, stats.shape[1],
+                      "running" if sums is None else "given")
+
+
+def _act_backward(ga: Tensor, kept: Tensor, activation: Activation) -> Problem:
+    inplace = activation.name == "leaky_relu" and kept.dtype != torch.bool
+    return _of_images("act_backward", ga, activation, inplace, 0, "")
+
+
+def _logistic_loss(logits: Tensor, targets: Sequence[float]) -> Problem:
+    return Problem("logistic_loss", *_device(logits), _NAMES[logits.dtype], False, tuple(logits.shape),
+                   groups=len(targets))
+
+
+OF: dict[str, Callable[..., Problem]] = {
+    "conv_forward": _conv_forward, "conv_act_forward": _conv_act_forward, "bn_act_forward": _bn_act_forward,
+    "bn_backward_sums": _bn_backward_sums, "bn_backward_apply": _bn_backward_apply, "act_backward": _act_backward,
+    "dgrad": _dgrad, "wgrad": _wgrad, "logistic_loss": _logistic_loss}
+_NAMES = {getattr(torch, name): name for name in ("float32", "float16", "bfloat16", "float64")}
+
+
+def _of_conv(kind: str, x: Tensor, weight: Tensor, bias: bool, conv: ConvSpec, activation: str, slope: float,
+             inplace: bool, groups: int) -> Problem:
+    device, threads = _device(x)
+    return Problem(kind, device, threads, _NAMES[x.dtype], device == "cuda" and _tf32(x), tuple(x.shape), _is_last(x),
+                   tuple(weight.shape), _NAMES[weight.dtype], _is_last(weight), bias, *conv, activation, slope, inplace,
+                   groups)
+
+
+def _of_images(kind: str, x: Tensor, activation: Activation, inplace: bool, groups: int, statistics: str) -> Problem:
+    name, slope, _ = activation
+    return Problem(kind, *_device(x), _NAMES[x.dtype], False, tuple(x.shape), _is_last(x), (), "", True, False, (), (),
+                   (), False, name, float(slope) if name == "leaky_relu" else 0.0, inplace, groups, statistics)
+
+
+def _device(x: Tensor) -> tuple[str, int]:
+    return ("cpu", torch.get_num_threads()) if x.is_cpu else (x.device.type, 0)
 
 
 def _tf32(x: Tensor) -> bool:
-    """Whether products of x are rounded to TF32."""
     conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    return bool(x.device.type == "cuda" and x.dtype == torch.float32 and conv.fp32_precision == "tf32")
+    return bool(x.dtype == torch.float32 and conv.fp32_precision == "tf32")
 
 
 def _is_last(x: Tensor) -> bool:
-    return x.dim() != 4 or x.is_contiguous(memory_format=torch.channels_last)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return x.is_contiguous(memory_format=torch.channels_last)

@@ -26,7 +26,7 @@ from fastgan.files import StrPath, cache_folder, read_json, replacing
 from fastgan.ops.layers import ENGINES
 from fastgan.ops.plan import Choice, Plan, Problem, Trial, candidates
 
-FORMAT = 3
+FORMAT = 4
 
 
 class Known(NamedTuple):

@@ -97,7 +97,7 @@ def run(kind: str, given: tuple[Tensor, Tensor, Tensor], transposed: bool) -> Te
     coarse, fine = (x, gy) if transposed else (gy, x)
     if kind == "wgrad":
         return _wgrad(coarse, fine)
-    if (kind == "forward") == transposed:
+    if (kind == "conv_forward") == transposed:
         return _to_fine(coarse, weight, torch.empty_like(fine))
     return _to_coarse(fine, weight, torch.empty_like(coarse))
 
