@@ -12,7 +12,7 @@ process dies.
     eager        PyTorch's own layers: what the search finds where nothing is guarded
     layer        the same layers in a `Chain`, which calls them as they are
     reference    `fastgan.ops.chain`, by autograd
-    definition   the same formulas as an engine
+    passes       the definition of each pass, with explicit gradients
     library      the native engine around the library's convolution
     native       the native engine as it chooses by itself
 """
@@ -26,8 +26,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +37,10 @@ from torch.nn import functional as F
 from fastgan import ops
 from fastgan.errors import first_line
 from fastgan.nn import Chain
-from fastgan.ops import definition
-from fastgan.ops.layers import Convolution, Owed
-from fastgan.ops.native import engine as native
+from fastgan.ops import passes
+from fastgan.ops.layers import Convolution
+from fastgan.ops.native import passes as native
+from fastgan.ops.specs import ConvSpec
 
 BATCH = 100  # shapes of a process
 PATIENCE = 300.0  # seconds in which a process must have done what it does in a few
@@ -179,26 +181,16 @@ def _reference(case: Case, x: Tensor, weight: Tensor, bias: Tensor, g: Tensor) -
     return by_autograd(run, x, weight, bias, g)
 
 
-def _definition(case: Case, x: Tensor, weight: Tensor, bias: Tensor, g: Tensor) -> list[Tensor]:
-    convolution, none = _convolution(case, weight, bias), x.new_empty(0)
-    y, _ = definition.stage(x, Owed(), convolution, 1, None, True)
-    return [y, *definition.stage_backward(g, None, y, none, x, Owed(), convolution, "var", True,
-                                          (True, True, True, False))[:3]]
+def _by_passes(engine: Any, case: Case, x: Tensor, weight: Tensor, bias: Tensor, g: Tensor,
+               **variant: str) -> list[Tensor]:
+    conv = ConvSpec(case.stride, case.padding, case.output_padding, case.transposed)
+    y, _ = engine.conv_forward(x, weight, bias, conv, 0, **variant)
+    return [y, engine.dgrad(g, x, weight, conv, **variant), engine.wgrad(g, x, weight, conv, **variant)]
 
 
-def _library(case: Case, x: Tensor, weight: Tensor, bias: Tensor, g: Tensor, variant: str = "library") -> list[Tensor]:
-    convolution, none = _convolution(case, weight, bias), x.new_empty(0)
-    y, _ = native.stage(x, Owed(), convolution, 1, None, True, variant=variant)
-    return [y, *native.stage_backward(g, None, y, none, x, Owed(), convolution, "var", True,
-                                      (True, True, True, False), variants=(variant, variant))[:3]]
-
-
-def _native(case: Case, x: Tensor, weight: Tensor, bias: Tensor, g: Tensor) -> list[Tensor]:
-    return _library(case, x, weight, bias, g, "")
-
-
-IMPLEMENTATIONS = {"eager": _eager, "layer": _layer, "reference": _reference, "definition": _definition,
-                   "library": _library, "native": _native}
+IMPLEMENTATIONS: dict[str, Callable[..., list[Tensor]]] = {
+    "eager": _eager, "layer": _layer, "reference": _reference, "passes": partial(_by_passes, passes),
+    "library": partial(_by_passes, native, variant="library"), "native": partial(_by_passes, native)}
 NAMES = ("y", "gx", "gweight", "gbias", "gradient of a gradient: weight", "gradient of a gradient: gy")
 
 

@@ -161,9 +161,9 @@ def names(launches: list[Launch]) -> list[str]:
 def test_the_recorder_sees_every_launch_in_order() -> None:
     launches = record(tiny_step, 80)
     assert [name for name in names(launches) if name != "sum_kernel"] == [
-        "convolve_kernel", "statistics_kernel", "convolve_kernel",  # forward
-        "convolve_kernel", "norm_gradient_kernel", "wgrad_kernel",  # second stage: dgrad, gamma and beta, wgrad
-        "wgrad_kernel"]
+        "convolve_kernel", "bn_act_forward_kernel", "convolve_kernel",  # forward
+        "convolve_kernel", "wgrad_kernel",  # second block: dgrad, wgrad
+        "bn_backward_sums_kernel", "bn_backward_apply_kernel", "wgrad_kernel"]
     first = launches[0]
     assert first.grid == (1, 1, 1) and first.options["num_warps"] == 4
     assert first.arguments["x"] == Pointer(torch.float32, (2, 16, 16, 8))
@@ -179,16 +179,16 @@ def test_a_pointer_keeps_the_alignment_of_a_view() -> None:
 
 
 @pytest.mark.parametrize(("together", "forward"), [(True, 5), (False, 10)], ids=["together", "apart"])
-def test_a_training_step_launches_each_stage(together: bool, forward: int) -> None:
+def test_a_training_step_launches_each_block(together: bool, forward: int) -> None:
     config = presets.get("dcgan-64")
     launches = record(training_step(config, 4, "fp16", together=together), 90)
     arguments = [launch.arguments for launch in launches if launch.name == "convolve_kernel"]
-    raw_forward = [given for given in arguments if given["EPILOGUE"] != "derivative" and not given["TRANSPOSED"]]
-    assert len(raw_forward) == 1 + forward + 5  # G's first stage is a GEMM; D on both; D for G
+    # G's blocks and D's, on both and for G; dgrad of all but the first of each network, and of G's loss through D
+    assert len(arguments) == (5 + forward + 5) + (4 + forward * 4 // 5 + 5)
     wgrads = [launch for launch in launches if launch.name == "wgrad_kernel"]
     assert len(wgrads) == 5 + forward  # none of D for G
     assert {given["x"].dtype for given in arguments} == {torch.float16}
-    groups = {launch.arguments["groups"] for launch in launches if launch.name == "statistics_kernel"}
+    groups = {launch.arguments["groups"] for launch in launches if launch.name == "bn_act_forward_kernel"}
     assert groups == ({1, 2} if together else {1})
     losses = [launch.arguments for launch in launches if launch.name == "logistic_kernel"]
     assert [given["ones"] for given in losses] == ([(1, 0), (1,)] if together else [(1,), (0,), (1,)])

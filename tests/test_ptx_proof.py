@@ -94,8 +94,9 @@ def test_eager_tf32(layer):
 
 
 CONVOLUTION = {"x": torch.zeros(6, 8, 8, 3), "weight": torch.zeros(5, 4, 4, 3), "y": torch.zeros(6, 4, 4, 5),
-               "partials": torch.zeros(3, 2, 5), "bias": None, "H": 8, "W": 8, "HO": 4, "WO": 4, "CI": 3, "CO": 5,
-               "KH": 4, "KW": 4, "TRANSPOSED": False, "NORM": False, "ACTIVATION": "relu"}
+               "mask": None, "partials": None, "blocks": None, "statistics": None, "bias": None,
+               "H": 8, "W": 8, "HO": 4, "WO": 4, "CI": 3, "CO": 5,
+               "KH": 4, "KW": 4, "TRANSPOSED": False, "ACTIVATION": "relu"}
 
 
 def test_operations_and_bytes_of_a_layer():
@@ -104,14 +105,16 @@ def test_operations_and_bytes_of_a_layer():
     assert launched.flops("convolve_kernel", {**CONVOLUTION, "TRANSPOSED": True}) == 4 * flops
     given = {"coarse": torch.zeros(6, 4, 4, 5), "HC": 4, "WC": 4, "A": 5, "B": 3, "KH": 4, "KW": 4}
     assert launched.flops("wgrad_kernel", given) == flops
-    assert launched.flops("apply_kernel", given) == 0
-    read, written = 4 * (6 * 8 * 8 * 3 + 5 * 4 * 4 * 3), 4 * (6 * 4 * 4 * 5 + 3 * 2 * 5)
+    assert launched.flops("bn_act_forward_kernel", given) == 0
+    read, written = 4 * (6 * 8 * 8 * 3 + 5 * 4 * 4 * 3), 4 * (6 * 4 * 4 * 5)
     assert launched.moved("convolve_kernel", CONVOLUTION) == (read, written)
-    other = {"other": torch.zeros(6, 4, 4, 5)}
-    assert launched.moved("convolve_kernel", {**CONVOLUTION, **other}) == (read + 4 * 6 * 4 * 4 * 5, written)
-    assert launched.moved("convolve_kernel", {**CONVOLUTION, **other, "ACTIVATION": "none"}) == (read, written)
-    both = {"partials": torch.zeros(3), "statistics": torch.zeros(2), "running_mean": torch.zeros(1)}
-    assert launched.moved("statistics_kernel", both) == (16, 12)
+    parts = {"partials": torch.zeros(3, 2, 5), "blocks": torch.zeros(3, 1, 5), "statistics": torch.zeros(2, 1, 5),
+             "tickets": torch.zeros(9)}
+    measured = launched.moved("convolve_kernel", {**CONVOLUTION, **parts})  # which reads y and the parts again
+    assert measured == (read + written + 4 * (30 + 15), written + 4 * (30 + 15 + 10))
+    norm = {"y": torch.zeros(6), "running_mean": torch.zeros(1), "stats": torch.zeros(2), "a": torch.zeros(6)}
+    assert launched.moved("bn_act_forward_kernel", {**norm, "statistics": torch.zeros(2)}) == (24 + 8 + 4, 24 + 8 + 4)
+    assert launched.moved("bn_act_forward_kernel", {**norm, "statistics": None}) == (24 + 4, 24 + 8)
     loss = {"logits": torch.zeros(6), "gradient": torch.zeros(6), "loss": torch.zeros(2), "ones": (1.0, 0.0)}
     assert launched.moved("logistic_kernel", loss) == (24, 32)
     assert launched.words("logistic_kernel", loss) == "2 parts"

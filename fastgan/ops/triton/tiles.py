@@ -2,8 +2,9 @@
 
 A file, `tiles/sm_*.json`, holds "programs", how many keep such a device busy (two for each multiprocessor of its
 largest one), and "rules". A rule reads {"kernel", conditions ..., "tile": [rows, columns, depth], "warps", "stages"},
-and "registers" where a kernel needs more than ptxas would take. Conditions: "bytes" of an element, and upper bounds
-"rows", "columns", "depth" of the problem. sm_0 is the interpreter, fastest with few large programs.
+and "registers" where a kernel needs more than ptxas would take. Conditions: "bytes" of an element, upper bounds
+"rows", "columns", "depth" of the problem, and "tiles", how many of them the problem has at least. sm_0 is the
+interpreter, fastest with few large programs.
 """
 
 from __future__ import annotations
@@ -52,8 +53,9 @@ def choose(kernel: str, arch: int, *, rows: int, columns: int, depth: int, size:
     for rule in _file(arch)["rules"]:
         fits = rule["kernel"] == kernel and rule.get("bytes", size) == size
         if fits and all(value <= rule.get(name, value) for name, value in problem.items()):
-            rows, columns, depth = rule["tile"]
-            return Tile(rows, columns, depth, rule["warps"], rule["stages"], rule.get("registers", 0))
+            tile = Tile(*rule["tile"], rule["warps"], rule["stages"], rule.get("registers", 0))
+            if -(-rows // tile.rows) * -(-columns // tile.columns) >= rule.get("tiles", 0):
+                return tile
     raise AssertionError(f"no tile for {kernel} on sm_{arch}")
 
 

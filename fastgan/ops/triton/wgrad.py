@@ -90,9 +90,11 @@ def wgrad(coarse: Tensor, fine: Tensor, kernel: tuple[int, int], stride: tuple[i
                   size=coarse.element_size())
     bm = triton.next_power_of_2(a) if narrow else fitting(a, tile.rows)
     bk = tile.depth if narrow else covering(pixels, tile.depth)
-    packed = b % tile.columns != 0 and b < tile.columns
-    grid = (triton.cdiv(a, bm),
-            triton.cdiv(kh * kw * b, tile.columns) if packed else kh * kw * triton.cdiv(b, tile.columns))
+    # as wide as the tile, or as the fine channels where they divide it
+    bn = next((side for side in (tile.columns, tile.columns // 2, tile.columns // 4) if b % side == 0), tile.columns)
+    packed = b < bn
+    tile = tile._replace(warps=max(4, tile.warps * bn // tile.columns))
+    grid = (triton.cdiv(a, bm), triton.cdiv(kh * kw * b, bn) if packed else kh * kw * triton.cdiv(b, bn))
     blocks = triton.cdiv(pixels, bk)
     split = max(1, min(blocks, programs(arch) // (grid[0] * grid[1])))
     each = triton.cdiv(blocks, split)
@@ -101,6 +103,6 @@ def wgrad(coarse: Tensor, fine: Tensor, kernel: tuple[int, int], stride: tuple[i
     launch(
         wgrad_kernel, (*grid, split), tile, coarse=coarse, fine=fine, gw=gw, pixels=pixels, each=each, HC=hc, WC=wc,
         HF=hf, WF=wf, A=a, B=b, KH=kh, KW=kw, SH=stride[0], SW=stride[1], PH=padding[0], PW=padding[1], PACKED=packed,
-        NARROW=narrow, PRECISION=precision, LARGE=max(coarse.numel(), fine.numel()) >= 2**31, BM=bm, BN=tile.columns,
+        NARROW=narrow, PRECISION=precision, LARGE=max(coarse.numel(), fine.numel()) >= 2**31, BM=bm, BN=bn,
         BK=bk)
     return gw[0] if split == 1 else add_up(gw.view(split, -1), dtype).view(a, kh, kw, b)
