@@ -40,7 +40,7 @@ SLOPE = 0.2
 each_dtype = pytest.mark.parametrize("dtype", list(NAMES), ids=list(NAMES.values()))
 each_activation = pytest.mark.parametrize("activation", [Activation(name, SLOPE) for name in ACTIVATIONS],
                                           ids=ACTIVATIONS)
-# each case in a dtype, and in each dtype with an activation: all of these, by turns
+# the dtypes by turns, and in each dtype the activations by turns
 each_case = pytest.mark.parametrize(("case", "dtype"), [
     pytest.param(case, dtype, id=f"{case}-{NAMES[dtype]}")
     for case, dtype in zip(CASES, list(NAMES) * 4, strict=False)])

@@ -1,4 +1,4 @@
-// A kernel that computes each element of a matrix from those at the same place in others.
+// The loop of kernels that compute each element of a matrix from the elements at the same place in others.
 #pragma once
 
 #include "elements.h"
@@ -13,8 +13,8 @@ inline Grid map_grid(const Shape& shape, int V, int bits) {
     return {ceiling(shape.group_rows(), (THREADS >> bits) * DEEP), shape.groups, ceiling(shape.channels, V << bits)};
 }
 
-// to = f(elements of `from`, index among the thread's channels) for the rows of a thread; `rows` are those of a group.
-// Of several rows all is loaded before anything is stored: the loads overlap, although `to` may be one of `from`.
+// to = f(elements of `from`, index among the thread's channels) for the rows of a thread; a group has `rows`. `to` may be
+// one of `from`. Four loads are started before the first store: the compiler would not move them past it.
 template <int V, int N, typename T, typename F>
 __device__ inline void map_rows(const Place& place, std::int64_t rows, std::int64_t channels, const T* const (&from)[N],
                                 T* to, F f) {
@@ -49,7 +49,7 @@ __device__ inline void map_rows(const Place& place, std::int64_t rows, std::int6
     }
 }
 
-// The same elements in rows of a power of two, which is 16 bytes or more where the number of elements allows.
+// The same elements as a matrix of 2^n channels, so that 3 channels, as images have, are loaded 16 bytes at a time too.
 inline Shape flat(const Shape& shape) {
     std::int64_t channels = 256;
     while (shape.size() % channels != 0) channels /= 2;

@@ -103,7 +103,8 @@ int main() {
         for (std::int64_t channels : {1, 3, 25, 64, 100, 255, 256, 257, 513})
             for (std::int64_t rows_of_all : {0, 2, 6, 34, 258, 1026})
                 for (std::int64_t groups : {1, 2})
-                    rows(kernels.rows, {rows_of_all, channels, groups, dtype}, Activation(channels % 4), 1 + groups % 2);
+                    rows(kernels.rows, {rows_of_all, channels, groups, dtype}, Activation(channels % 4),
+                         1 + groups % 2);
         for (std::int64_t count : {2, 14, 256, 514}) loss(kernels.rows, count, 2, dtype);
         for (std::int64_t channels : {1, 3, 64, 300}) {
             for (std::int64_t count : {0, 1, 3}) {

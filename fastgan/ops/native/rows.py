@@ -214,8 +214,8 @@ def _check_as(name: str, tensor: Tensor, x: Tensor, shape: tuple[int, ...],
               dtype: torch.dtype = torch.float32) -> None:
     """Of that shape and dtype, contiguous, on x's device."""
     if tensor.shape != shape or tensor.dtype != dtype:
-        raise FastganError(f"{name} of shape {tuple(tensor.shape)} and dtype {tensor.dtype}: expected {tuple(shape)} and "
-                           f"{dtype}")
+        raise FastganError(f"{name} of shape {tuple(tensor.shape)} and dtype {tensor.dtype}: expected "
+                           f"{tuple(shape)} and {dtype}")
     if tensor.device != x.device:
         raise FastganError(f"{name} on {tensor.device}: expected {x.device}")
     if not tensor.is_contiguous():
