@@ -297,6 +297,17 @@ def test_refused_once_more_below(name, change, message):
         call(*{**given, name: change}.values())
 
 
+@pytest.mark.parametrize("parts", [1, 4])
+def test_sums_on_another_device_are_taken_in_parts(monkeypatch, parts):
+    calls: list[Any] = []
+    monkeypatch.setattr(extension, "of", lambda device: SimpleNamespace(parts=lambda group_rows, channels: parts))
+    monkeypatch.setattr(extension, "call", lambda device, name, *arguments: calls.append((name, arguments)))
+    sums = rows.bn_backward_sums(GA.to("meta"), Y.to("meta"), *(t.to("meta") for t in NORM), RELU)
+    ((name, (_, _, dtype, count, channels, groups, normalization, given, *_)),) = calls
+    assert (name, dtype, count, channels, groups, given) == ("bn_backward_sums", 0, 120, 7, 2, parts)
+    assert normalization[3:] == (1, 0) and sums.shape == (2, 2, 7)
+
+
 def test_instruction_set_that_is_not_there():
     with pytest.raises(ValueError, match=r"isa sse9: this processor and this build have .*portable"):
         _cpu.use("sse9")

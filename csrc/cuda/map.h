@@ -13,8 +13,8 @@ inline Grid map_grid(const Shape& shape, int V, int bits) {
     return {ceiling(shape.group_rows(), (THREADS >> bits) * DEEP), shape.groups, ceiling(shape.channels, V << bits)};
 }
 
-// to = f(elements of `from`, index among the thread's channels) for the rows of a thread; a group has `rows`. `to` may be
-// one of `from`. Four loads are started before the first store: the compiler would not move them past it.
+// to = f(elements of `from`, index among the thread's channels) for the rows of a thread; a group has `rows`. `to` may
+// be one of `from`. Four loads are started before the first store: the compiler would not move them past it.
 template <int V, int N, typename T, typename F>
 __device__ inline void map_rows(const Place& place, std::int64_t rows, std::int64_t channels, const T* const (&from)[N],
                                 T* to, F f) {

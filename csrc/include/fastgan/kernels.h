@@ -1,7 +1,7 @@
 // The row kernels that every device has, as one table of functions, and what they are given.
 //
 // x, y, a, g and ga are matrices [rows, channels], row-major and contiguous: (N, C, H, W) channels_last tensors as
-// [N*H*W, C]. The rows are `groups` equal parts. `queue` is the number of threads on a CPU, the stream's handle on CUDA.
+// [N*H*W, C]. The rows are `groups` equal parts. `queue`: the number of threads on a CPU, the stream's handle on CUDA.
 #pragma once
 
 #include <cstdint>
