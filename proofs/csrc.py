@@ -31,7 +31,7 @@ PAGE = ROOT / "docs" / "results" / "csrc.md"
 FLAGS = ("-std=c++17", "-O3", f"-I{INCLUDE}", "-Werror", "all-warnings")
 BLOCKS, THREADS = 2, 256
 REGISTERS, SHARED = 65536 // (BLOCKS * THREADS), 64 * 1024 // BLOCKS  # of a thread, of a block
-SUMS = ("measure",)  # of all that is read, written one by one in float32
+SUMS = ("measure", "bn_backward_sums")  # of all that is read, written one by one in float32
 ACTIVATIONS = ("none", "relu", "leaky_relu", "tanh")
 TYPES = {"f": "fp32", "13__nv_bfloat16": "bf16", "6__half": "fp16"}
 HEAD = """# What the compiler makes of csrc/cuda

@@ -6,7 +6,7 @@ import pytest
 
 from proofs import csrc
 
-REPORT = """ptxas info    : Compiling entry function '_ZN7fastgan4cuda12_GLOBAL__N__125normalise_activate_kernel\
+REPORT = """ptxas info    : Compiling entry function '_ZN7fastgan4cuda12_GLOBAL__N__121bn_act_forward_kernel\
 I13__nv_bfloat16Li8ELNS_10ActivationE3EEEvPKT_' for 'sm_90'
 ptxas info    : Function properties for _ZN7fastgan
     {} bytes stack frame, {} bytes spill stores, 0 bytes spill loads
@@ -15,7 +15,7 @@ ptxas info    : Used {} registers, used 1 barriers, {} bytes smem
 PTX = """.visible .entry _ZN7fastgan14measure_kernelI6__halfLi8EEEvPKT_(
 \tld.global.nc.v4.u32 \t{%r1, %r2, %r3, %r4}, [%rd1];
 }
-.visible .entry _ZN7fastgan25normalise_activate_kernelIfLi4ELNS_10ActivationE0EEEvPKT_(
+.visible .entry _ZN7fastgan21bn_act_forward_kernelIfLi4ELNS_10ActivationE0EEEvPKT_(
 \tld.global.nc.v4.u32 \t{%r1, %r2, %r3, %r4}, [%rd1];
 \tst.global.v4.f32 \t[%rd2], {%f1, %f2, %f3, %f4};
 }
@@ -28,7 +28,7 @@ PTX = """.visible .entry _ZN7fastgan14measure_kernelI6__halfLi8EEEvPKT_(
     ((0, 0, 40, 32769), ["32769 bytes of shared memory"])], ids=["good", "stack", "spills", "registers", "shared"])
 def test_gates(given, words):
     (found,) = csrc.parsed(REPORT.format(*given))
-    assert (found.kernel, found.arch) == ("normalise_activate bf16 x 8 tanh", 90)
+    assert (found.kernel, found.arch) == ("bn_act_forward bf16 x 8 tanh", 90)
     failed = list(csrc.failures(found))
     assert len(failed) == len(words) and all(map(str.startswith, failed, words))
 
@@ -39,8 +39,8 @@ def test_report_in_another_form_is_no_success():
 
 
 @pytest.mark.parametrize(("right", "wrong", "found"), [
-    ("", "", []), ("st.global.v4.f32", "st.global.f32", ["normalise_activate fp32 x 4 none"]),
-    ("ld.global.nc.v4.u32", "ld.global.nc.v2.u16", ["measure fp16 x 8", "normalise_activate fp32 x 4 none"])],
+    ("", "", []), ("st.global.v4.f32", "st.global.f32", ["bn_act_forward fp32 x 4 none"]),
+    ("ld.global.nc.v4.u32", "ld.global.nc.v2.u16", ["measure fp16 x 8", "bn_act_forward fp32 x 4 none"])],
     ids=["good", "store", "load"])
 def test_narrow_accesses(right, wrong, found):
     assert list(csrc.narrow(PTX.replace(right, wrong))) == [f"{each}: pieces of less than 16 bytes in PTX"

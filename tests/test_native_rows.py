@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -14,10 +14,12 @@ from torch.nn import functional as F
 
 from fastgan import _cpu
 from fastgan.errors import FastganError
-from fastgan.ops import reference
-from fastgan.ops.layers import ACTIVATIONS, Activation, Measurement, Owed
+from fastgan.ops import passes, reference
+from fastgan.ops.layers import ACTIVATIONS, Activation
 from fastgan.ops.native import extension, rows
 from fastgan.ops.native.rows import Window
+from fastgan.ops.passes import RunningStats
+from fastgan.ops.specs import NormSpec
 from tests.near import EPS, MARGIN, UNITS, rms
 
 pytestmark = pytest.mark.usefixtures("one_thread", "poisoned")
@@ -27,6 +29,8 @@ each_dtype = pytest.mark.parametrize("dtype", list(DTYPES.values()), ids=list(DT
 # (N, H, W, C), groups: narrower and wider than a panel, of one channel, with a rest of rows, in many parts
 SHAPES = [((6, 7, 5, 3), 3), ((2, 3, 3, 257), 1), ((4, 1, 1, 600), 2), ((3, 5, 1, 1), 3), ((2, 40, 41, 64), 2),
           ((1, 9, 11, 100), 1)]
+each_activation = pytest.mark.parametrize("activation", [Activation(name, 0.2) for name in ACTIVATIONS],
+                                          ids=ACTIVATIONS)
 each_shape = pytest.mark.parametrize(("shape", "groups"), SHAPES, ids=str)
 
 
@@ -38,22 +42,27 @@ def isa(request: pytest.FixtureRequest) -> Any:
     _cpu.use(before)
 
 
-def draw(shape: tuple[int, ...], groups: int, dtype: torch.dtype, activation: str = "leaky_relu",
-         ) -> tuple[Tensor, Tensor, Owed]:
-    """x, a gradient and what is owed to x."""
+class Norm(NamedTuple):
+    stats: Tensor  # [2, G, C]: mean and rstd
+    gamma: Tensor
+    beta: Tensor
+
+
+def draw(shape: tuple[int, ...], groups: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Norm]:
+    """y, a gradient and a normalization of y."""
     torch.manual_seed(0)
     channels = shape[-1]
-    statistics = torch.stack([torch.randn(groups, channels), torch.rand(groups, channels) + 0.5])
-    owed = Owed(statistics, torch.randn(channels), torch.randn(groups, channels), Activation(activation, 0.2))
-    return torch.randn(shape).to(dtype), torch.randn(shape).to(dtype), owed
+    stats = torch.stack([torch.randn(groups, channels), torch.rand(groups, channels) + 0.5])
+    norm = Norm(stats, torch.randn(channels), torch.randn(channels))
+    return torch.randn(shape).to(dtype), torch.randn(shape).to(dtype), norm
 
 
 def nchw(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
-def wide(owed: Owed) -> Owed:
-    return Owed(*(part.double() for part in owed[:3]), owed.activation)
+def nhwc(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1)
 
 
 def assert_near(ours: Tensor, eager: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
@@ -61,12 +70,19 @@ def assert_near(ours: Tensor, eager: Tensor, exact: Tensor, dtype: torch.dtype) 
     assert error <= MARGIN * theirs + UNITS * EPS[dtype] * exact.abs().max().item()
 
 
+def assert_near_float64(ours: Tensor, function: Callable[..., Tensor], *tensors: Tensor | None) -> None:
+    """By the rule of tests/near.py; function(*tensors) is the definition."""
+    eager, exact = function(*tensors), function(*(None if t is None else t.double() for t in tensors))
+    assert ours.shape == exact.shape and ours.dtype == eager.dtype
+    assert_near(ours, eager, exact, ours.dtype)
+
+
 @each_shape
 @each_dtype
 def test_statistics(isa, dtype, shape, groups):
     """Mean and variance of float64 to a unit of float32, far from zero as near it."""
     x = (draw(shape, groups, dtype)[0] + 100.0).to(dtype)
-    found = rows.finish_statistics(rows.measure(x, groups), Measurement())
+    found = rows.finish_statistics(rows.measure(x, groups))
     mean, var = reference.measure(nchw(x).double(), groups)
     torch.testing.assert_close(found[0].double(), mean, rtol=2**-23, atol=0)
     torch.testing.assert_close(found[1].double(), var, rtol=1e-5, atol=0)
@@ -76,49 +92,64 @@ def test_statistics(isa, dtype, shape, groups):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_running_statistics(isa, dtype, momentum):
     x, *_ = draw((6, 5, 7, 33), 3, torch.float32)
-    buffers = [[torch.arange(33).to(dtype), torch.ones(33).to(dtype), torch.tensor(2)] for _ in range(2)]
-    found = rows.finish_statistics(rows.measure(x, 3), Measurement(1e-3, *buffers[0], momentum))
-    expected = reference.measured(nchw(x), 3, Measurement(1e-3, *buffers[1], momentum))
+    ours, theirs = (RunningStats(torch.arange(33).to(dtype), torch.ones(33).to(dtype), torch.tensor(2))
+                    for _ in range(2))
+    found = rows.finish_statistics(rows.measure(x, 3), 1e-3, ours, momentum)
+    expected = passes.batch_stats(nchw(x), None, theirs, 70, NormSpec(True, momentum, 1e-3, 3))
     tolerance = 1e-5 if dtype == torch.float32 else 4 * EPS[dtype]  # the reference rounds after each group
-    torch.testing.assert_close([found, *buffers[0]], [expected, *buffers[1]], rtol=tolerance, atol=10 * tolerance)
-    assert buffers[0][2] == 5
+    torch.testing.assert_close([found, *ours], [expected, *theirs], rtol=tolerance, atol=10 * tolerance)
+    assert ours.num_batches_tracked == 5
 
 
 @each_shape
 @each_dtype
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("norm", [True, False], ids=["norm", "no-norm"])
-def test_normalise_activate(isa, dtype, shape, groups, activation, norm):
-    x, gout, owed = draw(shape, groups, dtype, activation)
-    owed = owed if norm else Owed(activation=owed.activation)
-    eager, exact = (nhwc_of(reference.normalise_activate(nchw(t), reference.known(o), o.activation))
-                    for t, o in ((x, owed), (x.double(), wide(owed) if norm else owed)))
-    assert_near(rows.normalise_activate(x, owed), eager, exact, dtype)
-    found, (theirs, theirs_norm), (right, right_norm) = rows.normalise_activate_backward(gout, x, owed), *(
-        reference.normalise_activate_backward(nchw(g), nchw(t), o)
-        for g, t, o in ((gout, x, owed), (gout.double(), x.double(), wide(owed) if norm else owed)))
-    assert_near(found[0], nhwc_of(theirs), nhwc_of(right), dtype)
-    for one, other, exactly in zip(found[1], theirs_norm, right_norm, strict=True):
-        assert_near(one, other, exactly, torch.float32)
+@each_activation
+def test_bn_act_forward(isa, dtype, shape, groups, activation):
+    y, _, norm = draw(shape, groups, dtype)
 
+    def function(y: Tensor, stats: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        statistics, norm = torch.stack([stats[0], stats[1]**-2]), NormSpec(True, None, 0.0, groups)
+        return nhwc(passes.bn_act_forward(nchw(y), statistics, gamma, beta, RunningStats(), 0, norm, activation)[0])
 
-def nhwc_of(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 3, 1)
+    assert_near_float64(rows.bn_act_forward(y, *norm, activation), function, y, *norm)
 
 
 @each_shape
 @each_dtype
-@pytest.mark.parametrize("spread", ["var", "rstd"])
-def test_through_statistics(isa, dtype, shape, groups, spread):
-    y, gy, owed = draw(shape, groups, dtype)
-    gstatistics, statistics = torch.randn_like(owed.statistics), owed.statistics
-    found = rows.through_statistics(gy, y, gstatistics, statistics, spread)
-    (gmean, gspread), (mean, deviation) = gstatistics.double(), statistics.double()
-    steep = 2 * gspread if spread == "var" else -(deviation**3) * gspread
-    parts, each = y.double().unflatten(0, (groups, -1)), y.numel() // mean.numel()
-    by = [part[:, None, None, None] for part in (gmean, steep, mean)]
-    exact = gy.double() + ((by[0] + by[1] * (parts - by[2])) / each).flatten(0, 1)
-    assert_near(found, exact.to(dtype), exact, dtype)
+@each_activation
+def test_bn_backward(isa, dtype, shape, groups, activation):
+    y, ga, norm = draw(shape, groups, dtype)
+    sums, count = rows.bn_backward_sums(ga, y, *norm, activation), ga.numel() // norm.stats[0].numel()
+    assert_near_float64(
+        sums, lambda ga, y, *norm: passes.bn_backward_sums(nchw(ga), nchw(y), *norm, activation), ga, y, *norm)
+
+    def function(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor, beta: Tensor, sums: Tensor | None) -> Tensor:
+        return nhwc(passes.bn_backward_apply(nchw(ga), nchw(y), stats, gamma, beta, sums, count, activation))
+
+    for given in (sums, None):
+        assert_near_float64(rows.bn_backward_apply(ga, y, *norm, given, count, activation), function, ga, y, *norm,
+                            given)
+
+
+@each_shape
+@each_dtype
+@each_activation
+def test_activation_alone(isa, dtype, shape, groups, activation):
+    z, ga, _ = draw(shape, groups, dtype)
+    expected = reference.activate(z, activation)
+    a = rows.activate_(z.clone(), activation)
+    assert_near(a, expected, reference.activate(z.double(), activation), dtype)
+    assert_near_float64(rows.act_backward(ga, a, activation),
+                        lambda ga, a: passes.act_backward(ga, a, activation), ga, a)
+
+
+def test_normalization_without_gamma_and_beta(isa):
+    y, ga, norm = draw((4, 3, 2, 5), 2, torch.float32)
+    given, activation = (ga, y, norm.stats, None, None), Activation("relu")
+    torch.testing.assert_close(rows.bn_act_forward(*given[1:], activation), rows.bn_act_forward(
+        y, norm.stats, torch.ones(5), torch.zeros(5), activation))
+    assert_near_float64(rows.bn_backward_sums(*given, activation), lambda ga, y, *norm: passes.bn_backward_sums(
+        nchw(ga), nchw(y), *norm, activation), *given)
 
 
 WINDOWS = [Window((4, 4), (2, 2), (1, 1), (4, 3)), Window((3, 2), (1, 3), (0, 1), (6, 2)),
@@ -140,7 +171,7 @@ def unfolded(a: Tensor, window: Window) -> Tensor:
 @pytest.mark.parametrize("window", WINDOWS, ids=lambda window: "-".join(map(str, window)))
 @pytest.mark.parametrize("channels", [3, 130, 300])
 def test_gather_copies_patches(isa, dtype, window, channels):
-    x, _, _ = draw((6, 8, 5, channels), 3, dtype)
+    x, *_ = draw((6, 8, 5, channels), 3, dtype)
     patches = torch.cat([rows.gather(x, window, first, 2) for first in (0, 2, 4)])
     assert torch.equal(patches, unfolded(x, window))
 
@@ -163,7 +194,7 @@ def test_all_numbers_of_16_bits(isa):
     """Widened and rounded again they are the same; numbers between them go to the nearest, ties to even."""
     for dtype in (torch.float16, torch.bfloat16):
         every = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(dtype)
-        torch.testing.assert_close(rows.normalise_activate(every[:, None], Owed())[:, 0], every, rtol=0, atol=0,
+        torch.testing.assert_close(rows.activate_(every[:, None].clone(), Activation())[:, 0], every, rtol=0, atol=0,
                                    equal_nan=True)
         low, high = torch.tensor([-65519.0, 65519.0] if dtype == torch.float16 else [-3e38, 3e38])
         points = torch.cat([(every[:-1].float() + every[1:].float()) / 2, torch.tensor([1e-8, 3e-5, -6.1e-5])])
@@ -178,13 +209,14 @@ def test_all_numbers_of_16_bits(isa):
 @each_dtype
 def test_threads_change_no_bit(isa, dtype):
     def everything() -> list[Tensor]:
-        x, g, owed = draw((4, 33, 31, 70), 2, dtype, "tanh")
+        (y, ga, norm), activation = draw((4, 33, 31, 70), 2, dtype), Activation("tanh")
         window = Window((4, 4), (2, 2), (1, 1), (16, 15))
-        patches, out = rows.gather(x, window, 0, 4), torch.empty_like(x)
-        rows.scatter(patches, owed.gamma, window, out)
-        statistics = rows.finish_statistics(rows.measure(x, 2), Measurement())
-        return [statistics, *rows.normalise_activate_backward(g, x, owed), patches, out,
-                rows.through_statistics(g, x, owed.statistics, statistics, "var")]
+        patches, out = rows.gather(y, window, 0, 4), torch.empty_like(y)
+        rows.scatter(patches, norm.gamma, window, out)
+        sums = rows.bn_backward_sums(ga, y, *norm, activation)
+        return [rows.finish_statistics(rows.measure(y, 2)), rows.bn_act_forward(y, *norm, activation), patches, out,
+                sums, rows.bn_backward_apply(ga, y, *norm, sums, 2046, activation),
+                rows.act_backward(ga, y, activation)]
 
     one = everything()
     for threads in (2, 3):
@@ -193,63 +225,87 @@ def test_threads_change_no_bit(isa, dtype):
 
 
 def test_no_rows(isa):
-    x, gout, owed = draw((0, 4, 5, 7), 1, torch.float32)
-    assert rows.normalise_activate(x, owed).shape == x.shape
-    gx, gnorm = rows.normalise_activate_backward(gout, x, owed)
-    assert gx.shape == x.shape and not gnorm.any()
-    assert not rows.finish_statistics(rows.measure(x, 1), Measurement()).any()
+    y, ga, norm = draw((0, 4, 5, 7), 1, torch.float32)
+    relu, sums = Activation("relu"), rows.bn_backward_sums(ga, y, *norm, Activation("relu"))
+    assert not sums.any() and not rows.finish_statistics(rows.measure(y, 1)).any()
+    assert rows.bn_act_forward(y, *norm, relu).shape == rows.act_backward(ga, y, relu).shape == y.shape
+    assert rows.bn_backward_apply(ga, y, *norm, sums, 1, relu).shape == y.shape
     window = Window((2, 2), (1, 1), (0, 0), (3, 4))
-    assert rows.gather(x, window, 0, 0).shape == (0, 28)
+    assert rows.gather(y, window, 0, 0).shape == (0, 28)
     rows.scatter(torch.empty(0, 28), None, window, torch.empty(0, 4, 5, 7))
 
 
-X, G, OWED = draw((4, 5, 6, 7), 2, torch.float32)
-ONES = torch.ones(7)
+Y, GA, NORM = draw((4, 5, 6, 7), 2, torch.float32)
+ONES, RELU = torch.ones(7), Activation("relu")
 
 
-def through(gy: Tensor) -> Tensor:
-    return rows.through_statistics(gy, X, OWED.statistics, OWED.statistics, "var")
+def forward(**changed: Tensor) -> Tensor:
+    return rows.bn_act_forward(Y, *NORM._replace(**changed), RELU)
+
+
+def backward(ga: Tensor, sums: Tensor | None = None) -> Tensor:
+    return rows.bn_backward_apply(ga, Y, *NORM, sums, 60, RELU)
+
+
+def update(running: RunningStats) -> Tensor:
+    return rows.finish_statistics(rows.measure(Y, 1), 0.1, running)
 
 
 @pytest.mark.parametrize(("function", "message"), [
-    (lambda: rows.measure(X.double(), 1), "x of dtype torch.float64: expected one of torch.float32"),
-    (lambda: rows.measure(nchw(X), 1), "x with strides .* expected a contiguous tensor"),
-    (lambda: rows.measure(X, 3), r"x of shape \(4, 5, 6, 7\): expected 3 equal parts"),
-    (lambda: rows.normalise_activate(X, OWED._replace(gamma=None)), "gamma and beta are None"),
-    (lambda: rows.normalise_activate(X, OWED._replace(gamma=ONES.half())), "gamma of shape .* torch.float16"),
-    (lambda: rows.normalise_activate(X, OWED._replace(statistics=torch.ones(2, 2, 6))), "statistics of shape"),
-    (lambda: rows.normalise_activate_backward(G[:2], X, OWED), r"gout of shape \(2, 5, 6, 7\)"),
-    (lambda: rows.normalise_activate_backward(G.half(), X, OWED), "gout of shape .* torch.float16: expected"),
-    (lambda: rows.through_statistics(G, X, torch.ones(2, 1, 7), OWED.statistics, "var"), "gstatistics of shape"),
-    (lambda: through(G.mT.contiguous().mT), "gy with strides"),
-    (lambda: through(G.to("meta")), "gy on meta: expected cpu"),
-    (lambda: rows.finish_statistics(rows.measure(X, 1), Measurement(0.1, ONES[:6], ONES[:6])), "running_mean of shape"),
-    (lambda: rows.finish_statistics(rows.measure(X, 1), Measurement(0.1, ONES, ONES)), "momentum None without num_bat"),
-    (lambda: rows.scatter(X.view(-1, 7), None, WINDOWS[0], torch.empty(4, 8, 5, 7)), "patches of shape"),
-], ids=["dtype", "strides", "groups", "null", "gamma", "statistics", "gout", "gout-dtype", "gstatistics", "gy-strides",
-        "gy-device", "running", "average", "patches"])
+    (lambda: rows.measure(Y.double(), 1), "x of dtype torch.float64: expected one of torch.float32"),
+    (lambda: rows.measure(nchw(Y), 1), "x with strides .* expected a contiguous tensor"),
+    (lambda: rows.measure(Y, 3), r"x of shape \(4, 5, 6, 7\): expected 3 equal parts"),
+    (lambda: forward(gamma=ONES[:6]), "gamma of shape"),
+    (lambda: forward(beta=torch.ones(2, 7)), "beta of shape"),
+    (lambda: forward(stats=torch.ones(2, 2, 6)), "stats of shape"),
+    (lambda: forward(stats=NORM.stats.double()), "stats of shape .* torch.float64: expected"),
+    (lambda: backward(GA[:2]), r"ga of shape \(2, 5, 6, 7\)"),
+    (lambda: rows.bn_backward_sums(GA.half(), Y, *NORM, RELU), "ga of shape .* torch.float16: expected"),
+    (lambda: backward(GA, NORM.stats[:, :1]), "sums of shape"),
+    (lambda: rows.act_backward(GA.mT.contiguous().mT, Y, RELU), "ga with strides"),
+    (lambda: rows.act_backward(GA.to("meta"), Y, RELU), "ga on meta: expected cpu"),
+    (lambda: update(RunningStats(ONES[:6], ONES[:6])), "running_mean of shape"),
+    (lambda: update(RunningStats(ONES, ONES)), "momentum None without num_batches_tracked"),
+    (lambda: rows.scatter(Y.view(-1, 7), None, WINDOWS[0], torch.empty(4, 8, 5, 7)), "patches of shape"),
+], ids=["dtype", "strides", "groups", "gamma", "beta", "stats", "stats-dtype", "ga", "ga-dtype", "sums", "ga-strides",
+        "ga-device", "running", "average", "patches"])
 def test_refused(function, message):
     with pytest.raises(FastganError, match=message):
         function()
 
 
 @pytest.mark.parametrize(("name", "change", "message"), [
-    ("x", 0, "x: expected an address, got null"), ("x", 2, "x: expected an address divisible by 4"),
+    ("y", 0, "y: expected an address, got null"), ("y", 2, "y: expected an address divisible by 4"),
     ("dtype", 3, "dtype 3: expected 0"), ("rows", -1, "rows -1: expected 0 or more"),
     ("rows", 2**62, r"rows \d+: expected rows \* channels"), ("channels", 0, "channels 0: expected 1 or more"),
     ("groups", 3, "groups 3: expected a divisor of the 4 rows"), ("groups", 0, "groups 0: expected a divisor"),
-    ("statistic_groups", 3, "statistic_groups 3: expected 1 or 2"),
-    ("gamma_groups", 0, "gamma_groups 0: expected 1 or 2"),
-    ("gamma", 0, "gamma: expected an address, got null"), ("activation", 4, "activation 4: expected 0 "),
-    ("out", 0, "out: expected an address, got null")])
+    ("stats", 0, "stats: expected an address, got null"), ("gamma", 0, "gamma: expected an address, got null"),
+    ("activation", 4, "activation 4: expected 0 "), ("parts", 0, "parts 0: expected 1 or more"),
+    ("parts", 2, "partials: expected an address, got null"), ("sums", 0, "sums: expected an address, got null")])
 def test_refused_once_more_below(name, change, message):
-    x, vectors = torch.zeros(4, 2), torch.ones(2, 2)
-    given = {"x": x.data_ptr(), "dtype": 0, "rows": 4, "channels": 2, "groups": 2, "statistics": vectors.data_ptr(),
-             "statistic_groups": 1, "gamma": vectors.data_ptr(), "beta": vectors.data_ptr(), "gamma_groups": 2,
-             "activation": 1, "slope": 0.0, "out": x.data_ptr(), "queue": 1}
-    _cpu.normalise_activate(*given.values())
+    y, vectors, sums = torch.zeros(4, 2), torch.ones(2, 2, 2), torch.zeros(2, 2, 2)
+    given = {"ga": y.data_ptr(), "y": y.data_ptr(), "dtype": 0, "rows": 4, "channels": 2, "groups": 2,
+             "stats": vectors.data_ptr(), "gamma": vectors.data_ptr(), "beta": vectors.data_ptr(), "activation": 1,
+             "slope": 0.0, "parts": 1, "partials": 0, "sums": sums.data_ptr(), "queue": 1}
+
+    def call(ga: int, y: int, dtype: int, rows: int, channels: int, groups: int, stats: int, gamma: int, beta: int,
+             activation: int, slope: float, *rest: int) -> None:
+        _cpu.bn_backward_sums(ga, y, dtype, rows, channels, groups, (stats, gamma, beta, activation, slope), *rest)
+
+    call(*given.values())
     with pytest.raises(ValueError, match=message):
-        _cpu.normalise_activate(*{**given, name: change}.values())
+        call(*{**given, name: change}.values())
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_sums_on_another_device_are_taken_in_parts(monkeypatch, parts):
+    calls: list[Any] = []
+    monkeypatch.setattr(extension, "of", lambda device: SimpleNamespace(parts=lambda group_rows, channels: parts))
+    monkeypatch.setattr(extension, "call", lambda device, name, *arguments: calls.append((name, arguments)))
+    sums = rows.bn_backward_sums(GA.to("meta"), Y.to("meta"), *(t.to("meta") for t in NORM), RELU)
+    ((name, (_, _, dtype, count, channels, groups, normalization, given, *_)),) = calls
+    assert (name, dtype, count, channels, groups, given) == ("bn_backward_sums", 0, 120, 7, 2, parts)
+    assert normalization[3:] == (1, 0) and sums.shape == (2, 2, 7)
 
 
 def test_instruction_set_that_is_not_there():

@@ -53,7 +53,7 @@ def test_edges(built, tmp_path):
 
 @pytest.mark.parametrize("built", ["portable"], indirect=True)
 @pytest.mark.parametrize(("name", "right", "wrong", "used_by"), [
-    ("panel.h", "left < repeat ? left", "left < 0 ? left", "normalise.cpp"),
+    ("panel.h", "left < repeat ? left", "left < 0 ? left", "bn_act_forward.cpp"),
     ("scatter.cpp", "row >= window.height", "row > window.height", "scatter.cpp"),
     ("gather.cpp", "least(fine.width - x, window.kernel_w)", "window.kernel_w", "gather.cpp"),
     ("patches.cpp", "y >= 0 && y < s.fine.height", "y >= 0 && y <= s.fine.height", "patches.cpp"),

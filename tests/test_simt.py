@@ -3,38 +3,50 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastgan.ops import reference
-from fastgan.ops.layers import ACTIVATIONS, Activation, Norm, Owed
+from fastgan.ops import passes, reference
+from fastgan.ops.layers import ACTIVATIONS, Activation
+from fastgan.ops.passes import RunningStats
+from fastgan.ops.specs import NormSpec
 from tests import simt
 from tests.near import KINK, assert_near
-from tests.simt import CSRC, DTYPES, Program, SimtError, build
+from tests.simt import CSRC, DTYPES, Argument, Program, SimtError, build
 
 pytestmark = [pytest.mark.usefixtures("one_thread"),
               pytest.mark.skipif(bool(simt.why_not()), reason=simt.why_not() or "none")]
 
-# rows of a group, channels, groups, parts of a group
-CASES = [(1, 1, 1, 1), (7, 3, 2, 2), (33, 8, 1, 1), (37, 100, 3, 2), (5, 25, 1, 7), (130, 12, 2, 3), (9, 520, 1, 2),
-         (300, 64, 2, 4), (3, 33, 5, 1), (200, 4, 1, 9)]
+
+class Case(NamedTuple):
+    rows: int  # of a group
+    channels: int
+    groups: int
+    parts: int  # of a group
+
+    def __str__(self) -> str:
+        return "x".join(map(str, self))
+
+
+CASES = [Case(1, 1, 1, 1), Case(7, 3, 2, 2), Case(33, 8, 1, 1), Case(37, 100, 3, 2), Case(5, 25, 1, 7),
+         Case(130, 12, 2, 3), Case(9, 520, 1, 2), Case(300, 64, 2, 4), Case(3, 33, 5, 1), Case(200, 4, 1, 9)]
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-each_dtype = pytest.mark.parametrize("dtype", list(DTYPES), ids=list(NAMES.values()))
-each_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
-in_turn = pytest.mark.parametrize(("case", "dtype", "activation"), [
-    pytest.param(case, dtype, ACTIVATIONS[(i + j) % 4],
-                 id=f"{'x'.join(map(str, case))}-{name}-{ACTIVATIONS[(i + j) % 4]}")
-    for i, case in enumerate(CASES) for j, (dtype, name) in enumerate(NAMES.items())])
 SLOPE = 0.2
-each_case_in_turn = pytest.mark.parametrize(("case", "dtype"), [
-    pytest.param(case, list(NAMES)[i % 3], id=f"{'x'.join(map(str, case))}-{list(NAMES.values())[i % 3]}")
-    for i, case in enumerate(CASES)])
-Results = dict[str, Tensor]
+each_dtype = pytest.mark.parametrize("dtype", list(NAMES), ids=list(NAMES.values()))
+each_activation = pytest.mark.parametrize("activation", [Activation(name, SLOPE) for name in ACTIVATIONS],
+                                          ids=ACTIVATIONS)
+# the dtypes by turns, and in each dtype the activations by turns
+each_case = pytest.mark.parametrize(("case", "dtype"), [
+    pytest.param(case, dtype, id=f"{case}-{NAMES[dtype]}")
+    for case, dtype in zip(CASES, list(NAMES) * 4, strict=False)])
+each_case_and_dtype = pytest.mark.parametrize(("case", "dtype", "activation"), [
+    pytest.param(case, dtype, Activation(name, SLOPE), id=f"{case}-{NAMES[dtype]}-{name}")
+    for i, case in enumerate(CASES) for dtype, name in zip(NAMES, (ACTIVATIONS * 2)[i % 4:], strict=False)])
 
 
 @pytest.fixture(scope="session")
@@ -48,188 +60,185 @@ def nan(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.full(shape, torch.nan, dtype=dtype)
 
 
-def twice(program: Program, name: str, *arguments: Any, out: int) -> None:
-    """A call in two orders of threads and blocks, which must not be told apart by argument `out`."""
-    copies = [a.clone() if isinstance(a, Tensor) and a.data_ptr() % 16 == 0 else a for a in arguments]
-    program.call(name, *arguments)
-    program.call(name, *copies, seed=1)
-    assert torch.equal(arguments[out].view(-1).view(torch.uint8), copies[out].view(-1).view(torch.uint8))
-
-
-def matrix(case: tuple[int, int, int, int], dtype: torch.dtype, seed: int = 0) -> Tensor:
+def matrix(case: Case, dtype: torch.dtype, seed: int = 0) -> Tensor:
     """[rows, channels], as (N, C, 1, 1) is in memory."""
-    rows, channels, groups, _ = case
     torch.manual_seed(seed)
-    return torch.randn(rows * groups, channels).to(dtype)
+    return torch.randn(case.rows * case.groups, case.channels).to(dtype)
 
 
 def images(x: Tensor) -> Tensor:
     return x[:, :, None, None]
 
 
-def shape(x: Tensor, groups: int) -> tuple[int, int, int, int]:
+def shape(x: Tensor, groups: int = 1) -> tuple[int, int, int, int]:
     return x.shape[0], x.shape[1], groups, DTYPES[x.dtype]
 
 
-def judge(ours: Results, function: Any, x: Tensor, *tensors: Tensor) -> None:
-    """Ours, against function(x, *tensors) in x's dtype and in float64."""
-    eager = function(x, *tensors)
-    exact = function(x.double(), *(t.double() for t in tensors))
-    assert set(ours) == set(exact)
-    for name, value in exact.items():
-        assert ours[name].shape == value.shape, name
-    assert_near({name: t.to(x.dtype) if name == "out0" else t for name, t in ours.items()}, eager, exact, len(x))
+def kind(activation: Activation) -> tuple[int, float]:
+    return ACTIVATIONS.index(activation.name), float(activation.negative_slope)
 
 
-def measured(program: Program, x: Tensor, groups: int, parts: int, eps: float = -1.0, running: Any = (None, None, None),
-             momentum: float = 0.1) -> Tensor:
-    """Statistics [2, G, C]."""
-    partials, out = nan(3, groups, parts, x.shape[1]), nan(2, groups, x.shape[1])
-    twice(program, "measure", *shape(x, groups), x, parts, partials, 0, out=6)
-    copies = [None if t is None else t.clone() for t in (*running, out)]
-    for seed, (*kept, to) in enumerate(([*running, out], copies)):
-        program.call("finish_statistics", partials, x.shape[1], groups, parts, eps, *kept, momentum, to, 0, seed=seed)
-    for one, other in zip((*running, out), copies, strict=True):
-        assert one is None or torch.equal(one, other)
+def called(program: Program, name: str, *arguments: Argument, out: Tensor) -> Tensor:
+    """`out`, one of the arguments, after a call that gives the same bits in two orders of threads and blocks."""
+    other = out.clone()
+    program.call(name, *arguments)
+    program.call(name, *(other if argument is out else argument for argument in arguments), seed=1)
+    assert torch.equal(out.view(-1).view(torch.uint8), other.view(-1).view(torch.uint8))
     return out
 
 
-@each_case_in_turn
+def assert_near_float64(ours: Tensor, function: Callable[..., Tensor], *tensors: Tensor | None) -> None:
+    """By the rule of tests/near.py; function(*tensors) is the definition."""
+    eager = function(*tensors)
+    exact = function(*(None if t is None else t.double() for t in tensors))
+    assert ours.shape == exact.shape and ours.dtype == eager.dtype
+    assert_near({"out0": ours}, {"out0": eager}, {"out0": exact}, len(tensors[0]) if tensors[0] is not None else 0)
+
+
+def measured(program: Program, x: Tensor, groups: int, parts: int, eps: float = -1.0,
+             running: RunningStats = RunningStats(), momentum: float = 0.1) -> Tensor:  # noqa: B008
+    """Statistics [2, G, C]."""
+    partials = nan(3, groups, parts, x.shape[1])
+    called(program, "measure", *shape(x, groups), x, parts, partials, 0, out=partials)
+    results = [[t if t is None else t.clone() for t in (*running, nan(2, groups, x.shape[1]))] for _ in range(2)]
+    for seed, (*buffers, out) in enumerate(results):
+        program.call("finish_statistics", partials, x.shape[1], groups, parts, eps, *buffers, momentum, out, 0,
+                     seed=seed)
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    for buffer, updated in zip(running, results[0], strict=False):
+        if buffer is not None:
+            buffer.copy_(updated)
+    return results[0][-1]
+
+
+@each_case
 def test_statistics(program, case, dtype):
     x = matrix(case, dtype)
-    out = measured(program, x, case[2], case[3])
-
-    def function(x: Tensor) -> Results:
-        mean, var = reference.measure(images(x), case[2])
-        return {"out0": x, "out1": mean, "out2": var}
-
-    judge({"out0": x, "out1": out[0], "out2": out[1]}, function, x)
+    out = measured(program, x, case.groups, case.parts)
+    assert_near_float64(out[0], lambda x: reference.measure(images(x), case.groups)[0], x)
+    assert_near_float64(out[1], lambda x: reference.measure(images(x), case.groups)[1], x)
 
 
 @each_dtype
 @pytest.mark.parametrize("ratio", [1e2, 1e4])
 def test_statistics_far_from_zero(program, ratio, dtype):
     """Where E[x^2] - E[x]^2 would have no digit left."""
-    x = (matrix((500, 12, 1, 3), torch.float32) + torch.linspace(-ratio, ratio, 12)).to(dtype)
-    out, exact = measured(program, x, 1, 3), torch.var_mean(x.double(), 0, correction=0)
-    torch.testing.assert_close(out[1, 0].double(), exact[0], rtol=1e-3, atol=1e-5)
-    torch.testing.assert_close(out[0, 0].double(), exact[1], rtol=1e-6, atol=1e-6 * ratio)
+    x = (matrix(Case(500, 12, 1, 3), torch.float32) + torch.linspace(-ratio, ratio, 12)).to(dtype)
+    mean, var = measured(program, x, 1, 3)
+    exact_var, exact_mean = torch.var_mean(x.double(), 0, correction=0)
+    torch.testing.assert_close(var[0].double(), exact_var, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(mean[0].double(), exact_mean, rtol=1e-6, atol=1e-6 * ratio)
 
 
 @pytest.mark.parametrize("momentum", [0.3, None])
 def test_running_statistics(program, momentum):
-    x, groups = matrix((9, 25, 3, 2), torch.float32), 3
-    ours, theirs = ([torch.linspace(-1, 1, 25), torch.linspace(0.5, 2, 25), torch.tensor(4)] for _ in range(2))
+    x, groups = matrix(Case(9, 25, 3, 2), torch.float32), 3
+    ours, theirs = (RunningStats(torch.linspace(-1, 1, 25), torch.linspace(0.5, 2, 25), torch.tensor(4))
+                    for _ in range(2))
     out = measured(program, x, groups, 2, 1e-5, ours, -1.0 if momentum is None else momentum)
-    mean, var = reference.measure(images(x), groups)
-    reference.update_running_statistics(*theirs, mean, var, 9, momentum)
+    expected = passes.batch_stats(images(x), None, theirs, 9, NormSpec(True, momentum, 1e-5, groups))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(out, torch.stack([mean, torch.rsqrt(var + 1e-5)]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_batches_are_counted_without_running_statistics(program):
-    tracked = torch.tensor(4)
-    measured(program, matrix((5, 3, 2, 1), torch.float32), 2, 1, running=(None, None, tracked), momentum=-1.0)
-    assert tracked == 6
+    batches = torch.tensor(4)
+    measured(program, matrix(Case(5, 3, 2, 1), torch.float32), 2, 1, running=RunningStats(None, None, batches),
+             momentum=-1.0)
+    assert batches == 6
 
 
-def vectors(groups: int, channels: int, which: int) -> list[Tensor]:
-    """mean, rstd, gamma and beta, for each group or for all: of statistics by bit 0 of `which`, of gamma by bit 1."""
-    torch.manual_seed(which)
-    first, last = groups if which & 1 else 1, groups if which & 2 else 1
-    return [torch.randn(first, channels), torch.rand(first, channels) + 0.5, torch.randn(last, channels),
-            torch.randn(last, channels) + 1.0]
+class Norm(NamedTuple):
+    stats: Tensor  # [2, G, C]: mean and rstd
+    gamma: Tensor
+    beta: Tensor
 
 
-def owed(norm: list[Tensor], activation: str) -> tuple[Any, ...]:
-    """The structure of kernels.h, spelt out; with the statistics of `norm` as one tensor."""
-    kind = ACTIVATIONS.index(activation)
-    if not norm:
-        return None, 1, None, None, 1, kind, SLOPE
-    return torch.stack(norm[:2]), len(norm[0]), norm[2], norm[3], len(norm[2]), kind, SLOPE
+def norm_of(case: Case) -> Norm:
+    torch.manual_seed(case.channels)
+    groups, channels = case.groups, case.channels
+    stats = torch.stack([torch.randn(groups, channels), torch.rand(groups, channels) + 0.5])
+    return Norm(stats, torch.randn(channels), torch.randn(channels) + 1.0)
 
 
-def away_from_kinks(x: Tensor, norm: list[Tensor], groups: int) -> Tensor:
-    """x without elements so near the kink that rounding decides on their side."""
-    z = reference.normalise(images(x.double()), Norm(*(v.double() for v in norm)))[..., 0, 0]
-    return torch.where(z.abs() > KINK * z.abs().max(), x, torch.tensor(7.0, dtype=x.dtype))
+def defined(y: Tensor, stats: Tensor, gamma: Tensor, beta: Tensor, activation: Activation) -> Tensor:
+    """act(batch_norm(y)) with these statistics, in PyTorch operators."""
+    statistics, norm = torch.stack([stats[0], stats[1]**-2]), NormSpec(True, None, 0.0, stats.shape[1])
+    return passes.bn_act_forward(images(y), statistics, gamma, beta, RunningStats(), 0, norm, activation)[0][..., 0, 0]
 
 
-@in_turn
-def test_normalise_activate(program, case, activation, dtype):
-    x, groups = matrix(case, dtype), case[2]
-    norm, out = vectors(groups, case[1], CASES.index(case)), torch.full_like(x, torch.nan)
-    twice(program, "normalise_activate", *shape(x, groups), x, *owed(norm, activation), out, 0, out=12)
-
-    def function(x: Tensor, *norm: Tensor) -> Results:
-        return {"out0": reference.normalise_activate(images(x), Norm(*norm), Activation(activation, SLOPE))[..., 0, 0]}
-
-    judge({"out0": out}, function, x, *norm)
+def away_from_kinks(y: Tensor, norm: Norm) -> Tensor:
+    """y without elements so near the kink of relu that rounding decides on which side they are."""
+    z = defined(y.double(), *(t.double() for t in norm), Activation())
+    return torch.where(z.abs() > KINK * z.abs().max(), y, torch.tensor(7.0, dtype=y.dtype))
 
 
-def differentiated(program: Program, gout: Tensor, x: Tensor, norm: list[Tensor], activation: str, groups: int,
-                   parts: int) -> tuple[Tensor, Tensor]:
-    """gx, and the gradients of the normalisation [4, G, C]."""
-    gx, partials, out = torch.full_like(x, torch.nan), nan(2, groups, parts, x.shape[1]), nan(4, groups, x.shape[1])
-    given = owed(norm, activation)
-    twice(program, "normalise_activate_backward", *shape(x, groups), gout, x, *given, parts, gx, partials, 0, out=15)
-    program.call("finish_norm_gradient", partials, x.shape[1], groups, parts, *given, out, 0)
-    return gx, out
+@each_case_and_dtype
+def test_bn_act_forward(program, case, dtype, activation):
+    y, norm, a = matrix(case, dtype), norm_of(case), nan(case.rows * case.groups, case.channels, dtype=dtype)
+    called(program, "bn_act_forward", *shape(y, case.groups), y, *norm, *kind(activation), a, 0, out=a)
+    assert_near_float64(a, lambda *given: defined(*given, activation), y, *norm)
 
 
-@in_turn
-def test_normalise_activate_backward(program, case, activation, dtype):
-    groups, norm = case[2], vectors(case[2], case[1], CASES.index(case))
-    x, gout = away_from_kinks(matrix(case, dtype), norm, groups), matrix(case, dtype, 1)
-    gx, gnorm = differentiated(program, gout, x, norm, activation, groups, case[3])
-
-    def function(x: Tensor, gout: Tensor, *norm: Tensor) -> Results:
-        gx, gnorm = reference.normalise_activate_backward(
-            images(gout), images(x), Owed(torch.stack(norm[:2]), norm[2].expand(groups, -1), norm[3],
-                                          Activation(activation, SLOPE)))
-        return {"out0": gx[..., 0, 0], "grad": gnorm}
-
-    judge({"out0": gx, "grad": gnorm}, function, x, gout, *norm)
+def sums_of(program: Program, ga: Tensor, y: Tensor, norm: Norm, activation: Activation, groups: int,
+            parts: int) -> Tensor:
+    """[2, G, C] of `bn_backward_sums`."""
+    partials, sums = None if parts == 1 else nan(2, groups, parts, y.shape[1]), nan(2, groups, y.shape[1])
+    return called(program, "bn_backward_sums", *shape(y, groups), ga, y, *norm, *kind(activation), parts, partials,
+                  sums, 0, out=sums)
 
 
+@each_case_and_dtype
+def test_bn_backward_sums(program, case, dtype, activation):
+    norm = norm_of(case)
+    y, ga = away_from_kinks(matrix(case, dtype), norm), matrix(case, dtype, 1)
+    sums = sums_of(program, ga, y, norm, activation, case.groups, case.parts)
+    assert_near_float64(sums, lambda ga, y, *norm: passes.bn_backward_sums(images(ga), images(y), *norm, activation),
+                        ga, y, *norm)
+
+
+@pytest.mark.parametrize("in_place", [False, True], ids=["g", "ga"])
+@pytest.mark.parametrize("batch_statistics", [True, False], ids=["sums", "no-sums"])
+@each_case_and_dtype
+def test_bn_backward_apply(program, case, dtype, activation, batch_statistics, in_place):
+    norm = norm_of(case)
+    y, ga = away_from_kinks(matrix(case, dtype), norm), matrix(case, dtype, 1)
+    sums = torch.randn(2, case.groups, case.channels) * case.rows if batch_statistics else None
+    given = ga.clone()
+    g = given if in_place else torch.full_like(ga, torch.nan)
+    called(program, "bn_backward_apply", *shape(y, case.groups), given, y, *norm, *kind(activation), sums,
+           1 / case.rows, g, 0, out=g)
+
+    def function(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor, beta: Tensor, sums: Tensor | None) -> Tensor:
+        return passes.bn_backward_apply(images(ga), images(y), stats, gamma, beta, sums, case.rows,
+                                        activation)[..., 0, 0]
+
+    assert_near_float64(g, function, ga, y, *norm, sums)
+
+
+@pytest.mark.parametrize("in_place", [False, True], ids=["out", "in-place"])
+@pytest.mark.parametrize("size", [(50, 24), (7, 3), (64, 3), (1, 1)], ids=lambda size: "x".join(map(str, size)))
 @each_dtype
 @each_activation
-def test_activation_alone(program, activation, dtype):
-    x, gout = matrix((50, 24, 1, 1), dtype), matrix((50, 24, 1, 1), dtype, 1)
-    out, gx = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
-    program.call("normalise_activate", *shape(x, 1), x, *owed([], activation), out, 0)
-    program.call("normalise_activate_backward", *shape(x, 1), gout, x, *owed([], activation), 2, gx, None, 0)
-    kind = Activation(activation, SLOPE)
-    torch.testing.assert_close(out, reference.activate(x, kind))
-    torch.testing.assert_close(gx, reference.normalise_activate_backward(images(gout), images(x),
-                                                                         Owed(activation=kind))[0][..., 0, 0])
+def test_activation_alone(program, activation, dtype, size, in_place):
+    z, ga = matrix(Case(*size, 1, 1), dtype), matrix(Case(*size, 1, 1), dtype, 1)
+    expected = reference.activate(z, activation)
+    given = z.clone()
+    a = given if in_place else torch.full_like(z, torch.nan)
+    called(program, "bn_act_forward", *shape(z), given, None, None, None, *kind(activation), a, 0, out=a)
+    torch.testing.assert_close(a, expected)
+    given = ga.clone()
+    g = given if in_place else torch.full_like(ga, torch.nan)
+    called(program, "act_backward", *shape(a), given, a, *kind(activation), g, 0, out=g)
+    assert_near_float64(g, lambda ga, a: passes.act_backward(ga, a, activation), ga, a)
 
 
 @each_activation
 def test_what_is_not_a_number_stays_so(program, activation):
-    x = torch.tensor([[torch.nan, torch.inf, -torch.inf, 0.0]])
-    out = torch.zeros_like(x)
-    program.call("normalise_activate", *shape(x, 1), x, *owed([], activation), out, 0)
-    torch.testing.assert_close(out, reference.activate(x, Activation(activation, SLOPE)), equal_nan=True)
-
-
-@pytest.mark.parametrize("spread", ["var", "rstd"])
-@each_case_in_turn
-def test_through_statistics(program, case, dtype, spread):
-    rows, channels, groups, _ = case
-    gy, y, g = matrix(case, dtype), matrix(case, dtype, 1), torch.full_like(matrix(case, dtype), torch.nan)
-    gstatistics, statistics = torch.randn(2, groups, channels), torch.rand(2, groups, channels) + 0.5
-    twice(program, "through_statistics", *shape(gy, groups), gy, y, gstatistics, statistics, int(spread == "rstd"),
-          g, 0, out=9)
-
-    def function(gy: Tensor, y: Tensor, gstatistics: Tensor, statistics: Tensor) -> Results:
-        wide = reference.statistics_dtype(y.dtype)
-        steep = -statistics[1] ** 3 * gstatistics[1] if spread == "rstd" else 2 * gstatistics[1]
-        parts = y.to(wide).unflatten(0, (groups, rows))
-        through = (gstatistics[0, :, None] + steep[:, None] * (parts - statistics[0, :, None])) / rows
-        return {"out0": (gy.to(wide) + through.flatten(0, 1)).to(gy.dtype)}
-
-    judge({"out0": g}, function, gy, y, gstatistics, statistics)
+    z = torch.tensor([[torch.nan, torch.inf, -torch.inf, 0.0]])
+    a = torch.zeros_like(z)
+    program.call("bn_act_forward", *shape(z), z, None, None, None, *kind(activation), a, 0)
+    torch.testing.assert_close(a, reference.activate(z, activation), equal_nan=True)
 
 
 @each_dtype
@@ -239,37 +248,55 @@ def test_logistic(program, targets, size, dtype):
     torch.manual_seed(size)
     logits = (4 * torch.randn(len(targets) * size)).to(dtype)
     loss, probability, gradient = nan(len(targets)), nan(len(targets)), nan(len(logits))
-    twice(program, "logistic", len(logits), 1, len(targets), DTYPES[dtype], logits, torch.tensor(targets), loss,
-          probability, gradient, 0, out=6)
-    right = torch.tensor(targets).double()  # as they are given
-    wide = logits.double()
-    expected = reference.logistic_loss(wide, right.tolist())
-    torch.testing.assert_close(loss.double(), expected[0], rtol=3e-6, atol=1e-7)
-    torch.testing.assert_close(probability.double(), expected[1], rtol=3e-6, atol=1e-7)
-    slopes = reference.logistic_loss_backward(torch.ones(len(targets)), wide, right.tolist())
-    torch.testing.assert_close(gradient.double(), slopes, rtol=3e-6, atol=1e-7 / size)
+    called(program, "logistic", len(logits), 1, len(targets), DTYPES[dtype], logits, torch.tensor(targets), loss,
+           probability, gradient, 0, out=loss)
+    in_float32 = torch.tensor(targets).tolist()  # as the kernel is given them
+    exact_loss, exact_probability, exact_gradient = passes.logistic_loss(logits.double(), in_float32)
+    torch.testing.assert_close(loss.double(), exact_loss, rtol=3e-6, atol=1e-7)
+    torch.testing.assert_close(probability.double(), exact_probability, rtol=3e-6, atol=1e-7)
+    torch.testing.assert_close(gradient.double(), exact_gradient, rtol=3e-6, atol=1e-7 / size)
 
 
+def unaligned(x: Tensor) -> Tensor:
+    """A copy that no multiple of 16 bytes begins."""
+    copy = torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape).copy_(x)
+    assert copy.data_ptr() % 16 == x.element_size()
+    return copy
+
+
+@pytest.mark.parametrize("which", ["y", "ga", "stats", "gamma", "beta", "sums"])
 @each_dtype
-def test_addresses_that_no_16_bytes_begin_with(program, dtype):
-    """The very results of those with which they do."""
-    case = (40, 64, 2, 2)
-    norm, x, gout = vectors(2, 64, 3), matrix(case, dtype), matrix(case, dtype, 1)
-    aligned = differentiated(program, gout, x, norm, "relu", 2, 2)[0]
-    room = torch.zeros(x.numel() + 1, dtype=dtype)
-    shifted = room[1:].view(x.shape).copy_(x)
-    assert shifted.data_ptr() % 16 == x.element_size()
-    torch.testing.assert_close(differentiated(program, gout, shifted, norm, "relu", 2, 2)[0], aligned, rtol=0, atol=0)
-    torch.testing.assert_close(measured(program, shifted, 2, 2), measured(program, x, 2, 2))
+def test_unaligned_addresses(program, dtype, which):
+    """The results are those of aligned ones."""
+    case, activation = Case(40, 64, 2, 2), Activation("relu")
+    aligned = {"ga": matrix(case, dtype, 1), "y": matrix(case, dtype), **norm_of(case)._asdict(),
+               "sums": torch.randn(2, 2, 64)}
+
+    def everything(ga: Tensor, y: Tensor, sums: Tensor, **norm: Tensor) -> list[Tensor]:
+        a, g, of = torch.empty_like(y), torch.empty_like(y), (*norm.values(), *kind(activation))
+        program.call("bn_act_forward", *shape(y, 2), y, *of, a, 0)
+        program.call("bn_backward_apply", *shape(y, 2), ga, y, *of, sums, 1 / 40, g, 0)
+        alone = torch.empty_like(y)
+        program.call("act_backward", *shape(y), ga, y, *kind(activation), alone, 0)
+        return [a, g, alone]
+
+    given = {**aligned, which: unaligned(aligned[which])}
+    torch.testing.assert_close(everything(**given), everything(**aligned), rtol=0, atol=0)
+    expected, found = (sums_of(program, t["ga"], t["y"], Norm(t["stats"], t["gamma"], t["beta"]), activation, 2, 2)
+                       for t in (aligned, given))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(measured(program, given["y"], 2, 2), measured(program, aligned["y"], 2, 2))
 
 
 @each_dtype
 def test_no_rows(program, dtype):
-    x, norm = torch.empty(0, 5, dtype=dtype), vectors(1, 5, 0)
-    program.call("normalise_activate", *shape(x, 1), x, *owed(norm, "relu"), x, 0)
-    program.call("through_statistics", *shape(x, 1), x, x, nan(2, 1, 5), nan(2, 1, 5), 0, x, 0)
-    assert not measured(program, x, 1, 1).any()
-    assert not differentiated(program, x, x, norm, "relu", 1, 1)[1].any()
+    case, activation = Case(0, 5, 1, 1), Activation("relu")
+    y, norm = matrix(case, dtype), norm_of(case)
+    program.call("bn_act_forward", *shape(y), y, *norm, *kind(activation), y, 0)
+    program.call("act_backward", *shape(y), y, y, *kind(activation), y, 0)
+    program.call("bn_backward_apply", *shape(y), y, y, *norm, *kind(activation), None, 1.0, y, 0)
+    assert not measured(program, y, 1, 1).any()
+    assert not sums_of(program, y, y, norm, activation, 1, 1).any()
 
 
 def test_grid_that_does_not_fit(program):
@@ -279,7 +306,7 @@ def test_grid_that_does_not_fit(program):
 
 
 def check_statistics(program: Program, aligned: bool = True) -> None:
-    x = torch.zeros(2 * 16 * 12 + 1)[1:].view(32, 12).copy_(matrix((16, 12, 2, 16), torch.float32))
+    x = torch.zeros(2 * 16 * 12 + 1)[1:].view(32, 12).copy_(matrix(Case(16, 12, 2, 16), torch.float32))
     x = x.clone() if aligned else x
     torch.testing.assert_close(measured(program, x, 2, 16), torch.stack(reference.measure(images(x), 2)))
 
@@ -297,7 +324,7 @@ MISTAKES = {
     "one-channel-more": ("tile.h", "inside(channel < channels)", "inside(channel <= channels)", "heap-buffer-overflow"),
     "one-warp-more": ("tile.h", "other < WARPS;", "other <= WARPS;", "index 8 out of bounds"),
     "one-shuffle-less": ("tile.h", "distance >= 1 << bits;", "distance > 1 << bits;", "wrong"),
-    "unaligned": ("elements.h", "(matrix) % 16 == 0", "(matrix) % 1 == 0", "misaligned address"),
+    "unaligned": ("elements.h", "(address) % 16 == 0", "(address) % 1 == 0", "misaligned address"),
 }
 # what mistakes are not about, and would be compiled for each of them
 OTHERS = re.compile(r" +case (DType::.*float16|Activation::(none|relu|tanh)): return f.*\n")

@@ -8,7 +8,6 @@
 
 #include <array>
 #include <cstdlib>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -65,35 +64,6 @@ Images images_of(int dtype, std::int64_t count, std::int64_t height, std::int64_
     check(width > 0, "width", width, "1 or more");
     check(channels > 0, "channels", channels, "1 or more");
     return {count, height, width, channels, dtype_of(dtype)};
-}
-
-using OwedArguments = std::tuple<Address, std::int64_t, Address, Address, std::int64_t, int, float>;
-
-Owed owed_in(std::int64_t groups, const OwedArguments& given) {
-    const auto& [statistics, statistic_groups, gamma, beta, gamma_groups, activation, slope] = given;
-    return owed_of(groups, statistics, statistic_groups, gamma, beta, gamma_groups, activation, slope);
-}
-
-void bn_backward_sums(Address ga, Address y, int dtype, std::int64_t rows, std::int64_t channels, std::int64_t groups,
-                      const OwedArguments& owed, Address sums, std::int64_t queue) {
-    const Shape shape = shape_of(dtype, rows, channels, groups);
-    const std::size_t size = size_of(shape.dtype);
-    pointer<const float>("statistics", std::get<0>(owed));
-    chosen->bn_backward_sums(shape, pointer<const void>("ga", ga, size, rows == 0),
-                             pointer<const void>("y", y, size, rows == 0), owed_in(groups, owed),
-                             pointer<float>("sums", sums), queue);
-}
-
-void bn_backward_apply(Address ga, Address y, int dtype, std::int64_t rows, std::int64_t channels, std::int64_t groups,
-                       const OwedArguments& owed, Address sums, std::int64_t count, Address g, std::int64_t queue) {
-    const Shape shape = shape_of(dtype, rows, channels, groups);
-    const std::size_t size = size_of(shape.dtype);
-    check(count > 0, "count", count, "1 or more");
-    pointer<const float>("statistics", std::get<0>(owed));
-    chosen->bn_backward_apply(shape, pointer<const void>("ga", ga, size, rows == 0),
-                              pointer<const void>("y", y, size, rows == 0), owed_in(groups, owed),
-                              pointer<const float>("sums", sums, true), 1.0f / static_cast<float>(count),
-                              pointer<void>("g", g, size, rows == 0), queue);
 }
 
 using Pair = std::pair<std::int64_t, std::int64_t>;
@@ -194,8 +164,6 @@ PYBIND11_MODULE(_cpu, module) {
     }, "those that could, the best first");
     module.def("use", &use, "run those of another instruction set from now on");
     bind_rows(module, &rows);
-    module.def("bn_backward_sums", &bn_backward_sums, py::call_guard<py::gil_scoped_release>());
-    module.def("bn_backward_apply", &bn_backward_apply, py::call_guard<py::gil_scoped_release>());
     module.def("gather", &gather, py::call_guard<py::gil_scoped_release>());
     module.def("scatter", &scatter, py::call_guard<py::gil_scoped_release>());
     module.def("patches_to_coarse", &patches<&Kernels::patches_to_coarse>, py::call_guard<py::gil_scoped_release>());

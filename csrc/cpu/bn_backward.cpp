@@ -4,10 +4,20 @@
 //     apply   g = gamma * rstd * (gz - (sum gz + xhat * sum gz * xhat) / M)
 //
 // Each panel is summed line by line in float64; panels are added in order, so that results repeat bit for bit.
+#include "normalization.h"
 #include "scratch.h"
-#include "through.h"
 
 namespace fastgan::FASTGAN_ISA {
+
+// gz and xhat of a line of a panel
+template <Activation kind>
+static inline void gz_and_xhat(const float* ga, const float* y, std::int64_t count, const Coefficients& by, float slope,
+                               float* gz, float* xhat) {
+    for (std::int64_t i = 0; i < count; ++i) {
+        xhat[i] = (y[i] - by.mean[i]) * by.rstd[i];
+        gz[i] = activation_backward_from_input<kind>(ga[i], by.gamma[i] * xhat[i] + by.beta[i], slope);
+    }
+}
 
 template <Activation kind, typename T>
 static void sum_panel(const T* ga, const T* y, const Panel& panel, const Coefficients& by, float slope, double* sums,
@@ -16,8 +26,7 @@ static void sum_panel(const T* ga, const T* y, const Panel& panel, const Coeffic
     double line[WIDTH] = {}, xhat_line[WIDTH] = {};
     for (std::int64_t l = 0; l < panel.lines(); ++l) {
         const std::int64_t at = panel.at(l), length = panel.length(l);
-        through_normalised_run<kind>(widen(ga + at, length, ga_room), widen(y + at, length, y_room), length, by, slope,
-                                     gz, xhat);
+        gz_and_xhat<kind>(widen(ga + at, length, ga_room), widen(y + at, length, y_room), length, by, slope, gz, xhat);
         for (std::int64_t i = 0; i < length; ++i) line[i] += gz[i];
         for (std::int64_t i = 0; i < length; ++i) xhat_line[i] += gz[i] * xhat[i];
     }
@@ -27,24 +36,24 @@ static void sum_panel(const T* ga, const T* y, const Panel& panel, const Coeffic
     }
 }
 
-void bn_backward_sums(const Shape& shape, const void* ga, const void* y, const Owed& owed, float* sums,
-                      std::int64_t queue) {
+void bn_backward_sums(const Shape& shape, const void* ga, const void* y, const Normalization& normalization,
+                      std::int64_t, float*, float* sums, std::int64_t queue) {
     const Panels panels(shape);
     const std::int64_t parts = panels.parts, channels = shape.channels, size = shape.groups * parts * channels;
     const Rooms<double> room(1, 2 * size);  // [2, G, parts, C]
     double* partials = room.first;
-    over_panels(panels, owed, queue, [&](auto type, auto kind, const Panel& panel, const Coefficients& by) {
+    over_panels(panels, normalization, queue,
+                [&](auto type, auto kind, const Panel& panel, const Coefficients& by) {
         using T = decltype(type);
         double* to = partials + (panel.group * parts + panel.part) * channels + panel.channel;
-        sum_panel<decltype(kind)::value>(static_cast<const T*>(ga), static_cast<const T*>(y), panel, by, owed.slope, to,
-                                         to + size);
+        sum_panel<decltype(kind)::value>(static_cast<const T*>(ga), static_cast<const T*>(y), panel, by,
+                                         normalization.slope, to, to + size);
     });
     for (std::int64_t i = 0; i < 2 * shape.groups; ++i) {
-        for (std::int64_t c = 0; c < channels; ++c) {
-            double sum = 0.0;
-            for (std::int64_t t = 0; t < parts; ++t) sum += partials[(i * parts + t) * channels + c];
-            sums[i * channels + c] = static_cast<float>(sum);
-        }
+        double* total = partials + i * parts * channels;  // of the first part: the others are added, row by row
+        for (std::int64_t t = 1; t < parts; ++t)
+            for (std::int64_t c = 0; c < channels; ++c) total[c] += total[t * channels + c];
+        for (std::int64_t c = 0; c < channels; ++c) sums[i * channels + c] = static_cast<float>(total[c]);
     }
 }
 
@@ -68,8 +77,7 @@ static void apply_panel(const T* ga, const T* y, const Panel& panel, const Coeff
     float ga_room[WIDTH], y_room[WIDTH], gz[WIDTH], xhat[WIDTH], room[WIDTH];
     for (std::int64_t l = 0; l < panel.lines(); ++l) {
         const std::int64_t at = panel.at(l), length = panel.length(l);
-        through_normalised_run<kind>(widen(ga + at, length, ga_room), widen(y + at, length, y_room), length, by, slope,
-                                     gz, xhat);
+        gz_and_xhat<kind>(widen(ga + at, length, ga_room), widen(y + at, length, y_room), length, by, slope, gz, xhat);
         float* to = place(g + at, room);
         for (std::int64_t i = 0; i < length; ++i)
             to[i] = by.gamma[i] * by.rstd[i] * (gz[i] - (means.gz[i] + xhat[i] * means.gz_xhat[i]));
@@ -77,12 +85,14 @@ static void apply_panel(const T* ga, const T* y, const Panel& panel, const Coeff
     }
 }
 
-void bn_backward_apply(const Shape& shape, const void* ga, const void* y, const Owed& owed, const float* sums,
-                       float inverse_count, void* g, std::int64_t queue) {
-    over_panels(Panels(shape), owed, queue, [&](auto type, auto kind, const Panel& panel, const Coefficients& by) {
+void bn_backward_apply(const Shape& shape, const void* ga, const void* y, const Normalization& normalization,
+                       const float* sums, float inverse_count, void* g, std::int64_t queue) {
+    over_panels(Panels(shape), normalization, queue,
+                [&](auto type, auto kind, const Panel& panel, const Coefficients& by) {
         using T = decltype(type);
         apply_panel<decltype(kind)::value>(static_cast<const T*>(ga), static_cast<const T*>(y), panel, by,
-                                           Means(shape, panel, sums, inverse_count), owed.slope, static_cast<T*>(g));
+                                           Means(shape, panel, sums, inverse_count), normalization.slope,
+                                           static_cast<T*>(g));
     });
 }
 

@@ -22,13 +22,6 @@ struct Window {
     std::int64_t height, width;  // of the coarse image
 };
 
-// sums [2, G, C]: sum gz and sum gz * xhat, with gz = ga * act'(z), z = gamma * xhat + beta, xhat = (y - mean) * rstd
-using BnBackwardSums = void(const Shape&, const void* ga, const void* y, const Owed&, float* sums, std::int64_t queue);
-
-// g = gamma * rstd * (gz - (sum gz + xhat * sum gz * xhat) * inverse_count); without sums (null), gamma * rstd * gz
-using BnBackwardApply = void(const Shape&, const void* ga, const void* y, const Owed&, const float* sums,
-                             float inverse_count, void* g, std::int64_t queue);
-
 // out [images * height * width, kernel_h * kernel_w * C]: the patches of `images` images, beginning with `first`; zero
 // outside the image
 using Gather = void(const Images& fine, const void* x, const Window&, std::int64_t first, std::int64_t images, void* out,
@@ -67,8 +60,6 @@ using WinogradWgrad = void(const Polyphase&, int tile, const float* fine, const 
 struct Kernels {
     const char* isa;
     RowKernels rows;
-    BnBackwardSums* bn_backward_sums;
-    BnBackwardApply* bn_backward_apply;
     Gather* gather;
     Scatter* scatter;
     PatchesPass* patches_to_coarse;

@@ -72,19 +72,19 @@ static Merged merge_parts(const float* at, std::int64_t size, std::int64_t parts
 }
 
 // As nn.BatchNorm2d does in a call: with the unbiased variance.
-static void run(const Measurement& measurement, std::int64_t channel, std::int64_t group, const Merged& merged) {
-    const float factor = measurement.momentum < 0.0f
-                             ? 1.0f / static_cast<float>(*measurement.tracked + group + 1)
-                             : measurement.momentum;
+static void update(const RunningStats& running, std::int64_t channel, std::int64_t group, const Merged& merged) {
+    const float factor = running.momentum < 0.0f
+                             ? 1.0f / static_cast<float>(*running.num_batches_tracked + group + 1)
+                             : running.momentum;
     const double unbiased = merged.m2 / (merged.count > 1.0 ? merged.count - 1.0 : 1.0);
-    float& mean = measurement.running_mean[channel];
-    float& var = measurement.running_var[channel];
+    float& mean = running.mean[channel];
+    float& var = running.var[channel];
     mean = (1.0f - factor) * mean + factor * static_cast<float>(merged.mean);
     var = (1.0f - factor) * var + factor * static_cast<float>(unbiased);
 }
 
-void finish_statistics(const float* partials, std::int64_t channels, std::int64_t groups, std::int64_t parts,
-                       const Measurement& measurement, float* out, std::int64_t queue) {
+void finish_statistics(const float* partials, std::int64_t channels, std::int64_t groups, std::int64_t parts, float eps,
+                       const RunningStats& running, float* out, std::int64_t queue) {
     const std::int64_t size = groups * parts * channels;
 #pragma omp parallel for num_threads(queue) schedule(static)
     for (std::int64_t channel = 0; channel < channels; ++channel) {
@@ -93,12 +93,12 @@ void finish_statistics(const float* partials, std::int64_t channels, std::int64_
             const double var = merged.m2 / (merged.count > 0.0 ? merged.count : 1.0);
             float* to = out + group * channels + channel;
             to[0] = static_cast<float>(merged.mean);
-            to[groups * channels] = static_cast<float>(
-                measurement.eps < 0.0f ? var : 1.0 / std::sqrt(var + static_cast<double>(measurement.eps)));
-            if (measurement.running_mean != nullptr) run(measurement, channel, group, merged);
+            to[groups * channels] =
+                static_cast<float>(eps < 0.0f ? var : 1.0 / std::sqrt(var + static_cast<double>(eps)));
+            if (running.mean != nullptr) update(running, channel, group, merged);
         }
     }
-    if (measurement.tracked != nullptr) *measurement.tracked += groups;  // after every channel has read it
+    if (running.num_batches_tracked != nullptr) *running.num_batches_tracked += groups;  // every channel has read it
 }
 
 }  // namespace fastgan::FASTGAN_ISA

@@ -9,13 +9,11 @@ namespace fastgan::FASTGAN_ISA {
 Parts parts;
 Measure measure;
 FinishStatistics finish_statistics;
-NormaliseActivate normalise_activate;
-NormaliseActivateBackward normalise_activate_backward;
-FinishNormGradient finish_norm_gradient;
-ThroughStatisticsOf through_statistics_of;
-LogisticLoss logistic_loss;
+BnActForward bn_act_forward;
+ActBackward act_backward;
 BnBackwardSums bn_backward_sums;
 BnBackwardApply bn_backward_apply;
+LogisticLoss logistic_loss;
 Gather gather;
 Scatter scatter;
 PatchesPass patches_to_coarse;
@@ -27,10 +25,8 @@ WinogradWgrad winograd_wgrad;
 
 const Kernels kernels{
     FASTGAN_NAME(FASTGAN_ISA),
-    {parts, measure, finish_statistics, normalise_activate, normalise_activate_backward, finish_norm_gradient,
-     through_statistics_of, logistic_loss},
-    bn_backward_sums,
-    bn_backward_apply,
+    {parts, measure, finish_statistics, bn_act_forward, act_backward, bn_backward_sums, bn_backward_apply,
+     logistic_loss},
     gather,
     scatter,
     patches_to_coarse,

@@ -6,9 +6,8 @@ namespace {
 
 const fastgan::RowKernels& rows() {
     using namespace fastgan::cuda;
-    static const fastgan::RowKernels table{parts, measure, finish_statistics, normalise_activate,
-                                           normalise_activate_backward, finish_norm_gradient, through_statistics,
-                                           logistic};
+    static const fastgan::RowKernels table{parts,        measure,          finish_statistics, bn_act_forward,
+                                           act_backward, bn_backward_sums, bn_backward_apply, logistic};
     return table;
 }
 

@@ -9,10 +9,10 @@ namespace fastgan::cuda {
 Parts parts;
 Measure measure;
 FinishStatistics finish_statistics;
-NormaliseActivate normalise_activate;
-NormaliseActivateBackward normalise_activate_backward;
-FinishNormGradient finish_norm_gradient;
-ThroughStatisticsOf through_statistics;
+BnActForward bn_act_forward;
+ActBackward act_backward;
+BnBackwardSums bn_backward_sums;
+BnBackwardApply bn_backward_apply;
 LogisticLoss logistic;
 
 }  // namespace fastgan::cuda

@@ -50,16 +50,17 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) measure_kernel(const T* __res
     }
 }
 
-__device__ void update(const Measurement& to, int64_t channel, int64_t group, Moments of) {
-    const float factor = to.momentum < 0.0f ? 1.0f / static_cast<float>(*to.tracked + group + 1) : to.momentum;
+__device__ void update(const RunningStats& running, int64_t channel, int64_t group, Moments of) {
+    const float factor = running.momentum < 0.0f ? 1.0f / static_cast<float>(*running.num_batches_tracked + group + 1)
+                                                 : running.momentum;
     const float unbiased = of.m2 / fmaxf(of.count - 1.0f, 1.0f);
-    to.running_mean[channel] = (1.0f - factor) * to.running_mean[channel] + factor * of.mean;
-    to.running_var[channel] = (1.0f - factor) * to.running_var[channel] + factor * unbiased;
+    running.mean[channel] = (1.0f - factor) * running.mean[channel] + factor * of.mean;
+    running.var[channel] = (1.0f - factor) * running.var[channel] + factor * unbiased;
 }
 
 __global__ void __launch_bounds__(THREADS, BLOCKS) finish_statistics_kernel(
     const float* __restrict__ partials,  // [3, groups, parts, channels]
-    int64_t channels, int64_t groups, int64_t parts, const __grid_constant__ Measurement measurement,
+    int64_t channels, int64_t groups, int64_t parts, float eps, const __grid_constant__ RunningStats running,
     float* __restrict__ out) {  // [2, groups, channels]
     const Place place(blockIdx.x, BITS, 1, channels);
     const int64_t size = groups * parts * channels;
@@ -77,15 +78,15 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) finish_statistics_kernel(
             const float var = total.m2 / fmaxf(total.count, 1.0f);
             float* at = out + group * channels + place.channel;
             at[0] = total.mean;
-            at[groups * channels] = measurement.eps < 0.0f ? var : 1.0f / sqrtf(var + measurement.eps);
-            if (measurement.running_mean != nullptr) update(measurement, place.channel, group, total);
+            at[groups * channels] = eps < 0.0f ? var : 1.0f / sqrtf(var + eps);
+            if (running.mean != nullptr) update(running, place.channel, group, total);
         }
     }
 }
 
 // In a launch of its own: every block of the one before reads the count.
-__global__ void count_batches_kernel(int64_t* tracked, int64_t groups) {
-    if (threadIdx.x == 0) *tracked += groups;
+__global__ void count_batches_kernel(int64_t* num_batches_tracked, int64_t groups) {
+    if (threadIdx.x == 0) *num_batches_tracked += groups;
 }
 
 }  // namespace
@@ -105,12 +106,12 @@ void measure(const Shape& shape, const void* x, int64_t parts, float* partials, 
     });
 }
 
-void finish_statistics(const float* partials, int64_t channels, int64_t groups, int64_t parts,
-                       const Measurement& measurement, float* out, int64_t queue) {
+void finish_statistics(const float* partials, int64_t channels, int64_t groups, int64_t parts, float eps,
+                       const RunningStats& running, float* out, int64_t queue) {
     launch("finish_statistics", finish_statistics_kernel, {ceiling(channels, 1 << BITS)}, queue, partials, channels,
-           groups, parts, measurement, out);
-    if (measurement.tracked != nullptr) {
-        launch("count_batches", count_batches_kernel, {1}, queue, measurement.tracked, groups);
+           groups, parts, eps, running, out);
+    if (running.num_batches_tracked != nullptr) {
+        launch("count_batches", count_batches_kernel, {1}, queue, running.num_batches_tracked, groups);
     }
 }
 

@@ -26,29 +26,24 @@ static void finite(const std::vector<float>& values, const char* what) {
 static void rows(const RowKernels& kernels, const Shape& shape, Activation activation, std::int64_t threads) {
     const std::int64_t groups = shape.groups, channels = shape.channels;
     const std::int64_t parts = kernels.parts(shape.group_rows(), channels), size = groups * channels;
-    const auto x = elements(shape.size(), shape.dtype), g = x;
-    auto out = x;
-    std::vector<float> partials(3 * size * parts), statistics(2 * size), gradient(4 * size), vector(size, 0.5f);
+    const auto y = elements(shape.size(), shape.dtype), ga = y;
+    auto out = y;
+    std::vector<float> partials(3 * size * parts), stats(2 * size), sums(2 * size), vector(channels, 0.5f);
     std::vector<float> mean(channels, 1.0f), var(channels, 1.0f);
-    std::int64_t tracked = 0;
-    kernels.measure(shape, x.data(), parts, partials.data(), threads);
-    kernels.finish_statistics(partials.data(), channels, groups, parts,
-                              {1e-5f, mean.data(), var.data(), &tracked, -1.0f}, statistics.data(), threads);
-    finite(statistics, "statistics");
+    std::int64_t num_batches_tracked = 0;
+    kernels.measure(shape, y.data(), parts, partials.data(), threads);
+    kernels.finish_statistics(partials.data(), channels, groups, parts, 1e-5f,
+                              {mean.data(), var.data(), &num_batches_tracked, -1.0f}, stats.data(), threads);
+    finite(stats, "statistics");
     finite(var, "running_var");
-    for (std::int64_t vectors : {std::int64_t(1), groups}) {
-        const Owed owed{statistics.data(), groups, vector.data(), vector.data(), vectors, activation, 0.2f};
-        kernels.normalise_activate(shape, x.data(), owed, out.data(), threads);
-        std::vector<float> sums(2 * size * parts);
-        kernels.normalise_activate_backward(shape, g.data(), x.data(), owed, parts, out.data(), sums.data(), threads);
-        kernels.finish_norm_gradient(sums.data(), channels, groups, parts, owed, gradient.data(), threads);
-        finite(gradient, "gradient");
-    }
-    const Owed none{nullptr, 1, nullptr, nullptr, 1, activation, 0.2f};
-    kernels.normalise_activate(shape, x.data(), none, out.data(), threads);
-    kernels.normalise_activate_backward(shape, g.data(), x.data(), none, parts, out.data(), nullptr, threads);
-    kernels.through_statistics(shape, g.data(), x.data(), statistics.data(), statistics.data(), true, out.data(),
-                               threads);
+    const Normalization normalization{stats.data(), vector.data(), vector.data(), activation, 0.2f};
+    kernels.bn_act_forward(shape, y.data(), normalization, out.data(), threads);
+    kernels.bn_act_forward(shape, out.data(), {nullptr, nullptr, nullptr, activation, 0.2f}, out.data(), threads);
+    kernels.act_backward(shape, ga.data(), y.data(), activation, 0.2f, out.data(), threads);
+    kernels.bn_backward_sums(shape, ga.data(), y.data(), normalization, 1, nullptr, sums.data(), threads);
+    finite(sums, "sums");
+    kernels.bn_backward_apply(shape, ga.data(), y.data(), normalization, sums.data(), 0.5f, out.data(), threads);
+    kernels.bn_backward_apply(shape, out.data(), y.data(), normalization, nullptr, 0.5f, out.data(), threads);
 }
 
 static void loss(const RowKernels& kernels, std::int64_t count, std::int64_t groups, DType dtype) {
@@ -108,7 +103,8 @@ int main() {
         for (std::int64_t channels : {1, 3, 25, 64, 100, 255, 256, 257, 513})
             for (std::int64_t rows_of_all : {0, 2, 6, 34, 258, 1026})
                 for (std::int64_t groups : {1, 2})
-                    rows(kernels.rows, {rows_of_all, channels, groups, dtype}, Activation(channels % 4), 1 + groups % 2);
+                    rows(kernels.rows, {rows_of_all, channels, groups, dtype}, Activation(channels % 4),
+                         1 + groups % 2);
         for (std::int64_t count : {2, 14, 256, 514}) loss(kernels.rows, count, 2, dtype);
         for (std::int64_t channels : {1, 3, 64, 300}) {
             for (std::int64_t count : {0, 1, 3}) {

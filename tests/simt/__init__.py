@@ -46,17 +46,19 @@ class Program:
         self._process: subprocess.Popen[bytes] | None = None
 
     def call(self, name: str, *arguments: Argument, seed: int = 0) -> None:
-        """Run a row kernel of csrc/cuda/kernels.h, structures spelt out; tensors are read, and written, in place.
+        """Run a row kernel of csrc/cuda/kernels.h with the members of structures one by one; tensors are read, and
+        written, in place.
 
-        Pointers lie beyond a multiple of 16 bytes as the tensors do. `seed` decides the order of threads and blocks.
+        A pointer has the alignment of its tensor; a tensor that is given twice is the same memory. `seed` decides the
+        order of threads and blocks.
         """
-        tensors = [_bytes(argument) for argument in arguments if isinstance(argument, Tensor)]
-        answer = self._answer(struct.pack("=qq", seed, len(name)) + name.encode() + b"".join(map(_packed, arguments)),
-                              sum(map(len, tensors)) + 1)
-        begin = 0
-        for tensor in tensors:
-            tensor[:] = torch.tensor(list(answer[begin:begin + len(tensor)]), dtype=torch.uint8)
-            begin += len(tensor)
+        tensors: list[Tensor] = []
+        packed = b"".join([_packed(argument, tensors) for argument in arguments])
+        sizes = [len(tensor) for tensor in tensors]
+        answer = self._answer(struct.pack("=qq", seed, len(name)) + name.encode() + packed, sum(sizes) + 1)
+        contents = torch.frombuffer(bytearray(answer[:-1]), dtype=torch.uint8) if any(sizes) else torch.empty(0)
+        for tensor, content in zip(tensors, contents.split(sizes), strict=True):
+            tensor.copy_(content)
 
     def close(self) -> str:
         """What the process says of a failure, or ""; what leaks is seen at its end."""
@@ -91,12 +93,17 @@ def _bytes(tensor: Tensor) -> Tensor:
     return tensor.view(-1).view(torch.uint8)
 
 
-def _packed(argument: Argument) -> bytes:
+def _packed(argument: Argument, sent: list[Tensor]) -> bytes:
+    """What main.cpp reads; the bytes of a new tensor are added to `sent`."""
     if argument is None:
         return b"n"
     if isinstance(argument, Tensor):
-        content = _bytes(argument).numpy().tobytes()
-        return struct.pack("=cqq", b"p", argument.data_ptr() % 16, len(content)) + content
+        content = _bytes(argument)
+        for number, other in enumerate(sent):
+            if len(content) and other.data_ptr() == content.data_ptr():
+                return struct.pack("=cq", b"s", number)
+        sent.append(content)
+        return struct.pack("=cqq", b"p", argument.data_ptr() % 16, len(content)) + content.numpy().tobytes()
     return struct.pack("=cd", b"d", argument) if isinstance(argument, float) else struct.pack("=cq", b"i", argument)
 
 

@@ -3,8 +3,9 @@
 //
 //     seed, length of the name, the name, then each argument:
 //     'i' int64   'd' double   'p' bytes beyond a multiple of 16, length, that many bytes   'n' a null pointer
+//     's' number of an earlier pointer of the call, counted from 0: the same memory
 //
-// Each pointer has memory of its own, of just that length, so that AddressSanitizer sees every step beyond it.
+// Each other pointer has memory of its own, of just that length, so that AddressSanitizer sees every step beyond it.
 #include <cstdio>
 #include <map>
 #include <memory>
@@ -36,6 +37,10 @@ std::vector<Buffer> buffers;
 void* take_pointer() {
     const char tag = take<char>();
     if (tag == 'n') return nullptr;
+    if (tag == 's') {
+        const Buffer& buffer = buffers.at(take<std::int64_t>());
+        return buffer.memory.get() + buffer.offset;
+    }
     if (tag != 'p') simt::fail("expected a pointer");
     const auto offset = take<std::int64_t>(), size = take<std::int64_t>();
     char* memory = static_cast<char*>(std::malloc(offset + size));  // aligned to 16
@@ -71,18 +76,16 @@ struct Argument<Shape> {
 };
 
 template <>
-struct Argument<Owed> {
-    static Owed get() {
-        return {argument<float*>(),       argument<std::int64_t>(), argument<float*>(), argument<float*>(),
-                argument<std::int64_t>(), argument<Activation>(),   argument<float>()};
+struct Argument<Normalization> {
+    static Normalization get() {
+        return {argument<float*>(), argument<float*>(), argument<float*>(), argument<Activation>(), argument<float>()};
     }
 };
 
 template <>
-struct Argument<Measurement> {
-    static Measurement get() {
-        return {argument<float>(), argument<float*>(), argument<float*>(), argument<std::int64_t*>(),
-                argument<float>()};
+struct Argument<RunningStats> {
+    static RunningStats get() {
+        return {argument<float*>(), argument<float*>(), argument<std::int64_t*>(), argument<float>()};
     }
 };
 
@@ -97,10 +100,10 @@ std::function<void()> call(void (*function)(Parameters...)) {
 const std::map<std::string, std::function<void()>> calls = {
     {"measure", call(cuda::measure)},
     {"finish_statistics", call(cuda::finish_statistics)},
-    {"normalise_activate", call(cuda::normalise_activate)},
-    {"normalise_activate_backward", call(cuda::normalise_activate_backward)},
-    {"finish_norm_gradient", call(cuda::finish_norm_gradient)},
-    {"through_statistics", call(cuda::through_statistics)},
+    {"bn_act_forward", call(cuda::bn_act_forward)},
+    {"act_backward", call(cuda::act_backward)},
+    {"bn_backward_sums", call(cuda::bn_backward_sums)},
+    {"bn_backward_apply", call(cuda::bn_backward_apply)},
     {"logistic", call(cuda::logistic)},
 };
 

@@ -4,6 +4,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include <tuple>
+
 #include "fastgan/checks.h"
 #include "fastgan/kernels.h"
 
@@ -11,6 +13,9 @@ namespace fastgan {
 
 namespace py = pybind11;
 using Address = std::uintptr_t;
+
+// stats, gamma, beta, activation, slope
+using NormalizationArguments = std::tuple<Address, Address, Address, int, float>;
 
 // `table` is asked at each call: a processor may have several.
 inline void bind_rows(py::module_& module, const RowKernels& (*table)()) {
@@ -26,84 +31,69 @@ inline void bind_rows(py::module_& module, const RowKernels& (*table)()) {
                                    std::int64_t parts, Address partials, std::int64_t queue) {
         const Shape shape = shape_of(dtype, rows, channels, groups);
         check(parts > 0, "parts", parts, "1 or more");
-        table().measure(shape, pointer<const void>("x", x, size_of(shape.dtype), rows == 0), parts,
-                       pointer<float>("partials", partials), queue);
+        table().measure(shape, elements<const void>("x", x, shape), parts, pointer<float>("partials", partials), queue);
     }, Free());
 
     module.def("finish_statistics", [table](Address partials, std::int64_t channels, std::int64_t groups,
                                              std::int64_t parts, float eps, Address running_mean, Address running_var,
-                                             Address tracked, float momentum, Address out, std::int64_t queue) {
+                                             Address num_batches_tracked, float momentum, Address out,
+                                             std::int64_t queue) {
         check(channels > 0, "channels", channels, "1 or more");
         check(groups > 0, "groups", groups, "1 or more");
         check(parts > 0, "parts", parts, "1 or more");
-        const bool runs = running_mean != 0 || running_var != 0;
-        const Measurement measurement{eps, pointer<float>("running_mean", running_mean, !runs),
-                                      pointer<float>("running_var", running_var, !runs),
-                                      pointer<std::int64_t>("tracked", tracked, !(runs && momentum < 0)), momentum};
-        table().finish_statistics(pointer<const float>("partials", partials), channels, groups, parts, measurement,
-                                 pointer<float>("out", out), queue);
+        const bool updates = running_mean != 0 || running_var != 0;
+        const RunningStats running{
+            pointer<float>("running_mean", running_mean, !updates),
+            pointer<float>("running_var", running_var, !updates),
+            pointer<std::int64_t>("num_batches_tracked", num_batches_tracked, !(updates && momentum < 0)), momentum};
+        table().finish_statistics(pointer<const float>("partials", partials), channels, groups, parts, eps, running,
+                                  pointer<float>("out", out), queue);
     }, Free());
 
-    module.def("normalise_activate", [table](Address x, int dtype, std::int64_t rows, std::int64_t channels,
-                                              std::int64_t groups, Address statistics, std::int64_t statistic_groups,
-                                              Address gamma, Address beta, std::int64_t gamma_groups, int activation,
-                                              float slope, Address out, std::int64_t queue) {
+    module.def("bn_act_forward", [table](Address y, int dtype, std::int64_t rows, std::int64_t channels,
+                                         std::int64_t groups, const NormalizationArguments& normalization, Address a,
+                                         std::int64_t queue) {
         const Shape shape = shape_of(dtype, rows, channels, groups);
-        const std::size_t size = size_of(shape.dtype);
-        table().normalise_activate(
-            shape, pointer<const void>("x", x, size, rows == 0),
-            owed_of(groups, statistics, statistic_groups, gamma, beta, gamma_groups, activation, slope),
-            pointer<void>("out", out, size, rows == 0), queue);
+        table().bn_act_forward(shape, elements<const void>("y", y, shape), std::apply(normalization_of, normalization),
+                               elements<void>("a", a, shape), queue);
     }, Free());
 
-    module.def("normalise_activate_backward", [table](Address gout, Address x, int dtype, std::int64_t rows,
-                                                       std::int64_t channels, std::int64_t groups, Address statistics,
-                                                       std::int64_t statistic_groups, Address gamma, Address beta,
-                                                       std::int64_t gamma_groups, int activation, float slope,
-                                                       std::int64_t parts, Address gx, Address partials,
-                                                       std::int64_t queue) {
+    module.def("act_backward", [table](Address ga, Address a, int dtype, std::int64_t rows, std::int64_t channels,
+                                       int activation, float slope, Address g, std::int64_t queue) {
+        const Shape shape = shape_of(dtype, rows, channels, 1);
+        table().act_backward(shape, elements<const void>("ga", ga, shape), elements<const void>("a", a, shape),
+                             activation_of(activation), slope, elements<void>("g", g, shape), queue);
+    }, Free());
+
+    module.def("bn_backward_sums", [table](Address ga, Address y, int dtype, std::int64_t rows, std::int64_t channels,
+                                           std::int64_t groups, const NormalizationArguments& normalization,
+                                           std::int64_t parts, Address partials, Address sums, std::int64_t queue) {
         const Shape shape = shape_of(dtype, rows, channels, groups);
-        const std::size_t size = size_of(shape.dtype);
         check(parts > 0, "parts", parts, "1 or more");
-        table().normalise_activate_backward(
-            shape, pointer<const void>("gout", gout, size, rows == 0), pointer<const void>("x", x, size, rows == 0),
-            owed_of(groups, statistics, statistic_groups, gamma, beta, gamma_groups, activation, slope), parts,
-            pointer<void>("gx", gx, size, rows == 0), pointer<float>("partials", partials, statistics == 0), queue);
+        pointer<const float>("stats", std::get<0>(normalization));
+        table().bn_backward_sums(shape, elements<const void>("ga", ga, shape), elements<const void>("y", y, shape),
+                                 std::apply(normalization_of, normalization), parts,
+                                 pointer<float>("partials", partials, parts == 1), pointer<float>("sums", sums), queue);
     }, Free());
 
-    module.def("finish_norm_gradient", [table](Address partials, std::int64_t channels, std::int64_t groups,
-                                                std::int64_t parts, Address statistics, std::int64_t statistic_groups,
-                                                Address gamma, std::int64_t gamma_groups, Address out,
-                                                std::int64_t queue) {
-        check(channels > 0, "channels", channels, "1 or more");
-        check(groups > 0, "groups", groups, "1 or more");
-        check(parts > 0, "parts", parts, "1 or more");
-        pointer<const float>("statistics", statistics);
-        const Owed owed = owed_of(groups, statistics, statistic_groups, gamma, gamma, gamma_groups, 0, 0.0f);
-        table().finish_norm_gradient(pointer<const float>("partials", partials), channels, groups, parts, owed,
-                                    pointer<float>("out", out), queue);
-    }, Free());
-
-    module.def("through_statistics", [table](Address gy, Address y, int dtype, std::int64_t rows,
-                                              std::int64_t channels, std::int64_t groups, Address gstatistics,
-                                              Address statistics, bool spread_is_rstd, Address out,
-                                              std::int64_t queue) {
+    module.def("bn_backward_apply", [table](Address ga, Address y, int dtype, std::int64_t rows, std::int64_t channels,
+                                            std::int64_t groups, const NormalizationArguments& normalization,
+                                            Address sums, std::int64_t count, Address g, std::int64_t queue) {
         const Shape shape = shape_of(dtype, rows, channels, groups);
-        const std::size_t size = size_of(shape.dtype);
-        table().through_statistics(shape, pointer<const void>("gy", gy, size, rows == 0),
-                                  pointer<const void>("y", y, size, rows == 0),
-                                  pointer<const float>("gstatistics", gstatistics),
-                                  pointer<const float>("statistics", statistics), spread_is_rstd,
-                                  pointer<void>("out", out, size, rows == 0), queue);
+        check(count > 0, "count", count, "1 or more");
+        pointer<const float>("stats", std::get<0>(normalization));
+        table().bn_backward_apply(shape, elements<const void>("ga", ga, shape), elements<const void>("y", y, shape),
+                                  std::apply(normalization_of, normalization),
+                                  pointer<const float>("sums", sums, true), 1.0f / static_cast<float>(count),
+                                  elements<void>("g", g, shape), queue);
     }, Free());
 
     module.def("logistic", [table](Address logits, int dtype, std::int64_t count, std::int64_t groups, Address targets,
                                     Address loss, Address probability, Address gradient, std::int64_t queue) {
         const Shape shape = shape_of(dtype, count, 1, groups);
-        table().logistic(shape, pointer<const void>("logits", logits, size_of(shape.dtype), count == 0),
-                        pointer<const float>("targets", targets), pointer<float>("loss", loss),
-                        pointer<float>("probability", probability),
-                        pointer<float>("gradient", gradient, count == 0), queue);
+        table().logistic(shape, elements<const void>("logits", logits, shape), pointer<const float>("targets", targets),
+                         pointer<float>("loss", loss), pointer<float>("probability", probability),
+                         pointer<float>("gradient", gradient, count == 0), queue);
     }, Free());
 }
 

@@ -48,20 +48,17 @@ inline Shape shape_of(int dtype, std::int64_t rows, std::int64_t channels, std::
     return {rows, channels, groups, dtype_of(dtype)};
 }
 
-inline void check_vector_groups(const char* name, std::int64_t given, std::int64_t groups) {
-    check(given == 1 || given == groups, name, given, "1 or " + std::to_string(groups));
+// The address of a matrix, null where it has no rows
+template <typename T>
+T* elements(const char* name, std::uintptr_t address, const Shape& shape) {
+    return pointer<T>(name, address, size_of(shape.dtype), shape.rows == 0);
 }
 
-inline Owed owed_of(std::int64_t groups, std::uintptr_t statistics, std::int64_t statistic_groups,
-                    std::uintptr_t gamma, std::uintptr_t beta, std::int64_t gamma_groups, int activation, float slope) {
-    const bool none = statistics == 0;
-    if (!none) {
-        check_vector_groups("statistic_groups", statistic_groups, groups);
-        check_vector_groups("gamma_groups", gamma_groups, groups);
-    }
-    return {pointer<const float>("statistics", statistics, true), statistic_groups,
-            pointer<const float>("gamma", gamma, none), pointer<const float>("beta", beta, none), gamma_groups,
-            activation_of(activation), slope};
+inline Normalization normalization_of(std::uintptr_t stats, std::uintptr_t gamma, std::uintptr_t beta, int activation,
+                                      float slope) {
+    const bool none = stats == 0;
+    return {pointer<const float>("stats", stats, true), pointer<const float>("gamma", gamma, none),
+            pointer<const float>("beta", beta, none), activation_of(activation), slope};
 }
 
 }  // namespace fastgan

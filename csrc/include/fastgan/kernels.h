@@ -1,7 +1,7 @@
 // The row kernels that every device has, as one table of functions, and what they are given.
 //
-// x is a matrix [rows, channels], row-major and contiguous: an (N, C, H, W) channels_last tensor seen as [N*H*W, C]. Its
-// rows are `groups` equal parts. `queue` is the number of threads on a CPU, the stream's handle on CUDA.
+// x, y, a, g and ga are matrices [rows, channels], row-major and contiguous: (N, C, H, W) channels_last tensors as
+// [N*H*W, C]. The rows are `groups` equal parts. `queue`: the number of threads on a CPU, the stream's handle on CUDA.
 #pragma once
 
 #include <cstdint>
@@ -20,24 +20,22 @@ struct Shape {
     std::int64_t size() const { return rows * channels; }
 };
 
-// A normalisation with known statistics, or none (null), and an activation. Vectors are [1 or G, C].
-struct Owed {
-    const float* statistics;  // [2, 1 or G, C]: mean and rstd
-    std::int64_t statistic_groups;
-    const float* gamma;
-    const float* beta;
-    std::int64_t gamma_groups;
+// A batch normalization with given statistics, and the activation after it:
+//     a = act(z),   z = gamma * xhat + beta,   xhat = (y - mean) * rstd
+struct Normalization {
+    const float* stats;  // [2, G, C]: mean and rstd; null for the activation alone
+    const float* gamma;  // [C]
+    const float* beta;   // [C]
     Activation activation;
-    float slope;
+    float slope;  // of leaky_relu
 };
 
-// What is made of partial moments: the variance (eps < 0) or rstd = 1 / sqrt(var + eps), and running statistics.
-struct Measurement {
-    float eps;
-    float* running_mean;  // [C] or null, updated group by group
-    float* running_var;
-    std::int64_t* tracked;  // or null: a count of batches, plus G
-    float momentum;         // < 0: the plain average of the `tracked` batches
+// The buffers of a batch normalization, updated group by group.
+struct RunningStats {
+    float* mean;  // [C] or null
+    float* var;
+    std::int64_t* num_batches_tracked;  // or null; G is added to it
+    float momentum;                     // < 0: the plain average of all batches
 };
 
 // Into how many parts the partial results of a group are cut: by the sizes alone, so that results repeat bit for bit.
@@ -46,24 +44,26 @@ using Parts = std::int64_t(std::int64_t group_rows, std::int64_t channels);
 // partials [3, G, parts, C]: count, mean and M2 = sum (x - mean)^2 of each part
 using Measure = void(const Shape&, const void* x, std::int64_t parts, float* partials, std::int64_t queue);
 
-// out [2, G, C]: mean and spread
+// out [2, G, C]: the mean, and the biased variance (eps < 0) or rstd = 1 / sqrt(var + eps)
 using FinishStatistics = void(const float* partials, std::int64_t channels, std::int64_t groups, std::int64_t parts,
-                              const Measurement&, float* out, std::int64_t queue);
+                              float eps, const RunningStats&, float* out, std::int64_t queue);
 
-// out = act(z), z = gamma * (x - mean) * rstd + beta
-using NormaliseActivate = void(const Shape&, const void* x, const Owed&, void* out, std::int64_t queue);
+// a; it may be the memory of y
+using BnActForward = void(const Shape&, const void* y, const Normalization&, void* a, std::int64_t queue);
 
-// gz = gout * act'(z), gx = gz * gamma * rstd, which may lie where gout does; partials [2, G, parts, C]: sums of gz and gz * (x - mean) * rstd
-using NormaliseActivateBackward = void(const Shape&, const void* gout, const void* x, const Owed&, std::int64_t parts,
-                                       void* gx, float* partials, std::int64_t queue);
+// g = ga * act'(z) from a = act(z), without batch normalization; g may be the memory of ga
+using ActBackward = void(const Shape&, const void* ga, const void* a, Activation, float slope, void* g,
+                         std::int64_t queue);
 
-// out [4, G, C]: gradients of mean, rstd, gamma and beta
-using FinishNormGradient = void(const float* partials, std::int64_t channels, std::int64_t groups, std::int64_t parts,
-                                const Owed&, float* out, std::int64_t queue);
+// sums [2, G, C]: sum gz and sum gz * xhat, with gz = ga * act'(z). partials [2, G, parts, C] is memory for the sums of
+// each part on CUDA, null for one part; CPUs cut groups by themselves, and ignore both.
+using BnBackwardSums = void(const Shape&, const void* ga, const void* y, const Normalization&, std::int64_t parts,
+                            float* partials, float* sums, std::int64_t queue);
 
-// g = gy + offset + steepness * (y - mean), from gstatistics and statistics [2, G, C]
-using ThroughStatisticsOf = void(const Shape&, const void* gy, const void* y, const float* gstatistics,
-                                 const float* statistics, bool spread_is_rstd, void* g, std::int64_t queue);
+// g = gamma * rstd * (gz - (sum gz + xhat * sum gz * xhat) * inverse_count); without sums (null), gamma * rstd * gz.
+// g may be the memory of ga.
+using BnBackwardApply = void(const Shape&, const void* ga, const void* y, const Normalization&, const float* sums,
+                             float inverse_count, void* g, std::int64_t queue);
 
 // loss, probability [G] and gradient [rows] of logits [rows], G parts with a target each; targets are on the host
 using LogisticLoss = void(const Shape&, const void* logits, const float* targets, float* loss, float* probability,
@@ -73,10 +73,10 @@ struct RowKernels {
     Parts* parts;
     Measure* measure;
     FinishStatistics* finish_statistics;
-    NormaliseActivate* normalise_activate;
-    NormaliseActivateBackward* normalise_activate_backward;
-    FinishNormGradient* finish_norm_gradient;
-    ThroughStatisticsOf* through_statistics;
+    BnActForward* bn_act_forward;
+    ActBackward* act_backward;
+    BnBackwardSums* bn_backward_sums;
+    BnBackwardApply* bn_backward_apply;
     LogisticLoss* logistic;
 };
 

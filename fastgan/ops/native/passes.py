@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastgan.ops import passes
-from fastgan.ops.layers import Activation, Convolution, Measurement, Owed
+from fastgan.ops.layers import Activation, Convolution
 from fastgan.ops.native import convolve, rows
 from fastgan.ops.native.convolve import nchw, nhwc
 from fastgan.ops.native.rows import logistic_loss
@@ -25,7 +25,7 @@ def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec,
     y = _convolved(x, weight, bias, conv, variant)
     if not groups:
         return nchw(y), y.new_empty(0, dtype=torch.float32)
-    return nchw(y), rows.finish_statistics(rows.measure(y, groups), Measurement())
+    return nchw(y), rows.finish_statistics(rows.measure(y, groups))
 
 
 def conv_act_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, activation: Activation, *,
@@ -35,7 +35,7 @@ def conv_act_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvS
     if activation.name == "tanh":
         y.tanh_()  # in vectors, which the kernel's is not
     elif activation.name != "none":
-        rows.normalise_activate(y, Owed(activation=activation), in_place=True)
+        rows.activate_(y, activation)
     return nchw(y), mask
 
 
@@ -43,28 +43,26 @@ def bn_act_forward(y: Tensor, statistics: Tensor | None, gamma: Tensor | None, b
                    running: RunningStats, count: int, norm: NormSpec, activation: Activation) -> tuple[Tensor, Tensor]:
     image = nhwc(y)
     if norm.batch_statistics and statistics is None:
-        measurement = Measurement(norm.eps, *running, norm.momentum)
-        stats = rows.finish_statistics(rows.measure(image, norm.groups), measurement)
+        stats = rows.finish_statistics(rows.measure(image, norm.groups), norm.eps, running, norm.momentum)
     else:
         stats = passes.batch_stats(y, statistics, running, count, norm)
-    return nchw(rows.normalise_activate(image, _owed(stats, gamma, beta, activation))), stats
+    return nchw(rows.bn_act_forward(image, stats, gamma, beta, activation)), stats
 
 
 def bn_backward_sums(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
                      activation: Activation) -> Tensor:
-    return rows.bn_backward_sums(nhwc(ga), nhwc(y), _owed(stats, gamma, beta, activation))
+    return rows.bn_backward_sums(nhwc(ga), nhwc(y), stats, gamma, beta, activation)
 
 
 def bn_backward_apply(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
                       sums: Tensor | None, count: int, activation: Activation) -> Tensor:
-    return nchw(rows.bn_backward_apply(nhwc(ga), nhwc(y), _owed(stats, gamma, beta, activation), sums, count))
+    return nchw(rows.bn_backward_apply(nhwc(ga), nhwc(y), stats, gamma, beta, sums, count, activation))
 
 
 def act_backward(ga: Tensor, kept: Tensor, activation: Activation) -> Tensor:
-    if kept.dtype == torch.bool or activation.name == "tanh":
+    if kept.dtype == torch.bool:
         return nchw(nhwc(passes.act_backward(ga, kept, activation)))
-    # relu and leaky_relu keep the sign of z
-    return nchw(rows.normalise_activate_backward(nhwc(ga), nhwc(kept), Owed(activation=activation))[0])
+    return nchw(rows.act_backward(nhwc(ga), nhwc(kept), activation))
 
 
 def dgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, *, variant: str = "") -> Tensor:
@@ -77,8 +75,3 @@ def wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, *, variant: str 
 
 def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, variant: str) -> Tensor:
     return convolve.forward(nhwc(x), Convolution(weight, bias, *conv), variant)
-
-
-def _owed(stats: Tensor, gamma: Tensor | None, beta: Tensor | None, activation: Activation) -> Owed:
-    gamma = torch.ones_like(stats[0, 0]) if gamma is None else gamma.float()
-    return Owed(stats, gamma, torch.zeros_like(gamma) if beta is None else beta.float(), activation)

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError
-from fastgan.ops.layers import ACTIVATIONS, Measurement, Owed
+from fastgan.ops.layers import ACTIVATIONS, Activation
 from fastgan.ops.native import extension
+from fastgan.ops.passes import RunningStats
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+NOT_TRACKED = RunningStats()
 
 
 class Window(NamedTuple):
@@ -43,95 +45,86 @@ def measure(x: Tensor, groups: int) -> Tensor:
     return partials
 
 
-def finish_statistics(partials: Tensor, measurement: Measurement) -> Tensor:
-    """[2, G, C]: mean, and biased var or rstd, from what `measure` left; running statistics are updated in place."""
+def finish_statistics(partials: Tensor, eps: float | None = None, running: RunningStats = NOT_TRACKED,
+                      momentum: float | None = None) -> Tensor:
+    """[2, G, C]: mean, and biased variance or with `eps` rstd, from what `measure` left.
+
+    running: updated in place, by the plain average of all batches where momentum is None.
+    """
     _, groups, parts, channels = partials.shape
-    eps, *given, tracked, momentum = measurement
-    running = [None if part is None else part.float() for part in given]  # those of 16 bits as copies
-    for name, part in zip(("running_mean", "running_var"), running, strict=True):
+    mean, var = (None if part is None else part.float() for part in running[:2])  # those of 16 bits as copies
+    for name, part in (("running_mean", mean), ("running_var", var)):
         if part is not None:
             _check_as(name, part, partials, (channels,))
-    if tracked is not None:
-        _check_as("num_batches_tracked", tracked, partials, (), torch.int64)
-    if momentum is None and running[0] is not None and tracked is None:
+    batches = running.num_batches_tracked
+    if batches is not None:
+        _check_as("num_batches_tracked", batches, partials, (), torch.int64)
+    if momentum is None and mean is not None and batches is None:
         raise FastganError("momentum None without num_batches_tracked: a plain average counts its batches")
     out = partials.new_empty((2, groups, channels))
     extension.call(
         partials.device, "finish_statistics", partials.data_ptr(), channels, groups, parts,
-        -1.0 if eps is None else eps, *map(_address, running), _address(tracked),
+        -1.0 if eps is None else eps, _address(mean), _address(var), _address(batches),
         -1.0 if momentum is None else momentum, out.data_ptr())
-    for part, wide in zip(given, running, strict=True):
+    for part, wide in zip(running[:2], (mean, var), strict=True):
         if part is not None and wide is not None and wide is not part:
             part.copy_(wide)
     return out
 
 
-def normalise_activate(x: Tensor, owed: Owed, *, in_place: bool = False) -> Tensor:
-    """act(gamma * (x - mean) * rstd + beta), in x's dtype; in_place: in x."""
-    _check("x", x)
-    groups, out, vectors = owed.groups(), x if in_place else torch.empty_like(x), Vectors(x, owed)
-    extension.call(
-        x.device, "normalise_activate", x.data_ptr(), DTYPES[x.dtype], *_size(x, groups), groups,
-        *vectors.with_activation(), out.data_ptr())
-    return out
-
-
-def normalise_activate_backward(gout: Tensor, x: Tensor, owed: Owed, *,
-                                in_place: bool = False) -> tuple[Tensor, Tensor]:
-    """Gradients of x and of `owed` [4, G, C], which is empty without a normalisation; in_place: that of x in gout."""
-    _check("x", x)
-    _check_as("gout", gout, x, tuple(x.shape), x.dtype)
-    groups, gx, vectors = owed.groups(), gout if in_place else torch.empty_like(x), Vectors(x, owed)
-    rows, channels = _size(x, groups)
-    parts = extension.of(x.device).parts(rows // groups, channels)
-    partials = None if owed.statistics is None else x.new_empty((2, groups, parts, channels), dtype=torch.float32)
-    extension.call(
-        x.device, "normalise_activate_backward", gout.data_ptr(), x.data_ptr(), DTYPES[x.dtype], rows, channels, groups,
-        *vectors.with_activation(), parts, gx.data_ptr(), _address(partials))
-    if partials is None:
-        return gx, x.new_empty((0,))
-    gnorm = partials.new_empty((4, groups, channels))
-    statistics, statistic_groups, gamma, _, gamma_groups = vectors.arguments()
-    extension.call(x.device, "finish_norm_gradient", partials.data_ptr(), channels, groups, parts, statistics,
-                   statistic_groups, gamma, gamma_groups, gnorm.data_ptr())
-    return gx, gnorm
-
-
-def bn_backward_sums(ga: Tensor, y: Tensor, owed: Owed) -> Tensor:
-    """[2, G, C]: sum gz and sum gz * (y - mean) * rstd of each group of y's statistics, which `owed` holds."""
+def bn_act_forward(y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
+                   activation: Activation) -> Tensor:
+    """act(gamma * (y - mean) * rstd + beta), in y's dtype. stats [2, G, C]: mean and rstd; gamma, beta (C,)."""
     _check("y", y)
-    _check_as("ga", ga, y, tuple(y.shape), y.dtype)
-    vectors, groups = Vectors(y, owed), owed.groups()
-    sums = y.new_empty((2, groups, y.shape[-1]), dtype=torch.float32)
-    extension.call(y.device, "bn_backward_sums", ga.data_ptr(), y.data_ptr(), DTYPES[y.dtype], *_size(y, groups),
-                   groups, vectors.with_activation(), sums.data_ptr())
-    return sums
+    norm, a = Normalization(y, stats, gamma, beta, activation), torch.empty_like(y)
+    extension.call(y.device, "bn_act_forward", y.data_ptr(), *norm.matrix, norm.arguments, a.data_ptr())
+    return a
 
 
-def bn_backward_apply(ga: Tensor, y: Tensor, owed: Owed, sums: Tensor | None, count: int) -> Tensor:
-    """g, from sums [2, G, C] over `count` elements each; None where y's statistics are running ones."""
+def activate_(y: Tensor, activation: Activation) -> Tensor:
+    """act(y), in y."""
     _check("y", y)
-    _check_as("ga", ga, y, tuple(y.shape), y.dtype)
-    vectors, groups, g = Vectors(y, owed), owed.groups(), torch.empty_like(ga)
-    if sums is not None:
-        _check_as("sums", sums, y, (2, groups, y.shape[-1]))
-    extension.call(y.device, "bn_backward_apply", ga.data_ptr(), y.data_ptr(), DTYPES[y.dtype], *_size(y, groups),
-                   groups, vectors.with_activation(), _address(sums), count, g.data_ptr())
+    extension.call(y.device, "bn_act_forward", y.data_ptr(), DTYPES[y.dtype], *_size(y, 1), 1,
+                   (0, 0, 0, *_activation(activation)), y.data_ptr())
+    return y
+
+
+def act_backward(ga: Tensor, a: Tensor, activation: Activation) -> Tensor:
+    """ga * act'(z) from a = act(z)."""
+    _check("a", a)
+    _check_as("ga", ga, a, a.shape, a.dtype)
+    g = torch.empty_like(ga)
+    extension.call(a.device, "act_backward", ga.data_ptr(), a.data_ptr(), DTYPES[a.dtype], *_size(a, 1),
+                   *_activation(activation), g.data_ptr())
     return g
 
 
-def through_statistics(gy: Tensor, y: Tensor, gstatistics: Tensor, statistics: Tensor, spread: str) -> Tensor:
-    """gy with what flows into y through its statistics [2, G, C], of mean and `spread`, "var" or "rstd"."""
+def bn_backward_sums(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
+                     activation: Activation) -> Tensor:
+    """[2, G, C]: sum gz and sum gz * xhat of each group."""
     _check("y", y)
-    _check_as("gy", gy, y, tuple(y.shape), y.dtype)
-    groups, out = statistics.shape[1], torch.empty_like(gy)
-    gstatistics = gstatistics.contiguous()
-    for name, part in (("statistics", statistics), ("gstatistics", gstatistics)):
-        _check_as(name, part, y, (2, groups, y.shape[-1]))
-    extension.call(
-        y.device, "through_statistics", gy.data_ptr(), y.data_ptr(), DTYPES[y.dtype], *_size(y, groups), groups,
-        gstatistics.data_ptr(), statistics.data_ptr(), spread == "rstd", out.data_ptr())
-    return out
+    _check_as("ga", ga, y, y.shape, y.dtype)
+    norm = Normalization(y, stats, gamma, beta, activation)
+    _, rows, channels, groups = norm.matrix
+    parts = 1 if y.device.type == "cpu" else extension.of(y.device).parts(rows // groups, channels)
+    partials = None if parts == 1 else y.new_empty((2, groups, parts, channels), dtype=torch.float32)
+    sums = y.new_empty((2, groups, channels), dtype=torch.float32)
+    extension.call(y.device, "bn_backward_sums", ga.data_ptr(), y.data_ptr(), *norm.matrix, norm.arguments, parts,
+                   _address(partials), sums.data_ptr())
+    return sums
+
+
+def bn_backward_apply(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
+                      sums: Tensor | None, count: int, activation: Activation) -> Tensor:
+    """g, from sums [2, G, C] over `count` elements each; None where stats are running ones."""
+    _check("y", y)
+    _check_as("ga", ga, y, y.shape, y.dtype)
+    norm, g = Normalization(y, stats, gamma, beta, activation), torch.empty_like(ga)
+    if sums is not None:
+        _check_as("sums", sums, y, norm.stats.shape)
+    extension.call(y.device, "bn_backward_apply", ga.data_ptr(), y.data_ptr(), *norm.matrix, norm.arguments,
+                   _address(sums), count, g.data_ptr())
+    return g
 
 
 def logistic_loss(logits: Tensor, targets: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
@@ -172,39 +165,29 @@ def scatter(patches: Tensor, bias: Tensor | None, window: Window, out: Tensor) -
         out.data_ptr())
 
 
-class Vectors:
-    """What is owed, as kernels read it: contiguous, with as many groups for beta as for gamma; keeps it alive."""
+class Normalization:
+    """A normalization of y and its activation as kernels read them: float32 and contiguous; keeps the tensors alive.
 
-    def __init__(self, x: Tensor, owed: Owed) -> None:
-        self.statistics, self.gamma, self.beta = owed[:3]
-        self.activation = ACTIVATIONS.index(owed.activation.name), owed.activation.negative_slope
-        if self.statistics is None:
-            return
-        if self.gamma is None or self.beta is None:
-            raise FastganError("gamma and beta are None: expected both beside statistics")
-        channels = x.shape[-1]
-        self.statistics = self.statistics.contiguous()
-        if self.gamma.dim() == self.beta.dim() == 1:  # as layers have them, without detours
-            self.gamma, self.beta = self.gamma.contiguous(), self.beta.contiguous()
-            _check_as("statistics", self.statistics, x, (2, self.statistics.shape[1], channels))
-            _check_as("gamma", self.gamma, x, (channels,))
-            _check_as("beta", self.beta, x, (channels,))
-            return
-        groups = owed.groups()
-        gamma, beta = (part.view(-1, channels) for part in (self.gamma, self.beta))
-        self.gamma, self.beta = (part.contiguous() for part in torch.broadcast_tensors(gamma, beta))
-        for name, part in (("statistics", self.statistics[0]), ("gamma", self.gamma), ("beta", self.beta)):
-            _check_as(name, part, x, (1 if len(part) == 1 else groups, channels))
+    matrix: dtype, rows, channels and G. arguments: addresses of stats, gamma and beta; activation and its slope.
+    """
 
-    def arguments(self) -> tuple[int, int, int, int, int]:
-        """Addresses, and of how many groups."""
-        if self.statistics is None or self.gamma is None or self.beta is None:
-            return 0, 1, 0, 0, 1
-        return (self.statistics.data_ptr(), self.statistics.shape[1], self.gamma.data_ptr(), self.beta.data_ptr(),
-                1 if self.gamma.dim() == 1 else len(self.gamma))
+    def __init__(self, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
+                 activation: Activation) -> None:
+        channels = y.shape[-1]
+        self.stats = stats.contiguous()
+        self.gamma = torch.ones_like(stats[0, 0]) if gamma is None else gamma.float().contiguous()
+        self.beta = torch.zeros_like(self.gamma) if beta is None else beta.float().contiguous()
+        groups = stats.shape[1]
+        _check_as("stats", self.stats, y, (2, groups, channels))
+        _check_as("gamma", self.gamma, y, (channels,))
+        _check_as("beta", self.beta, y, (channels,))
+        self.matrix = DTYPES[y.dtype], *_size(y, groups), groups
+        self.arguments = (self.stats.data_ptr(), self.gamma.data_ptr(), self.beta.data_ptr(),
+                          *_activation(activation))
 
-    def with_activation(self) -> tuple[int, int, int, int, int, int, float]:
-        return *self.arguments(), *self.activation
+
+def _activation(activation: Activation) -> tuple[int, float]:
+    return ACTIVATIONS.index(activation.name), activation.negative_slope
 
 
 def _size(x: Tensor, groups: int) -> tuple[int, int]:
@@ -231,8 +214,8 @@ def _check_as(name: str, tensor: Tensor, x: Tensor, shape: tuple[int, ...],
               dtype: torch.dtype = torch.float32) -> None:
     """Of that shape and dtype, contiguous, on x's device."""
     if tensor.shape != shape or tensor.dtype != dtype:
-        raise FastganError(f"{name} of shape {tuple(tensor.shape)} and dtype {tensor.dtype}: expected {shape} and "
-                           f"{dtype}")
+        raise FastganError(f"{name} of shape {tuple(tensor.shape)} and dtype {tensor.dtype}: expected "
+                           f"{tuple(shape)} and {dtype}")
     if tensor.device != x.device:
         raise FastganError(f"{name} on {tensor.device}: expected {x.device}")
     if not tensor.is_contiguous():

@@ -1,8 +1,7 @@
-// What is owed to a panel: its channels' coefficients, side by side as its lines are.
+// The normalization of a panel: its channels' coefficients, side by side as its lines are.
 #pragma once
 
 #include "convert.h"
-#include "fastgan/norm.h"
 #include "panel.h"
 
 namespace fastgan::FASTGAN_ISA {
@@ -10,14 +9,13 @@ namespace fastgan::FASTGAN_ISA {
 struct Coefficients {
     float mean[WIDTH], rstd[WIDTH], gamma[WIDTH], beta[WIDTH];
 
-    Coefficients(const Owed& owed, const Panel& panel, std::int64_t channels) {
-        if (owed.statistics == nullptr) return;  // and nothing reads them
-        const float* statistics = owed.statistics + (owed.statistic_groups > 1 ? panel.group * channels : 0);
-        const std::int64_t offset = owed.gamma_groups > 1 ? panel.group * channels : 0;
-        repeated(statistics, panel, mean);
-        repeated(statistics + owed.statistic_groups * channels, panel, rstd);
-        repeated(owed.gamma + offset, panel, gamma);
-        repeated(owed.beta + offset, panel, beta);
+    Coefficients(const Normalization& from, const Panel& panel, const Shape& shape) {
+        if (from.stats == nullptr) return;  // and nothing reads them
+        const float* stats = from.stats + panel.group * shape.channels;
+        repeated(stats, panel, mean);
+        repeated(stats + shape.groups * shape.channels, panel, rstd);
+        repeated(from.gamma, panel, gamma);
+        repeated(from.beta, panel, beta);
     }
 };
 
@@ -37,13 +35,14 @@ static inline void with_activation(Activation activation, Body body) {
 
 // body(T{}, Kind{}, panel, coefficients) for every panel of a matrix, on `queue` threads
 template <typename Body>
-static inline void over_panels(const Panels& panels, const Owed& owed, std::int64_t queue, Body body) {
+static inline void over_panels(const Panels& panels, const Normalization& normalization, std::int64_t queue,
+                               Body body) {
     with_type(panels.shape.dtype, [&](auto type) {
-        with_activation(owed.activation, [&](auto kind) {
+        with_activation(normalization.activation, [&](auto kind) {
 #pragma omp parallel for num_threads(queue) schedule(static)
             for (std::int64_t task = 0; task < panels.count(); ++task) {
                 const Panel panel = panels[task];
-                body(type, kind, panel, Coefficients(owed, panel, panels.shape.channels));
+                body(type, kind, panel, Coefficients(normalization, panel, panels.shape));
             }
         });
     });
