@@ -57,12 +57,14 @@ void bn_backward_sums(const Shape& shape, const void* ga, const void* y, const N
     }
 }
 
-// sums / M of a panel's channels; zero where running statistics have normalized, through which nothing flows
+// sums / M of a panel's channels; none where running statistics have normalized, through which nothing flows
 struct Means {
-    float gz[WIDTH] = {}, gz_xhat[WIDTH] = {};
+    float gz[WIDTH], gz_xhat[WIDTH];
+    bool known;
 
-    Means(const Shape& shape, const Panel& panel, const float* sums, float inverse_count) {
-        if (sums == nullptr) return;
+    Means(const Shape& shape, const Panel& panel, const float* sums, float inverse_count)
+        : known(sums != nullptr) {
+        if (!known) return;
         const float* at = sums + panel.group * shape.channels;
         repeated(at, panel, gz);
         repeated(at + shape.groups * shape.channels, panel, gz_xhat);
@@ -79,8 +81,9 @@ static void apply_panel(const T* ga, const T* y, const Panel& panel, const Coeff
         const std::int64_t at = panel.at(l), length = panel.length(l);
         gz_and_xhat<kind>(widen(ga + at, length, ga_room), widen(y + at, length, y_room), length, by, slope, gz, xhat);
         float* to = place(g + at, room);
-        for (std::int64_t i = 0; i < length; ++i)
-            to[i] = by.gamma[i] * by.rstd[i] * (gz[i] - (means.gz[i] + xhat[i] * means.gz_xhat[i]));
+        if (means.known)
+            for (std::int64_t i = 0; i < length; ++i) gz[i] -= means.gz[i] + xhat[i] * means.gz_xhat[i];
+        for (std::int64_t i = 0; i < length; ++i) to[i] = by.gamma[i] * by.rstd[i] * gz[i];
         settle(to, length, g + at);
     }
 }

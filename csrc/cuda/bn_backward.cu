@@ -68,8 +68,9 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) bn_backward_apply_kernel(
     float inverse_count, T* g) {
     const Place place(blockIdx.z, bits, V, channels);
     const Coefficients<V> by(normalization, channels, place);
+    const bool batch_statistics = sums != nullptr;  // through running ones nothing flows, not even NaN
     float gz_mean[V] = {}, gz_xhat_mean[V] = {};
-    if (sums != nullptr && place.inside) {
+    if (batch_statistics && place.inside) {
         load_floats(sums + blockIdx.y * channels, place.column, gz_mean);
         load_floats(sums + (gridDim.y + blockIdx.y) * channels, place.column, gz_xhat_mean);
     }
@@ -81,7 +82,8 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) bn_backward_apply_kernel(
     map_rows<V>(place, rows, channels, {ga, y}, g, [&](const float(&of)[2], int v) {
         const float xhat = by.xhat(of[1], v);
         const float gz = activation_backward_from_input<kind>(of[0], by.z(xhat, v), normalization.slope);
-        return by.gamma[v] * by.rstd[v] * (gz - (gz_mean[v] + xhat * gz_xhat_mean[v]));
+        const float through = batch_statistics ? gz_mean[v] + xhat * gz_xhat_mean[v] : 0.0f;
+        return by.gamma[v] * by.rstd[v] * (gz - through);
     });
 }
 
