@@ -71,7 +71,7 @@ def _install_device(kind: str) -> None:
 
     torch.set_num_threads(1)
     cuda = _cuda()
-    graph.cuda = dispatch.cuda = cuda
+    graph.cuda = dispatch.cuda = library.cuda = cuda
     library.DEVICE, library.ARCH, library.REPEATS, library.PRESET = torch.device("cpu"), 90, 2, ("digits", TINY)
     if not FULL:
         library.passes = partial(_one_of_each_kind, library.passes)  # type: ignore[assignment]
