@@ -9,8 +9,8 @@ from torch import nn
 from fastgan.nn import Chain
 from fastgan.nn.chain import block, flat, read
 from fastgan.nn.same import ConvSame, ConvTransposeSame
-from fastgan.ops import reference
-from fastgan.ops.layers import Owed
+from fastgan.ops import passes
+from fastgan.ops.specs import ConvSpec
 from tests.plain.formulas import tf_conv2d, tf_conv2d_transpose
 
 # (large, small, kernel, stride); the first five are the presets'
@@ -57,7 +57,7 @@ def test_as_stages(large, small, kernel, stride):
 @pytest.mark.parametrize(("large", "small", "kernel", "stride"), SIZES[:7], ids=lambda n: str(n))
 @pytest.mark.parametrize("kind", ["convolution", "transposed"])
 def test_gradient_spelt_out(large, small, kernel, stride, kind):
-    """`reference.stage_backward` knows the odd pixel too."""
+    """The passes know the odd pixel too."""
     torch.manual_seed(large)
     layer: nn.Module = ConvSame(3, 4, kernel, stride, large)
     if kind == "transposed":
@@ -67,9 +67,9 @@ def test_gradient_spelt_out(large, small, kernel, stride, kind):
     x = torch.randn(2, 3, side, side, dtype=torch.float64, requires_grad=True)
     y = layer(x)
     gy = torch.randn_like(y)
-    given = reference.stage_backward(gy, None, y, y.new_empty(0), x, Owed(), convolution, "var", (True,) * 3 + (False,))
-    for one, other in zip(given, torch.autograd.grad(y, [x, layer.weight, layer.bias], gy), strict=False):
-        torch.testing.assert_close(one, other)
+    weight, conv = convolution.weight, ConvSpec(*convolution[2:])
+    given = passes.dgrad(gy, x, weight, conv), passes.wgrad(gy, x, weight, conv)
+    torch.testing.assert_close(given, torch.autograd.grad(y, [x, layer.weight], gy))
 
 
 @pytest.mark.parametrize(("side", "left", "right"), [(28, 1, 2), (14, 1, 2), (3, 2, 2)])

@@ -216,6 +216,14 @@ def test_bn_backward_apply(program, case, dtype, activation, batch_statistics, i
     assert_near_float64(g, function, ga, y, *norm, sums)
 
 
+def test_nothing_flows_through_running_statistics(program):
+    """Not even from an output that is infinite."""
+    y, ga, g = torch.full((4, 8), torch.inf), torch.ones(4, 8), nan(4, 8)
+    norm = norm_of(Case(4, 8, 1, 1))
+    program.call("bn_backward_apply", *shape(y), ga, y, *norm, *kind(Activation()), None, 1.0, g, 0)
+    torch.testing.assert_close(g, (norm[0][1, 0] * norm[1]).expand(4, 8))
+
+
 @pytest.mark.parametrize("in_place", [False, True], ids=["out", "in-place"])
 @pytest.mark.parametrize("size", [(50, 24), (7, 3), (64, 3), (1, 1)], ids=lambda size: "x".join(map(str, size)))
 @each_dtype

@@ -65,42 +65,6 @@ class Activation(NamedTuple):
     inplace: bool = False
 
 
-class Owed(NamedTuple):
-    """What a stage does to its input on the way in: a normalisation with known statistics, or none; an activation.
-
-    statistics [2, G, C]: mean and rstd. gamma, beta: (C,) or (G, C), None without statistics. All float32, or float64
-    for float64 inputs.
-    """
-
-    statistics: Tensor | None = None
-    gamma: Tensor | None = None
-    beta: Tensor | None = None
-    activation: Activation = Activation()
-
-    def groups(self) -> int:
-        """G: into how many parts of the batch it divides."""
-        return max([1 if self.statistics is None else self.statistics.shape[1],
-                    *(part.shape[0] for part in (self.gamma, self.beta) if part is not None and part.dim() == 2)])
-
-
-class Measurement(NamedTuple):
-    """That a stage measures its output: mean and biased variance, or with `eps` mean and rstd = 1 / sqrt(var + eps).
-
-    The running statistics that are given are updated as those of a `BatchNorm` are.
-    """
-
-    eps: float | None = None
-    running_mean: Tensor | None = None
-    running_var: Tensor | None = None
-    num_batches_tracked: Tensor | None = None
-    momentum: float | None = None
-
-    @property
-    def spread(self) -> str:
-        """What stands beside the mean."""
-        return "var" if self.eps is None else "rstd"
-
-
 class Block(NamedTuple):
     """Convolution, then batch normalisation if there is one, then activation."""
 

@@ -305,22 +305,22 @@ def gemms(batch: int) -> dict[str, Gemm]:
 
 
 def pointer_gemm(gemm: Gemm, given: Given, tile: Any) -> Callable[[], Tensor]:
-    """Today's kernel on raw operands with a tile, None for its usual one."""
+    """Today's kernel with a tile, None for its usual one."""
+    from fastgan.ops.specs import ConvSpec
     from fastgan.ops.triton import convolve, tiles, wgrad
-    from fastgan.ops.triton.operand import Operand
 
     rows, w, gradient = (one.permute(0, 2, 3, 1) for one in given)
-    geometry = convolve.Geometry((2, 2), (1, 1), gemm.transposed)
+    conv = ConvSpec((2, 2), (1, 1), transposed=gemm.transposed)
     coarse, fine = (rows, gradient) if gemm.transposed else (gradient, rows)
 
     def call() -> Tensor:
         with tiles.using(**({"convolve": tile, "wgrad": tile} if tile else {})):
             if gemm.kind == "wgrad":
-                made = wgrad.wgrad(Operand(coarse), Operand(fine), (4, 4), (2, 2), (1, 1), w.dtype, groups=1)
+                made = wgrad.wgrad(coarse, fine, (4, 4), (2, 2), (1, 1), w.dtype)
             else:
-                x, like, form = ((rows, gradient, geometry) if gemm.kind == "conv_forward"
-                                 else (gradient, rows, geometry.twin()))
-                made, _ = convolve.convolve(Operand(x), w, None, (like.shape[1], like.shape[2]), form)
+                x, like, form = ((rows, gradient, conv) if gemm.kind == "conv_forward"
+                                 else (gradient, rows, conv._replace(transposed=not conv.transposed)))
+                made = convolve.convolve(x, w, None, form, (like.shape[1], like.shape[2])).y
             return made.permute(0, 3, 1, 2)
     return call
 
@@ -341,8 +341,8 @@ def chosen_for(run: Callable[[], object]) -> list[dict[str, Any]]:
     asked: list[dict[str, Any]] = []
 
     def noting(choose: Callable[..., Any], kernel: str, arch: int, **given: Any) -> Any:
-        asked.append({"kernel": kernel, "bytes": given["size"], "epilogue": given.get("epilogue", "none"),
-                      "rows": given["rows"], "columns": given["columns"], "depth": given["depth"]})
+        asked.append({"kernel": kernel, "bytes": given["size"],
+                      **{name: given[name] for name in ("rows", "columns", "depth")}})
         return choose(kernel, arch, **given)
 
     with ExitStack() as stack:
