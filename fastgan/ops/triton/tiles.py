@@ -53,7 +53,7 @@ def choose(kernel: str, arch: int, *, rows: int, columns: int, depth: int, size:
     for rule in _file(arch)["rules"]:
         fits = rule["kernel"] == kernel and rule.get("bytes", size) == size
         if fits and all(value <= rule.get(name, value) for name, value in problem.items()):
-            tile = Tile(*rule["tile"], warps=rule["warps"], stages=rule["stages"], registers=rule.get("registers", 0))
+            tile = Tile._make([*rule["tile"], rule["warps"], rule["stages"], rule.get("registers", 0)])
             if -(-rows // tile.rows) * -(-columns // tile.columns) >= rule.get("tiles", 0):
                 return tile
     raise AssertionError(f"no tile for {kernel} on sm_{arch}")
