@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 import fastgan
 import fastgan.nn as fnn
-from fastgan import ops
 from fastgan.errors import FastganError
 from fastgan.models import DCGANDiscriminator, DCGANGenerator, OReillyGenerator, TFDiscriminator
 from fastgan.ops import engines
@@ -300,8 +299,9 @@ class Held(nn.Module):
 ], ids=["all in a list", "in a dict", "a method", "its layers", "a nested one", "the network itself"])
 def test_report_of_sequences_that_are_held_elsewhere(monkeypatch, hold, get, left, kind):
     """What is called unconverted is not said to be fused, and what is said to be fused is."""
-    net, run, blocks = fastgan.convert(Held(hold, get).double()), ops.chain, []
-    monkeypatch.setattr(ops, "chain", lambda x, given, **rest: (blocks.extend(given), run(x, given, **rest))[1])
+    net, blocks, reference = fastgan.convert(Held(hold, get).double()), [], engines.REFERENCE
+    counting = reference._replace(block=lambda *given: (blocks.append(given), reference.block(*given))[1])
+    monkeypatch.setattr(engines, "resolve", lambda *given: counting)
     net(image())
     reasons = [f"{name}: left as it is, it is also in held, a {kind}, which conversion does not reach"
                for name in left.split()]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastgan import nn as fnn
 from fastgan import ops
-from fastgan.ops.library import PASSES
+from fastgan.ops.library import OPERATORS
 from fastgan.ops.specs import ConvSpec
 from tests.near import KINK, judge
 from tests.test_ops import CASES, each_kind, layouts, name
@@ -140,7 +140,7 @@ def test_statistics_are_those_of_the_stored_output(impl, ratio, dtype):
     tensors = draw(case, False, norm=False)
     tensors["bias"] = torch.full((5,), ratio, dtype=torch.float64)
     x, weight, bias = (tensors[key].to(dtype) for key in ("x", "weight", "bias"))
-    y, (mean, var) = PASSES[impl].conv_forward(x, weight, bias, ConvSpec((2, 2), (1, 1)), 2)
+    y, (mean, var) = OPERATORS[impl].conv_forward(x, weight, bias, ConvSpec((2, 2), (1, 1)), 2)
     exact = torch.var_mean(y.double().unflatten(0, (2, -1)), (1, 3, 4), correction=0)
     # the interpreter adds hundreds of nearly equal numbers row by row
     torch.testing.assert_close(mean.double(), exact[1], rtol=2**-20, atol=1e-6)

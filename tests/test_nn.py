@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import fastgan.nn as fnn
-from fastgan import ops
 from fastgan.errors import FastganError
 from fastgan.models import DCGANDiscriminator
+from fastgan.ops import engines
 from tests.test_ops import assert_same, results
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -105,15 +105,21 @@ def pair(name: str = "nothing") -> tuple[nn.Sequential, fnn.Chain]:
 
 @pytest.fixture
 def blocks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many blocks each run of stages has had."""
+    """How many blocks each run of them has had."""
     seen: list[int] = []
-    run = ops.chain
+    resolve = engines.resolve
 
-    def counted(x: Tensor, given: Any, **options: Any) -> Tensor:
-        seen.append(len(given))
-        return run(x, given, **options)
+    def counting(impl: str, x: Tensor) -> engines.Engine:
+        engine = resolve(impl, x)
+        seen.append(0)
 
-    monkeypatch.setattr(ops, "chain", counted)
+        def block(*arguments: Any) -> Tensor:
+            seen[-1] += 1
+            return engine.block(*arguments)
+
+        return engine._replace(block=block)
+
+    monkeypatch.setattr(engines, "resolve", counting)
     return seen
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -11,15 +12,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan.bench.memory import peak_mb
 from fastgan.errors import FastganError
 from fastgan.nn import Chain
 from fastgan.nn.chain import block, read
-from fastgan.ops import synchronised
+from fastgan.ops import passes, synchronised
 from fastgan.ops.autograd import conv_bn_act
 from fastgan.ops.casts import Casts
-from fastgan.ops.library import PASSES
+from fastgan.ops.library import OPERATORS, passes_of
 from fastgan.ops.passes import RunningStats
 from fastgan.ops.specs import ConvSpec, NormSpec
 from tests.near import EPS, MARGIN, UNITS, rms
@@ -320,7 +322,7 @@ def test_passes(activation, groups, engine):
     conv, norm = ConvSpec(*given.convolution[2:]), NormSpec(True, groups=groups)
     weight, bias, gamma, beta = (part.detach() for part in (*given.convolution[:2], *given.norm[:2]))
     both = []
-    for kernels in (PASSES["reference"], PASSES[engine]):
+    for kernels in (passes, OPERATORS[engine]):
         running = RunningStats(torch.zeros(5), torch.ones(5), torch.zeros((), dtype=torch.int64))
         y, statistics = kernels.conv_forward(x, weight, bias, conv, groups)
         found, count = {"y": y, "statistics": statistics}, y.numel() // (5 * groups)
@@ -350,7 +352,7 @@ def test_operators(engine):
     stats, act = torch.stack([vector, vector])[:, None].contiguous(), ("leaky_relu", 0.2, False)
     conv = (2, 1), (1, 1), (0, 0), False
     weight = torch.randn(5, 3, 3, 3).to(memory_format=torch.channels_last)
-    g = PASSES[engine].conv_forward(y, weight, None, ConvSpec(*conv), 0)[0]
+    g = OPERATORS[engine].conv_forward(y, weight, None, ConvSpec(*conv), 0)[0]
     count = torch.zeros((), dtype=torch.int64)
     for name, *given in [
         ("conv_forward", y, weight, None, *conv, 0), ("conv_forward", y, weight, torch.randn(5), *conv, 2),
@@ -365,6 +367,34 @@ def test_operators(engine):
     ]:
         operator = getattr(torch.ops.fastgan, name).default
         torch.library.opcheck(operator, (engine, *given), test_utils=["test_schema", "test_faketensor"])
+
+
+class Seen(TorchDispatchMode):
+    """The names of fastgan's operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names += [func.name().removeprefix("fastgan::")] * (func.namespace == "fastgan")
+        return func(*args, **(kwargs or {}))
+
+
+@each_of_kernels
+def test_operators_are_called_where_somebody_looks(engine):
+    """Else their functions are, which is faster, with the same bits."""
+    eager = layers("conv", dtype=torch.float32)
+    ours, other, x = Ours(eager, engine), Ours(copy.deepcopy(eager), engine), images(torch.float32)
+    assert not isinstance(passes_of(engine, x, x).wgrad, types.MethodType)
+    expected = results(other, x, other)
+    with Seen() as seen:
+        found = results(ours, x, ours)
+    assert seen.names == ["conv_forward", "bn_act_forward", "bn_backward_sums", "bn_backward_apply", "dgrad", "wgrad"]
+    with torch.profiler.profile() as profile:
+        ours(x)
+    assert {"fastgan::conv_forward", "fastgan::bn_act_forward"} <= {event.name for event in profile.events()}
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_memory_is_that_of_eager_pytorch_and_one_gradient():

@@ -1,10 +1,10 @@
-"""Sequences of layers that run as stages: `nn.Sequential` to everyone but the hardware.
+"""Sequences of layers that run as fused operations: `nn.Sequential` to everyone but the hardware.
 
 A `Chain` holds the eager layers themselves, under the names that they have in an `nn.Sequential`, so a checkpoint of
 one loads into the other. When called it reads them as blocks, convolution -> [batch normalisation] -> [activation],
-and hands runs of blocks to `fastgan.ops.chain`; whatever it cannot read for certain it calls as it is. All of this is
-decided anew at each call, from the layers as they then are: a hook registered, a layer replaced, frozen or switched to
-evaluation between two calls counts from the second on.
+and hands each to the engine; whatever it cannot read for certain it calls as it is. All of this is decided anew at each
+call, from the layers as they then are: a hook registered, a layer replaced, frozen or switched to evaluation between
+two calls counts from the second on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 
 from fastgan import ops
 from fastgan.nn.same import ConvSame, ConvTransposeSame
-from fastgan.ops import convolutions
+from fastgan.ops import convolutions, engines
 from fastgan.ops.arguments import LARGEST_KERNEL, LARGEST_STRIDE, check_activation, check_groups, check_impl
 
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d, ConvSame, ConvTransposeSame)
@@ -60,7 +60,9 @@ class Chain(nn.Sequential):
             groups = check_groups(input, groups)
         for part in read(flat(self)):
             if isinstance(part, list):
-                output = ops.chain(input, [block(*layers) for layers in part], stat_groups=groups, impl=self.impl)
+                run, output = engines.resolve(self.impl, input).block, input
+                for layers in part:
+                    output = run(output, block(*layers), groups)
                 # as eager convolutions do: what follows may call `view`
                 channels_last = any(map(_is_channels_last, (input, *(layers[0].weight for layers in part))))
                 input = output if channels_last else output.contiguous()

@@ -99,7 +99,10 @@ def chain(x: Tensor, blocks: Sequence[Block], *, stat_groups: int = 1, impl: str
     check_impl(impl)
     if stat_groups != 1:
         stat_groups = check_groups(x, stat_groups)
-    return engines.resolve(impl, x).run(x, blocks, stat_groups)
+    run = engines.resolve(impl, x).block
+    for block in blocks:
+        x = run(x, block, stat_groups)
+    return x
 
 
 def _block(x: Tensor, weight: Tensor, bias: Tensor | None, gamma: Tensor | None, beta: Tensor | None,

@@ -164,6 +164,13 @@ def check_logits(logits: Tensor, targets: Sequence[float]) -> tuple[float, ...]:
     return numbers
 
 
+def as_operand(x: Tensor) -> Tensor:
+    """x in the dtype that autocast gives convolutions, where it is on."""
+    if x.dtype == torch.float64 or not autocast(x):
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))
+
+
 def autocast(x: Tensor) -> bool:
     """Whether autocast is on for x's device."""
     return x.device.type in _AUTOCAST and torch.is_autocast_enabled(x.device.type)

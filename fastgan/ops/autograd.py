@@ -11,36 +11,71 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastgan.ops import library, passes, reference, synchronised
-from fastgan.ops.arguments import check_convolution, check_layer_norm
+from fastgan.ops.arguments import as_operand, autocast, check_convolution, check_layer_norm
 from fastgan.ops.casts import cast
 from fastgan.ops.layers import Activation, Block
-from fastgan.ops.library import PASSES
 from fastgan.ops.passes import RunningStats
 from fastgan.ops.reference import statistics_dtype
 from fastgan.ops.specs import BlockSpec, ConvSpec, NormSpec
 
 
 def conv_bn_act(x: Tensor, block: Block, groups: int = 1, engine: str = "reference") -> Tensor:
-    """a (N, Co, Ho, Wo) of x (N, Ci, H, W), in x's dtype; in eager PyTorch's memory format by the reference, else
-    channels_last.
+    """a (N, Co, Ho, Wo) of x (N, Ci, H, W), in x's dtype or that of autocast; in eager PyTorch's memory format by the
+    reference, else channels_last.
 
     engine: "reference", "native", "triton" or "plan". Raises `FastganError` for shapes that do not fit.
     """
-    norm, activation = block.norm, block.activation
+    x = as_operand(x)
+    (conv, norm_spec), norm, (weight, bias) = _spec_of(x, block, groups), block.norm, block.convolution[:2]
+    if norm is None or norm_spec is None:
+        return _ConvAct.apply(x, weight, bias, conv, block.activation, engine)[0]
+    return _ConvBNAct.apply(x, weight, bias, norm.gamma, norm.beta, norm.running_mean, norm.running_var,
+                            norm.num_batches_tracked, BlockSpec(conv, norm_spec, block.activation), engine)[0]
+
+
+Spec = tuple[ConvSpec, NormSpec | None]
+_specs: dict[tuple[Any, ...], Spec] = {}
+_MOST = 4096  # of them
+
+
+def _spec_of(x: Tensor, block: Block, groups: int) -> Spec:
+    """The specification of a block that fits x. Whether it fits is looked at once for the same shapes and options."""
+    if torch.compiler.is_compiling():
+        return _checked(x, block, groups)
+    weight, bias, *geometry = block.convolution
+    norm = None if block.norm is None else (*map(_shape, block.norm[:4]), *block.norm[5:])
+    key = (x.shape, x.dtype, x.device, x.layout, weight.shape, weight.dtype, weight.device, weight.layout, _shape(bias),
+           *geometry, norm, groups, autocast(x), synchronised.processes())
+    try:
+        spec = _specs.get(key)
+    except TypeError:  # a compiler's symbols for sizes have no hash
+        return _checked(x, block, groups)
+    if spec is None:
+        spec = _checked(x, block, groups)
+        if len(_specs) >= _MOST:
+            _specs.clear()
+        _specs[key] = spec
+    return spec
+
+
+def _shape(part: Tensor | None) -> tuple[Any, ...] | None:
+    return None if part is None else (part.shape, part.dtype, part.device)
+
+
+def _checked(x: Tensor, block: Block, groups: int) -> Spec:
     convolution, size = check_convolution(x, *block.convolution)
-    conv, (weight, bias) = ConvSpec(*convolution[2:]), convolution[:2]
+    conv, norm = ConvSpec(*convolution[2:]), block.norm
     if norm is None:
-        return _ConvAct.apply(x, weight, bias, conv, activation, engine)[0]
+        return conv, None
     check_layer_norm(norm, x, convolution, size, groups, max(synchronised.processes(), 1))
-    running = RunningStats(norm.running_mean, norm.running_var, norm.num_batches_tracked)
-    spec = BlockSpec(conv, NormSpec(norm.batch_statistics, norm.momentum, norm.eps, groups), activation)
-    return _ConvBNAct.apply(x, weight, bias, norm.gamma, norm.beta, *running, spec, engine)[0]
+    return conv, NormSpec(norm.batch_statistics, norm.momentum, norm.eps, groups)
 
 
 class _ConvBNAct(torch.autograd.Function):
@@ -50,10 +85,10 @@ class _ConvBNAct(torch.autograd.Function):
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
                 running_mean: Tensor | None, running_var: Tensor | None, num_batches_tracked: Tensor | None,
                 spec: BlockSpec, engine: str) -> tuple[Tensor, Tensor, Tensor]:
-        running = RunningStats(running_mean, running_var, num_batches_tracked)
-        y, statistics, count = _convolved(x, weight, bias, spec, engine)
-        a, stats = PASSES[engine].bn_act_forward(y, statistics, gamma, beta, running, count, spec.norm,
-                                                       spec.activation)
+        kernels = library.passes_of(engine, x, weight)
+        y, statistics, count = _convolved(x, weight, bias, spec, kernels, engine)
+        a, stats = kernels.bn_act_forward(y, statistics, gamma, beta, RunningStats(running_mean, running_var,
+                                          num_batches_tracked), count, spec.norm, spec.activation)
         return a, y, stats
 
     @staticmethod
@@ -73,7 +108,7 @@ class _ConvBNAct(torch.autograd.Function):
         needs_x, needs_weight, needs_bias, needs_gamma, needs_beta = ctx.needs_input_grad[:5]
         if torch.is_grad_enabled():
             engine, (y, stats) = "reference", _again(x, weight, bias, stats, spec)
-        kernels, trains, sums = PASSES[engine], spec.norm.batch_statistics, None
+        kernels, trains, sums = library.passes_of(engine, ga, weight), spec.norm.batch_statistics, None
         gx = gweight = gbias = ggamma = gbeta = None
         if trains or needs_bias or needs_gamma or needs_beta:
             sums = kernels.bn_backward_sums(ga, y, stats, gamma, beta, spec.activation)
@@ -98,7 +133,8 @@ class _ConvAct(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, activation: Activation,
                 engine: str) -> tuple[Tensor, Tensor]:
-        return PASSES[engine].conv_act_forward(x, *_narrow(x, weight, bias), conv, activation)
+        kernels = library.passes_of(engine, x, weight)
+        return kernels.conv_act_forward(x, *_narrow(x, weight, bias), conv, activation)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -121,8 +157,8 @@ class _ConvAct(torch.autograd.Function):
             engine = "reference"
             a, mask = passes.conv_act_forward(x, *_narrow(x, weight, bias), conv, activation)
             kept = mask if mask.numel() else a
-        kernels = PASSES[engine]
-        g = kernels.act_backward(ga, kept, activation)
+        kernels = library.passes_of(engine, ga, weight)
+        g = ga if activation.name == "none" else kernels.act_backward(ga, kept, activation)
         gx, gweight = _conv_backward(g, x, weight, conv, needs_x, needs_weight, kernels)
         gbias = g.sum((0, 2, 3), dtype=statistics_dtype(g.dtype)) if needs_bias else None
         return gx, gweight, _like(gbias, bias, needs_bias), None, None, None
@@ -133,7 +169,7 @@ class _LogisticLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(logits: Tensor, targets: tuple[float, ...], engine: str) -> tuple[Tensor, Tensor, Tensor]:
-        return PASSES[engine].logistic_loss(logits, targets)
+        return library.passes_of(engine, logits, logits).logistic_loss(logits, targets)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -160,19 +196,25 @@ def logistic_loss(logits: Tensor, targets: Sequence[float], engine: str) -> tupl
     return loss, probability
 
 
-# `apply` asks for the signature in every call, and making it takes 60 us
+class _Positional(inspect.Signature):
+    """Of a function that is called with all of its arguments in order. `Function.apply` binds them in each call, to
+    fill in defaults: 20 us, and 60 more to make a signature."""
+
+    def bind(self, *arguments: Any) -> Any:
+        return SimpleNamespace(args=arguments, kwargs={}, apply_defaults=lambda: None)
+
+
 for _function in (_ConvBNAct, _ConvAct, _LogisticLoss):
-    vars(_function.forward)["__signature__"] = inspect.signature(_function.forward)
+    vars(_function.forward)["__signature__"] = _Positional()
 
 
-def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, spec: BlockSpec,
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, spec: BlockSpec, kernels: Any,
                engine: str) -> tuple[Tensor, Tensor | None, int]:
     """y; statistics [2, G, C] of the batch, over all processes where they are synchronized, or None where the next pass
     takes them from y; the number of elements of each."""
     processes = synchronised.processes() if spec.norm.batch_statistics else 0
     wanted = spec.norm.batch_statistics and (processes > 0 or library.takes_statistics(engine, x.device))
-    y, statistics = PASSES[engine].conv_forward(x, *_narrow(x, weight, bias), spec.conv,
-                                                spec.norm.groups if wanted else 0)
+    y, statistics = kernels.conv_forward(x, *_narrow(x, weight, bias), spec.conv, spec.norm.groups if wanted else 0)
     count = y.numel() // (y.shape[1] * spec.norm.groups)
     if processes:
         return y, synchronised.merged(statistics), count * processes
@@ -181,7 +223,7 @@ def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, spec: BlockSpec,
 
 def _again(x: Tensor, weight: Tensor, bias: Tensor | None, stats: Tensor, spec: BlockSpec) -> tuple[Tensor, Tensor]:
     """y and stats as functions of the inputs."""
-    y, statistics, count = _convolved(x, weight, bias, spec, "reference")
+    y, statistics, count = _convolved(x, weight, bias, spec, passes, "reference")
     if not spec.norm.batch_statistics:
         return y, stats
     return y, passes.batch_stats(y, statistics, RunningStats(), count, spec.norm)

@@ -27,6 +27,8 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
+from fastgan.ops.memo import memoized
+
 Pair = int | Sequence[int]
 
 
@@ -34,11 +36,9 @@ def conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pa
            dilation: Pair = 1, groups: int = 1) -> Tensor:
     """As `torch.nn.functional.conv2d`."""
     input, weight = _regular(input), _regular(weight)
-    if input.dim() == 4 and padding != "same":  # which takes no strides
+    if input.dim() == 4 and padding != "same" and weight.device.type == "cpu":  # "same" takes no strides
         pads = (0, 0) if isinstance(padding, str) else _pair(padding)
-        coarse = [(side + 2 * pad - far * (k - 1) - 1) // step + 1 for side, pad, far, k, step in zip(
-            input.shape[2:], pads, _pair(dilation), weight.shape[2:], _pair(stride), strict=True)]
-        cut = _cut(input.shape[2:], coarse, weight, stride, pads, dilation)
+        cut = _cut_of_convolution(input.shape[2:], weight.shape[2:], _pair(stride), pads, _pair(dilation))
         if cut is not None:
             input, stride, padding = cut.of(input), cut.stride, cut.padding
     return _regular(F.conv2d(input, weight, bias, stride, padding, dilation, groups))
@@ -48,11 +48,9 @@ def conv_transpose2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, 
                      output_padding: Pair = 0, groups: int = 1, dilation: Pair = 1) -> Tensor:
     """As `torch.nn.functional.conv_transpose2d`."""
     input, weight, cut = _regular(input), _regular(weight), None
-    if input.dim() == 4 and all(more < step for more, step in zip(_pair(output_padding), _pair(stride), strict=True)):
-        fine = [(side - 1) * step - 2 * pad + far * (k - 1) + 1 + more for side, step, pad, far, k, more in zip(
-            input.shape[2:], _pair(stride), _pair(padding), _pair(dilation), weight.shape[2:], _pair(output_padding),
-            strict=True)]
-        cut = _cut(fine, input.shape[2:], weight, stride, padding, dilation)
+    if input.dim() == 4 and weight.device.type == "cpu":
+        cut = _cut_of_transposed(input.shape[2:], weight.shape[2:], *map(_pair, (stride, padding, output_padding,
+                                                                                 dilation)))
     if cut is None:
         return _regular(F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation))
     y = F.conv_transpose2d(input, weight, None, cut.stride, cut.padding, cut.left(output_padding), groups, dilation)
@@ -66,7 +64,9 @@ def backward(g: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, stri
     """Gradients of input, weight and bias from g, that of `conv2d` or `conv_transpose2d`; None where not needed."""
     g, input, weight = _regular(g), _regular(input), _regular(weight)
     fine, coarse = (g, input) if transposed else (input, g)
-    cut, gbias = _cut(fine.shape[2:], coarse.shape[2:], weight, stride, padding, 1), None
+    cut, gbias = None, None
+    if weight.device.type == "cpu":
+        cut = _cut(fine.shape[2:], coarse.shape[2:], weight.shape[2:], tuple(stride), tuple(padding), (1, 1))
     if cut is not None:
         stride, padding, output_padding = cut.stride, cut.padding, cut.left(output_padding)
         if transposed:
@@ -122,25 +122,47 @@ class _Cut(NamedTuple):
         return [0 if cut else more for more, cut in zip(_pair(output_padding), self.is_cut, strict=True)]
 
 
-def _cut(fine: Sequence[int], coarse: Sequence[int], weight: Tensor, stride: Pair, padding: Pair,
-         dilation: Pair) -> _Cut | None:
-    """How a convolution between images of these sizes is cut; None where it is called as it is."""
-    strides, paddings = _pair(stride), _pair(padding)
-    if weight.device.type != "cpu" or strides == (1, 1):
+@memoized
+def _cut_of_convolution(image: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+                        dilation: Sequence[int]) -> _Cut | None:
+    """`_cut_of` a convolution of an image."""
+    coarse = [(side + 2 * pad - far * (k - 1) - 1) // step + 1 for side, pad, far, k, step in zip(
+        image, padding, dilation, kernel, stride, strict=True)]
+    return _cut_of(image, coarse, kernel, stride, padding, dilation)
+
+
+@memoized
+def _cut_of_transposed(image: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+                       output_padding: Sequence[int], dilation: Sequence[int]) -> _Cut | None:
+    """`_cut_of` a transposed convolution of an image; None too where its output_padding is refused."""
+    if any(more >= step for more, step in zip(output_padding, stride, strict=True)):
         return None
-    if weight.shape[2:] == (1, 1) and paddings == (0, 0):
-        return _Cut(fine, (0, 0, 0, 0), strides, (1, 1), (0, 0), (True, True))
-    top_left, bottom_right, steps, pads = [0, 0], [0, 0], list(strides), list(paddings)
-    is_cut = [strides[i] > 1 and (coarse[i] == 1 or fine[i] < strides[i]) for i in range(2)]
+    fine = [(side - 1) * step - 2 * pad + far * (k - 1) + 1 + more for side, step, pad, far, k, more in zip(
+        image, stride, padding, dilation, kernel, output_padding, strict=True)]
+    return _cut_of(fine, image, kernel, stride, padding, dilation)
+
+
+def _cut_of(fine: Sequence[int], coarse: Sequence[int], kernel: Sequence[int], stride: Sequence[int],
+            padding: Sequence[int], dilation: Sequence[int]) -> _Cut | None:
+    """How a convolution between images of these sizes is cut; None where it is called as it is."""
+    if tuple(stride) == (1, 1):
+        return None
+    if tuple(kernel) == (1, 1) and tuple(padding) == (0, 0):
+        return _Cut(fine, (0, 0, 0, 0), (stride[0], stride[1]), (1, 1), (0, 0), (True, True))
+    top_left, bottom_right, steps, pads = [0, 0], [0, 0], list(stride), list(padding)
+    is_cut = [stride[i] > 1 and (coarse[i] == 1 or fine[i] < stride[i]) for i in range(2)]
     if not any(is_cut):
         return None
-    for i, far in enumerate(_pair(dilation)):
+    for i, far in enumerate(dilation):
         if is_cut[i]:
-            top_left[i] = paddings[i]
-            bottom_right[i] = (coarse[i] - 1) * strides[i] + far * (weight.shape[2 + i] - 1) + 1 - paddings[i] - fine[i]
-            steps[i], pads[i] = 1 if coarse[i] == 1 else strides[i], 0
+            top_left[i] = padding[i]
+            bottom_right[i] = (coarse[i] - 1) * stride[i] + far * (kernel[i] - 1) + 1 - padding[i] - fine[i]
+            steps[i], pads[i] = 1 if coarse[i] == 1 else stride[i], 0
     return _Cut(fine, (top_left[1], bottom_right[1], top_left[0], bottom_right[0]), (1, 1), (steps[0], steps[1]),
                 (pads[0], pads[1]), (is_cut[0], is_cut[1]))
+
+
+_cut = memoized(_cut_of)
 
 
 def _regular(x: Tensor) -> Tensor:

@@ -25,14 +25,24 @@ _failed: set[tuple[str, str]] = set()  # (engine, pass)
 
 def run(engine: str, name: str, *arguments: Any, **options: Any) -> Any:
     """The results of an engine's pass. options: of that engine alone, such as the variant of a convolution."""
-    if engine != "reference" and (engine, name) not in _failed:
-        try:
-            return bound(engine, name)(*arguments, **options)
-        except KernelError as error:
-            raise_if_lost()
-            _failed.add((engine, name))
-            warnings.warn(f"fastgan: {error}; fastgan::{name} goes on with the reference engine", stacklevel=2)
-    return bound("reference", name)(*arguments)
+    return pass_of(engine, name)(*arguments, **options)
+
+
+@cache
+def pass_of(engine: str, name: str) -> Callable[..., Any]:
+    """An engine's pass of that name, which the reference computes once its kernels have failed."""
+    def call(*arguments: Any, **options: Any) -> Any:
+        # below autograd, which would take results for views of their [N, H, W, C] form
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            if (engine, name) not in _failed:
+                try:
+                    return bound(engine, name)(*arguments, **options)
+                except KernelError as error:
+                    raise_if_lost()
+                    _failed.add((engine, name))
+                    warnings.warn(f"fastgan: {error}; fastgan::{name} goes on with the reference engine", stacklevel=2)
+            return bound("reference", name)(*arguments)
+    return call
 
 
 @cache

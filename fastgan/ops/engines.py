@@ -1,60 +1,36 @@
-"""The engines behind `impl`, as one interface: `run(x, blocks, groups)` takes x through blocks in order.
-
-    Reference     the eager layers, as PyTorch operators
-    Operations    one operation a block (`autograd.py`): the other engines, and the reference where statistics are
-                  those of several processes
-"""
+"""The engines behind `impl`: which one it names for a tensor, and how that one runs a block."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from functools import cache
-from typing import Protocol
+from collections.abc import Callable
+from functools import cache, partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError, first_line
 from fastgan.ops import plan, reference, synchronised
-from fastgan.ops.arguments import autocast
+from fastgan.ops.arguments import as_operand
 from fastgan.ops.autograd import conv_bn_act
 from fastgan.ops.layers import Block
 
 OLDEST = (8, 0)  # compute capability from which Triton's dot products run on tensor cores
 
 
-class Engine(Protocol):
+class Engine(NamedTuple):
+    """block(x, block, groups): a of x. The reference is the eager layers as PyTorch operators, or, where statistics are
+    those of several processes, its passes in one operation, as the others are."""
+
     name: str
-
-    def run(self, x: Tensor, blocks: Sequence[Block], groups: int) -> Tensor: ...
-
-
-class Reference:
-    """`reference.py`, for everything."""
-
-    name = "reference"
-
-    def run(self, x: Tensor, blocks: Sequence[Block], groups: int) -> Tensor:
-        for convolution, norm, activation in blocks:
-            x = reference.normalise_activate(reference.convolve(x, convolution), norm, activation, groups)
-        return x
+    block: Callable[[Tensor, Block, int], Tensor]
 
 
-class Operations:
-    """The passes of `fastgan.ops.passes`, by an engine's kernels or by the definition."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def run(self, x: Tensor, blocks: Sequence[Block], groups: int) -> Tensor:
-        for block in blocks:
-            x = conv_bn_act(as_operand(x), block, groups, self.name)
-        return x
-
-
-REFERENCE, DEFINITION = Reference(), Operations("reference")
-_ENGINES: dict[str, Engine] = {name: Operations(name) for name in ("native", "triton", "plan")}
+REFERENCE = Engine("reference", reference.block)
+DEFINITION, _NATIVE, _TRITON, _PLAN = (Engine(name, partial(conv_bn_act, engine=name))
+                                       for name in ("reference", "native", "triton", "plan"))
+_ENGINES = {engine.name: engine for engine in (_NATIVE, _TRITON, _PLAN)}
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -129,10 +105,3 @@ def why_not(impl: str, device: torch.device) -> str:
 @cache
 def _warn(told: str) -> None:
     warnings.warn(f"fastgan: {told}", stacklevel=2)
-
-
-def as_operand(x: Tensor) -> Tensor:
-    """x in the dtype that autocast gives convolutions, where it is on."""
-    if x.dtype == torch.float64 or not autocast(x):
-        return x
-    return x.to(torch.get_autocast_dtype(x.device.type))

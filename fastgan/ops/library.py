@@ -7,6 +7,7 @@ specification of the operation spelled out. Autograd is outside of them (`autogr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -38,8 +39,8 @@ SCHEMAS = {
 }
 
 
-class Passes:
-    """An engine's passes, with the names, arguments and results of `fastgan.ops.passes`."""
+class Operators:
+    """An engine's passes as operators, with the names, arguments and results of `fastgan.ops.passes`."""
 
     def __init__(self, engine: str) -> None:
         self.engine = engine
@@ -66,7 +67,7 @@ class Passes:
         return _ops.bn_backward_apply(self.engine, ga, y, stats, gamma, beta, sums, count, *activation)
 
     def act_backward(self, ga: Tensor, kept: Tensor, activation: Activation) -> Tensor:
-        return ga if activation.name == "none" else _ops.act_backward(self.engine, ga, kept, *activation)
+        return _ops.act_backward(self.engine, ga, kept, *activation)
 
     def dgrad(self, g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
         return _ops.dgrad(self.engine, g, x, weight, *conv)
@@ -78,8 +79,23 @@ class Passes:
         return _ops.logistic_loss(self.engine, logits, targets)
 
 
-# by engine; the reference's are functions, which compilers see through
-PASSES: dict[str, Any] = {"reference": passes, **{name: Passes(name) for name in ("native", "triton", "plan")}}
+_ENGINES = ("native", "triton", "plan")
+OPERATORS = {name: Operators(name) for name in _ENGINES}
+_DIRECT = {engine: SimpleNamespace(**{name: dispatch.pass_of(engine, name) for name in SCHEMAS}) for engine in _ENGINES}
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def passes_of(engine: str, x: Tensor, weight: Tensor) -> Any:
+    """An engine's passes for these tensors: the functions themselves, which saves the 20 us that PyTorch takes to call
+    an operator in Python; or operators, where somebody looks at what is called: a compiler, a dispatch mode, the
+    profiler, a tensor of another class. The reference's are PyTorch's operators anyway."""
+    if engine == "reference":
+        return passes
+    if (torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or type(x) not in _PLAIN
+            or type(weight) not in _PLAIN or torch._C._functorch.peek_interpreter_stack() is not None
+            or torch._C._get_tracing_state() is not None or torch.autograd._profiler_enabled()):
+        return OPERATORS[engine]
+    return _DIRECT[engine]
 
 
 def takes_statistics(engine: str, device: torch.device) -> bool:
@@ -93,34 +109,29 @@ def _conv(stride: list[int], padding: list[int], output_padding: list[int], tran
 
 
 def _conv_forward(engine: str, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Any:
-    return _run(engine, "conv_forward", x, weight, bias, _conv(*rest[:4]), rest[4])
+    return dispatch.run(engine, "conv_forward", x, weight, bias, _conv(*rest[:4]), rest[4])
 
 
 def _conv_act_forward(engine: str, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Any:
-    return _run(engine, "conv_act_forward", x, weight, bias, _conv(*rest[:4]), Activation(*rest[4:]))
+    return dispatch.run(engine, "conv_act_forward", x, weight, bias, _conv(*rest[:4]), Activation(*rest[4:]))
 
 
 def _bn_act_forward(engine: str, y: Tensor, statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
                     *rest: Any) -> Any:
-    return _run(engine, "bn_act_forward", y, statistics, gamma, beta, RunningStats(*rest[:3]), rest[3],
+    return dispatch.run(engine, "bn_act_forward", y, statistics, gamma, beta, RunningStats(*rest[:3]), rest[3],
                 NormSpec(*rest[4:8]), Activation(*rest[8:]))
 
 
 def _of_bn(name: str) -> Callable[..., Any]:
-    return lambda engine, *given: _run(engine, name, *given[:-3], Activation(*given[-3:]))
+    return lambda engine, *given: dispatch.run(engine, name, *given[:-3], Activation(*given[-3:]))
 
 
 def _of_conv(name: str) -> Callable[..., Any]:
-    return lambda engine, *given: _run(engine, name, *given[:3], _conv(*given[3:]))
-
-
-def _run(engine: str, name: str, *arguments: Any) -> Any:
-    with torch._C._AutoDispatchBelowADInplaceOrView():  # or autograd takes results for views of their [N, H, W, C] form
-        return dispatch.run(engine, name, *arguments)
+    return lambda engine, *given: dispatch.run(engine, name, *given[:3], _conv(*given[3:]))
 
 
 def _logistic_loss(engine: str, logits: Tensor, targets: list[float]) -> Any:
-    return _run(engine, "logistic_loss", logits, targets)
+    return dispatch.run(engine, "logistic_loss", logits, targets)
 
 
 def _y_like(x: Tensor, weight: Tensor, conv: tuple[Any, ...]) -> Tensor:

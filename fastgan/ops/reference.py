@@ -21,12 +21,13 @@ from torch.nn import functional as F
 
 from fastgan.errors import FastganError
 from fastgan.ops import convolutions
-from fastgan.ops.layers import Activation, BatchNorm, Convolution
+from fastgan.ops.layers import Activation, BatchNorm, Block, Convolution
 
 
-def normalise_activate(x: Tensor, norm: BatchNorm | None, activation: Activation, groups: int = 1) -> Tensor:
-    """act(batch_norm(x)) of x (N, C, H, W), in x's dtype."""
-    return activate(x if norm is None else batch_norm(x, norm, groups), activation)
+def block(x: Tensor, block: Block, groups: int = 1) -> Tensor:
+    """act(batch_norm(conv(x))) of x (N, C, H, W), as the eager layers compute it."""
+    y = convolve(x, block.convolution)
+    return activate(y if block.norm is None else batch_norm(y, block.norm, groups), block.activation)
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
