@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch
+import triton
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from fastgan.ops.layers import Activation
 from fastgan.ops.specs import ConvSpec
-from fastgan.ops.triton import launch, normalize, passes, reduce, tiles, wgrad
+from fastgan.ops.triton import fence, launch, normalize, passes, reduce, tiles, wgrad
 from fastgan.ops.triton.tiles import Tile
 from tests.near import run
 from tests.test_kernel_gradients import LAUNCHING
@@ -203,3 +207,26 @@ def test_drawn_shapes(dtype, transposed, shape):
     many = shape["n"] > 1  # or a channel may have one value, and no variance
     judge_block("triton", case, transposed, shape["activation"], dtype, norm=shape["norm"],
                 training=many and shape["norm"])
+
+
+def test_no_pipelining_where_triton_omits_the_fence(monkeypatch):
+    """Whoever chooses the tile; and the first launch on such a device is told of."""
+    problem = {"rows": 2**20, "columns": 256, "depth": 4096, "size": 2}
+    assert tiles.choose("convolve", 90, **problem).stages == 3
+    monkeypatch.setattr(fence, "missing", lambda arch: True)
+    fence.warn.cache_clear()
+    assert tiles.choose("convolve", 90, **problem) == Tile(128, 128, 64, 8, 1, 128)
+    with tiles.using(wgrad=Tile(64, 64, 64)):
+        assert tiles.choose("wgrad", 90, **problem).stages == 1
+    with pytest.warns(UserWarning, match="omits a fence in pipelined products for sm_0") as told:
+        for _ in range(2):
+            passes.act_backward(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2), Activation("relu"))
+    assert len(told) == 1
+
+
+def test_whether_triton_omits_the_fence_is_seen_in_a_compiled_kernel():
+    code = "from fastgan.ops.triton import fence; print([fence.missing(arch) for arch in (80, 89, 90, 120)])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                          env={**os.environ, "TRITON_INTERPRET": "0"})
+    omitted = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
+    assert done.stdout == f"{[False, False, omitted, False]}\n"

@@ -252,10 +252,12 @@ def taking(rules: list[dict[str, Any]]) -> Iterator[None]:
     before = tiles._file
     if rules:
         tiles._file = lambda arch: {**before(arch), "rules": rules}  # type: ignore[assignment]
+    tiles._by_rule.cache_clear()
     try:
         yield
     finally:
         tiles._file = before
+        tiles._by_rule.cache_clear()
 
 
 class Run(NamedTuple):

@@ -15,6 +15,7 @@ import triton
 from torch.utils._python_dispatch import _disable_current_modes
 
 from fastgan.errors import KernelError, first_line, from_signal_handler
+from fastgan.ops.triton import fence
 from fastgan.ops.triton.tiles import Tile
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)  # decides when a kernel is decorated, which is at import
@@ -93,6 +94,8 @@ def launch(kernel: Any, grid: tuple[int, ...], tile: Tile, **arguments: Any) -> 
         _through[-1][0](kernel, grid, arguments, options)
         return
     tensor = next(value for value in arguments.values() if isinstance(value, torch.Tensor))
+    if fence.missing(architecture(tensor.device)):
+        fence.warn(architecture(tensor.device))
     try:
         with torch.cuda.device_of(tensor):  # Triton starts kernels on the current device, wherever tensors are
             kernel[grid](**arguments, **options)

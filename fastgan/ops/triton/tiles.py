@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fastgan.ops.triton import fence
+
 
 class Tile(NamedTuple):
     """rows x columns of the result, computed by one program in steps of `depth`; how many warps, pipeline stages.
@@ -45,10 +47,16 @@ def using(**tiles: Tile) -> Iterator[None]:
 
 
 def choose(kernel: str, arch: int, *, rows: int, columns: int, depth: int, size: int) -> Tile:
-    """The tile for a problem of rows x columns x depth with elements of `size` bytes."""
-    for tiles in reversed(_override):
-        if kernel in tiles:
-            return tiles[kernel]
+    """The tile for a problem of rows x columns x depth with elements of `size` bytes. It is not pipelined where this
+    version of Triton does that wrongly (`fence.py`)."""
+    tile = next((tiles[kernel] for tiles in reversed(_override) if kernel in tiles), None)
+    if tile is None:
+        tile = _by_rule(kernel, arch, rows, columns, depth, size)
+    return tile._replace(stages=1) if tile.stages > 1 and fence.missing(arch) else tile
+
+
+@cache
+def _by_rule(kernel: str, arch: int, rows: int, columns: int, depth: int, size: int) -> Tile:
     problem = {"rows": rows, "columns": columns, "depth": depth}
     for rule in _file(arch)["rules"]:
         fits = rule["kernel"] == kernel and rule.get("bytes", size) == size
