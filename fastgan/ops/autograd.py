@@ -86,9 +86,11 @@ class _ConvBNAct(torch.autograd.Function):
                 running_mean: Tensor | None, running_var: Tensor | None, num_batches_tracked: Tensor | None,
                 spec: BlockSpec, engine: str) -> tuple[Tensor, Tensor, Tensor]:
         kernels = library.passes_of(engine, x, weight)
-        y, statistics, count = _convolved(x, weight, bias, spec, kernels, engine)
-        a, stats = kernels.bn_act_forward(y, statistics, gamma, beta, RunningStats(running_mean, running_var,
-                                          num_batches_tracked), count, spec.norm, spec.activation)
+        y, statistics = kernels.conv_forward(x, *_narrow(x, weight, bias), spec.conv,
+                                             _groups(spec.norm, engine, x.device))
+        of_batch, count = _of_batch(y, statistics, spec.norm)
+        running = RunningStats(running_mean, running_var, num_batches_tracked)
+        a, stats = kernels.bn_act_forward(y, of_batch, gamma, beta, running, count, spec.norm, spec.activation)
         return a, y, stats
 
     @staticmethod
@@ -208,25 +210,30 @@ for _function in (_ConvBNAct, _ConvAct, _LogisticLoss):
     vars(_function.forward)["__signature__"] = _Positional()
 
 
-def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, spec: BlockSpec, kernels: Any,
-               engine: str) -> tuple[Tensor, Tensor | None, int]:
-    """y; statistics [2, G, C] of the batch, over all processes where they are synchronized, or None where the next pass
-    takes them from y; the number of elements of each."""
-    processes = synchronised.processes() if spec.norm.batch_statistics else 0
-    wanted = spec.norm.batch_statistics and (processes > 0 or library.takes_statistics(engine, x.device))
-    y, statistics = kernels.conv_forward(x, *_narrow(x, weight, bias), spec.conv, spec.norm.groups if wanted else 0)
-    count = y.numel() // (y.shape[1] * spec.norm.groups)
+def _groups(norm: NormSpec, engine: str, device: torch.device) -> int:
+    """Of the statistics that the convolution takes; 0 where the next pass takes them from y."""
+    takes = norm.batch_statistics and (synchronised.processes() > 0 or library.takes_statistics(engine, device))
+    return norm.groups if takes else 0
+
+
+def _of_batch(y: Tensor, statistics: Tensor, norm: NormSpec) -> tuple[Tensor | None, int]:
+    """Statistics [2, G, C] of the whole batch, None where a convolution has taken none; the number of elements of each.
+    Both are over all processes where statistics are synchronized."""
+    processes = synchronised.processes() if norm.batch_statistics else 0
+    count = y.numel() // (y.shape[1] * norm.groups)
     if processes:
-        return y, synchronised.merged(statistics), count * processes
-    return y, statistics if wanted else None, count
+        return synchronised.merged(statistics), count * processes
+    return statistics if statistics.numel() else None, count
 
 
 def _again(x: Tensor, weight: Tensor, bias: Tensor | None, stats: Tensor, spec: BlockSpec) -> tuple[Tensor, Tensor]:
     """y and stats as functions of the inputs."""
-    y, statistics, count = _convolved(x, weight, bias, spec, passes, "reference")
-    if not spec.norm.batch_statistics:
+    norm = spec.norm
+    y, statistics = passes.conv_forward(x, *_narrow(x, weight, bias), spec.conv, _groups(norm, "reference", x.device))
+    if not norm.batch_statistics:
         return y, stats
-    return y, passes.batch_stats(y, statistics, RunningStats(), count, spec.norm)
+    of_batch, count = _of_batch(y, statistics, norm)
+    return y, passes.batch_stats(y, of_batch, RunningStats(), count, norm)
 
 
 def _over_processes(sums: Tensor | None, count: int) -> tuple[Tensor | None, int]:
