@@ -20,8 +20,9 @@ from fastgan.bench.contender import Contender
 from fastgan.bench.entry import Entry
 from fastgan.bench.timing import Clock
 from fastgan.bench.worker import Bench
+from fastgan.ops.numerics import products
 from fastgan.train.host import pick_device
-from fastgan.train.precision import choose, products
+from fastgan.train.precision import choose
 
 DEVICE = pick_device("auto")
 PRECISION = choose("auto", DEVICE)

@@ -6,7 +6,7 @@ decided by chance, in eager PyTorch as in kernels: the ratio of two maxima says 
     rms(ours - exact) <= MARGIN * rms(eager - exact) + units * EPS[dtype of x] * scale
 
 scale is the largest element of the exact tensor. Vectors of a channel are sums that may cancel, so theirs is the
-largest element of all gradients that are vectors, and for means that of the output. `fastgan.verify.rule`, which holds
+largest element of all gradients that are vectors, and for means that of the output. `fastgan.ops.numerics`, which holds
 MARGIN, is the rule for sizes that people use: there a result has so many elements that its worst one says something.
 """
 
@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fastgan.verify.rule import MARGIN
+from fastgan.ops.numerics import MARGIN
 
 EPS = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}  # half a unit in the last place
 UNITS = 4.0  # a few roundings; or, where that is more,

@@ -14,7 +14,7 @@ from fastgan import ops, presets
 from fastgan.errors import FastganError
 from fastgan.models import build
 from fastgan.nn import Chain, use
-from fastgan.train.precision import products
+from fastgan.ops.numerics import products
 from fastgan.train.step import GANStep, Savings
 from fastgan.verify import binary
 from fastgan.verify.binary import Binary, Job
@@ -44,10 +44,8 @@ NAMES = ["coarse", "fine", "b0"]
 
 def job(**changes: Any) -> Job:
     pointer = Pointer(torch.bfloat16, (8, 8))
-    given = {"A": 64, "B": 128, "KH": 4, "KW": 4, "SH": 2, "KIND_A": "raw", "ACTIVATION_A": "none", "KIND_B": "raw",
-             "ACTIVATION_B": "none", "NARROW": False, "PACKED": False, "LARGE": False, "PRECISION": "ieee",
-             "BM": 64, "BN": 64, "BK": 64, "coarse": pointer, "fine": pointer, "coarse_partner": None,
-             "fine_partner": None, **changes}
+    given = {"A": 64, "B": 128, "KH": 4, "KW": 4, "SH": 2, "NARROW": False, "PACKED": False, "LARGE": False,
+             "PRECISION": "ieee", "BM": 64, "BN": 64, "BK": 64, "coarse": pointer, "fine": pointer, **changes}
     return Job("m", "wgrad_kernel", given, {"num_warps": 4, "num_stages": 3}, 90, "key")
 
 
@@ -97,8 +95,8 @@ def test_float32_across_the_depth_may_be_turned_four_bytes_at_a_time() -> None:
     turned = PTX.replace("0x10", "0x4")
     assert binary.narrow_operands(compiled(ptx=turned, **single)) == {"coarse": "turned"}
     assert binary.failures(compiled(ptx=turned, **single)) == []
-    assert binary.failures(compiled(ptx=turned, **single, KIND_A="rstd")) == [
-        "coarse is loaded 4 bytes at a time, expected 16"]
+    halves = PTX.replace("0x10", "0x2")
+    assert binary.failures(compiled(ptx=halves, **single)) == ["coarse is loaded 2 bytes at a time, expected 4"]
 
 
 def test_products_of_exact_float32_need_no_tensor_cores() -> None:
@@ -197,9 +195,10 @@ def test_a_training_step_launches_each_block(together: bool, forward: int) -> No
 
 def test_precisions_of_float32() -> None:
     config, before = presets.get("dcgan-64", image_size="32"), torch.backends.cudnn.allow_tf32
-    for precision in ("tf32", "ieee"):
+    for precision, products_in in (("tf32", "tf32"), ("fp32", "ieee")):
         launches = record(training_step(config, 2, precision), 80)
-        assert {launch.arguments["PRECISION"] for launch in launches if "PRECISION" in launch.arguments} == {precision}
+        assert {launch.arguments["PRECISION"] for launch in launches
+                if "PRECISION" in launch.arguments} == {products_in}
     assert torch.backends.cudnn.allow_tf32 == before
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fastgan import presets
 from fastgan.cli import main
 from fastgan.errors import FastganError
-from fastgan.train.precision import products
+from fastgan.ops.numerics import products
 from fastgan.verify import cost
 from fastgan.verify.cost import counted, devices, operators, roofline, table
 from fastgan.verify.cost.fusion import fused

@@ -328,6 +328,8 @@ def test_passes(activation, groups, engine):
         found, count = {"y": y, "statistics": statistics}, y.numel() // (5 * groups)
         found["a"], found["stats"] = kernels.bn_act_forward(y, statistics, gamma, beta, running, count, norm,
                                                             given.activation)
+        found["a of y alone"], found["stats of y alone"] = kernels.bn_act_forward(
+            y, None, gamma, beta, RunningStats(), count, norm, given.activation)
         found["synchronised a"], _ = kernels.bn_act_forward(y, 2 * statistics, gamma, beta, RunningStats(), 7, norm,
                                                             given.activation)
         found |= dict(zip(("running mean", "running var", "tracked"), running, strict=True))

@@ -20,14 +20,14 @@ from torch.nn import functional as F
 from fastgan import cli, presets
 from fastgan.config import Config
 from fastgan.errors import FastganError, KernelError
-from fastgan.ops import dispatch, reference
+from fastgan.ops import dispatch, numerics, reference
 from fastgan.ops.layers import BatchNorm
 from fastgan.ops.native import extension
 from fastgan.ops.plan import candidates
 from fastgan.ops.triton import launch
 from fastgan.train import graph
 from fastgan.train.graph import GraphedStep
-from fastgan.verify import certificate, checks, game, machine, operations, rule, steps, table
+from fastgan.verify import certificate, checks, game, kinks, machine, operations, steps, table
 from tests.simulated import SimulatedCuda
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -45,16 +45,16 @@ def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "_failed", set())
 
 
-def examined(impl: str, name: str = "D2", precision: str = "ieee", side: int = 16) -> operations.Found:
+def examined(impl: str, name: str = "D2", precision: str = "fp32", side: int = 16) -> operations.Found:
     """One block of the tiny preset: by default conv, bn, leaky relu."""
     stage = next(stage for stage in checks.stages_of(tiny(side)) if stage.name.startswith(name))
-    return operations.examine(stage, impl, rule.PRECISIONS[precision], 4, CPU)
+    return operations.examine(stage, impl, numerics.PRECISIONS[precision], 4, CPU)
 
 
 def small_game(side: int = 16, count: int = 2) -> game.Game:
     config = tiny(side)
     return game.Game(checks._networks(config), config, game.given(config, (1, side, side), 4, count),
-                     rule.PRECISIONS["ieee"], CPU)
+                     numerics.PRECISIONS["fp32"], CPU)
 
 
 def failed(found: operations.Found) -> set[str]:
@@ -73,8 +73,8 @@ def test_stages_have_the_shapes_of_the_network():
 
 
 @pytest.mark.parametrize(("impl", "name", "precision"), [
-    ("triton", "G2", "fp16"), ("triton", "G3", "ieee"), ("triton", "D1", "fp16"), ("triton", "D2", "ieee"),
-    ("native", "G2", "bf16"), ("native", "G3", "fp16"), ("native", "D1", "bf16"), ("native", "D2", "ieee")])
+    ("triton", "G2", "fp16"), ("triton", "G3", "fp32"), ("triton", "D1", "fp16"), ("triton", "D2", "fp32"),
+    ("native", "G2", "bf16"), ("native", "G3", "fp16"), ("native", "D1", "bf16"), ("native", "D2", "fp32")])
 def test_kernels_pass(impl, name, precision):
     found = examined(impl, name, precision)
     assert found.passed and not found.error
@@ -86,7 +86,7 @@ def test_kernels_pass(impl, name, precision):
 def test_a_bias_before_batch_normalisation_is_judged_by_what_cancels():
     stage = checks.stages_of(presets.get("tf-dcgan-mnist"))[0]
     assert "bias bn" in stage.name
-    found = operations.examine(stage, "reference", rule.PRECISIONS["ieee"], 4, CPU)
+    found = operations.examine(stage, "reference", numerics.PRECISIONS["fp32"], 4, CPU)
     assert found.passed and found.quantities["bias gradient"].ours < 1e-5
 
 
@@ -194,11 +194,11 @@ def test_what_an_engine_raises_is_a_finding(monkeypatch):
 
 def test_slopes_in_doubt():
     """Of inputs within two units of the kink, whose rms is 1."""
-    unit = rule.PRECISIONS["fp16"].unit
+    unit = numerics.PRECISIONS["fp16"].unit
     z = torch.tensor([-1.0, -2.5 * unit, -1.5 * unit, 1.5 * unit, 2.5 * unit, 1.0], dtype=torch.float64)
     z = torch.cat([z, torch.ones(1000)]).requires_grad_()
     slopes = [torch.autograd.grad(network(z).sum(), z)[0][:6].tolist()
-              for network in rule.doubted(nn.Sequential(nn.ReLU()), rule.PRECISIONS["fp16"])]
+              for network in kinks.doubted(nn.Sequential(nn.ReLU()), numerics.PRECISIONS["fp16"])]
     assert slopes == [[0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]]
 
 
@@ -259,25 +259,25 @@ def test_steps_that_were_not_captured_are_not_said_to_be_right(monkeypatch):
 def test_precisions_of_each_device(monkeypatch):
     monkeypatch.setattr(extension, "why_not", lambda device: "")
     assert [(one.impl, one.precisions) for one in checks.usable("auto", CPU)] == [
-        ("reference", ("ieee",)), ("native", ("ieee", "bf16", "fp16")), ("triton", ("ieee", "fp16"))]
+        ("reference", ("fp32",)), ("native", ("fp32", "bf16", "fp16")), ("triton", ("fp32", "fp16"))]
     monkeypatch.setattr(launch, "INTERPRETED", False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert [one.precisions for one in checks.usable("auto", torch.device("cuda"))] == [
-        ("ieee", "tf32", "bf16", "fp16")] * 3
+        ("fp32", "tf32", "bf16", "fp16")] * 3
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "T4")
     assert [(one.impl, one.precisions) for one in checks.usable("auto", torch.device("cuda"))] == [
-        ("reference", ("ieee", "fp16")), ("native", ("ieee", "fp16"))]
+        ("reference", ("fp32", "fp16")), ("native", ("fp32", "fp16"))]
     assert "sm_75" in machine.why_not("triton", torch.device("cuda"))
 
 
 def test_steps_are_compared_in_every_precision_that_trains_and_as_a_graph_where_there_is_one(monkeypatch):
     monkeypatch.setattr(steps, "why_no_graph", lambda device: "")
-    engine = checks.Engine("reference", ("ieee", "tf32", "bf16", "fp16"), "")
+    engine = checks.Engine("reference", ("fp32", "tf32", "bf16", "fp16"), "")
     planned, missing = checks.plan(tiny(), [engine], 4, 3, torch.device("cuda"))
     assert not missing and len([check for check in planned if check.part == "operations"]) == 6 * 4
     assert [(check.what, check.precision) for check in planned if check.part == "steps"] == [
-        ("3 steps", "ieee"), ("3 steps as a CUDA graph", "ieee"), ("3 steps", "tf32"),
+        ("3 steps", "fp32"), ("3 steps as a CUDA graph", "fp32"), ("3 steps", "tf32"),
         ("3 steps as a CUDA graph", "tf32"), ("3 steps", "bf16"), ("3 steps as a CUDA graph", "bf16")]
 
 
@@ -319,7 +319,7 @@ def test_command_ends_with_1_and_names_the_quantity(monkeypatch, capsys, tmp_pat
 
 
 def test_a_number_that_is_none_is_written_in_words():
-    one = rule.Nearness("rms", math.nan, 0.0, 0.0)
+    one = numerics.Nearness("rms", math.nan, 0.0, 0.0)
     assert json.loads(table.as_json({"ours": one.ours, "used": [one.used]})) == {"ours": "nan", "used": ["inf"]}
 
 

@@ -15,16 +15,14 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from fastgan.bench.job import Judged
-from fastgan.verify import rule
+from fastgan.ops import numerics
 
 WIDE = 4.0
-# by the names that a step has for them
-RULES = {"fp32": rule.PRECISIONS["ieee"], **{name: rule.PRECISIONS[name] for name in ("tf32", "bf16", "fp16")}}
 
 
 def used(ours: dict[str, Tensor], judged: Judged, precision: str) -> tuple[float, str]:
     """How much of what is allowed the worst result has used, right up to 1; and its name."""
-    floor, unit = judged.floor[precision], RULES[precision].unit
+    floor, unit = judged.floor[precision], numerics.PRECISIONS[precision].unit
     found = []
     for name, exact in judged.exact.items():
         if name not in ours or ours[name].shape != exact.shape:

@@ -17,10 +17,10 @@ from fastgan.bench.contender import Contender
 from fastgan.bench.entry import Entry
 from fastgan.bench.job import Job, Judged, sets_for
 from fastgan.config import Config
+from fastgan.ops.numerics import products
 from fastgan.ops.plan import Problem, candidates, check, measure
 from fastgan.ops.plan.example import Example, caller, draw
 from fastgan.train.planned import like_a_batch
-from fastgan.train.precision import products
 from fastgan.train.step import GANStep
 from fastgan.verify.checks import shape_of
 

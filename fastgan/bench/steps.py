@@ -24,7 +24,7 @@ from fastgan.config import Config
 from fastgan.models import build
 from fastgan.models.sampling import Noise
 from fastgan.nn import use
-from fastgan.ops import plan
+from fastgan.ops import numerics, plan
 from fastgan.ops.plan import stored
 from fastgan.train import planned
 from fastgan.train.graph import GraphedStep
@@ -185,7 +185,8 @@ def judge(entry: Entry, precisions: list[str], device: torch.device) -> Judged:
     torch.manual_seed(NOISE)
     given = game.Given(images(entry)[:GATE], [noise(entry.batch, device=device).cpu() for _ in range(2 * GATE)])
     start = networks(config, torch.device("cpu"), torch.contiguous_format)
-    played = {precision: game.Game(start, config, given, gate.RULES[precision], device) for precision in precisions}
+    played = {precision: game.Game(start, config, given, numerics.PRECISIONS[precision], device)
+              for precision in precisions}
     one = next(iter(played.values()))
     with FlopCounterMode(display=False) as counter:
         exact = game.moved(one, game.eager(one), exact=True)

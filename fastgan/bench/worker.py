@@ -30,7 +30,7 @@ from fastgan.bench.entry import Entry
 from fastgan.bench.job import Job, Judged
 from fastgan.bench.timing import Clock
 from fastgan.errors import first_line
-from fastgan.train.precision import products
+from fastgan.ops.numerics import products
 
 WARM_UP = {"cpu": 2, "cuda": 3}  # calls
 # the module that does a suite's work, and the class there

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastgan.train.precision import products
+from fastgan.ops.numerics import products
 from fastgan.train.step import GANStep
 
 

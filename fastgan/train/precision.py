@@ -8,16 +8,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 from fastgan.errors import FastganError
-
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+from fastgan.ops.numerics import HALF, PRECISIONS
 
 
 def choose(name: str, device: torch.device) -> str:
@@ -33,30 +29,6 @@ def choose(name: str, device: torch.device) -> str:
     if name == "tf32" and not tensor_cores:
         raise FastganError(f"--precision tf32 on {device}: expected an NVIDIA GPU, sm_80 or newer; or fp32")
     return name
-
-
-@contextmanager
-def products(precision: str) -> Iterator[None]:
-    """Within the block, products of float32 are rounded as `precision` says, forward and backward.
-
-    PyTorch keeps the older flag of cuDNN beside the newer ones of each kind of operation, and refuses to read it (as
-    torch.compile does) where they differ: so all of them are set. The flag alone would leave the kinds to
-    `torch.backends.fp32_precision`, which a user may have set.
-    """
-    cudnn, tf32 = torch.backends.cudnn, precision == "tf32"
-    kinds: tuple[Any, ...] = cudnn.conv, cudnn.rnn  # type: ignore[attr-defined]
-    before, matmul = [kind.fp32_precision for kind in kinds], torch.get_float32_matmul_precision()
-    try:
-        cudnn.allow_tf32 = tf32
-        for kind in kinds:
-            kind.fp32_precision = "tf32" if tf32 else "ieee"
-        torch.set_float32_matmul_precision("high" if tf32 else "highest")
-        yield
-    finally:
-        torch.set_float32_matmul_precision(matmul)
-        cudnn.allow_tf32 = before[0] == "tf32"
-        for kind, value in zip(kinds, before, strict=True):
-            kind.fp32_precision = value
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:

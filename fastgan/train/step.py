@@ -29,13 +29,14 @@ from fastgan.nn import Chain, frozen, stat_groups
 from fastgan.nn.groups import is_divisible, outside_of_stages, takes_channels_last
 from fastgan.ops import synchronised
 from fastgan.ops.casts import Casts
+from fastgan.ops.numerics import HALF, products
 from fastgan.train import distributed, schedule
 from fastgan.train.average import Average
 from fastgan.train.ema import EMA
 from fastgan.train.held import Held, keep
 from fastgan.train.losses import LOSSES, gradient_penalty, r1_penalty
 from fastgan.train.optim import DeviceAdam, make_adam
-from fastgan.train.precision import HALF, autocast, choose, products
+from fastgan.train.precision import autocast, choose
 from fastgan.train.ring import Ring
 from fastgan.train.scaling import LossScale
 

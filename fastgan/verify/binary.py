@@ -341,7 +341,7 @@ def _after(given: dict[str, Any]) -> list[str]:
 
 
 def precision(job: Job) -> str:
-    """"bf16", "fp16", "tf32", "ieee", or "any" of a kernel that reads only float32 vectors and sums."""
+    """"bf16", "fp16", "tf32", "fp32", or "any" of a kernel that reads only float32 vectors and sums."""
     dtypes = {str(value.dtype).removeprefix("torch.") for name, value in job.arguments.items()
               if isinstance(value, Pointer) and name in ("x", "coarse", "y", "ga", "out", "logits")}
     if "bfloat16" in dtypes:

@@ -1,7 +1,7 @@
 """The certificate: does fastgan compute on this device what eager PyTorch computes?
 
 Each stage of a preset's networks, in each precision, on each engine that runs here; then whole training steps. All of
-it is judged by distance from float64, by one rule (`rule.py`).
+it is judged by distance from float64, by one rule (`fastgan/ops/numerics.py`).
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ import torch
 
 from fastgan import presets
 from fastgan.errors import FastganError
+from fastgan.ops import numerics
 from fastgan.ops.arguments import check_impl
 from fastgan.ops.layers import ENGINES
-from fastgan.verify import machine, rule
+from fastgan.verify import machine
 from fastgan.verify.found import Found
 
 if TYPE_CHECKING:
     from fastgan.verify.checks import Check
 
 BATCH, BATCH_ON_A_GPU = 4, 32
-NAMES = {"ieee": "float32", "tf32": "tf32", "bf16": "bfloat16", "fp16": "float16"}  # of `rule.PRECISIONS`, for people
+# of `numerics.PRECISIONS`, for people
+NAMES = {"fp32": "float32", "tf32": "tf32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def certificate(preset: str = "digits", *, device: str = "auto", impl: str = "auto", batch: int | None = None,
@@ -68,7 +70,7 @@ def certificate(preset: str = "digits", *, device: str = "auto", impl: str = "au
                     "commit": machine.commit()},
         "engines": {name: next((one.note for one in usable if one.impl == name),
                                machine.why_not(name, place) or "not asked for") for name in ENGINES},
-        "plan": auto, "rule": rule.__doc__,
+        "plan": auto, "rule": numerics.__doc__,
         "operations": [row for part, row in rows if part == "operations"],
         "steps": [row for part, row in rows if part == "steps"],
         "not_checked": missing,

@@ -11,10 +11,10 @@ import torch
 from fastgan.config import Config, parse_size
 from fastgan.errors import FastganError
 from fastgan.models import build
-from fastgan.ops import engines
+from fastgan.ops import engines, numerics
 from fastgan.ops.layers import ENGINES
 from fastgan.ops.plan import active, candidates
-from fastgan.verify import game, machine, operations, rule, stages, steps
+from fastgan.verify import game, machine, operations, stages, steps
 from fastgan.verify.found import Found
 from fastgan.verify.game import Game, Networks
 
@@ -53,12 +53,12 @@ def usable(impl: str, device: torch.device) -> list[Engine]:
 
 def _engine(impl: str, device: torch.device) -> Engine:
     if machine.interpreted(impl, device):  # which computes bfloat16 wrongly, and has no tensor cores
-        return Engine(impl, ("ieee", "fp16"), "in Triton's interpreter", WIDTH)
+        return Engine(impl, ("fp32", "fp16"), "in Triton's interpreter", WIDTH)
     note = "PyTorch's operators" if impl == "reference" else "compiled kernels"
     if device.type != "cuda":  # where eager PyTorch trains in float32 or, as autocast has it there, in bfloat16
-        return Engine(impl, ("ieee",) if impl == "reference" else ("ieee", "bf16", "fp16"), note)
+        return Engine(impl, ("fp32",) if impl == "reference" else ("fp32", "bf16", "fp16"), note)
     modern = torch.cuda.get_device_capability(device) >= engines.OLDEST
-    return Engine(impl, ("ieee", "tf32", "bf16", "fp16") if modern else ("ieee", "fp16"), note)
+    return Engine(impl, ("fp32", "tf32", "bf16", "fp16") if modern else ("fp32", "fp16"), note)
 
 
 def plan(config: Config, usable: list[Engine], batch: int, count: int,
@@ -75,7 +75,7 @@ def plan(config: Config, usable: list[Engine], batch: int, count: int,
             if engine.impl != "reference":
                 continue  # it has nothing to do in a step
         own = [Check("operations", stage.name, engine.impl, precision, width,
-                     partial(operations.examine, stage, engine.impl, rule.PRECISIONS[precision], batch, device))
+                     partial(operations.examine, stage, engine.impl, numerics.PRECISIONS[precision], batch, device))
                for stage in found for precision in engine.precisions]
         own += _steps(narrow, engine, width, batch, count, device)
         checks += own if engine.width is None else [check._replace(find=partial(_alone, check.find)) for check in own]
@@ -125,10 +125,10 @@ def _steps(config: Config, engine: Engine, width: int | None, batch: int, count:
     for precision in engine.precisions:
         if precision not in steps.PRECISIONS:
             continue
-        played = Game(networks, config, seen, rule.PRECISIONS[precision], device)
-        allowed: dict[str, rule.Nearness] = {}
+        played = Game(networks, config, seen, numerics.PRECISIONS[precision], device)
+        allowed: dict[str, numerics.Nearness] = {}
 
-        def one_by_one(played: Game = played, allowed: dict[str, rule.Nearness] = allowed) -> Found:
+        def one_by_one(played: Game = played, allowed: dict[str, numerics.Nearness] = allowed) -> Found:
             found = steps.examine(played, engine.impl)
             allowed.update(found.quantities)
             return found

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from fastgan.errors import first_line
 from fastgan.ops import dispatch
-from fastgan.verify.rule import Nearness
+from fastgan.ops.numerics import Nearness
 
 
 class Found(NamedTuple):

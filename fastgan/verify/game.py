@@ -13,11 +13,11 @@ import fastgan
 from fastgan.config import Config
 from fastgan.models.sampling import Noise
 from fastgan.nn import use
+from fastgan.ops import numerics
 from fastgan.train.step import GANStep
-from fastgan.verify import rule
 
 Networks = tuple[nn.Module, nn.Module]
-_OF_A_STEP = {rule.PRECISIONS[ours]: name for ours, name in (("ieee", "fp32"), ("tf32", "tf32"), ("bf16", "bf16"))}
+_NAMES = {precision: name for name, precision in numerics.PRECISIONS.items()}
 
 
 class Given(NamedTuple):
@@ -33,7 +33,7 @@ class Game(NamedTuple):
     networks: Networks
     config: Config
     given: Given
-    precision: rule.Precision
+    precision: numerics.Precision
     device: torch.device
 
 
@@ -84,7 +84,7 @@ def moved(game: Game, networks: Networks, *, exact: bool = False, reordered: boo
     def as_seen(x: Tensor) -> Tensor:
         return (x.flip(0) if reordered else x).to(place, dtype)
 
-    precision = "fp32" if exact else _OF_A_STEP[game.precision]
+    precision = "fp32" if exact else _NAMES[game.precision]
     step = GANStep(one, other, game.config.model, game.config.train, precision=precision)
     if wrap is None:
         noise = iter(game.given.noise)

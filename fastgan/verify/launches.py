@@ -19,9 +19,9 @@ from fastgan.errors import FastganError
 from fastgan.models import build
 from fastgan.nn import Chain, frozen, stat_groups, use
 from fastgan.ops import logistic_loss
-from fastgan.train.precision import products
+from fastgan.ops.numerics import products
 
-PRECISIONS = ("bf16", "fp16", "tf32", "ieee")
+PRECISIONS = ("bf16", "fp16", "tf32", "fp32")
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -82,7 +82,7 @@ def training_step(config: Config, batch: int, precision: str, *, together: bool 
     """D's and G's forward and backward passes of an experiment as a function to `record`, without optimizers.
 
     Args:
-        precision: "bf16" or "fp16" (autocast), "tf32" or "ieee" (float32, with or without tensor cores).
+        precision: "bf16" or "fp16" (autocast), "tf32" or "fp32" (float32, with or without tensor cores).
         together: D sees [real; fake] in one call with two statistic groups; else in two calls.
 
     Raises `FastganError` for an architecture that has no chains, or layers outside of them that groups cannot divide.

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.nn import Chain
-from fastgan.verify import machine, rule
+from fastgan.ops import numerics
+from fastgan.verify import kinks, machine
 from fastgan.verify.found import Found, find
 from fastgan.verify.stages import Stage
 
@@ -24,13 +25,13 @@ _WORDS_OF_NORM = {"weight": "gamma gradient", "bias": "beta gradient", "running_
                   "running_var": "running variance"}
 
 
-def examine(stage: Stage, impl: str, precision: rule.Precision, batch: int, device: torch.device) -> Found:
+def examine(stage: Stage, impl: str, precision: numerics.Precision, batch: int, device: torch.device) -> Found:
     """One stage on one engine, forward and backward, in training mode, on a batch that its groups divide."""
     return find(lambda: _compare(stage, impl, precision, batch, device), impl)
 
 
-def _compare(stage: Stage, impl: str, precision: rule.Precision, batch: int,
-             device: torch.device) -> dict[str, rule.Nearness]:
+def _compare(stage: Stage, impl: str, precision: numerics.Precision, batch: int,
+             device: torch.device) -> dict[str, numerics.Nearness]:
     layers = _layers(stage, precision)
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(batch, *stage.shape, generator=generator).to(precision.dtype)
@@ -46,17 +47,17 @@ def _compare(stage: Stage, impl: str, precision: rule.Precision, batch: int,
 
     wide = copy.deepcopy(layers).double()
     exact = eager(copy.deepcopy(wide), torch.float64, exactly)
-    kinks = [eager(moved, torch.float64, exactly) for moved in rule.doubted(wide, precision)]
+    moved = [eager(other, torch.float64, exactly) for other in kinks.doubted(wide, precision)]
     fused = Chain(*copy.deepcopy(layers), impl=impl)
     fused.stat_groups = stage.groups
-    with rule.products(precision):
+    with numerics.products("tf32" if precision.tf32 else "fp32"):
         theirs = eager(copy.deepcopy(layers), precision.dtype, device)
         ours = results(fused, fused, precision.dtype, device)
     unit = precision.unit
     if machine.interpreted(impl, device):  # the longest of its sums are those of a channel
-        unit = max(unit, rule.one_by_one(max(x.numel() // x.shape[1], g.numel() // g.shape[1])))
-    return {name: rule.judge(ours[name], theirs[name], value, rule.FLOAT32 if "running" in name else unit,
-                             _cancelled(stage, name, exact, unit), [one[name] for one in kinks])
+        unit = max(unit, numerics.one_by_one(max(x.numel() // x.shape[1], g.numel() // g.shape[1])))
+    return {name: numerics.judge(ours[name], theirs[name], value, numerics.FLOAT32 if "running" in name else unit,
+                             _cancelled(stage, name, exact, unit), [one[name] for one in moved])
             for name, value in exact.items()}
 
 
@@ -67,7 +68,7 @@ def _cancelled(stage: Stage, name: str, exact: dict[str, Tensor], unit: float) -
     return 0.0
 
 
-def _layers(stage: Stage, precision: rule.Precision) -> nn.Sequential:
+def _layers(stage: Stage, precision: numerics.Precision) -> nn.Sequential:
     """Eager layers on the CPU as mixed precision has them."""
     generator = torch.Generator().manual_seed(0)
     layers = copy.deepcopy(nn.Sequential(*(one for one in stage.layers if one))).cpu().train().to(precision.dtype)

@@ -25,14 +25,14 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError
+from fastgan.ops import numerics
 from fastgan.train.graph import GraphedStep
 from fastgan.train.step import GANStep
-from fastgan.verify import rule
 from fastgan.verify.found import Found, find
 from fastgan.verify.game import Game, eager, fused, moved, nudged
 
 # not float16, whose first steps are skipped until the loss has found its scale
-PRECISIONS = ("ieee", "tf32", "bf16")
+PRECISIONS = ("fp32", "tf32", "bf16")
 
 
 def examine(game: Game, impl: str) -> Found:
@@ -40,7 +40,7 @@ def examine(game: Game, impl: str) -> Found:
     return find(lambda: _compare(game, impl), impl)
 
 
-def _compare(game: Game, impl: str) -> dict[str, rule.Nearness]:
+def _compare(game: Game, impl: str) -> dict[str, numerics.Nearness]:
     exact, theirs, ours = moved(game, eager(game), exact=True), moved(game, eager(game)), moved(game, fused(game, impl))
     others = [theirs, moved(game, eager(game), reordered=True),
               *(moved(game, nudged(game, seed), exact=True) for seed in (0, 1))]
@@ -48,8 +48,8 @@ def _compare(game: Game, impl: str) -> dict[str, rule.Nearness]:
     for name, value in exact.items():
         chance = 1 + 3 / math.sqrt(value.numel())
         floor = max(_distance(other[name], value) for other in others)
-        found[name] = rule.Nearness("rms", _distance(ours[name], value), _distance(theirs[name], value),
-                                    rule.MARGIN * chance * floor + rule.FLOAT32)
+        found[name] = numerics.Nearness("rms", _distance(ours[name], value), _distance(theirs[name], value),
+                                    numerics.MARGIN * chance * floor + numerics.FLOAT32)
     return found
 
 
@@ -58,7 +58,7 @@ def why_no_graph(device: torch.device) -> str:
     return "" if device.type == "cuda" else "no CUDA device"
 
 
-def examine_graph(game: Game, impl: str, allowed: dict[str, rule.Nearness]) -> Found:
+def examine_graph(game: Game, impl: str, allowed: dict[str, numerics.Nearness]) -> Found:
     """Steps as one CUDA graph, replayed, against the same engine's steps one by one; both draw noise on the device.
 
     What they move may differ by as much as is `allowed` between the engine and float64, and the device's random state
@@ -67,7 +67,7 @@ def examine_graph(game: Game, impl: str, allowed: dict[str, rule.Nearness]) -> F
     return find(lambda: _compare_graph(game, impl, allowed), impl)
 
 
-def _compare_graph(game: Game, impl: str, allowed: dict[str, rule.Nearness]) -> dict[str, rule.Nearness]:
+def _compare_graph(game: Game, impl: str, allowed: dict[str, numerics.Nearness]) -> dict[str, numerics.Nearness]:
     made: list[GraphedStep] = []
 
     def graphed(step: GANStep) -> GraphedStep:
@@ -83,9 +83,9 @@ def _compare_graph(game: Game, impl: str, allowed: dict[str, rule.Nearness]) -> 
     if made[0].failure:
         raise FastganError(f"not captured: {made[0].failure}")
     made[0].close()
-    found = {name: rule.Nearness("rms", _distance(graph[name], value), 0.0, allowed[name].allowed)
+    found = {name: numerics.Nearness("rms", _distance(graph[name], value), 0.0, allowed[name].allowed)
              for name, value in plain.items()}
-    found["random state"] = rule.Nearness("equality", 0.0 if torch.equal(one_by_one, replayed) else 1.0, 0.0, 0.0)
+    found["random state"] = numerics.Nearness("equality", 0.0 if torch.equal(one_by_one, replayed) else 1.0, 0.0, 0.0)
     return found
 
 

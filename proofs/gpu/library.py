@@ -26,11 +26,11 @@ from fastgan.models import build
 from fastgan.nn import use
 from fastgan.ops import plan
 from fastgan.ops.engines import why_not
+from fastgan.ops.numerics import products
 from fastgan.ops.plan import Problem, candidates, check, measure
 from fastgan.ops.plan.example import caller, draw
 from fastgan.train import planned
 from fastgan.train.graph import GraphedStep
-from fastgan.train.precision import products
 from fastgan.train.step import GANStep, Savings
 from fastgan.verify.checks import shape_of
 

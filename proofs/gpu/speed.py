@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fastgan.bench.contender import Contender
-from fastgan.train.precision import products
+from fastgan.ops.numerics import products
 from proofs.gpu import jobs, library
 from proofs.gpu.child import Worker
 

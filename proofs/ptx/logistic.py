@@ -24,7 +24,7 @@ from proofs.ptx.simulator import executing, schedules
 # targets, logits in a part, whether D is sure of all
 PARTS = [((1.0,), 1, False), ((0.0,), 7, False), ((1.0, 0.0), 64, False), ((0.9, 0.0), 129, False),
          ((0.0, 0.3, 1.0), 1031, False), ((1.0, 0.0), 5000, False), ((1.0, 0.0), 100, True)]
-PRECISIONS = ("bf16", "fp16", "ieee")
+PRECISIONS = ("bf16", "fp16", "fp32")
 
 
 class Run(NamedTuple):

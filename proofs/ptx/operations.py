@@ -183,7 +183,7 @@ def play(ptxsim: Any, case: Case, precision: rule.Precision, arch: int, rules: l
         nonlocal kernels
         network = Chain(*copy.deepcopy(start), impl="triton")
         network.train(case.training)
-        with (rule.products(precision), taking(rules), stat_groups(network, case.groups),
+        with (rule.products("tf32" if precision.tf32 else "fp32"), taking(rules), stat_groups(network, case.groups),
               executing(ptxsim, arch, schedule, unwritten=unwritten) as kernels):
             return results(network, x, network)
 

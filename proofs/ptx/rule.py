@@ -1,4 +1,4 @@
-"""The rule of nearness, `fastgan.verify.rule`, and eager layers on the CPU that compute as tensor cores would."""
+"""The rule of nearness, `fastgan.ops.numerics`, and eager layers on the CPU that compute as tensor cores would."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from fastgan.verify.rule import FLOAT32, PRECISIONS, Precision, doubted, kinked, products, used
+from fastgan.ops.numerics import FLOAT32, PRECISIONS, Precision, products, used
+from fastgan.verify.kinks import doubted, kinked
 
 __all__ = ["FLOAT32", "PRECISIONS", "Precision", "cut", "doubted", "eagerly", "kinked", "products", "used"]
 

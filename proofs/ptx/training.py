@@ -66,7 +66,7 @@ def players(ptxsim: Any, precision: str, arch: int) -> dict[str, Player]:
         with ExitStack() as stack:
             if kind.dtype != torch.float32:
                 stack.enter_context(torch.autocast("cpu", kind.dtype))
-            stack.enter_context(rule.products(kind))
+            stack.enter_context(rule.products("tf32" if kind.tf32 else "fp32"))
             yield
 
     @contextmanager

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cache
 from statistics import median, quantiles
 
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from fastgan.errors import first_line, from_signal_handler
 from fastgan.ops.dispatch import raise_if_lost
+from fastgan.ops.numerics import products
 from fastgan.ops.plan import Choice, Plan, Trial, candidates, check, stored, use
 from fastgan.ops.plan.example import Example, caller, draw
 from fastgan.ops.plan.problem import Problem
@@ -78,7 +78,7 @@ def examine(problem: Problem, rounds: int = ROUNDS, tune: bool = False) -> Choic
     if len(names) == 1:
         return Choice(names[0], {})
     device = torch.device(problem.device)
-    with _products(problem.tf32), torch.no_grad(), torch.autocast(device.type, enabled=False):
+    with products("tf32" if problem.tf32 else "fp32"), torch.no_grad(), torch.autocast(device.type, enabled=False):
         try:
             example = draw(problem, device)
             reference = caller(names[0], example)()
@@ -200,15 +200,3 @@ def _whole(workload: Callable[[], object], plan: Plan) -> dict[str, list[float]]
     for call in calls.values():
         call()  # the first call allocates and compiles
     return race(calls, device, STEP_ROUNDS, sleep=200_000_000, enough=math.inf)
-
-
-@contextmanager
-def _products(tf32: bool) -> Iterator[None]:
-    """Within the block, float32 products of convolutions are those of a problem."""
-    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = conv.fp32_precision
-    conv.fp32_precision = "tf32" if tf32 else "ieee"
-    try:
-        yield
-    finally:
-        conv.fp32_precision = before

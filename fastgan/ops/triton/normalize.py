@@ -1,12 +1,13 @@
 """Batch normalization with its activation, and their derivatives: all that is not a convolution.
 
+    bn_statistics       mean and variance of y, where its convolution has not taken them
     bn_act_forward      a = act(z),   z = gamma * xhat + beta,   xhat = (y - mean) * rstd
     bn_backward_sums    sum gz and sum gz * xhat,   gz = ga * act'(z)
     bn_backward_apply   g = gamma * rstd * (gz - (sum gz + xhat * sum gz * xhat) / M)
     act_backward        g = ga * act'(z), from a, or from the mask z > 0
 
 Images are [R, C] here, with rows (n, h, w), in G equal parts with statistics of their own. Arithmetic is float32,
-rounded once. Each is one launch; that of the sums puts its partial sums together itself (`reduce.py`).
+rounded once. Each is one launch, which puts its partial results together itself (`reduce.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fastgan.ops.specs import NormSpec
 from fastgan.ops.triton import reduce
 from fastgan.ops.triton.elementwise import activate, activate_backward
 from fastgan.ops.triton.launch import architecture, launch, tickets
-from fastgan.ops.triton.reduce import finish_sums
+from fastgan.ops.triton.reduce import finish_statistics, finish_sums, moments
 from fastgan.ops.triton.tiles import Tile, choose, programs
 
 
@@ -70,6 +71,20 @@ def update(running_mean, running_var, tracked,  # [C], [C], an integer or None
         var = (1.0 - factor) * var + factor * unbiased * tl.load(at + groups * C, mask=known, other=0.0)
     tl.store(running_mean + channel, mean.to(running_mean.dtype.element_ty), mask=known)
     tl.store(running_var + channel, var.to(running_var.dtype.element_ty), mask=known)
+
+
+@triton.jit(do_not_specialize=["rows", "tiles", "groups"])
+def bn_statistics_kernel(y, partials, blocks, statistics, tickets,  # [R, C], and as in `reduce.finish_statistics`
+                         rows, tiles, groups, C: tl.constexpr, LARGE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+                         FAN: tl.constexpr):
+    """Grid (groups * tiles, column blocks)."""
+    group, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    channel = tl.program_id(1) * BC + tl.arange(0, BC)  # [BC]
+    at, inside = place(group, tile, rows, C, LARGE, BM, BC)
+    value = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
+    count, mean, m2 = moments(value, (tile * BM + tl.arange(0, BM) < rows)[:, None])
+    finish_statistics(count, mean, m2, partials, blocks, statistics, tickets, group, groups, tile, tiles, channel,
+                      channel < C, C, BC, FAN)
 
 
 @triton.jit(do_not_specialize=["rows", "tiles", "groups"])
@@ -214,10 +229,24 @@ def _large(x: Tensor) -> bool:
     return x.numel() >= 2**31
 
 
+def bn_statistics(y: Tensor, groups: int) -> Tensor:
+    """Mean and biased variance [2, G, C] of y [N, H, W, C]."""
+    grid, channels = _grid(y, groups), y.shape[3]
+    fans = reduce.blocks_of(grid.tiles)
+    partials, blocks, statistics = (y.new_empty((lead, groups * length, channels), dtype=torch.float32)
+                                    for lead, length in ((3, grid.tiles), (3, fans), (2, 1)))
+    launch(bn_statistics_kernel, (groups * grid.tiles, grid.columns), grid.tile, y=y, partials=partials, blocks=blocks,
+           statistics=statistics, tickets=tickets(y.device, groups * grid.columns * (fans + 1)), rows=grid.rows,
+           tiles=grid.tiles, groups=groups, C=channels, LARGE=_large(y), BM=grid.height, BC=grid.width, FAN=reduce.FAN)
+    return statistics
+
+
 def bn_act_forward(y: Tensor, statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
                    running: RunningStats, count: int, norm: NormSpec, activation: Activation) -> tuple[Tensor, Tensor]:
-    """a [N, H, W, C] and stats [2, G, C] of y [N, H, W, C]. statistics: None for the running ones."""
+    """a [N, H, W, C] and stats [2, G, C] of y [N, H, W, C]. statistics: None to take them from y, or running ones."""
     groups = norm.groups if norm.batch_statistics else 1
+    if norm.batch_statistics and statistics is None:
+        statistics = bn_statistics(y, groups)
     grid, channels, a = _grid(y, groups), y.shape[3], torch.empty_like(y)
     stats = y.new_empty((2, groups, channels), dtype=torch.float32)
     tracked = running.num_batches_tracked

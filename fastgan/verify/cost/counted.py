@@ -15,7 +15,7 @@ from fastgan.config import Config
 from fastgan.models import build
 from fastgan.nn import use
 from fastgan.ops import plan
-from fastgan.train.precision import HALF
+from fastgan.ops.numerics import HALF
 from fastgan.train.step import GANStep, Savings
 from fastgan.verify.checks import shape_of
 from fastgan.verify.cost.fusion import fused

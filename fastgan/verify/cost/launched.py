@@ -17,6 +17,7 @@ from torch import Tensor
 from fastgan.verify.launches import Pointer
 
 OUTPUTS = {"convolve_kernel": ("y", "mask", "partials", "blocks", "statistics"), "wgrad_kernel": ("gw",),
+           "bn_statistics_kernel": ("partials", "blocks", "statistics"),
            "bn_act_forward_kernel": ("a", "stats", "running_mean", "running_var", "tracked"),
            "bn_backward_sums_kernel": ("partials", "blocks", "sums"), "bn_backward_apply_kernel": ("g",),
            "act_backward_kernel": ("g",), "sum_kernel": ("out",),

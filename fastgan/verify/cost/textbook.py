@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from fastgan.config import Config
 from fastgan.errors import FastganError
 from fastgan.models.sampling import Noise
+from fastgan.ops.numerics import HALF, products
 from fastgan.train.losses import LOSSES
-from fastgan.train.precision import HALF, products
 
 
 class Textbook:

@@ -1,33 +1,24 @@
-"""When a result is near enough to what it should be, in words and as code.
+"""Precisions, and when a result is near enough to what it should be: one table, and one rule for plans, benchmarks and
+the certificate.
 
     error <= 1.5 c x the error of eager PyTorch in the same precision + one rounding unit
 
 all of them distances from float64, as root mean square over a tensor of n elements; and so for the worst element with
 4 in place of 1.5. c = 1 + 3 / sqrt(n): root mean squares of n roundings vary by 1 / sqrt(2 n), and so does their
 ratio, three deviations of which are allowed: nothing for a weight, a lot for the bias of one channel.
-
-Kinks: where an activation's input is nearly zero, a rounding decides between two slopes, in eager as in ours, and one
-such element may weigh more than all roundings together. In 16 bits these inputs are off by one unit (as root mean
-square), so elements within two are in doubt. The exact gradient is taken twice more with the change of slopes moved by
-two units to either side; 1.5 x how far that moves the gradient is allowed beside eager's error, as independent errors
-add, by their squares.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastgan.ops.plan.check import MARGIN
-
-WORST = 4.0
-DOUBT = 2.0  # units from a kink
+MARGIN, WORST = 1.5, 4.0
 
 # of sums in float32, such as statistics, in all precisions: 24 bits, less 2 as eager sums on the CPU in float64
 FLOAT32 = 2**-22
@@ -40,14 +31,49 @@ class Precision(NamedTuple):
     unit: float
     tf32: bool = False
 
+    @property
+    def half(self) -> bool:
+        """Whether convolutions are computed in 16 bits, under autocast."""
+        return self.dtype.itemsize == 2
+
 
 PRECISIONS = {
+    # 24 bits, less 4: a kernel adds thousands of products one after another, eager in blocks; sqrt(2048 / 3) is 2^4.7
+    "fp32": Precision(torch.float32, 2**-20),
+    "tf32": Precision(torch.float32, 2**-11, tf32=True),  # 11 bits
     "bf16": Precision(torch.bfloat16, 2**-8),  # 8 bits of significand
     "fp16": Precision(torch.float16, 2**-11),  # 11 bits
-    "tf32": Precision(torch.float32, 2**-11, tf32=True),  # 11 bits
-    # 24 bits, less 4: a kernel adds thousands of products one after another, eager in blocks; sqrt(2048 / 3) is 2^4.7
-    "ieee": Precision(torch.float32, 2**-20),
 }
+HALF = {name: precision.dtype for name, precision in PRECISIONS.items() if precision.half}
+
+
+def precision_of(dtype: torch.dtype, tf32: bool = False) -> Precision:
+    """Of products of a dtype other than float64."""
+    return next(one for one in PRECISIONS.values() if one.dtype == dtype and one.tf32 == (tf32 and not one.half))
+
+
+@contextmanager
+def products(precision: str) -> Iterator[None]:
+    """Within the block, products of float32 are rounded as `precision` says, forward and backward.
+
+    PyTorch keeps the older flag of cuDNN beside the newer ones of each kind of operation, and refuses to read it (as
+    torch.compile does) where they differ: so all of them are set. The flag alone would leave the kinds to
+    `torch.backends.fp32_precision`, which a user may have set.
+    """
+    cudnn, tf32 = torch.backends.cudnn, precision == "tf32"
+    kinds: tuple[Any, ...] = cudnn.conv, cudnn.rnn  # type: ignore[attr-defined]
+    before, matmul = [kind.fp32_precision for kind in kinds], torch.get_float32_matmul_precision()
+    try:
+        cudnn.allow_tf32 = tf32
+        for kind in kinds:
+            kind.fp32_precision = "tf32" if tf32 else "ieee"
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        cudnn.allow_tf32 = before[0] == "tf32"
+        for kind, value in zip(kinds, before, strict=True):
+            kind.fp32_precision = value
 
 
 def one_by_one(terms: int) -> float:
@@ -84,7 +110,7 @@ def judge(ours: Tensor, eager: Tensor, exact: Tensor, unit: float, cancelled: fl
     exact = exact.double()
     chance = 1 + 3 / math.sqrt(exact.numel())
     found = []
-    for measure, factor, size in (("rms", MARGIN, _rms), ("worst element", WORST, _worst)):
+    for measure, factor, size in (("rms", MARGIN, rms), ("worst element", WORST, worst)):
         theirs = size(eager.double() - exact)
         allowed = math.hypot(factor * chance * theirs, *(MARGIN * size(moved - exact) for moved in kinks))
         # what a rounding is relative to: the result, and what has cancelled in it
@@ -100,42 +126,9 @@ def used(ours: Tensor, eager: Tensor, exact: Tensor, unit: float, cancelled: flo
     return judge(ours, eager, exact, unit, cancelled, kinks).used
 
 
-def _rms(x: Tensor) -> float:
+def rms(x: Tensor) -> float:
     return math.sqrt(float(x.square().mean()))
 
 
-def _worst(x: Tensor) -> float:
+def worst(x: Tensor) -> float:
     return float(x.abs().max())
-
-
-def products(precision: Precision) -> AbstractContextManager[None]:
-    """Within the block, kernels take float32 products as PyTorch's convolutions are told to."""
-    from fastgan.train import precision as of_a_step  # which brings the trainer with it
-
-    return of_a_step.products("tf32" if precision.tf32 else "fp32")
-
-
-def doubted(network: nn.Sequential, precision: Precision) -> list[nn.Sequential]:
-    """The same layers, twice, with kinks moved to either side of where inputs are in doubt."""
-    return [kinked(network, sign * DOUBT * precision.unit) for sign in (-1, 1)]
-
-
-def kinked(network: nn.Sequential, shift: float) -> nn.Sequential:
-    """The same layers with the slopes of relu and leaky relu changing at `shift` times the inputs' rms, not at 0."""
-    network = copy.deepcopy(network)
-    for key, layer in network.named_children():
-        if isinstance(layer, (nn.ReLU, nn.LeakyReLU)):
-            setattr(network, key, _Kinked(getattr(layer, "negative_slope", 0.0), shift))
-    return network
-
-
-class _Kinked(nn.Module):
-    def __init__(self, slope: float, shift: float) -> None:
-        super().__init__()
-        self.slope, self.shift = slope, shift
-
-    def forward(self, z: Tensor) -> Tensor:
-        fixed = z.detach()
-        one, slope = torch.ones_like(fixed), torch.full_like(fixed, self.slope)
-        steep = torch.where(fixed > self.shift * _rms(fixed), one, slope)
-        return fixed * torch.where(fixed > 0, one, slope) + steep * (z - fixed)
