@@ -1,4 +1,4 @@
-"""The memory that the model says a step needs, against what a step has, and what autograd keeps of each stage."""
+"""The memory that the model says a step needs, against what a step has, and what autograd keeps of each block."""
 
 from __future__ import annotations
 
@@ -23,15 +23,18 @@ def saved(impl):
         return memory.saved(counted.ours_step(experiment(DCGAN, 8, "bf16"), impl), 90 if impl == "triton" else None)
 
 
-def test_one_raw_tensor_for_each_stage_and_pass():
-    """D runs twice, on [real; fake] and in G's update, G once; nothing else of an activation's size is kept but the
-    images: D's input, and the output of G's last stage, which is its activation's too."""
+def test_what_is_saved_of_each_block_and_pass():
+    """D runs twice, on [real; fake] and in G's update, G once. Of a block y is kept where it is normalized, and a,
+    which is the next one's x; nothing else of an activation's size but D's input."""
     large = [one for one in saved("triton") if one.bytes > 8 * 1024 and one.what != "statistics"]
-    raw = Counter(one.layer for one in large if one.what == "raw output")
-    layers = {"D": ["main.0", "main.2", "main.5", "main.8"], "G": ["main.0", "main.3", "main.6", "main.9", "main.12"]}
-    assert raw == {f"{network} {name}": 2 if network == "D" else 1 for network, own in layers.items() for name in own}
-    others = [one for one in large if one.what != "raw output"]
-    assert all(one.shape[1:] == (3, 64, 64) for one in others) and len(others) <= 2
+    kept = Counter(((one.layer[:1], one.shape[1:]), one.what) for one in large)
+    hidden = {"D": [(128, 16, 16), (256, 8, 8), (512, 4, 4)], "G": [(512, 4, 4), (256, 8, 8), (128, 16, 16),
+                                                                   (64, 32, 32)]}
+    expected = {((name, shape), what): 2 if name == "D" else 1 for name, shapes in hidden.items() for shape in shapes
+                for what in ("raw output", "activation")}
+    expected |= {(("D", (64, 32, 32)), "activation"): 2, (("G", (3, 64, 64)), "activation"): 1}
+    assert {key: count for key, count in kept.items() if key[1] != "state"} == expected
+    assert [one.shape for one in large if one.what == "state"] == [(16, 3, 64, 64)]
 
 
 def test_eager_keeps_more_than_raw_tensors():

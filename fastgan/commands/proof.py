@@ -14,7 +14,7 @@ from fastgan.commands import line
 class Verify:
     """Prove that fastgan computes on this device what eager PyTorch computes, and write a certificate.
 
-    Each stage of a preset's networks, forward and backward, and whole training steps: both by fastgan's engines and by
+    Each block of a preset's networks, forward and backward, and whole training steps: both by fastgan's engines and by
     eager PyTorch, against float64. The exit code is 1 when something is further from float64 than the rule allows.
     """
 

@@ -176,7 +176,7 @@ def use(network: nn.Module, impl: str) -> nn.Module:
 def frozen(network: nn.Module) -> Iterator[None]:
     """Within the block, `network` is called without gradients of its parameters, only of its input.
 
-    `torch.autograd.grad(loss, others)` does not spare them: which gradients a stage computes is settled when it is
+    `torch.autograd.grad(loss, others)` does not spare them: which gradients a block computes is settled when it is
     called.
     """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]

@@ -81,7 +81,7 @@ def _outermost_chains(module: nn.Module, name: str) -> Iterator[Chain]:
 
 
 def outside_of_stages(network: nn.Module, name: str = "network") -> list[str]:
-    """The batch normalisations of `network` that are no part of a stage, by name and kind: those that stand in no
+    """The batch normalisations of `network` that are no part of a block, by name and kind: those that stand in no
     `Chain`, or there behind something else than a convolution. Only stages can merge statistics over processes."""
     if isinstance(network, Chain) and type(network).forward is Chain.forward:
         parts = read(flat(network))

@@ -1,4 +1,4 @@
-"""The convolution of a stage and its gradients, in variants that compute the same.
+"""A convolution and its gradients, in variants that compute the same.
 
     library    PyTorch's convolution: oneDNN's, cuDNN's
     gemm       a matrix product of gathered patches, or one whose result is scattered as patches; on a CPU

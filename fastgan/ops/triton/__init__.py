@@ -1,1 +1,1 @@
-"""One kernel for each stage and direction, on NVIDIA GPUs from sm_80 on; see docs/kernels.md."""
+"""Kernels for NVIDIA GPUs from sm_80 on; see docs/kernels.md."""

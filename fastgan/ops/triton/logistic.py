@@ -9,8 +9,7 @@ For a part of M logits l that shall say t, with sigma = sigmoid,
 
 No term cancels another, so that an error stays a few units of float32 beside the result itself: where D is sure of
 itself, beside exp(-|l|). In eager PyTorch these are some twenty launches on a few hundred numbers: softplus, mean and
-sigmoid of each part, and their gradients. Within the stage that makes the logits they could not be: its programs each
-know a part of the batch, and the mean in a fixed order would take a second launch all the same.
+sigmoid of each part, and their gradients.
 """
 
 from __future__ import annotations
