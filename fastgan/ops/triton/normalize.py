@@ -30,7 +30,7 @@ from fastgan.ops.triton.tiles import Tile, choose, programs
 
 
 @triton.jit
-def place(group, tile, rows, C: tl.constexpr, LARGE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr):
+def place(group, tile, rows, C, LARGE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr):
     """The offsets [BM, BC] of a tile of a group in [R, C], and which of them exist."""
     row = tile * BM + tl.arange(0, BM)
     channel = tl.program_id(1) * BC + tl.arange(0, BC)
@@ -55,7 +55,7 @@ def load_affine(gamma, beta, channel, known):
 
 @triton.jit
 def update(running_mean, running_var, tracked,  # [C], [C], an integer or None
-           statistics, groups, momentum, unbiased, channel, known, C: tl.constexpr, CUMULATIVE: tl.constexpr):
+           statistics, groups, momentum, unbiased, channel, known, C, CUMULATIVE: tl.constexpr):
     """Running statistics of a block of channels, group by group in order. unbiased: M / (M - 1).
 
     CUMULATIVE: the plain average of all batches; every program reads their number, so it is raised after the launch.
@@ -75,7 +75,7 @@ def update(running_mean, running_var, tracked,  # [C], [C], an integer or None
 
 @triton.jit(do_not_specialize=["rows", "tiles", "groups"])
 def bn_statistics_kernel(y, partials, blocks, statistics, tickets,  # [R, C], and as in `reduce.finish_statistics`
-                         rows, tiles, groups, C: tl.constexpr, LARGE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+                         rows, tiles, groups, C, LARGE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
                          FAN: tl.constexpr):
     """Grid (groups * tiles, column blocks)."""
     group, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
@@ -94,7 +94,7 @@ def bn_act_forward_kernel(
     running_mean, running_var, tracked,  # [C], [C], an integer; or None
     stats, a,  # [2, G, C]: mean and rstd, [R, C]
     rows, tiles, groups,  # rows and tiles of one group
-    eps, momentum, unbiased, slope, C: tl.constexpr, CUMULATIVE: tl.constexpr, ACTIVATION: tl.constexpr,
+    eps, momentum, unbiased, slope, C, CUMULATIVE: tl.constexpr, ACTIVATION: tl.constexpr,
     LARGE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):
     """Grid (groups * tiles, column blocks). The first program of a group writes its stats, the very first updates."""
@@ -141,7 +141,7 @@ def bn_backward_sums_kernel(
     ga, y, stats, gamma, beta,  # [R, C] twice, [2, G, C], [C] or None
     partials, blocks, sums, tickets,  # as in `reduce.finish_sums`
     rows, tiles, parts, groups,  # rows, tiles and programs of one group
-    slope, C: tl.constexpr, ACTIVATION: tl.constexpr, LARGE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    slope, C, ACTIVATION: tl.constexpr, LARGE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
     FAN: tl.constexpr,
 ):
     """Grid (groups * parts, column blocks). A program adds up the tiles part, part + parts, ... of its group."""
@@ -165,7 +165,7 @@ def bn_backward_sums_kernel(
 @triton.jit(do_not_specialize=["rows", "tiles", "groups"])
 def bn_backward_apply_kernel(
     ga, y, stats, gamma, beta, sums, g,  # [R, C] twice, [2, G, C], [C] or None, [2, G, C] or None, [R, C]
-    rows, tiles, groups, inverse_count, slope, C: tl.constexpr, ACTIVATION: tl.constexpr, LARGE: tl.constexpr,
+    rows, tiles, groups, inverse_count, slope, C, ACTIVATION: tl.constexpr, LARGE: tl.constexpr,
     BM: tl.constexpr, BC: tl.constexpr,
 ):
     """Grid (groups * tiles, column blocks)."""

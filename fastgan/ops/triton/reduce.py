@@ -57,7 +57,7 @@ def moments(value, valid):
 
 
 @triton.jit
-def merge(at, size, begin, end, within, C: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr):
+def merge(at, size, begin, end, within, C, BT: tl.constexpr, BC: tl.constexpr):
     """Count, mean and M2, [BC] each, of parts begin .. end; counts are at [BC], means and M2 `size` and 2 size on."""
     origin = tl.load(at + begin * C + size, mask=within, other=0.0)
     count = tl.zeros((BC,), tl.float32)
@@ -83,7 +83,7 @@ def merge(at, size, begin, end, within, C: tl.constexpr, BT: tl.constexpr, BC: t
 
 
 @triton.jit
-def add(at, begin, end, within, C: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr):
+def add(at, begin, end, within, C, BT: tl.constexpr, BC: tl.constexpr):
     """Sum [BC] of parts begin .. end of what is at [BC]."""
     total = tl.zeros((BC,), tl.float32)
     for t in range(begin, end, BT):
@@ -99,7 +99,7 @@ def finish_statistics(count, mean, m2,  # of this program: a scalar, [BC], [BC]
                       tickets,  # [G * column blocks * (B + 1)]
                       group, groups, part, parts,  # T, in blocks of FAN: B of them
                       column, within,  # [BC]
-                      C: tl.constexpr, BC: tl.constexpr, FAN: tl.constexpr):
+                      C, BC: tl.constexpr, FAN: tl.constexpr):
     """Statistics of all T parts of each group. Column blocks are the second axis of the grid."""
     fan, fans = part // FAN, (parts + FAN - 1) // FAN
     ticket = tickets + (group * tl.num_programs(1) + tl.program_id(1)) * (fans + 1)
@@ -127,7 +127,7 @@ def finish_statistics(count, mean, m2,  # of this program: a scalar, [BC], [BC]
 def finish_sums(first, second,  # of this program, [BC] each
                 partials, blocks, sums,  # [2, G * T, C], [2, G * B, C], [2, G, C]
                 tickets, group, groups, part, parts, column, within,
-                C: tl.constexpr, BC: tl.constexpr, FAN: tl.constexpr):
+                C, BC: tl.constexpr, FAN: tl.constexpr):
     """Sums of both over all T parts of each group; arguments as in `finish_statistics`."""
     fan, fans = part // FAN, (parts + FAN - 1) // FAN
     ticket = tickets + (group * tl.num_programs(1) + tl.program_id(1)) * (fans + 1)
@@ -150,7 +150,7 @@ def finish_sums(first, second,  # of this program, [BC] each
 
 @triton.jit(do_not_specialize=["parts"])
 def sum_kernel(partials, out,  # [T, C], [C]
-               parts, C: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr):
+               parts, C, BT: tl.constexpr, BC: tl.constexpr):
     """out = sum over T of partials, in order. Grid (column blocks,)."""
     column = tl.program_id(0) * BC + tl.arange(0, BC)  # [BC]
     within = column < C
