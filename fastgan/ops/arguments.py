@@ -173,7 +173,8 @@ def as_operand(x: Tensor) -> Tensor:
 
 def autocast(x: Tensor) -> bool:
     """Whether autocast is on for x's device."""
-    return x.device.type in _AUTOCAST and torch.is_autocast_enabled(x.device.type)
+    kind = x.device.type
+    return kind in _AUTOCAST and torch.is_autocast_enabled(kind)
 
 
 def _kind(value: object) -> str:

@@ -17,6 +17,7 @@ from fastgan.ops.layers import ACTIVATIONS, Activation
 from fastgan.ops.native import extension
 from fastgan.ops.passes import RunningStats
 
+_NUMBERS = {name: number for number, name in enumerate(ACTIVATIONS)}
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 NOT_TRACKED = RunningStats()
 
@@ -52,23 +53,24 @@ def finish_statistics(partials: Tensor, eps: float | None = None, running: Runni
     running: updated in place, by the plain average of all batches where momentum is None.
     """
     _, groups, parts, channels = partials.shape
-    mean, var = (None if part is None else part.float() for part in running[:2])  # those of 16 bits as copies
-    for name, part in (("running_mean", mean), ("running_var", var)):
-        if part is not None:
-            _check_as(name, part, partials, (channels,))
-    batches = running.num_batches_tracked
+    mean, var, batches = running
+    if mean is not None and var is not None:
+        mean, var = mean.float(), var.float()  # those of 16 bits as copies
+        _check_as("running_mean", mean, partials, (channels,))
+        _check_as("running_var", var, partials, (channels,))
+        if momentum is None and batches is None:
+            raise FastganError("momentum None without num_batches_tracked: a plain average counts its batches")
     if batches is not None:
         _check_as("num_batches_tracked", batches, partials, (), torch.int64)
-    if momentum is None and mean is not None and batches is None:
-        raise FastganError("momentum None without num_batches_tracked: a plain average counts its batches")
     out = partials.new_empty((2, groups, channels))
     extension.call(
         partials.device, "finish_statistics", partials.data_ptr(), channels, groups, parts,
         -1.0 if eps is None else eps, _address(mean), _address(var), _address(batches),
         -1.0 if momentum is None else momentum, out.data_ptr())
-    for part, wide in zip(running[:2], (mean, var), strict=True):
-        if part is not None and wide is not None and wide is not part:
-            part.copy_(wide)
+    if mean is not running.mean and running.mean is not None and mean is not None:
+        running.mean.copy_(mean)
+    if var is not running.var and running.var is not None and var is not None:
+        running.var.copy_(var)
     return out
 
 
@@ -187,14 +189,14 @@ class Normalization:
 
 
 def _activation(activation: Activation) -> tuple[int, float]:
-    return ACTIVATIONS.index(activation.name), activation.negative_slope
+    return _NUMBERS[activation.name], activation.negative_slope
 
 
 def _size(x: Tensor, groups: int) -> tuple[int, int]:
     """(rows, channels), the first divisible by `groups`."""
     channels = x.shape[-1]
     rows = x.numel() // channels
-    if len(x) % groups:
+    if x.shape[0] % groups:
         raise FastganError(f"x of shape {tuple(x.shape)}: expected {groups} equal parts")
     return rows, channels
 
