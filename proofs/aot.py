@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BASELINE = ROOT / "docs" / "results" / "aot.csv"
 GROWTH = 16  # registers that a kernel may gain over the baseline
 COLUMNS = ("kernel", "problem", "precision", "arch", "tile", "warps", "stages", "registers", "stack", "shared",
-           "programs_per_sm", "tensor_cores", "loads", "narrow", "seconds", "used_by", "key", "triton")
+           "programs_per_sm", "issue", "tensor_cores", "loads", "narrow", "seconds", "used_by", "key", "triton")
 PAGE = """# What the compiler makes of dcgan-64 in bfloat16
 
 Written by `make aot AOT=--update` with Triton {}. Each cell: registers of a thread, KiB of shared memory of a program,
@@ -95,6 +95,7 @@ def row(found: Binary, users: list[Case]) -> Row:
     job, given = found.job, found.job.arguments
     tile = "x".join(str(given[side]) for side in ("BM", "BN", "BK", "BT", "BC") if side in given)
     narrow = binary.narrow_operands(found)
+    issue = binary.issue(found)
     operands = {name: found.loads.get(name, 0) for name in job.operands()}
     return {
         "kernel": job.kernel.removesuffix("_kernel"), "problem": binary.problem(job),
@@ -102,6 +103,7 @@ def row(found: Binary, users: list[Case]) -> Row:
         "warps": str(job.options["num_warps"]), "stages": str(job.options["num_stages"]),
         "registers": str(found.registers), "stack": str(found.stack + found.local), "shared": str(found.shared),
         "programs_per_sm": "" if found.error else str(binary.occupancy(found)),
+        "issue": "" if issue is None else f"{issue:.2f}",
         "tensor_cores": "+".join((*found.ptx, *found.sass)),
         "loads": " ".join(f"{name}:{width}" for name, width in operands.items()),
         "narrow": "; ".join(f"{name}: {why}" for name, why in narrow.items()),
@@ -152,7 +154,7 @@ def summary(rows: list[Row]) -> Iterator[str]:
 
 def table(rows: list[Row]) -> Iterator[str]:
     """Aligned columns, those of the CSV that fit on a line."""
-    shown = ("arch", "kernel", "problem", "precision", "tile", "registers", "shared", "programs_per_sm",
+    shown = ("arch", "kernel", "problem", "precision", "tile", "registers", "shared", "programs_per_sm", "issue",
              "tensor_cores", "loads", "narrow", "seconds")
     lines = [shown, *(tuple(each[column] for column in shown) for each in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(shown))]

@@ -106,6 +106,39 @@ def test_products_of_exact_float32_need_no_tensor_cores() -> None:
     assert binary.failures(exact._replace(job=job(coarse=Pointer(torch.float32, (8, 8)), PRECISION="tf32")))
 
 
+LISTING = """
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_2:
+        /*0010*/                   IADD3 R2, R2, 0x1, RZ ;
+.L_x_1:
+        /*0020*/                   LDGSTS.E.128 [R3], [R4.64] ;
+        /*0030*/                   HGMMA.64x128x16.F32.BF16 R24, gdesc[UR8], R24 ;
+        /*0040*/                   WARPGROUP.DEPBAR.LE gsb0, 0x1 ;
+        /*0050*/              @!P0 BRA `(.L_x_1) ;
+        /*0060*/               @P1 BRA `(.L_x_2) ;
+        /*0070*/               @P1 BRA `(.L_x_3) ;
+.L_x_3:
+        /*0080*/                   EXIT ;
+"""
+
+
+def test_the_hot_loop_is_the_innermost_one_with_products() -> None:
+    assert [instruction.split()[0] for instruction in binary.hot_loop(LISTING)] == [
+        "LDGSTS.E.128", "HGMMA.64x128x16.F32.BF16", "WARPGROUP.DEPBAR.LE", "@!P0"]
+    assert binary.hot_loop(LISTING.replace("HGMMA", "FFMA")) == binary.hot_loop("") == []
+
+
+def test_the_loop_of_a_gemm_is_gated() -> None:
+    wide = compiled(BM=128, BN=128)._replace(loop=195, waits=1)  # 4 warps
+    assert binary.issue(wide) == pytest.approx(195 * 2048 / 128 / 128 / 64)
+    assert binary.failures(wide) == []
+    assert binary.failures(wide._replace(loop=400)) == [
+        "0.78 issue cycles for each cycle of the tensor cores, at most 0.77"]
+    assert binary.failures(wide._replace(waits=4)) == ["4 waits for products in an iteration, expected 1"]
+    single = Pointer(torch.float32, (8, 8))
+    assert binary.issue(compiled(BM=128, BN=128, coarse=single, fine=single)._replace(loop=400)) is None
+
+
 def test_resources_in_words_that_are_not_understood() -> None:
     with pytest.raises(ValueError, match="expected REG, STACK and LOCAL"):
         binary.resources("no kernel image")

@@ -7,7 +7,7 @@ engine's variants.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from fastgan.bench.contender import Contender
 from fastgan.bench.entry import Entry
 from fastgan.bench.job import Job, Judged, sets_for
 from fastgan.config import Config
+from fastgan.ops.layers import output_size
 from fastgan.ops.numerics import products
 from fastgan.ops.plan import Problem, candidates, check, measure
 from fastgan.ops.plan.example import Example, caller, draw
@@ -111,8 +112,7 @@ def _widened(problem: Problem, factor: int) -> Problem:
     return problem._replace(x=(problem.x[0] * factor, *problem.x[1:]))
 
 
-def _made(problem: Problem) -> Sequence[int]:
+def _made(problem: Problem) -> tuple[int, int]:
     """(Ho, Wo)"""
-    sides = zip(problem.x[2:], problem.weight[2:], problem.stride, problem.padding, problem.output_padding, strict=True)
-    return [((side - 1) * step - 2 * pad + k if problem.transposed else (side + 2 * pad - k) // step + 1) + extra
-            for side, k, step, pad, extra in sides]
+    return output_size(problem.x[2:], problem.weight[2:], problem.stride, problem.padding, problem.output_padding,
+                       problem.transposed)

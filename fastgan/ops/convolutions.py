@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
+from fastgan.ops.layers import output_size
 from fastgan.ops.memo import memoized
 
 Pair = int | Sequence[int]
@@ -126,8 +127,7 @@ class _Cut(NamedTuple):
 def _cut_of_convolution(image: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
                         dilation: Sequence[int]) -> _Cut | None:
     """`_cut_of` a convolution of an image."""
-    coarse = [(side + 2 * pad - far * (k - 1) - 1) // step + 1 for side, pad, far, k, step in zip(
-        image, padding, dilation, kernel, stride, strict=True)]
+    coarse = output_size(image, _reach(kernel, dilation), stride, padding)
     return _cut_of(image, coarse, kernel, stride, padding, dilation)
 
 
@@ -137,9 +137,13 @@ def _cut_of_transposed(image: Sequence[int], kernel: Sequence[int], stride: Sequ
     """`_cut_of` a transposed convolution of an image; None too where its output_padding is refused."""
     if any(more >= step for more, step in zip(output_padding, stride, strict=True)):
         return None
-    fine = [(side - 1) * step - 2 * pad + far * (k - 1) + 1 + more for side, step, pad, far, k, more in zip(
-        image, stride, padding, dilation, kernel, output_padding, strict=True)]
+    fine = output_size(image, _reach(kernel, dilation), stride, padding, output_padding, transposed=True)
     return _cut_of(fine, image, kernel, stride, padding, dilation)
+
+
+def _reach(kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
+    """The sides of a kernel with its gaps."""
+    return [far * (k - 1) + 1 for k, far in zip(kernel, dilation, strict=True)]
 
 
 def _cut_of(fine: Sequence[int], coarse: Sequence[int], kernel: Sequence[int], stride: Sequence[int],

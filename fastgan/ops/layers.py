@@ -5,6 +5,7 @@ Read from modules or arguments at call time; tensors are the very parameters and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -34,10 +35,17 @@ class Convolution(NamedTuple):
 
     def size(self, x: Tensor) -> tuple[int, int]:
         """(Ho, Wo) of what it makes of x (N, Ci, H, W)."""
-        sides = zip(x.shape[2:], self.weight.shape[2:], self.stride, self.padding, self.output_padding, strict=True)
-        h, w = (((side - 1) * step - 2 * pad + k if self.transposed else (side + 2 * pad - k) // step + 1) + extra
-                for side, k, step, pad, extra in sides)
-        return h, w
+        return output_size(x.shape[2:], self.weight.shape[2:], self.stride, self.padding, self.output_padding,
+                           self.transposed)
+
+
+def output_size(image: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+                output_padding: Sequence[int] = (0, 0), transposed: bool = False) -> tuple[int, int]:
+    """(Ho, Wo) of what a convolution makes of an image of (H, W)."""
+    sides = zip(image, kernel, stride, padding, output_padding, strict=True)
+    h, w = (((side - 1) * step - 2 * pad + k if transposed else (side + 2 * pad - k) // step + 1) + extra
+            for side, k, step, pad, extra in sides)
+    return h, w
 
 
 class BatchNorm(NamedTuple):

@@ -8,6 +8,9 @@
                   the product. Tensor cores take float32 along the depth only (PTX ISA: wgmma and ldmatrix transpose
                   16-bit elements), so unless it passes through registers anyway it is turned on its way into shared
                   memory, 4 bytes at a time. The table names them.
+    loop          few instructions beside the products: issue cycles of the inner loop for each cycle that the tensor
+                  cores take for it, at most `ISSUE`; and on sm_90 one wait for the products of an iteration, not one
+                  for each of them
 
 These are facts of compilation. They say nothing about speed, and nothing about results.
 """
@@ -19,6 +22,7 @@ import re
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +31,13 @@ from fastgan.errors import first_line
 from fastgan.verify.launches import Launch, Pointer
 
 REGISTERS = 255  # that a thread can name
+SCHEDULERS = 4  # of a multiprocessor, each of which issues an instruction of one of its warps in a cycle
+PRODUCTS = {80: 1024, 90: 2048}  # of 16 bits that the tensor cores of a multiprocessor take in a cycle, by architecture
+ISSUE = {  # issue cycles for each cycle of the tensor cores, by architecture, kernel and tile, in 16 bits
+    (80, "convolve_kernel", 128, 128): 0.45, (80, "convolve_kernel", 128, 64): 0.7,
+    (80, "wgrad_kernel", 128, 128): 0.63, (80, "wgrad_kernel", 128, 64): 1.05,
+    (90, "convolve_kernel", 128, 128): 0.62, (90, "convolve_kernel", 128, 64): 0.9,
+    (90, "wgrad_kernel", 128, 128): 0.77, (90, "wgrad_kernel", 128, 64): 1.2}
 
 
 class Device(NamedTuple):
@@ -90,7 +101,8 @@ class Job(NamedTuple):
 
 
 class Binary(NamedTuple):
-    """What the compiler made of a job. `loads`: bytes of the narrowest load from global memory, by argument."""
+    """What the compiler made of a job. `loads`: bytes of the narrowest load from global memory, by argument. `loop`:
+    instructions of the loop around the products, `waits`: those of them that wait for products."""
 
     job: Job
     registers: int = 0
@@ -101,6 +113,8 @@ class Binary(NamedTuple):
     ptx: tuple[str, ...] = ()  # kinds of matrix multiplication
     sass: tuple[str, ...] = ()
     loads: dict[str, int] = {}  # noqa: RUF012
+    loop: int = 0
+    waits: int = 0
     seconds: float | None = None  # None: it came out of Triton's cache
     error: str = ""
 
@@ -194,8 +208,10 @@ def inspect(job: Job, ptx: str, cubin: bytes, names: list[str]) -> Binary:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
         registers, stack, local = resources(_run("cuobjdump", "--dump-resource-usage", str(path)))
-        sass = tensor_sass(_run("nvdisasm", "-ndf", "-c", str(path))) if job.is_gemm() else ()
-    return Binary(job, registers, stack, local, ptx=tensor_ptx(ptx), sass=sass, loads=loads(ptx, names))
+        sass = _run("nvdisasm", "-ndf", "-c", str(path)) if job.is_gemm() else ""
+    loop = hot_loop(sass)
+    return Binary(job, registers, stack, local, ptx=tensor_ptx(ptx), sass=tensor_sass(sass), loads=loads(ptx, names),
+                  loop=len(loop), waits=sum("WARPGROUP.DEPBAR" in instruction for instruction in loop))
 
 
 def _run(tool: str, *arguments: str) -> str:
@@ -224,6 +240,26 @@ def tensor_ptx(ptx: str) -> tuple[str, ...]:
 def tensor_sass(text: str) -> tuple[str, ...]:
     """Kinds of matrix multiplication in machine code: "HMMA", "HGMMA", "UTCHMMA" and their like."""
     return tuple(sorted(set(re.findall(r"\b(UTC[A-Z]*MMA|[A-Z]GMMA|[HQDI]MMA|OMMA)\b", text))))
+
+
+_MMA = re.compile(r"\b(HMMA|HGMMA)\b")
+_LABEL, _INSTRUCTION = re.compile(r"\s*(\.L_\w+):"), re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?);")
+_BRANCH = re.compile(r"\bBRA\b.*?(\.L_\w+)")
+
+
+def hot_loop(text: str) -> list[str]:
+    """The instructions of the innermost loop with products in nvdisasm's listing, from the target of a backward branch
+    to the branch; none where there is no such loop."""
+    labels: dict[str, int] = {}
+    instructions: list[str] = []
+    for line in text.splitlines():
+        if match := _LABEL.match(line):
+            labels[match[1]] = len(instructions)
+        if match := _INSTRUCTION.match(line):
+            instructions.append(match[1])
+    loops = [instructions[labels[match[1]]:i + 1] for i, instruction in enumerate(instructions)
+             if (match := _BRANCH.search(instruction)) and labels.get(match[1], i + 1) <= i]
+    return min((loop for loop in loops if any(map(_MMA.search, loop))), key=len, default=[])
 
 
 _LOAD = re.compile(r"ld\.global(?P<kind>[.\w:]*)\s+.*\[\s*(?P<address>%rd\d+)")
@@ -288,6 +324,17 @@ def occupancy(binary: Binary) -> int:
     return min(limits)
 
 
+def issue(binary: Binary) -> float | None:
+    """Issue cycles of an iteration of the hot loop for each cycle of the tensor cores, below 1 where these can be busy;
+    None for what is not counted: float32, image layers, other architectures."""
+    job, given = binary.job, binary.job.arguments
+    counted = job.is_gemm() and job.arch in PRODUCTS and job.has_tensor_cores() and not given["PACKED"]
+    if not counted or not binary.loop or given["PRECISION"] == "tf32":
+        return None
+    cycles = binary.loop * job.options["num_warps"] / SCHEDULERS
+    return float(cycles * PRODUCTS[job.arch] / (given["BM"] * given["BN"] * given["BK"]))
+
+
 def narrow_operands(binary: Binary) -> dict[str, str]:
     """The operands of a GEMM that are not read 16 bytes at a time, and why they cannot be."""
     job = binary.job
@@ -310,12 +357,25 @@ def failures(binary: Binary) -> list[str]:
     if job.is_gemm() and job.has_tensor_cores() and not (binary.ptx and binary.sass):
         found.append(f"no matrix multiplication on tensor cores: {', '.join(binary.ptx) or 'none'} in PTX, "
                      f"{', '.join(binary.sass) or 'none'} in machine code")
+    found += _slow_loop(binary)
     for name in job.operands():
         width, expected = binary.loads.get(name, 0), job.expected(name)
         if width < expected:
             found.append(f"{name} is loaded {width} bytes at a time, expected {expected}" if width
                          else f"no load of {name} found")
     return found
+
+
+def _slow_loop(binary: Binary) -> Iterator[str]:
+    """Of a loop that is pipelined."""
+    job, taken = binary.job, issue(binary)
+    if taken is None or job.options["num_stages"] == 1:
+        return
+    limit = ISSUE.get((job.arch, job.kernel, job.arguments["BM"], job.arguments["BN"]))
+    if limit is not None and taken > limit:
+        yield f"{taken:.2f} issue cycles for each cycle of the tensor cores, at most {limit}"
+    if binary.waits > 1:
+        yield f"{binary.waits} waits for products in an iteration, expected 1"
 
 
 def problem(job: Job) -> str:

@@ -27,7 +27,7 @@ from torch import Tensor
 from fastgan.errors import FastganError
 from fastgan.ops import reference
 from fastgan.ops.casts import cast
-from fastgan.ops.layers import Convolution
+from fastgan.ops.layers import Convolution, output_size
 from fastgan.ops.native import patches, rows, winograd
 from fastgan.ops.native.rows import Window
 from fastgan.ops.native.winograd import TILES
@@ -67,8 +67,7 @@ def _chosen(pass_: str, variant: str, device: str, dtype: torch.dtype, image: Se
         return "patches"
     # oneDNN is slow where the coarse image is a pixel, where the fine one has a few channels and is made or
     # differentiated, and in weight gradients of small images
-    height, width = image if transposed else ((side + 2 * pad - k) // step + 1 for side, pad, k, step in zip(
-        image, padding, weight[2:], stride, strict=True))
+    height, width = image if transposed else output_size(image, weight[2:], stride, padding)
     gemm = height * width == 1 or (to_fine and weight[1] <= 4) or (pass_ == "wgrad" and height * width <= 64)
     return "gemm" if gemm and "gemm" in known else "library"
 
