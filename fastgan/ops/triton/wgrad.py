@@ -93,7 +93,8 @@ def wgrad(coarse: Tensor, fine: Tensor, kernel: tuple[int, int], stride: tuple[i
     # as wide as the tile, or as the fine channels where they divide it
     bn = next((side for side in (tile.columns, tile.columns // 2, tile.columns // 4) if b % side == 0), tile.columns)
     packed = b < bn
-    tile = tile._replace(warps=max(4, tile.warps * bn // tile.columns))
+    warps = max(4, tile.warps * bn // tile.columns)
+    tile = tile._replace(warps=warps, registers=min(255, tile.registers * tile.warps // warps))
     grid = (triton.cdiv(a, bm), triton.cdiv(kh * kw * b, bn) if packed else kh * kw * triton.cdiv(b, bn))
     blocks = triton.cdiv(pixels, bk)
     split = max(1, min(blocks, programs(arch) // (grid[0] * grid[1])))
