@@ -198,8 +198,8 @@ def write(path: Path, rows: list[Row]) -> None:
 def run(chosen: argparse.Namespace) -> int:
     """Record, compile, judge, print; the exit status."""
     if chosen.update and not (chosen.quick or set(FULL) <= set(cases(chosen))):
-        sys.exit("--update: expected all presets, batches, precisions and archs, or --quick; else what CI compares would "
-                 "leave the baseline")
+        sys.exit("--update: expected all presets, batches, precisions and archs, or --quick; else kernels would leave "
+                 "the baseline")
     started = time.perf_counter()
     # not forked: torch has threads
     with ProcessPoolExecutor(chosen.workers, multiprocessing.get_context("spawn")) as pool:
