@@ -42,7 +42,7 @@ def images() -> Tensor:
 
 
 def our_frames() -> int:
-    """Frames of fastgan on the stack of whoever called this function's caller."""
+    """The number of fastgan's frames on the stack above the function that calls this one."""
     frame, count = sys._getframe(2), 0
     while frame is not None:
         count += str(frame.f_globals.get("__name__", "")).startswith("fastgan.")

@@ -2,9 +2,9 @@
 
 A `Chain` holds the eager layers themselves, under the names that they have in an `nn.Sequential`, so a checkpoint of
 one loads into the other. When called it reads them as blocks, convolution -> [batch normalisation] -> [activation],
-and hands each to the engine; whatever it cannot read for certain it calls as it is. All of this is decided anew at each
-call, from the layers as they then are: a hook registered, a layer replaced, frozen or switched to evaluation between
-two calls counts from the second on.
+and hands each to the engine. Layers that form no such block are called as they are. Blocks are read anew at each call,
+so a hook that is registered, or a layer that is replaced, frozen or switched to evaluation, takes effect in the next
+call.
 """
 
 from __future__ import annotations

@@ -81,8 +81,8 @@ def _outermost_chains(module: nn.Module, name: str) -> Iterator[Chain]:
 
 
 def outside_of_stages(network: nn.Module, name: str = "network") -> list[str]:
-    """The batch normalisations of `network` that are no part of a block, by name and kind: those that stand in no
-    `Chain`, or there behind something else than a convolution. Only stages can merge statistics over processes."""
+    """The batch normalisations of `network` that belong to no block, by name and kind: those outside of every `Chain`,
+    and those that follow something else than a convolution. Only blocks can merge statistics over processes."""
     if isinstance(network, Chain) and type(network).forward is Chain.forward:
         parts = read(flat(network))
         names = {module: f"{name}.{key}" for key, module in network.named_modules()}

@@ -14,10 +14,10 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastgan.errors import KernelError
 from fastgan.ops import passes
+from fastgan.ops.layout import empty
 
 cuda: Any = torch.cuda  # all that is asked of CUDA here goes through this name
 _failed: set[tuple[str, str]] = set()  # (engine, pass)
@@ -65,11 +65,6 @@ def raise_if_lost() -> None:
     is not to blame."""
     if cuda.is_initialized() and not cuda.is_current_stream_capturing():
         cuda.synchronize()
-
-
-def empty(like: Tensor, n: int, c: int, h: int, w: int) -> Tensor:
-    """(N, C, H, W) with the strides of a contiguous [N, H, W, C]."""
-    return like.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
 
 
 def _channels_last(results: Any) -> Any:

@@ -15,6 +15,7 @@ from fastgan.ops import plan, reference, synchronised
 from fastgan.ops.arguments import as_operand
 from fastgan.ops.autograd import conv_bn_act
 from fastgan.ops.layers import Block
+from fastgan.ops.library import OPERATORS
 
 OLDEST = (8, 0)  # compute capability from which Triton's dot products run on tensor cores
 
@@ -28,9 +29,8 @@ class Engine(NamedTuple):
 
 
 REFERENCE = Engine("reference", reference.block)
-DEFINITION, _NATIVE, _TRITON, _PLAN = (Engine(name, partial(conv_bn_act, engine=name))
-                                       for name in ("reference", "native", "triton", "plan"))
-_ENGINES = {engine.name: engine for engine in (_NATIVE, _TRITON, _PLAN)}
+DEFINITION = Engine("reference", partial(conv_bn_act, engine="reference"))
+_ENGINES = {name: Engine(name, partial(conv_bn_act, engine=name)) for name in OPERATORS}
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 

@@ -72,6 +72,10 @@ class Activation(NamedTuple):
     negative_slope: float = 0  # torch.compile takes 0 for a constant, and 0.0 that is a default for a variable
     inplace: bool = False
 
+    def keeps_mask(self) -> bool:
+        """Whether the backward pass needs the mask z > 0, because a may be overwritten: a leaky_relu not in-place."""
+        return self.name == "leaky_relu" and not self.inplace
+
 
 class Block(NamedTuple):
     """Convolution, then batch normalisation if there is one, then activation."""

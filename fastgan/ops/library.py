@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from fastgan.ops import dispatch, passes
-from fastgan.ops.dispatch import empty
 from fastgan.ops.layers import Activation, Convolution
+from fastgan.ops.layout import empty
 from fastgan.ops.passes import RunningStats
 from fastgan.ops.reference import statistics_dtype
 from fastgan.ops.specs import ConvSpec, NormSpec
@@ -86,9 +86,12 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def passes_of(engine: str, x: Tensor, weight: Tensor) -> Any:
-    """An engine's passes for these tensors: the functions themselves, which saves the 20 us that PyTorch takes to call
-    an operator in Python; or operators, where somebody looks at what is called: a compiler, a dispatch mode, the
-    profiler, a tensor of another class. The reference's are PyTorch's operators anyway."""
+    """An engine's passes for these tensors.
+
+    Operators are needed under a compiler, a dispatch mode, a functorch transform, the tracer or the profiler, and for
+    tensor subclasses. Otherwise the functions are called directly, which saves some 20 us a call. The reference is made
+    of PyTorch's operators, so its functions serve in both cases.
+    """
     if engine == "reference":
         return passes
     if (torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or type(x) not in _PLAIN
@@ -119,7 +122,7 @@ def _conv_act_forward(engine: str, x: Tensor, weight: Tensor, bias: Tensor | Non
 def _bn_act_forward(engine: str, y: Tensor, statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
                     *rest: Any) -> Any:
     return dispatch.run(engine, "bn_act_forward", y, statistics, gamma, beta, RunningStats(*rest[:3]), rest[3],
-                NormSpec(*rest[4:8]), Activation(*rest[8:]))
+                        NormSpec(*rest[4:8]), Activation(*rest[8:]))
 
 
 def _of_bn(name: str) -> Callable[..., Any]:
@@ -148,8 +151,8 @@ def _conv_forward_fake(engine: str, x: Tensor, weight: Tensor, bias: Tensor | No
 
 def _conv_act_forward_fake(engine: str, x: Tensor, weight: Tensor, bias: Tensor | None,
                            *rest: Any) -> tuple[Tensor, Tensor]:
-    y, (name, _, inplace) = _y_like(x, weight, rest[:4]), rest[4:]
-    masked = name == "leaky_relu" and not inplace
+    y = _y_like(x, weight, rest[:4])
+    masked = Activation(*rest[4:]).keeps_mask()
     return y, torch.empty_like(y, dtype=torch.bool) if masked else y.new_empty(0, dtype=torch.bool)
 
 

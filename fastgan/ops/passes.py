@@ -65,8 +65,7 @@ def conv_act_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvS
 
 def mask_of(z: Tensor, activation: Activation) -> Tensor:
     """z > 0 for a leaky_relu that is not in-place, else (0,)."""
-    masked = activation.name == "leaky_relu" and not activation.inplace
-    return z > 0 if masked else z.new_empty(0, dtype=torch.bool)
+    return z > 0 if activation.keeps_mask() else z.new_empty(0, dtype=torch.bool)
 
 
 def bn_act_forward(y: Tensor, statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None,

@@ -19,10 +19,9 @@ from fastgan.errors import FastganError
 from fastgan.models import build
 from fastgan.nn import Chain, frozen, stat_groups, use
 from fastgan.ops import logistic_loss
-from fastgan.ops.numerics import products
+from fastgan.ops.numerics import HALF, products
 
 PRECISIONS = ("bf16", "fp16", "tf32", "fp32")
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -126,5 +125,5 @@ def _loss(logits: Tensor, *targets: float) -> Tensor:
 @contextmanager
 def _precision(name: str) -> Iterator[None]:
     with (products("tf32" if name == "tf32" else "fp32"),
-          torch.autocast("cpu", _AUTOCAST.get(name, torch.bfloat16), enabled=name in _AUTOCAST)):
+          torch.autocast("cpu", HALF.get(name, torch.bfloat16), enabled=name in HALF)):
         yield

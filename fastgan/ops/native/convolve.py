@@ -28,6 +28,7 @@ from fastgan.errors import FastganError
 from fastgan.ops import reference
 from fastgan.ops.casts import cast
 from fastgan.ops.layers import Convolution, output_size
+from fastgan.ops.layout import nchw, nhwc
 from fastgan.ops.native import patches, rows, winograd
 from fastgan.ops.native.rows import Window
 from fastgan.ops.native.winograd import TILES
@@ -132,18 +133,6 @@ def wgrad(g: Tensor, x: Tensor, convolution: Convolution, variant: str) -> Tenso
         return nchw(patches.wgrad(coarse, fine, window)).to(weight.dtype)
     one, two, height, width = weight.shape
     return nchw(_wgrad(coarse, fine, window).view(one, height, width, two)).to(weight.dtype)
-
-
-def nhwc(x: Tensor) -> Tensor:
-    """(N, C, H, W) as [N, H, W, C], contiguous, also where a side is 1 and strides are anything."""
-    n, c, h, w = x.shape
-    if x.stride() == (h * w * c, 1, w * c, c):
-        return x.permute(0, 2, 3, 1)
-    return x.permute(0, 2, 3, 1).contiguous().view(n, h, w, c)
-
-
-def nchw(x: Tensor) -> Tensor:
-    return x.permute(0, 3, 1, 2)
 
 
 def _window(convolution: Convolution, height: int, width: int) -> Window:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fastgan.ops import passes
 from fastgan.ops.layers import Activation, Convolution
+from fastgan.ops.layout import nchw, nhwc
 from fastgan.ops.native import convolve, rows
-from fastgan.ops.native.convolve import nchw, nhwc
 from fastgan.ops.native.rows import logistic_loss
 from fastgan.ops.passes import RunningStats
 from fastgan.ops.specs import ConvSpec, NormSpec

@@ -1,7 +1,7 @@
 """Random arguments for a problem's pass, in its shapes, strides and dtypes, and what a candidate makes of them.
 
-No z of a rectifier whose gradient is taken is near the kink: there a rounding decides between two slopes, whoever
-rounds. Images, and what a convolution makes of them, are of about unit size.
+Inputs of rectifiers are kept away from 0 where gradients are taken: near 0 a rounding error selects the slope. Images,
+and what a convolution makes of them, are of about unit size.
 """
 
 from __future__ import annotations
@@ -81,8 +81,7 @@ def draw(problem: Problem, device: torch.device) -> Example:
         return Example(problem, (x, [1.0 - group % 2 for group in range(groups)]))
     if problem.kind == "act_backward":
         z = normal(*problem.x, dtype=problem.dtype, last=True)
-        masked = activation.name == "leaky_relu" and not activation.inplace
-        kept = z > 0 if masked else reference.activate(z, activation._replace(inplace=False))
+        kept = z > 0 if activation.keeps_mask() else reference.activate(z, activation._replace(inplace=False))
         return Example(problem, (x, kept, activation))
     return Example(problem, with_weight() if problem.weight else with_norm())
 

@@ -42,6 +42,13 @@ def place(group, tile, rows, C, LARGE: tl.constexpr, BM: tl.constexpr, BC: tl.co
 
 
 @triton.jit
+def load_pair(at, group, groups, channel, known, C):
+    """Both vectors [BC] of a group in [2, G, C], in float32."""
+    first = tl.load(at + group * C + channel, mask=known, other=0.0)
+    return first, tl.load(at + (groups + group) * C + channel, mask=known, other=0.0)
+
+
+@triton.jit
 def load_affine(gamma, beta, channel, known):
     """gamma and beta [BC] in float32; 1 and 0 where there are none."""
     scale = tl.full(channel.shape, 1.0, tl.float32)
@@ -105,8 +112,7 @@ def bn_act_forward_kernel(
         mean = tl.load(running_mean + channel, mask=known, other=0.0).to(tl.float32)
         var = tl.load(running_var + channel, mask=known, other=0.0).to(tl.float32)
     else:
-        mean = tl.load(statistics + group * C + channel, mask=known, other=0.0)
-        var = tl.load(statistics + (groups + group) * C + channel, mask=known, other=0.0)
+        mean, var = load_pair(statistics, group, groups, channel, known, C)
     rstd = 1.0 / tl.sqrt(var + eps)
     if tile == 0:
         tl.store(stats + group * C + channel, mean, mask=known)
@@ -148,8 +154,7 @@ def bn_backward_sums_kernel(
     group, part = tl.program_id(0) // parts, tl.program_id(0) % parts
     channel = tl.program_id(1) * BC + tl.arange(0, BC)  # [BC]
     known = channel < C
-    mean = tl.load(stats + group * C + channel, mask=known, other=0.0)
-    rstd = tl.load(stats + (groups + group) * C + channel, mask=known, other=0.0)
+    mean, rstd = load_pair(stats, group, groups, channel, known, C)
     scale, shift = load_affine(gamma, beta, channel, known)
     sum_gz = tl.zeros((BM, BC), tl.float32)
     sum_gz_xhat = tl.zeros((BM, BC), tl.float32)
@@ -172,15 +177,13 @@ def bn_backward_apply_kernel(
     group, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     channel = tl.program_id(1) * BC + tl.arange(0, BC)  # [BC]
     known = channel < C
-    mean = tl.load(stats + group * C + channel, mask=known, other=0.0)
-    rstd = tl.load(stats + (groups + group) * C + channel, mask=known, other=0.0)
+    mean, rstd = load_pair(stats, group, groups, channel, known, C)
     scale, shift = load_affine(gamma, beta, channel, known)
     at, inside = place(group, tile, rows, C, LARGE, BM, BC)
     gz, xhat = gz_and_xhat(ga, y, at, inside, mean, rstd, scale, shift, slope, ACTIVATION)
     if sums is not None:
-        mean_gz = tl.load(sums + group * C + channel, mask=known, other=0.0) * inverse_count
-        mean_gz_xhat = tl.load(sums + (groups + group) * C + channel, mask=known, other=0.0) * inverse_count
-        gz = gz - (mean_gz[None, :] + xhat * mean_gz_xhat[None, :])
+        total_gz, total_gz_xhat = load_pair(sums, group, groups, channel, known, C)
+        gz = gz - ((total_gz * inverse_count)[None, :] + xhat * (total_gz_xhat * inverse_count)[None, :])
     tl.store(g + at, (gz * (scale * rstd)[None, :]).to(g.dtype.element_ty), mask=inside)
 
 

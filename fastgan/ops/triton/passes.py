@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastgan.ops.layers import Activation, Convolution
+from fastgan.ops.layout import nchw, nhwc
 from fastgan.ops.passes import RunningStats
 from fastgan.ops.specs import ConvSpec, NormSpec
 from fastgan.ops.triton import normalize
@@ -22,61 +23,50 @@ __all__ = ["act_backward", "bn_act_forward", "bn_backward_apply", "bn_backward_s
 
 
 def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, groups: int) -> tuple[Tensor, Tensor]:
-    out = convolve(_nhwc(x), _nhwc(weight), bias, conv, _size(x, weight, conv), groups=groups, precision=_precision(x))
-    return _nchw(out.y), x.new_empty(0, dtype=torch.float32) if out.statistics is None else out.statistics
+    out = convolve(nhwc(x), nhwc(weight), bias, conv, _size(x, weight, conv), groups=groups, precision=_precision(x))
+    return nchw(out.y), x.new_empty(0, dtype=torch.float32) if out.statistics is None else out.statistics
 
 
 def conv_act_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec,
                      activation: Activation) -> tuple[Tensor, Tensor]:
-    masked = activation.name == "leaky_relu" and not activation.inplace
-    out = convolve(_nhwc(x), _nhwc(weight), bias, conv, _size(x, weight, conv), activation=activation, masked=masked,
-                   precision=_precision(x))
-    return _nchw(out.y), x.new_empty(0, dtype=torch.bool) if out.mask is None else _nchw(out.mask.view(torch.bool))
+    out = convolve(nhwc(x), nhwc(weight), bias, conv, _size(x, weight, conv), activation=activation,
+                   masked=activation.keeps_mask(), precision=_precision(x))
+    return nchw(out.y), x.new_empty(0, dtype=torch.bool) if out.mask is None else nchw(out.mask.view(torch.bool))
 
 
 def bn_act_forward(y: Tensor, statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
                    running: RunningStats, count: int, norm: NormSpec, activation: Activation) -> tuple[Tensor, Tensor]:
-    a, stats = normalize.bn_act_forward(_nhwc(y), statistics, gamma, beta, running, count, norm, activation)
-    return _nchw(a), stats
+    a, stats = normalize.bn_act_forward(nhwc(y), statistics, gamma, beta, running, count, norm, activation)
+    return nchw(a), stats
 
 
 def bn_backward_sums(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
                      activation: Activation) -> Tensor:
-    return normalize.bn_backward_sums(_nhwc(ga), _nhwc(y), stats, gamma, beta, activation)
+    return normalize.bn_backward_sums(nhwc(ga), nhwc(y), stats, gamma, beta, activation)
 
 
 def bn_backward_apply(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
                       sums: Tensor | None, count: int, activation: Activation) -> Tensor:
-    return _nchw(normalize.bn_backward_apply(_nhwc(ga), _nhwc(y), stats, gamma, beta, sums, count, activation))
+    return nchw(normalize.bn_backward_apply(nhwc(ga), nhwc(y), stats, gamma, beta, sums, count, activation))
 
 
 def act_backward(ga: Tensor, kept: Tensor, activation: Activation) -> Tensor:
-    return _nchw(normalize.act_backward(_nhwc(ga), _nhwc(kept), activation))
+    return nchw(normalize.act_backward(nhwc(ga), nhwc(kept), activation))
 
 
 def dgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
     twin = conv._replace(transposed=not conv.transposed)
-    return _nchw(convolve(_nhwc(g), _nhwc(weight), None, twin, (x.shape[2], x.shape[3]), precision=_precision(x)).y)
+    return nchw(convolve(nhwc(g), nhwc(weight), None, twin, (x.shape[2], x.shape[3]), precision=_precision(x)).y)
 
 
 def wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
-    coarse, fine = (_nhwc(x), _nhwc(g)) if conv.transposed else (_nhwc(g), _nhwc(x))
-    return _nchw(weight_gradient(coarse, fine, (weight.shape[2], weight.shape[3]), conv.stride, conv.padding,
+    coarse, fine = (nhwc(x), nhwc(g)) if conv.transposed else (nhwc(g), nhwc(x))
+    return nchw(weight_gradient(coarse, fine, (weight.shape[2], weight.shape[3]), conv.stride, conv.padding,
                                  weight.dtype, precision=_precision(x)))
 
 
 def _size(x: Tensor, weight: Tensor, conv: ConvSpec) -> tuple[int, int]:
     return Convolution(weight, None, *conv).size(x)
-
-
-def _nhwc(x: Tensor) -> Tensor:
-    """(N, C, H, W) as [N, H, W, C], contiguous, also where a side is 1 and strides are anything."""
-    n, c, h, w = x.shape
-    return x.permute(0, 2, 3, 1).contiguous().view(n, h, w, c)
-
-
-def _nchw(x: Tensor) -> Tensor:
-    return x.permute(0, 3, 1, 2)
 
 
 def _precision(x: Tensor) -> str:
