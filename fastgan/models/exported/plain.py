@@ -20,7 +20,7 @@ from fastgan.models.oreilly import OReillyGenerator
 from fastgan.models.pretrained import Pretrained
 from fastgan.models.tf_mnist import TFGenerator
 from fastgan.nn import to_eager
-from fastgan.nn.same import ConvTransposeSame
+from fastgan.nn.same_padding import ConvTransposeSame
 
 Described = tuple[str, dict[str, Any]]  # a class of torch.nn and its arguments
 
