@@ -195,7 +195,7 @@ def use(network: nn.Module, impl: str) -> nn.Module:
         if isinstance(module, Chain):
             module.impl = impl
         elif "_fastgan" in vars(module):
-            module._fastgan.set_impl(impl)
+            vars(module)["_fastgan"].set_impl(impl)
     return network
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -86,7 +87,7 @@ def _eager_class(module: nn.Module) -> type[nn.Module] | None:
 
 def _class_for(module: nn.Module) -> type[nn.Module] | None:
     """The class of a module in a converted network; None for what can be shared with the given one."""
-    kind = type(module)
+    kind: Any = type(module)
     if is_opaque(module) or isinstance(module, LAYERS):
         return None
     if isinstance(module, Converted) or kind.forward is Chain.forward:

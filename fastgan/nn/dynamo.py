@@ -68,11 +68,11 @@ if not entry_points(group="torch_dynamo_backends", name="fastgan"):  # a clone t
 
 
 class _Match(NamedTuple):
-    """A block as it is in a graph: its tensors are nodes. count: the node that counts the batches, if there is one."""
+    """A block as it is in a graph: its tensors are nodes. counter: the node that counts the batches, if there is one."""
 
     block: Block
     norm: fx.Node | None
-    count: fx.Node | None
+    counter: fx.Node | None
     last: fx.Node
 
 
@@ -177,13 +177,19 @@ def _batch_norm(node: fx.Node, y: fx.Node) -> tuple[BatchNorm | None, fx.Node | 
     bound = _bind(_batch_norm_options, node)
     if bound is None or bound[0] is not y or not isinstance(bound[5], bool):
         return None, None
-    count, before = None, node.prev
-    if before.target == "add_" and before.args[1:] == (1,) and not before.kwargs and not before.users and bound[5]:
-        counter = before.args[0]
-        example = counter.meta.get("example_value") if isinstance(counter, fx.Node) else None
-        if counter.op == "placeholder" and example is not None and example.dtype == torch.int64 and example.dim() == 0:
-            count = before
-    return BatchNorm(*bound[1:5], None if count is None else count.args[0], *bound[5:]), count
+    _, gamma, beta, mean, var, training, momentum, eps = bound
+    count = node.prev if training and _counts(node.prev) else None
+    number: Any = None if count is None else count.all_input_nodes[0]
+    return BatchNorm(gamma, beta, mean, var, number, training, momentum, eps), count
+
+
+def _counts(node: fx.Node) -> bool:
+    """Whether a node adds 1 to a number in a buffer, as `nn.BatchNorm2d` does before it normalises."""
+    if node.target != "add_" or node.args[1:] != (1,) or node.kwargs or node.users:
+        return False
+    counter = node.all_input_nodes[0]
+    example = counter.meta.get("example_value")
+    return counter.op == "placeholder" and example is not None and example.dtype == torch.int64 and example.dim() == 0
 
 
 def _batch_norm_options(input: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
@@ -208,12 +214,12 @@ def _replace(graph: fx.Graph, node: fx.Node, match: _Match, impl: str) -> None:
     plain = tuple(None if part is None else tuple(part) for part in match.block)  # a graph nests no NamedTuples
     x, blocks, before = node.all_input_nodes[0], [plain], None
     if x.target is _run and _only_user(x) is node and _adjacent(x, node, None):
-        x, blocks, before = x.all_input_nodes[0], [*x.args[1], plain], x  # type: ignore[list-item,misc]
+        x, blocks, before = x.all_input_nodes[0], [*x.args[1], plain], x  # type: ignore[misc]
     with graph.inserting_after(match.last):
         call = graph.call_function(_run, (x, blocks, impl))
     call.meta = dict(match.last.meta)
     match.last.replace_all_uses_with(call)
-    for old in dict.fromkeys((match.last, match.norm, node, match.count, before)):
+    for old in dict.fromkeys((match.last, match.norm, node, match.counter, before)):
         if old is not None:
             graph.erase_node(old)
 

@@ -24,7 +24,8 @@ class Converted:
     _eager_class: type[nn.Module]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        function, arguments, *rest = super().__reduce_ex__(protocol)  # type: ignore[misc]
+        reduced: Any = super().__reduce_ex__(protocol)
+        function, arguments, *rest = reduced
         if function is copyreg.__newobj__ and arguments[0] is type(self):  # type: ignore[attr-defined]
             return _new, (self._eager_class, *arguments[1:]), *rest
         return function, arguments, *rest
@@ -32,16 +33,16 @@ class Converted:
     __prepare_scriptable__: Any = Chain.__prepare_scriptable__
 
 
-def _new(eager_class: type[nn.Module], *arguments: Any) -> nn.Module:
+def _new(eager_class: Any, *arguments: Any) -> Any:
     return converted_class(eager_class).__new__(converted_class(eager_class), *arguments)
 
 
 @functools.cache
-def converted_class(eager_class: type[nn.Module]) -> type[nn.Module]:
+def converted_class(eager_class: Any) -> Any:
     """The subclass that runs blocks of layers as fused operations: a `Chain` for an `nn.Sequential`."""
     namespace: dict[str, Any] = {"_eager_class": eager_class, "__module__": eager_class.__module__,
                                  "__qualname__": eager_class.__qualname__, "__doc__": eager_class.__doc__}
-    metaclass = _metaclass(type(eager_class))
+    metaclass = _metaclass(eager_class)
     if eager_class.forward is nn.Sequential.forward:
         return metaclass(eager_class.__name__, (Converted, Chain, eager_class), namespace)
 
@@ -54,9 +55,9 @@ def converted_class(eager_class: type[nn.Module]) -> type[nn.Module]:
     return metaclass(eager_class.__name__, (Converted, eager_class), {**namespace, "forward": forward})
 
 
-@functools.cache
-def _metaclass(kind: type[type]) -> Any:
+def _metaclass(eager_class: Any) -> Any:
     """A metaclass whose classes set attributes, as `type(self).calls += 1` does, on the eager class."""
+    kind = type(eager_class)
 
     def __setattr__(cls: Any, name: str, value: Any) -> None:
         setattr(cls._eager_class, name, value)

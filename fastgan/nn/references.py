@@ -139,11 +139,11 @@ class _Substitution:
             made.cell_contents = self.of(value.cell_contents)
             return made
         if isinstance(value, FunctionType):
-            made = FunctionType(value.__code__, value.__globals__, value.__name__, self.of(value.__defaults__),
-                                value.__closure__ and tuple(map(self.of, value.__closure__)))
-            made.__kwdefaults__ = self.of(value.__kwdefaults__)
-            made.__dict__.update(value.__dict__)
-            return made
+            function = FunctionType(value.__code__, value.__globals__, value.__name__, self.of(value.__defaults__),
+                                    value.__closure__ and tuple(map(self.of, value.__closure__)))
+            function.__kwdefaults__ = self.of(value.__kwdefaults__)
+            function.__dict__.update(value.__dict__)
+            return function
         self.done[id(value)] = made = copy.copy(value)  # before its parts, among which it may be
         made.clear()
         if isinstance(value, dict):
