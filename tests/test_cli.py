@@ -17,7 +17,7 @@ from fastgan import _cpu, cli, presets
 from fastgan.errors import FastganError
 from fastgan.ops.native import extension
 from fastgan.ops.triton import launch
-from fastgan.train import Trainer, runs
+from fastgan.trainer import Trainer, run_files
 from fastgan.verify import doctor, machine
 
 SMALL = ["--image-size", "16", "--ngf", "4", "--ndf", "4", "--nz", "8", "--batch", "16", "--snap", "2", "--grid", "4",
@@ -343,7 +343,7 @@ def test_names_that_are_no_text(here):
     assert cli.main(["report", str(run)]) == 0 and cli.main(["export", str(run)]) == 0
     assert "| data | o\\udcff |" in (run / "export" / "safetensors" / "README.md").read_text()
     with pytest.raises(FastganError, match="no UTF-8"):
-        runs.create(Path("o\udcff"), presets.get("digits"))
+        run_files.create(Path("o\udcff"), presets.get("digits"))
     shutil.copytree(run, "r\udcff")
     with pytest.raises(FastganError, match="r\udcff: no UTF-8"):
         Trainer.resume(Path("r\udcff"))

@@ -23,8 +23,8 @@ from fastgan.errors import FastganError, KernelError
 from fastgan.ops import dispatch, numerics, reference
 from fastgan.ops.layers import BatchNorm
 from fastgan.ops.native import extension
-from fastgan.ops.plan import candidates
 from fastgan.ops.triton import launch
+from fastgan.ops.tuning import candidates
 from fastgan.train import graph
 from fastgan.train.graph import GraphedStep
 from fastgan.verify import certificate, checks, game, kinks, machine, operations, steps, table

@@ -7,7 +7,7 @@
 
 `impl` names the engine: "reference" is the definition in PyTorch operators; "native" fused kernels in C++ around a
 library's convolution or a matrix product, where they were compiled; "triton" kernels for NVIDIA GPUs from sm_80 on (and
-in Triton's interpreter); "auto" follows the plan in use, pass by pass (`fastgan.ops.plan`), and without one is the
+in Triton's interpreter); "auto" follows the plan in use, pass by pass (`fastgan.ops.tuning`), and without one is the
 device's default: native on a CPU where it was compiled, else the reference.
 """
 

@@ -51,7 +51,8 @@ def bound(engine: str, name: str) -> Callable[..., Any]:
     if engine == "reference":
         function = getattr(passes, name)
         return lambda *arguments: _channels_last(function(*arguments))
-    found: Callable[..., Any] = getattr(import_module(f"fastgan.ops.{engine}.passes"), name)
+    package = "tuning" if engine == "plan" else engine
+    found: Callable[..., Any] = getattr(import_module(f"fastgan.ops.{package}.passes"), name)
     return found
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError, first_line
-from fastgan.ops import plan, reference, synchronised
+from fastgan.ops import reference, synchronised
+from fastgan.ops import tuning as plan
 from fastgan.ops.arguments import as_operand
 from fastgan.ops.autograd import conv_bn_act
 from fastgan.ops.layers import Block
@@ -36,7 +37,7 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 def resolve(impl: str, x: Tensor) -> Engine:
     """The engine that `impl` means for x, the input of a convolution; `FastganError` where it cannot be. "auto" follows
-    the plan in use (`fastgan.ops.plan`), and without one is the device's default: native on a CPU where it was
+    the plan in use (`fastgan.ops.tuning`), and without one is the device's default: native on a CPU where it was
     compiled, else the reference.
 
     An engine that cannot run on a device (a GPU that is too old, nothing compiled, no Triton) is told once, in a

@@ -15,9 +15,9 @@ from torch import Tensor
 from fastgan.ops import dispatch, reference
 from fastgan.ops.layers import Activation, Convolution
 from fastgan.ops.passes import RunningStats
-from fastgan.ops.plan import candidates
-from fastgan.ops.plan.problem import Problem
 from fastgan.ops.specs import ConvSpec, NormSpec
+from fastgan.ops.tuning import candidates
+from fastgan.ops.tuning.problem import Problem
 
 KINK, AWAY = 2**-5, 0.5  # nearer to the kink than one, an input is moved to where the other is rectified
 
