@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from fastgan import ops
-from fastgan.ops.triton import gemm_pointer, launch, normalize, reduce, wgrad_pointer
+from fastgan.ops.triton import gemm_descriptor, gemm_pointer, launch, normalize, reduce, wgrad_pointer
 from tests.test_ops import each_kind
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-LAUNCHING = (gemm_pointer, normalize, reduce, wgrad_pointer)  # the modules that launch the kernels of an operation
+LAUNCHING = (gemm_descriptor, gemm_pointer, normalize, reduce, wgrad_pointer)  # the modules that launch the kernels of an operation
 NAMES = ("x", "weight", "bias", "gamma", "beta")
 
 
