@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastgan import _cpu, cli, presets
+from fastgan import cli, presets
 from fastgan.errors import FastganError
 from fastgan.ops.native import extension
 from fastgan.ops.triton import launch
@@ -197,8 +197,8 @@ def test_doctor_says_which_packages_are_for_what(monkeypatch):
 
 
 def test_doctor_says_what_is_compiled(monkeypatch):
-    assert dict(doctor.report())["native engine"] == f"ready (--impl native), compiled for {_cpu.isa()}"
-    monkeypatch.setitem(extension._found, "cpu", (None, "the native engine was not built (why): install a compiler"))
+    assert dict(doctor.report())["native engine"] == f"ready (--impl native), compiled for {extension.ISA}"
+    monkeypatch.setitem(extension._modules, "cpu", (None, "the native engine was not built (why): install a compiler"))
     found = dict(doctor.report())["native engine"]
     assert found == "not usable: the native engine was not built (why): install a compiler"
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fastgan import presets
 from fastgan.nn import Chain
-from fastgan.ops.native import extension, rows
+from fastgan.ops.native import extension
 from fastgan.ops.triton import launch
 from fastgan.verify.launches import record, training_step
 from tests.test_kernel_gradients import LAUNCHING
@@ -63,7 +63,7 @@ def test_frames_to_a_launch(impl, monkeypatch):
     depths: dict[str, int] = {}
     for module in LAUNCHING:
         monkeypatch.setattr(module, "launch", noting(depths, launch.launch, lambda kernel, *_: kernel.fn.__name__))
-    monkeypatch.setattr(rows.extension, "call", noting(depths, extension.call, lambda device, name, *_: name))
+    monkeypatch.setattr(extension, "call", noting(depths, extension.call, lambda device, name, *_: name))
     Chain(*tiny_blocks(1), impl=impl)(images().requires_grad_()).sum().backward()
     assert len(depths) >= 5 and max(depths.values()) <= FRAMES[impl], depths
 

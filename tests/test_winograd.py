@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastgan import _cpu
 from fastgan.errors import FastganError
 from fastgan.ops import passes, reference
 from fastgan.ops.layers import Convolution
-from fastgan.ops.native import convolve
+from fastgan.ops.native import convolve, extension
 from fastgan.ops.native import passes as native_passes
-from fastgan.ops.native.winograd import TILES
+from fastgan.ops.native.convolve import TILES
 from fastgan.ops.specs import ConvSpec
 from tests.near import EPS, MARGIN, UNITS, rms
+from tests.test_native_rows import isa  # noqa: F401 (a fixture)
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -36,14 +35,6 @@ each_case = pytest.mark.parametrize(
     ("case", "transposed"), [(case, transposed) for case in CASES for transposed in (False, True)
                              if case != LARGE and (transposed or case != "cropped")])
 each_tile = pytest.mark.parametrize("variant", TILES)
-
-
-@pytest.fixture(params=_cpu.isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _cpu.isa()
-    _cpu.use(request.param)
-    yield request.param
-    _cpu.use(before)
 
 
 def draw(case: str, transposed: bool) -> tuple[Tensor, Convolution]:
@@ -65,7 +56,7 @@ def passes_of(engine: ModuleType, x: Tensor, convolution: Convolution, **variant
 
 @each_tile
 @each_case
-def test_every_pass(case, transposed, variant, isa):
+def test_every_pass(case, transposed, variant, isa):  # noqa: F811
     check_passes(*draw(case, transposed), variant)
 
 
@@ -96,8 +87,8 @@ def test_an_error_is_that_of_the_definition_summed_term_by_term(variant):
     chain = torch.zeros(8, 256, 64)
     for term, taps in zip(columns.unbind(1), convolution.weight.flatten(1).unbind(1), strict=True):
         chain += taps[:, None] * term[:, None]
-    found = convolve.forward(convolve.nhwc(x), convolution, variant)
-    error, chained = (rms(y - exact) for y in (convolve.nchw(found), chain.view_as(exact)))
+    found = convolve.forward(x, convolution.weight, None, ConvSpec(*convolution[2:]), variant)
+    error, chained = (rms(y - exact) for y in (found, chain.view_as(exact)))
     assert error < (0.5 if variant == "winograd-2x2" else 1.0) * chained
 
 
@@ -121,7 +112,7 @@ def test_a_bias_may_be_a_slice(transposed, variant):
     x, convolution = draw("wider than a vector", transposed)
     assert convolution.bias is not None
     sliced = torch.stack([convolution.bias, torch.full_like(convolution.bias, torch.nan)], 1)[:, 0]
-    one, other = (convolve.forward(convolve.nhwc(x), convolution._replace(bias=bias), variant)
+    one, other = (convolve.forward(x, convolution.weight, bias, ConvSpec(*convolution[2:]), variant)
                   for bias in (convolution.bias, sliced))
     assert torch.equal(one, other)
 
@@ -129,22 +120,25 @@ def test_a_bias_may_be_a_slice(transposed, variant):
 @pytest.mark.parametrize(("dtype", "kernel", "stride"), [
     (torch.bfloat16, 4, (2, 2)), (torch.float32, 3, (2, 2)), (torch.float32, 4, (2, 1))])
 def test_refused_for_other_convolutions(dtype, kernel, stride):
-    x, convolution = torch.zeros(1, 8, 8, 16, dtype=dtype), Convolution(
-        torch.zeros(5, 16, kernel, kernel, dtype=dtype), None, stride, (1, 1))
+    x, weight = torch.zeros(1, 16, 8, 8, dtype=dtype), torch.zeros(5, 16, kernel, kernel, dtype=dtype)
     with pytest.raises(FastganError, match="variant 'winograd-2x2': expected one of library, gemm here"):
-        convolve.forward(x, convolution, "winograd-2x2")
+        convolve.forward(x, weight, None, ConvSpec(stride, (1, 1)), "winograd-2x2")
 
 
 @pytest.mark.parametrize(("given", "message"), [
-    ({"tile": 3}, "tile 3: expected 2 or 4"),
+    ({"tile": 3}, "tile 3: expected 0, 2 or 4"),
     ({"images": 0}, "images 0: expected 1 or more"),
     ({"fine": (4, 0, 3)}, "fine, coarse 0: expected 1 or more"),
+    ({"kernel": (4, 3)}, "kernel 3: expected 4"),
+    ({"stride": (1, 2)}, "stride 1: expected 2"),
+    ({"tile": 0, "stride": (0, 2)}, "stride 0: expected 1 or more"),
     ({"padding": (-1, 0)}, "padding -1: expected 0 or more"),
-    ({"x": 0}, "x: expected an address, got null"),
-    ({"x": 6}, "x: expected an address divisible by 4"),
+    ({"x": 0}, "from: expected an address, got null"),
+    ({"x": 6}, "from: expected an address divisible by 4"),
 ])
 def test_numbers_are_checked_once_more(given, message):
-    arguments = {"tile": 2, "images": 1, "fine": (4, 4, 3), "coarse": (2, 2, 5), "padding": (1, 1), "x": 64,
-                 "weight": 64, "bias": 0, "out": 64, "queue": 1, **given}
+    numbers = {"tile": 2, "images": 1, "fine": (4, 4, 3), "coarse": (2, 2, 5), "kernel": (4, 4), "stride": (2, 2),
+               "padding": (1, 1), "x": 64, **given}
+    x = numbers.pop("x")
     with pytest.raises(ValueError, match=message):
-        _cpu.winograd_gather(*arguments.values())
+        extension.of(torch.device("cpu")).to_coarse(convolve.Geometry(**numbers), x, 64, None, 64, 1)

@@ -16,7 +16,7 @@ from fastgan.bench.contender import USUAL, Contender
 from fastgan.bench.entry import Entry
 from fastgan.config import Config, nearest
 from fastgan.errors import FastganError
-from fastgan.ops.native.winograd import TILES
+from fastgan.ops.native.convolve import TILES
 from fastgan.ops.plan import candidates
 from fastgan.presets import PRESETS
 

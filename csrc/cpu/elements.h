@@ -1,16 +1,16 @@
-// float32 <-> the element types, in runs: widened exactly, computed in float32, rounded once to nearest even.
+// Elements of float32, bfloat16 and float16: widened exactly to float32, and rounded once from it, to nearest even.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#include "kernels.h"
+#include "fastgan/kernels.h"
 
 #ifdef __F16C__
 #include <immintrin.h>
 #endif
 
-namespace fastgan::FASTGAN_ISA {
+namespace fastgan {
 
 struct bfloat16 {
     std::uint16_t bits;
@@ -46,42 +46,43 @@ static inline float widened(float16 x) {
 static inline float16 rounded_to_float16(float x) {
     const std::uint32_t bits = bits_of<std::uint32_t>(x), sign = bits >> 16 & 0x8000, rest = bits & 0x7fffffff;
     const std::uint32_t normal = (rest - 0x38000000 + 0xfff + (rest >> 13 & 1)) >> 13;
-    const std::uint32_t subnormal = bits_of<std::uint32_t>(bits_of<float>(rest) + 0.5f) - 0x3f000000;  // the adder rounds
+    // the addition rounds
+    const std::uint32_t subnormal = bits_of<std::uint32_t>(bits_of<float>(rest) + 0.5f) - 0x3f000000;
     const std::uint32_t beyond = rest > 0x7f800000 ? 0x7e00 : 0x7c00;
     const std::uint32_t magnitude = rest >= 0x477ff000 ? beyond : rest < 0x38800000 ? subnormal : normal;
     return {static_cast<std::uint16_t>(sign | magnitude)};
 }
 
-// The run as float32: where it lies, or widened into `room`.
+// `count` neighbouring elements as float32: where they are, or widened into `buffer`.
 static inline const float* widen(const float* x, std::int64_t, float*) { return x; }
 
-static inline const float* widen(const bfloat16* x, std::int64_t count, float* room) {
-    for (std::int64_t i = 0; i < count; ++i) room[i] = widened(x[i]);
-    return room;
+static inline const float* widen(const bfloat16* x, std::int64_t count, float* buffer) {
+    for (std::int64_t i = 0; i < count; ++i) buffer[i] = widened(x[i]);
+    return buffer;
 }
 
-static inline const float* widen(const float16* x, std::int64_t count, float* room) {
+static inline const float* widen(const float16* x, std::int64_t count, float* buffer) {
     std::int64_t i = 0;
 #ifdef __F16C__
     for (; i + 8 <= count; i += 8)
-        _mm256_storeu_ps(room + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i))));
+        _mm256_storeu_ps(buffer + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i))));
 #endif
-    for (; i < count; ++i) room[i] = widened(x[i]);
-    return room;
+    for (; i < count; ++i) buffer[i] = widened(x[i]);
+    return buffer;
 }
 
-// Where a run is computed: in its place, or in `room`; `settle` rounds it from there.
-static inline float* place(float* out, float*) { return out; }
-static inline float* place(bfloat16*, float* room) { return room; }
-static inline float* place(float16*, float* room) { return room; }
+// Where results are computed: in place, or in `buffer`, from which `store_rounded` takes them.
+static inline float* output_buffer(float* out, float*) { return out; }
+static inline float* output_buffer(bfloat16*, float* buffer) { return buffer; }
+static inline float* output_buffer(float16*, float* buffer) { return buffer; }
 
-static inline void settle(const float*, std::int64_t, float*) {}
+static inline void store_rounded(const float*, std::int64_t, float*) {}
 
-static inline void settle(const float* from, std::int64_t count, bfloat16* out) {
+static inline void store_rounded(const float* from, std::int64_t count, bfloat16* out) {
     for (std::int64_t i = 0; i < count; ++i) out[i] = rounded_to_bfloat16(from[i]);
 }
 
-static inline void settle(const float* from, std::int64_t count, float16* out) {
+static inline void store_rounded(const float* from, std::int64_t count, float16* out) {
     std::int64_t i = 0;
 #ifdef __F16C__
     for (; i + 8 <= count; i += 8)
@@ -99,4 +100,4 @@ static inline void with_type(DType dtype, Body body) {
     if (dtype == DType::float16) body(float16{});
 }
 
-}  // namespace fastgan::FASTGAN_ISA
+}  // namespace fastgan
