@@ -1,5 +1,4 @@
-"""The compiled kernels of batch normalization, and patches, by themselves: each instruction set, threads, edges, refusals.
-"""
+"""The kernels of batch normalization and patches by themselves: each instruction set, threads, edges, refusals."""
 
 from __future__ import annotations
 

@@ -225,7 +225,8 @@ def test_nothing_flows_through_running_statistics(program):
 @each_activation
 def test_what_is_not_a_number_stays_so(program, activation):
     z = torch.tensor([[torch.nan, torch.inf, -torch.inf, 0.0]])
-    a, unchanged = torch.zeros_like(z), (torch.stack([torch.zeros(1, 4), torch.ones(1, 4)]), torch.ones(4), torch.zeros(4))
+    a, zeros, ones = torch.zeros_like(z), torch.zeros(1, 4), torch.ones(1, 4)
+    unchanged = torch.stack([zeros, ones]), ones, zeros
     program.call("bn_act_forward", *shape(z), z, *unchanged, *kind(activation), a, 0)
     torch.testing.assert_close(a, reference.activate(z, activation), equal_nan=True)
 

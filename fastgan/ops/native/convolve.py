@@ -63,7 +63,7 @@ class Geometry(NamedTuple):
     padding: tuple[int, int]
 
     def is_one_patch(self) -> bool:
-        """Whether an image is a patch as it is in memory: the first layer of a generator, the last of a discriminator."""
+        """Whether an image is a patch, without a copy: the first layer of a generator, the last of a discriminator."""
         return self.coarse[:2] == (1, 1) and self.padding == (0, 0) and self.kernel == self.fine[:2]
 
     def reach(self) -> tuple[int, int]:
@@ -73,10 +73,11 @@ class Geometry(NamedTuple):
 
 
 class Method(NamedTuple):
-    """How a pass is computed. y: the shape of the convolution's result."""
+    """How a pass is computed. y: the shape of the convolution's result; kernel: "to_coarse", "to_fine" or "wgrad"."""
 
     variant: str
     y: tuple[int, ...]
+    kernel: str
     geometry: Geometry
 
 
@@ -94,7 +95,8 @@ def method(pass_: str, variant: str, device: str, dtype: torch.dtype, x: Sequenc
     y = output_size((h, w), (kh, kw), *conv)
     fine, coarse = (y, (h, w)) if conv.transposed else ((h, w), y)
     variant = variant or default(pass_, known, weight, coarse)
-    return Method(variant, (n, two if conv.transposed else one, *y),
+    kernel = "wgrad" if pass_ == "wgrad" else "to_fine" if conv.transposed == (pass_ == "forward") else "to_coarse"
+    return Method(variant, (n, two if conv.transposed else one, *y), kernel,
                   Geometry(TILES.get(variant, 0), n, (*fine, two), (*coarse, one), (kh, kw), conv.stride, conv.padding))
 
 
@@ -112,21 +114,29 @@ def default(pass_: str, known: Sequence[str], weight: Sequence[int], coarse: tup
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, variant: str) -> Tensor:
     """conv(x, weight) + bias."""
     how = method("forward", variant, x.device.type, x.dtype, x.shape, weight.shape, conv)
+    x = channels_last(x)
     if how.variant == "library":
-        return channels_last(reference.convolve(channels_last(x), Convolution(weight, bias, *conv)))
-    out = empty(x, *how.y)
-    _convolve(conv.transposed, how, x, weight, bias, out)
+        return channels_last(reference.convolve(x, Convolution(weight, bias, *conv)))
+    out, bias = empty(x, *how.y), None if bias is None else bias.to(x.dtype).contiguous()
+    if how.variant == "gemm":
+        _GEMM[how.kernel](how.geometry, x, channels_last(weight), bias, out)
+    else:
+        extension.call(x.device, how.kernel, how.geometry, x, channels_last(weight), bias, out)
     return out
 
 
 def dgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, *, variant: str = "") -> Tensor:
     """The gradient of x from that of conv(x, weight); of x, only shape and strides are read."""
     how = method("dgrad", variant, x.device.type, x.dtype, x.shape, weight.shape, conv)
+    g = channels_last(g)
     if how.variant == "library":
         return channels_last(reference.convolve_backward(
-            channels_last(g), channels_last(x), Convolution(weight, None, *conv), (True, False, False))[0])
+            g, channels_last(x), Convolution(weight, None, *conv), (True, False, False))[0])
     out = empty(x, *x.shape)
-    _convolve(not conv.transposed, how, g, weight, None, out)
+    if how.variant == "gemm":
+        _GEMM[how.kernel](how.geometry, g, channels_last(weight), None, out)
+    else:
+        extension.call(x.device, how.kernel, how.geometry, g, channels_last(weight), None, out)
     return out
 
 
@@ -143,18 +153,8 @@ def wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, *, variant: str 
     if how.variant == "gemm":
         _gemm_wgrad(how.geometry, fine, coarse, out)
     else:
-        extension.call(x.device, "wgrad", how.geometry, fine, coarse, out)
+        extension.call(x.device, how.kernel, how.geometry, fine, coarse, out)
     return out.to(weight.dtype)
-
-
-def _convolve(to_fine: bool, how: Method, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    """A pass from one image, x, to the other, out."""
-    x, weight = channels_last(x), channels_last(weight)
-    bias = None if bias is None else bias.to(x.dtype).contiguous()
-    if how.variant == "gemm":
-        (_gemm_to_fine if to_fine else _gemm_to_coarse)(how.geometry, x, weight, bias, out)
-    else:
-        extension.call(x.device, "to_fine" if to_fine else "to_coarse", how.geometry, x, weight, bias, out)
 
 
 def _blocks(of: Geometry, fine: Tensor, coarse: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -217,3 +217,6 @@ def _gemm_wgrad(of: Geometry, fine: Tensor, coarse: Tensor, out: Tensor) -> None
     products = [torch.mm(pixels.t(), _patches(of, images)) for images, pixels in _blocks(of, fine, coarse)]
     total = products[0] if len(products) == 1 else sum(product.float() for product in products)
     nhwc(out).copy_(total.view(nhwc(out).shape))
+
+
+_GEMM = {"to_coarse": _gemm_to_coarse, "to_fine": _gemm_to_fine}
