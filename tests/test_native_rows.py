@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module, util
@@ -316,6 +319,13 @@ def test_sums_on_another_device_are_taken_in_parts(monkeypatch, parts):
     ((name, (_, _, shape, normalization, (given, partials), _)),) = calls
     assert (name, shape, given, partials.shape) == ("bn_backward_sums", (120, 7, 2, 0), parts, (2, 2, parts, 7))
     assert normalization[3:] == (1, 0) and sums.shape == (2, 2, 7)
+
+
+def test_the_instruction_set_is_that_of_pytorch():
+    code = "import torch; from fastgan.ops.native import extension as e; print(e.ISA, e.of(torch.device('cpu')))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                          env={**os.environ, "ATEN_CPU_CAPABILITY": "default"}).stdout
+    assert told.startswith("portable <module 'fastgan._cpu_portable'")
 
 
 def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):

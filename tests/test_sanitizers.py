@@ -52,7 +52,7 @@ def test_edges(built, tmp_path):
 
 @pytest.mark.parametrize("built", ["portable"], indirect=True)
 @pytest.mark.parametrize(("name", "right", "wrong", "used_by"), [
-    ("row_blocks.h", "std::min(rows - packed_row * pack, pack)", "pack", "bn_act_forward.cpp"),
+    ("row_blocks.h", "rows - packed_row * pack", "rows + packed_row * pack", "bn_act_forward.cpp"),
     ("patches.cpp", "y >= 0 && y < conv.fine_h", "y >= 0 && y <= conv.fine_h", "patches.cpp"),
     ("winograd_tiles.h", "conv.pad_w + conv.fine_w, width", "conv.pad_w + conv.fine_w + 1, width", "winograd.cpp"),
     ("winograd.cpp", "u_pool(1, pass.panels * POINTS", "u_pool(1, (pass.panels * POINTS - 1)", "winograd.cpp"),
