@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fastgan.train import GANStep, GraphedStep
     from fastgan.trainer import Trainer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = ["Config", "FastganError", "GANStep", "GraphedStep", "Pretrained", "Trainer", "__version__", "autotune",
            "config", "convert", "data", "errors", "metrics", "models", "nn", "ops", "pictures", "presets", "report",
            "to_eager", "train", "trainer", "verify"]
