@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastgan import _cpu, cli, presets
+from fastgan import __version__, _cpu, cli, presets
 from fastgan.errors import FastganError
 from fastgan.ops.native import extension
 from fastgan.ops.triton import launch
@@ -174,7 +174,7 @@ def test_presets_are_listed_and_explained(capsys):
 def test_doctor(capsys):
     assert cli.main(["doctor"]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[0].split() == ["fastgan", fastgan.__version__] and "verdict          ready to train on the" in out[-1]
+    assert out[0].split() == ["fastgan", __version__] and "verdict          ready to train on the" in out[-1]
     subjects = {line[:17].strip() for line in out}
     assert {"driver", "reference", "native engine", "triton engine", "CUDA graphs", "kernel cache", "data"} < subjects
 
