@@ -22,7 +22,7 @@ from fastgan.bench.results import Row
 from fastgan.bench.rounds import Failed, Taken
 from fastgan.errors import FastganError
 from fastgan.nn import Chain
-from fastgan.ops.plan import candidates
+from fastgan.ops.tuning import candidates
 from fastgan.train import graph
 from tests.simulated import SimulatedCuda
 

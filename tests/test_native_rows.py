@@ -18,12 +18,11 @@ from torch.nn import functional as F
 
 from fastgan.errors import FastganError
 from fastgan.ops import passes, reference
-from fastgan.ops.layers import ACTIVATIONS, Activation
 from fastgan.ops.native import convolve, extension
 from fastgan.ops.native import passes as native
 from fastgan.ops.native.convolve import Geometry
 from fastgan.ops.passes import RunningStats
-from fastgan.ops.specs import NormSpec
+from fastgan.ops.specs import ACTIVATIONS, Activation, NormSpec
 from tests.near import EPS, MARGIN, UNITS, rms
 
 pytestmark = pytest.mark.usefixtures("one_thread", "poisoned")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastgan.ops.layers import Convolution
 from fastgan.ops.native import convolve
 from fastgan.ops.specs import ConvSpec
 from tests.test_native_rows import isa  # noqa: F401 (a fixture)
@@ -30,9 +29,8 @@ def test_every_pass(case, transposed, isa):  # noqa: F811
     ci, co = (coarse, fine) if transposed else (fine, coarse)
     torch.manual_seed(0)
     x = torch.randn(count, ci, height, width).contiguous(memory_format=torch.channels_last)
-    convolution = Convolution(torch.randn(coarse, fine, *kernel), torch.randn(co), stride, padding,
-                              extra if transposed else (0, 0), transposed)
-    check_passes(x, convolution, "patches")
+    conv = ConvSpec(stride, padding, extra if transposed else (0, 0), transposed)
+    check_passes(x, torch.randn(coarse, fine, *kernel), torch.randn(co), conv, "patches")
 
 
 def test_the_same_bits_with_any_number_of_threads():

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from fastgan.ops import passes, reference
-from fastgan.ops.layers import ACTIVATIONS, Activation
 from fastgan.ops.passes import RunningStats
-from fastgan.ops.specs import NormSpec
+from fastgan.ops.specs import ACTIVATIONS, Activation, NormSpec
 from tests import simt
 from tests.near import KINK, assert_near
 from tests.simt import CSRC, DTYPES, Argument, Program, SimtError, build

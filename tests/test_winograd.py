@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fastgan.errors import FastganError
 from fastgan.ops import passes, reference
-from fastgan.ops.layers import Convolution
 from fastgan.ops.native import convolve, extension
 from fastgan.ops.native import passes as native_passes
 from fastgan.ops.native.convolve import TILES
@@ -37,17 +36,18 @@ each_case = pytest.mark.parametrize(
 each_tile = pytest.mark.parametrize("variant", TILES)
 
 
-def draw(case: str, transposed: bool) -> tuple[Tensor, Convolution]:
+def draw(case: str, transposed: bool) -> tuple[Tensor, Tensor, Tensor, ConvSpec]:
+    """x, weight, bias and the convolution."""
     torch.manual_seed(0)
     shape, co, padding, output_padding = CASES[case]
     weight = torch.randn(*((shape[1], co) if transposed else (co, shape[1])), 4, 4)
     x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
-    return x, Convolution(weight, torch.randn(co), (2, 2), padding, output_padding, transposed)
+    return x, weight, torch.randn(co), ConvSpec((2, 2), padding, output_padding, transposed)
 
 
-def passes_of(engine: ModuleType, x: Tensor, convolution: Convolution, **variant: str) -> dict[str, Tensor]:
+def passes_of(engine: ModuleType, x: Tensor, weight: Tensor, bias: Tensor, conv: ConvSpec,
+              **variant: str) -> dict[str, Tensor]:
     """What an engine's convolution passes make of the same numbers."""
-    conv, weight, bias = ConvSpec(*convolution[2:]), convolution.weight, convolution.bias
     y, _ = engine.conv_forward(x, weight, bias, conv, 0, **variant)
     g = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(x.dtype)
     return {"y": y, "gx": engine.dgrad(g, x, weight, conv, **variant),
@@ -66,12 +66,11 @@ def test_by_panels_of_the_weight(transposed, variant):
     check_passes(*draw(LARGE, transposed), variant)
 
 
-def check_passes(x: Tensor, convolution: Convolution, variant: str) -> None:
+def check_passes(x: Tensor, weight: Tensor, bias: Tensor, conv: ConvSpec, variant: str) -> None:
     """As near to float64 as PyTorch's operators."""
-    weight, bias = convolution[:2]
-    assert bias is not None
-    found, eager = passes_of(native_passes, x, convolution, variant=variant), passes_of(passes, x, convolution)
-    exact = passes_of(passes, x.double(), convolution._replace(weight=weight.double(), bias=bias.double()))
+    found = passes_of(native_passes, x, weight, bias, conv, variant=variant)
+    eager = passes_of(passes, x, weight, bias, conv)
+    exact = passes_of(passes, x.double(), weight.double(), bias.double(), conv)
     for name, value in exact.items():
         allowed = MARGIN * rms(eager[name] - value) + UNITS * EPS[torch.float32] * value.abs().max().item()
         assert rms(found[name] - value) <= allowed, name
@@ -81,13 +80,13 @@ def check_passes(x: Tensor, convolution: Convolution, variant: str) -> None:
 def test_an_error_is_that_of_the_definition_summed_term_by_term(variant):
     torch.manual_seed(0)
     x = torch.randn(8, 128, 16, 16).contiguous(memory_format=torch.channels_last)
-    convolution = Convolution(torch.randn(256, 128, 4, 4), None, (2, 2), (1, 1))
-    exact = reference.convolve(x.double(), convolution._replace(weight=convolution.weight.double()))
+    weight, conv = torch.randn(256, 128, 4, 4), ConvSpec((2, 2), (1, 1))
+    exact = reference.convolve(x.double(), weight.double(), None, conv)
     columns = torch.nn.functional.unfold(x, 4, padding=1, stride=2)  # (N, Ci * 16, Ho * Wo)
     chain = torch.zeros(8, 256, 64)
-    for term, taps in zip(columns.unbind(1), convolution.weight.flatten(1).unbind(1), strict=True):
+    for term, taps in zip(columns.unbind(1), weight.flatten(1).unbind(1), strict=True):
         chain += taps[:, None] * term[:, None]
-    found = convolve.forward(x, convolution.weight, None, ConvSpec(*convolution[2:]), variant)
+    found = convolve.forward(x, weight, None, conv, variant)
     error, chained = (rms(y - exact) for y in (found, chain.view_as(exact)))
     assert error < (0.5 if variant == "winograd-2x2" else 1.0) * chained
 
@@ -109,11 +108,9 @@ def test_threads_change_no_bit(transposed, variant):
 @each_tile
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_bias_may_be_a_slice(transposed, variant):
-    x, convolution = draw("wider than a vector", transposed)
-    assert convolution.bias is not None
-    sliced = torch.stack([convolution.bias, torch.full_like(convolution.bias, torch.nan)], 1)[:, 0]
-    one, other = (convolve.forward(x, convolution.weight, bias, ConvSpec(*convolution[2:]), variant)
-                  for bias in (convolution.bias, sliced))
+    x, weight, bias, conv = draw("wider than a vector", transposed)
+    sliced = torch.stack([bias, torch.full_like(bias, torch.nan)], 1)[:, 0]
+    one, other = (convolve.forward(x, weight, each, conv, variant) for each in (bias, sliced))
     assert torch.equal(one, other)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastgan import presets
 from fastgan.config import Config
-from fastgan.ops.plan import Problem
+from fastgan.ops.tuning import Problem
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Single passes: forward, dgrad and wgrad of every convolution of a training step, each by itself.
 
-Problems, candidates, inputs and the rule of what is right are the plan's (`fastgan.ops.plan`), which also knows each
+Problems, candidates, inputs and the rule of what is right are the plan's (`fastgan.ops.tuning`), which also knows each
 engine's variants.
 """
 
@@ -19,10 +19,10 @@ from fastgan.bench.job import Job, Judged, sets_for
 from fastgan.config import Config
 from fastgan.ops.layers import output_size
 from fastgan.ops.numerics import products
-from fastgan.ops.plan import Problem, candidates, check, measure
-from fastgan.ops.plan.example import Example, caller, draw
-from fastgan.train.planned import like_a_batch
+from fastgan.ops.tuning import Problem, candidates, check, measure
+from fastgan.ops.tuning.example import Example, caller, draw
 from fastgan.train.step import GANStep
+from fastgan.trainer.plan_setup import like_a_batch
 from fastgan.verify.checks import shape_of
 
 FEW = 2  # images, on which a step is recorded

@@ -25,7 +25,7 @@ from fastgan.bench.limit import limit_seconds
 from fastgan.bench.results import Row
 from fastgan.bench.rounds import Failed, Fresh, Player, Taken, Worker, command, play
 from fastgan.bench.suites import SUITES
-from fastgan.ops.plan import stored
+from fastgan.ops.tuning import stored
 from fastgan.verify import machine
 
 PRESET = "dcgan-64"

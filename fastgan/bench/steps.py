@@ -24,13 +24,14 @@ from fastgan.config import Config
 from fastgan.models import build
 from fastgan.models.sampling import Noise
 from fastgan.nn import use
-from fastgan.ops import numerics, plan
-from fastgan.ops.plan import stored
-from fastgan.train import planned
+from fastgan.ops import numerics
+from fastgan.ops import tuning as plan
+from fastgan.ops.tuning import stored
 from fastgan.train.graph import GraphedStep
 from fastgan.train.optim import make_adam
 from fastgan.train.precision import autocast
 from fastgan.train.step import GANStep
+from fastgan.trainer import plan_setup
 from fastgan.verify import game
 from fastgan.verify.checks import shape_of
 
@@ -58,7 +59,7 @@ class Training(Job):
         if isinstance(self.step, GraphedStep):  # in whose first call memory is what it will be
             by_hand = self.step.step
             assert isinstance(by_hand, GANStep)
-            with planned.undone(by_hand, (self.real[0],)):
+            with plan_setup.undone(by_hand, (self.real[0],)):
                 by_hand.run(by_hand.phase(), self.real[0])
 
     def used(self, judged: Judged | None) -> tuple[float, str]:
@@ -112,7 +113,7 @@ def ours(networks: game.Networks, config: Config, contender: Contender, like: Te
     step = GANStep(generator, discriminator, config.model, config.train, precision=contender.precision,
                    savings=contender.savings, history=10)
     if contender.engine == "auto":
-        plan.use(planned.make(step, (like,), stored.machine(like.device)))
+        plan.use(plan_setup.make(step, (like,), stored.machine(like.device)))
     return GraphedStep(step) if contender.graph else step
 
 

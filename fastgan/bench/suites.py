@@ -17,7 +17,7 @@ from fastgan.bench.entry import Entry
 from fastgan.config import Config, nearest
 from fastgan.errors import FastganError
 from fastgan.ops.native.convolve import TILES
-from fastgan.ops.plan import candidates
+from fastgan.ops.tuning import candidates
 from fastgan.presets import PRESETS
 
 NHWC = "textbook, channels_last"

@@ -21,9 +21,9 @@ from fastgan.bench.job import Job
 from fastgan.bench.steps import make, networks, trouble
 from fastgan.data import make_feed
 from fastgan.data.dataset import MemoryDataset
-from fastgan.train.fed import FedStep
 from fastgan.train.graph import GraphedStep
 from fastgan.train.step import GANStep
+from fastgan.trainer.fetch_step import FedStep
 from fastgan.verify.checks import shape_of
 
 WORKERS = 2

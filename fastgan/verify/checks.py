@@ -12,8 +12,8 @@ from fastgan.config import Config, parse_size
 from fastgan.errors import FastganError
 from fastgan.models import build
 from fastgan.ops import engines, numerics
-from fastgan.ops.layers import ENGINES
-from fastgan.ops.plan import active, candidates
+from fastgan.ops.dispatch import ENGINES
+from fastgan.ops.tuning import active, candidates
 from fastgan.verify import game, machine, operations, stages, steps
 from fastgan.verify.found import Found
 from fastgan.verify.game import Game, Networks

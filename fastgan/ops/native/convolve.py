@@ -31,10 +31,9 @@ from torch.nn import functional as F
 from fastgan.errors import FastganError
 from fastgan.ops import reference
 from fastgan.ops.casts import cast
-from fastgan.ops.layers import Convolution, output_size
 from fastgan.ops.layout import channels_last, empty, nhwc
 from fastgan.ops.native import extension
-from fastgan.ops.specs import ConvSpec
+from fastgan.ops.specs import ConvSpec, output_size
 
 TILES = {"winograd-2x2": 2, "winograd-4x4": 4}  # coarse pixels that are computed at a time
 BLOCK = 64 * 2**20  # bytes of patches in memory
@@ -116,7 +115,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, vari
     how = method("forward", variant, x.device.type, x.dtype, x.shape, weight.shape, conv)
     x = channels_last(x)
     if how.variant == "library":
-        return channels_last(reference.convolve(x, Convolution(weight, bias, *conv)))
+        return channels_last(reference.convolve(x, weight, bias, conv))
     out, bias = empty(x, *how.y), None if bias is None else bias.to(x.dtype).contiguous()
     if how.variant == "gemm":
         _GEMM[how.kernel](how.geometry, x, channels_last(weight), bias, out)
@@ -130,8 +129,7 @@ def dgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, *, variant: str 
     how = method("dgrad", variant, x.device.type, x.dtype, x.shape, weight.shape, conv)
     g = channels_last(g)
     if how.variant == "library":
-        return channels_last(reference.convolve_backward(
-            g, channels_last(x), Convolution(weight, None, *conv), (True, False, False))[0])
+        return channels_last(reference.convolve_backward(g, channels_last(x), weight, conv, needs_x=True)[0])
     out = empty(x, *x.shape)
     if how.variant == "gemm":
         _GEMM[how.kernel](how.geometry, g, channels_last(weight), None, out)
@@ -145,8 +143,7 @@ def wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, *, variant: str 
     how = method("wgrad", variant, x.device.type, x.dtype, x.shape, weight.shape, conv)
     g, x = channels_last(g), channels_last(x)
     if how.variant == "library":
-        narrow = Convolution(cast(weight, x.dtype), None, *conv)
-        out = reference.convolve_backward(g, x, narrow, (False, True, False))[1]
+        out = reference.convolve_backward(g, x, cast(weight, x.dtype), conv, needs_weight=True)[1]
         return channels_last(out).to(weight.dtype)
     fine, coarse = (g, x) if conv.transposed else (x, g)
     out = empty(x, *weight.shape)

@@ -15,12 +15,11 @@ from torch import Tensor
 
 from fastgan.errors import FastganError
 from fastgan.ops import passes
-from fastgan.ops.layers import ACTIVATIONS, Activation
 from fastgan.ops.layout import channels_last
 from fastgan.ops.native import convolve, extension
 from fastgan.ops.native.convolve import dgrad, wgrad
 from fastgan.ops.passes import RunningStats, logistic_loss
-from fastgan.ops.specs import ConvSpec, NormSpec
+from fastgan.ops.specs import ACTIVATIONS, Activation, ConvSpec, NormSpec
 
 __all__ = ["act_backward", "bn_act_forward", "bn_backward_apply", "bn_backward_sums", "conv_act_forward",
            "conv_forward", "dgrad", "logistic_loss", "wgrad"]

@@ -14,7 +14,7 @@ import fastgan
 from fastgan.config import Config
 from fastgan.models import build
 from fastgan.nn import use
-from fastgan.ops import plan
+from fastgan.ops import tuning as plan
 from fastgan.ops.numerics import HALF
 from fastgan.train.step import GANStep, Savings
 from fastgan.verify.checks import shape_of

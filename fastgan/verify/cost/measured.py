@@ -11,8 +11,8 @@ import torch
 import fastgan
 from fastgan.models import build
 from fastgan.nn import use
-from fastgan.train.planned import like_a_batch
 from fastgan.train.step import GANStep
+from fastgan.trainer.plan_setup import like_a_batch
 from fastgan.verify import machine
 from fastgan.verify.cost.counted import Experiment
 from fastgan.verify.cost.textbook import Textbook

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastgan.commands import drawing, proof, results, speed, training
+from fastgan.cli import drawing, proof, results, speed, training
 from fastgan.config import nearest
 from fastgan.errors import FastganError
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": training.train, "resume": training.resume, "sample": drawing.sample, "interpolate": drawing.interpolate,
     "evaluate": results.evaluate, "export": results.export, "presets": training.list_presets, "verify": proof.verify,
-    "plan": speed.plan, "bench": speed.bench, "report": results.report, "cost": speed.cost, "doctor": proof.doctor}
+    "tune": speed.tune, "bench": speed.bench, "report": results.report, "cost": speed.cost, "doctor": proof.doctor}
+
+MOVED = {"plan": "fastgan tune"}
 
 
 def run(name: str, args: list[str]) -> int:
     """The exit code of the subcommand called `name`."""
+    if name in MOVED:
+        raise FastganError(f"`fastgan {name}` is now `{MOVED[name]}`")
     if name not in COMMANDS:
         raise FastganError(f"unknown command {name!r}; {nearest(name, list(COMMANDS))}")
     return COMMANDS[name](args)
