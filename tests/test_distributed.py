@@ -20,8 +20,7 @@ from fastgan.data.part import Part
 from fastgan.errors import FastganError
 from fastgan.nn import Chain
 from fastgan.nn.groups import outside_of_stages
-from fastgan.train import distributed
-from fastgan.trainer import Trainer, checkpoint
+from fastgan.trainer import Trainer, checkpoint, distributed
 from tests import distributed_worker as worker
 
 # How far parameters, statistics and losses may be from those of one process, after steps that move parameters by up to
@@ -145,12 +144,12 @@ def test_rank_0_says_for_all_what_all_fail_with(monkeypatch):
     store = torch.distributed.HashStore()
     monkeypatch.setattr(distributed, "_store", store)
     monkeypatch.setattr(distributed, "world", lambda: distributed.World(1, 3))
-    store.set("ended2", "no such folder")
-    later = threading.Timer(0.2, lambda: store.set("ended0", "no such folder"))
+    store.set("error2", "no such folder")
+    later = threading.Timer(0.2, lambda: store.set("error0", "no such folder"))
     later.start()
-    assert isinstance(distributed._tell(FastganError("no such folder")), SystemExit)
+    assert isinstance(distributed._exchange_errors(FastganError("no such folder")), SystemExit)
     later.join()
-    assert str(distributed._tell(FastganError("another thing"))) == "another thing"
+    assert str(distributed._exchange_errors(FastganError("another thing"))) == "another thing"
 
 
 def test_no_thread_of_the_group_is_left(found):

@@ -35,8 +35,8 @@ class Verify:
 def verify(args: list[str]) -> int:
     options = parsing.parse(Verify, args, "verify")
     parsing.writable(options.out)
+    from fastgan.device import pick_device
     from fastgan.files import replacing
-    from fastgan.train.host import pick_device
     from fastgan.verify import certificate, table
 
     if pick_device(options.device).type == "cpu":

@@ -8,14 +8,18 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fastgan import __version__
-from fastgan.data import open_dataset
+from fastgan.config import Config
+from fastgan.data import Dataset, open_dataset
+from fastgan.device import pick_device
 from fastgan.errors import FastganError
 from fastgan.files import StrPath, read_json, replacing
+from fastgan.metrics import Metrics
 from fastgan.models.pretrained import Pretrained
-from fastgan.train.host import pick_device, say
 from fastgan.trainer import checkpoint, run_files
-from fastgan.trainer.loop import open_metrics
+from fastgan.trainer.host import logger
 
 FILE = "metrics.json"
 MEANINGS = {
@@ -49,15 +53,16 @@ def evaluate(folder: StrPath, metrics: str = "", *, images: int = 2000, weights:
         raise FastganError(f"{folder} makes images of {_size(source.shape)}, those of {dataset.name} have "
                            f"{_size(dataset.shape)}; expected in its options what it was trained on")
     if run_files.read_resolved(folder).get("fingerprint", dataset.fingerprint) != dataset.fingerprint:
-        say(f"{dataset.name} has changed since {folder} was trained on it; measured against the images as they are now")
+        logger.warning(f"{dataset.name} has changed since {folder} was trained on it; measured against the images as "
+                       "they are now")
     metrics = metrics or config.run.metrics or ("score" if dataset.labels is not None else "fid")
     config = config.replace(metrics=metrics, metrics_images=images,
                             metrics_weights=weights or config.run.metrics_weights).validate()
     measures = open_metrics(config, dataset, place)
     assert measures is not None, "metrics are named"
     measures.learn()
-    for words in measures.doubts():
-        say(words)
+    for message in measures.doubts():
+        logger.warning(message)
     source.generator.to(place)
     step, now = checkpoint.newest_step(folder / "checkpoints"), datetime.now(timezone.utc)
     fakes, reals = measures.of(source), measures.of_reals()
@@ -67,6 +72,13 @@ def evaluate(folder: StrPath, metrics: str = "", *, images: int = 2000, weights:
     with replacing(folder / FILE) as stream:
         stream.write((json.dumps({"measured": [*before, found]}, indent=2) + "\n").encode())
     return found
+
+
+def open_metrics(config: Config, dataset: Dataset, device: torch.device) -> Metrics | None:
+    """The metrics that --metrics names, None for none. Raises `FastganError` where one cannot be computed."""
+    run = config.run
+    return Metrics(run.metrics, dataset, config.data, images=run.metrics_images, weights=run.metrics_weights,
+                   device=device) if run.metrics else None
 
 
 def _size(shape: Sequence[int]) -> str:

@@ -15,8 +15,8 @@ from torch import Tensor
 from fastgan.config import RunConfig
 from fastgan.errors import FastganError
 from fastgan.ops.tuning import Plan, candidates, measure, stored, table
-from fastgan.train.host import say
 from fastgan.train.step import GANStep, Phase
+from fastgan.trainer.host import logger
 
 FILE = "plan.json"  # in a run folder: a resumed run computes as the run did
 
@@ -39,9 +39,9 @@ def decide(run: RunConfig, pinned: Plan | None, step: GANStep, folder: Path, bat
     if plan is None:
         plan = make(step, batch, facts, progress=True)
     elif pinned is not None:
-        _tell_unknown(plan, run.plan, step, batch)
+        _warn_of_unknown(plan, run.plan, step, batch)
     stored.export(folder / FILE, plan, facts)
-    say(f"plan: {table.verdict(plan)}")
+    logger.info(f"plan: {table.verdict(plan)}")
     return plan
 
 
@@ -50,13 +50,13 @@ def make(step: GANStep, batch: tuple[Tensor, ...], facts: dict[str, str], *, ane
     """A plan for steps on such batches, remembered; arguments as in `measure.make`. anew: measure what is known too."""
     known, trouble = stored.recall(facts)
     if trouble:
-        say(trouble)
+        logger.warning(trouble)
     with undone(step, batch):
         plan = measure.make(lambda: _steps(step, batch), None if anew else known, rounds=rounds, tiles=tiles,
                             progress=progress)
     trouble = stored.remember(facts, plan)
     if trouble:
-        say(trouble)
+        logger.warning(trouble)
     return plan
 
 
@@ -97,15 +97,15 @@ def _of_folder(folder: Path, facts: dict[str, str], device: torch.device) -> Pla
     try:
         plan, made_on = stored.read(folder / FILE, device)
     except FastganError as error:
-        say(str(error))
+        logger.warning(str(error))
         return None
     return plan if made_on == facts else None
 
 
-def _tell_unknown(plan: Plan, name: str, step: GANStep, batch: tuple[Tensor, ...]) -> None:
+def _warn_of_unknown(plan: Plan, name: str, step: GANStep, batch: tuple[Tensor, ...]) -> None:
     with undone(step, batch):
         asked = measure.record(lambda: _steps(step, batch))
     unknown = [problem for problem in asked if problem not in plan.choices]
     if unknown and plan.engine == "plan":
-        say(f"{name} has no entry for {len(unknown)} of {len(asked)} passes, first {unknown[0].words()}: "
-            f"{candidates.default(step.device)} computes them")
+        logger.warning(f"{name} has no entry for {len(unknown)} of {len(asked)} passes, first {unknown[0].words()}: "
+                       f"{candidates.default(step.device)} computes them")

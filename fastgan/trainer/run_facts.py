@@ -1,4 +1,4 @@
-"""What a run folder knows of the training behind its generator, for those to whom the generator is given."""
+"""The training behind a generator, from its run folder, for exports."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fastgan.errors import FastganError
 from fastgan.files import StrPath
-from fastgan.train.host import say
 from fastgan.trainer import checkpoint, evaluate, run_files
+from fastgan.trainer.host import logger
 
 
 def facts(folder: StrPath) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def discriminator(folder: StrPath) -> dict[str, Tensor] | None:
         return None
     state, path, problems = checkpoint.read_newest(checkpoints)
     for problem in problems:
-        say(f"{problem}; taking the discriminator of {path.name}")
+        logger.warning(f"{problem}; taking the discriminator of {path.name}")
     try:
         return state["step"]["discriminator"]
     except (KeyError, TypeError) as error:

@@ -1,11 +1,11 @@
-"""Several processes that train one model, as `torchrun` starts them: who they are, how they agree, and how they end.
+"""Several processes that train one model, as `torchrun` starts them.
 
-    with distributed.group():              joins the others; nothing where there are none
+    with distributed.group():              joins the others; does nothing where there are none
         Trainer(config).fit()
 
-Each computes its part of every batch, and all have the same parameters, random state and position in the data. What
-only one may do (make the run folder, measure a plan, save) rank 0 does while the others wait for word of it: `agree`.
-A process that fails says so to the others before it ends, so that nobody waits for one that is no longer there.
+Each process computes its part of every batch, and all have the same parameters, random state and position in the data.
+Rank 0 alone makes the run folder, measures a plan and saves, while the others wait for the result: `on_rank_0`.
+A process that fails leaves its error in the store, so that the others end with a message and do not wait for it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastgan import device as devices
 from fastgan.errors import FastganError, first_line
-from fastgan.train import host
+from fastgan.trainer.host import logger
 
 Result = TypeVar("Result")
-PATIENCE = timedelta(minutes=30)  # for another process: longer than a plan's measuring, a snapshot or metrics take
-_LAST_WORDS = 3.0  # seconds in which a process that fails is heard
-_store: Any = None  # where last words are kept
+TIMEOUT = timedelta(minutes=30)  # longer than the measuring of a plan, a snapshot or metrics take
+_ERROR_SECONDS = 3.0  # for which a process that fails waits for the errors of others
+_store: Any = None  # of errors
 _alone = 0
 
 
@@ -57,17 +58,17 @@ def world() -> World:
 
 
 def launched() -> bool:
-    """Whether `torchrun`, or somebody who sets the same environment, has started this process beside others."""
+    """Whether this process is one of several, by the environment that `torchrun` sets."""
     return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")) and (
         int(os.environ["WORLD_SIZE"]) > 1)
 
 
 @contextmanager
 def group() -> Iterator[World]:
-    """Join the processes that were launched together, and part from them at the end of the block.
+    """Join the processes that were launched together, and leave them at the end of the block.
 
-    NCCL between GPUs, gloo between CPUs. Errors within the block are told to the others. Raises `FastganError` where
-    the others do not come.
+    NCCL between GPUs, gloo between CPUs. An error within the block is sent to the others. Raises `FastganError` where
+    the others cannot be joined.
     """
     if not launched() or _joined():
         yield world()
@@ -76,13 +77,13 @@ def group() -> Iterator[World]:
     try:
         yield world()
     except BaseException as error:
-        told = _tell(error)
-        if told is not error:
-            raise told from error
+        shown = _exchange_errors(error)
+        if shown is not error:
+            raise shown from error
         raise
     finally:
-        host.quiet = False
-        with suppress(Exception):  # of a group that has lost somebody
+        logger.disabled = False
+        with suppress(Exception):  # of a group that has lost a process
             dist.destroy_process_group()
 
 
@@ -94,41 +95,41 @@ def _join() -> None:
     global _store
     if not dist.is_available():
         raise FastganError("this PyTorch was built without torch.distributed; expected one with it, or one process")
-    # Its functions take the group there is when it is imported as a default argument. Imported later, by torch._dynamo,
-    # it would keep this group and its threads for good, and one that still wants the interpreter aborts the process.
+    # Its functions take the current group as a default argument when it is imported. Imported later, by torch._dynamo,
+    # it would keep this group and its threads alive, and one that needs the interpreter at exit aborts the process.
     importlib.import_module("torch.distributed.nn")
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
-        store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
-        # torchrun's store outlives a restart, and with it addresses at which nobody listens any more
+        store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        # torchrun's store outlives a restart, and with it addresses of processes that have ended
         store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
-        _store, host.quiet = dist.PrefixStore("words", store), rank > 0
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+        _store, logger.disabled = dist.PrefixStore("errors", store), rank > 0
     except (RuntimeError, ValueError, OSError) as error:
         raise FastganError(f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} cannot join the others at "
                            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {first_line(error)}") from error
 
 
-def _tell(error: BaseException) -> BaseException:
-    """Leave word of why this process ends, and find out whether it ends because of another; the error to raise."""
+def _exchange_errors(error: BaseException) -> BaseException:
+    """Store why this process ends, and find out whether it ends because of another; the error to raise."""
     mine = world()
     lost = _is_loss(error)
-    with suppress(Exception):  # the store may be gone with its process
+    with suppress(Exception):  # the store may have ended with its process
         if not lost:
-            _store.set(f"ended{mine.rank}", str(error) or type(error).__name__)
+            _store.set(f"error{mine.rank}", str(error) or type(error).__name__)
             if mine.first:
-                _wait_for(lambda: _store.check([f"heard{rank}" for rank in range(1, mine.size)]))
+                _wait_for(lambda: _store.check([f"read{rank}" for rank in range(1, mine.size)]))
                 return error
-        words = _last_words()
-        _store.set(f"heard{mine.rank}", "")
+        errors = _errors_of_others()
+        _store.set(f"read{mine.rank}", "")
         if isinstance(error, FastganError) and not lost:
-            # everybody fails alike: rank 0 says so for all, if not yet, then soon
-            if str(error) in words.values():
-                _wait_for(lambda: _store.check(["ended0"]))
-                words = _last_words()
-            return SystemExit(2) if words.get(0) == str(error) else error
-        if lost and words:
-            rank, why = min(words.items())
+            # where all fail alike, rank 0 alone prints the error, if not yet, then soon
+            if str(error) in errors.values():
+                _wait_for(lambda: _store.check(["error0"]))
+                errors = _errors_of_others()
+            return SystemExit(2) if errors.get(0) == str(error) else error
+        if lost and errors:
+            rank, why = min(errors.items())
             return LostError(f"process {rank} of {mine.size} has ended: {why}")
     if isinstance(error, Exception) and lost:
         return LostError(f"process {mine.rank} of {mine.size} has lost another one, which ended without a word "
@@ -136,16 +137,15 @@ def _tell(error: BaseException) -> BaseException:
     return error
 
 
-def _last_words() -> dict[int, str]:
-    """What processes that ended have said, as soon as one has."""
-    ranks = range(world().size)
-    _wait_for(lambda: any(_store.check([f"ended{rank}"]) for rank in ranks if rank != world().rank))
-    return {rank: _store.get(f"ended{rank}").decode() for rank in ranks
-            if rank != world().rank and _store.check([f"ended{rank}"])}
+def _errors_of_others() -> dict[int, str]:
+    """The errors of processes that have ended, by rank, as soon as there is one."""
+    others = [rank for rank in range(world().size) if rank != world().rank]
+    _wait_for(lambda: any(_store.check([f"error{rank}"]) for rank in others))
+    return {rank: _store.get(f"error{rank}").decode() for rank in others if _store.check([f"error{rank}"])}
 
 
 def _wait_for(ready: Callable[[], bool]) -> None:
-    end = time.monotonic() + _LAST_WORDS
+    end = time.monotonic() + _ERROR_SECONDS
     while not ready() and time.monotonic() < end:
         time.sleep(0.02)
 
@@ -157,27 +157,27 @@ def _is_loss(error: BaseException) -> bool:
                                                                                "Connection reset by peer")))
 
 
-def agree(work: Callable[[], Result]) -> Result:
-    """What `work` returns on rank 0, where alone it is called, to all; so is a `FastganError`, raised by all."""
+def on_rank_0(work: Callable[[], Result]) -> Result:
+    """What `work` returns on rank 0, where alone it is called, to all; a `FastganError` of it is raised by all."""
     mine = world()
     if mine.size == 1:
         return work()
-    said: list[Any] = [None, ""]
+    outcome: list[Any] = [None, ""]
     if mine.first:
         try:
             with alone():
-                said[0] = work()
+                outcome[0] = work()
         except FastganError as error:
-            said[1] = str(error)
-    dist.broadcast_object_list(said, src=0, device=torch.device("cpu"))
-    if said[1]:
-        raise FastganError(said[1])
-    result: Result = said[0]
+            outcome[1] = str(error)
+    dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
+    if outcome[1]:
+        raise FastganError(outcome[1])
+    result: Result = outcome[0]
     return result
 
 
 def local_first(work: Callable[[], Result]) -> Result:
-    """`work` of each process; where it fetches or decodes files, one a machine has done so before the others look."""
+    """`work` of each process; the first process of a machine, which may download or decode files, before the others."""
     mine = world()
     if mine.size == 1:
         return work()
@@ -186,36 +186,35 @@ def local_first(work: Callable[[], Result]) -> Result:
         if turn == (mine.local == 0):
             try:
                 result = work()
-            except FastganError as trouble:
-                error = trouble
-        failures = everyones(None if error is None else str(error))
+            except FastganError as failure:
+                error = failure
+        failures = all_gather(None if error is None else str(error))
         if any(failures):
             raise FastganError(next(filter(None, failures)))
     return result  # type: ignore[return-value]
 
 
-def everyones(mine: Result) -> list[Result]:
-    """What each process gives, in the order of their ranks."""
-    found: list[Any] = [mine] * world().size
-    for rank in range(len(found)) if len(found) > 1 else ():
-        dist.broadcast_object_list(box := [mine], src=rank, device=torch.device("cpu"))
-        found[rank] = box[0]
-    return found
+def all_gather(mine: Result) -> list[Result]:
+    """The object of each process, in the order of their ranks."""
+    objects: list[Any] = [mine] * world().size
+    if len(objects) > 1:
+        dist.all_gather_object(objects, mine)
+    return objects
 
 
-def compare(mine: dict[str, Any]) -> None:
-    """`FastganError`, raised by all, that names the first process to which something else was given than to rank 0."""
-    first, *others = everyones(mine)
+def check_equal(mine: dict[str, Any]) -> None:
+    """`FastganError`, raised by all, that names the first process whose values differ from those of rank 0."""
+    first, *others = all_gather(mine)
     for rank, theirs in enumerate(others, 1):
-        other = [f"{key} {theirs.get(key)} instead of {value}" for key, value in first.items()
-                 if theirs.get(key) != value]
-        if other:
+        different = [f"{key} {theirs.get(key)} instead of {value}" for key, value in first.items()
+                     if theirs.get(key) != value]
+        if different:
             raise FastganError(f"process {rank} of {world().size} has other options or data than process 0: "
-                               f"{', '.join(other)}; expected the same everywhere")
+                               f"{', '.join(different)}; expected the same everywhere")
 
 
-def same(tensors: Iterable[Tensor]) -> None:
-    """Make these tensors what they are on rank 0, in place."""
+def broadcast(tensors: Iterable[Tensor]) -> None:
+    """Copy the tensors of rank 0 to all processes, in place."""
     if world().size > 1:
         for tensor in tensors:
             whole = tensor.detach().contiguous()
@@ -225,7 +224,7 @@ def same(tensors: Iterable[Tensor]) -> None:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within the block this process's steps wait for nobody: averages and statistics are its own."""
+    """Within the block this process's steps exchange nothing: gradients and statistics are its own."""
     global _alone
     _alone += 1
     try:
@@ -235,35 +234,35 @@ def alone() -> Iterator[None]:
 
 
 def active() -> bool:
-    """Whether steps are made together with other processes now."""
+    """Whether steps exchange gradients with other processes now."""
     return _joined() and not _alone
 
 
-class Stop:
-    """Whether any process was told to stop, known to all after the same step; the exchange takes its time while a step
-    computes, so that nobody waits for it."""
+class StopSignal:
+    """Whether any process was signalled to stop, known to all after the same step; the exchange runs while a step
+    computes, so that it takes no time."""
 
     def __init__(self) -> None:
-        self._coming: tuple[Any, Tensor] | None = None
+        self._pending: tuple[Any, Tensor] | None = None
 
     def number(self, mine: int) -> int:
         """The highest number that a process gave at the last call, 0 at the first; `mine` is known at the next one."""
         if world().size == 1:
             return mine
         known = 0
-        if self._coming is not None:
-            self._coming[0].wait()
-            known = int(self._coming[1])
-        given = torch.tensor(mine)
-        self._coming = dist.all_reduce(given, dist.ReduceOp.MAX, async_op=True), given
+        if self._pending is not None:
+            self._pending[0].wait()
+            known = int(self._pending[1])
+        number = torch.tensor(mine)
+        self._pending = dist.all_reduce(number, dist.ReduceOp.MAX, async_op=True), number
         return known
 
 
 def launch_names() -> list[str]:
-    """By what this launch can be known again after a restart; empty without `torchrun`.
+    """Names by which this launch can be recognised after a restart; empty without `torchrun`.
 
-    The folder for the errors of its agent is new in each launch and stays through restarts; the name that --rdzv-id
-    gave is for where a restart has moved rank 0 to another machine, and may be that of an earlier launch, too.
+    The folder for the errors of its agent is new in each launch and stays through restarts; the name of --rdzv-id is
+    for a restart that has moved rank 0 to another machine, and may be that of an earlier launch, too.
     """
     folder, name = os.environ.get("TORCHELASTIC_ERROR_FILE", ""), os.environ.get("TORCHELASTIC_RUN_ID", "none")
     return ([str(Path(folder).parents[2])] if folder else []) + ([name] if name != "none" else [])
@@ -276,7 +275,7 @@ def restarted() -> bool:
 
 def pick_device(name: str) -> torch.device:
     """The device of this name; of several processes on a machine each takes the GPU of its number there."""
-    mine, device = world(), host.pick_device(name)
+    mine, device = world(), devices.pick_device(name)
     if mine.size == 1 or device.type == "cpu":
         return device
     if device.type != "cuda" or device.index is not None:
