@@ -115,7 +115,7 @@ def test_command_lines_are_found():
     assert len(COMMANDS) > 30 and ["presets"] in [words for _, words in COMMANDS]
 
 
-SAID = {"FastganError", "warn", "_warn", "info", "warning"}
+SAID = {"FastganError", "SharedError", "warn", "_warn", "info", "warning"}
 # rooms whose errors have an entry; every warning has one
 WITH_ENTRY = ("train/", "trainer/", "data/", "config.py", "device.py", "options.py", "cli/", "files.py", "models/",
               "metrics/", "report/")

@@ -135,17 +135,6 @@ def test_the_newest_run_is_that_of_the_highest_number(tiny, tmp_path):
     assert run_files.create(tmp_path, tiny()).name == "100001-digits"
 
 
-def test_others_files_beside_the_runs(tmp_path):
-    for name in ("99999-digits", "100000-digits"):
-        (tmp_path / name).mkdir()
-        run_files.mark_launch(tmp_path / name, ["ours"])
-    (tmp_path / "zz").mkdir()
-    (tmp_path / "zz" / "launch").write_bytes(b"\xff")
-    (tmp_path / "zzz" / "launch").mkdir(parents=True)
-    assert run_files.of_launch(tmp_path, []) is None and run_files.of_launch(tmp_path, ["theirs"]) is None
-    assert run_files.of_launch(tmp_path, ["ours"]) == tmp_path / "100000-digits"
-
-
 def test_a_folder_is_one_process_at_a_time(tiny):
     trainer = Trainer(tiny(steps=3))
     with pytest.raises(FastganError, match=rf"digits is in use by process {os.getpid()} on .*; expected one"):

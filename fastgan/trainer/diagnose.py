@@ -30,11 +30,11 @@ def first_non_finite(step: GANStep) -> str:
     """
     buffers = step.buffers
     assert buffers is not None, "diagnose comes after a step"
-    found: list[str] = []
+    non_finite: list[str] = []
 
     def check(name: str, *tensors: Tensor | None) -> None:
         if any(t is not None and not torch.isfinite(t).all() for t in tensors):
-            found.append(name)
+            non_finite.append(name)
 
     check("the batch of real data", buffers.real)
     for name, network in (("generator", step.generator), ("discriminator", step.discriminator)):
@@ -55,7 +55,7 @@ def first_non_finite(step: GANStep) -> str:
             loss_g = step.generator_loss(fake, buffers.condition)
         check("loss_g", loss_g)
         _check_gradients("generator", step.generator, loss_g, check)
-    return found[0] if found else "none when computed again: the fault did not repeat"
+    return non_finite[0] if non_finite else "none when computed again: the fault did not repeat"
 
 
 @contextmanager

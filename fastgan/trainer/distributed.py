@@ -5,14 +5,13 @@
 
 Each process computes its part of every batch, and all have the same parameters, random state and position in the data.
 Rank 0 alone makes the run folder, measures a plan and saves, while the others wait for the result: `on_rank_0`.
-A process that fails leaves its error in the store, so that the others end with a message and do not wait for it.
+When a process ends, the collectives of the others fail, and they end too; torchrun reports which process it was.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -29,8 +28,7 @@ from fastgan.trainer.host import logger
 
 Result = TypeVar("Result")
 TIMEOUT = timedelta(minutes=30)  # longer than the measuring of a plan, a snapshot or metrics take
-_ERROR_SECONDS = 3.0  # for which a process that fails waits for the errors of others
-_store: Any = None  # of errors
+_launch_store: Any = None  # torchrun's, which outlives a restart of the processes
 _alone = 0
 
 
@@ -46,8 +44,8 @@ class World(NamedTuple):
         return self.rank == 0
 
 
-class LostError(FastganError):
-    """Another process has ended."""
+class SharedError(FastganError):
+    """Raised by all processes alike; rank 0 alone prints it."""
 
 
 def world() -> World:
@@ -67,22 +65,27 @@ def launched() -> bool:
 def group() -> Iterator[World]:
     """Join the processes that were launched together, and leave them at the end of the block.
 
-    NCCL between GPUs, gloo between CPUs. An error within the block is sent to the others. Raises `FastganError` where
-    the others cannot be joined.
+    NCCL between GPUs, gloo between CPUs. Raises `FastganError` where the others cannot be joined, and where one of them
+    ends within the block.
     """
+    global _launch_store
     if not launched() or _joined():
         yield world()
         return
     _join()
     try:
         yield world()
-    except BaseException as error:
-        shown = _exchange_errors(error)
-        if shown is not error:
-            raise shown from error
-        raise
+    except SharedError as error:
+        if world().first:
+            raise
+        raise SystemExit(2) from error
+    except RuntimeError as error:
+        if not _is_loss(error):
+            raise
+        raise FastganError(f"process {world().rank} of {world().size} has lost another one ({first_line(error)}); "
+                           "expected `torchrun --max-restarts`, or `fastgan resume`") from error
     finally:
-        logger.disabled = False
+        _launch_store, logger.disabled = None, False
         with suppress(Exception):  # of a group that has lost a process
             dist.destroy_process_group()
 
@@ -92,7 +95,7 @@ def _joined() -> bool:
 
 
 def _join() -> None:
-    global _store
+    global _launch_store
     if not dist.is_available():
         raise FastganError("this PyTorch was built without torch.distributed; expected one with it, or one process")
     # Its functions take the current group as a default argument when it is imported. Imported later, by torch._dynamo,
@@ -100,61 +103,20 @@ def _join() -> None:
     importlib.import_module("torch.distributed.nn")
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
-        store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
-        # torchrun's store outlives a restart, and with it addresses of processes that have ended
-        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        _launch_store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        # without a prefix it would have the addresses of processes that have ended
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", _launch_store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
-        _store, logger.disabled = dist.PrefixStore("errors", store), rank > 0
+        logger.disabled = rank > 0
     except (RuntimeError, ValueError, OSError) as error:
         raise FastganError(f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} cannot join the others at "
                            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {first_line(error)}") from error
 
 
-def _exchange_errors(error: BaseException) -> BaseException:
-    """Store why this process ends, and find out whether it ends because of another; the error to raise."""
-    mine = world()
-    lost = _is_loss(error)
-    with suppress(Exception):  # the store may have ended with its process
-        if not lost:
-            _store.set(f"error{mine.rank}", str(error) or type(error).__name__)
-            if mine.first:
-                _wait_for(lambda: _store.check([f"read{rank}" for rank in range(1, mine.size)]))
-                return error
-        errors = _errors_of_others()
-        _store.set(f"read{mine.rank}", "")
-        if isinstance(error, FastganError) and not lost:
-            # where all fail alike, rank 0 alone prints the error, if not yet, then soon
-            if str(error) in errors.values():
-                _wait_for(lambda: _store.check(["error0"]))
-                errors = _errors_of_others()
-            return SystemExit(2) if errors.get(0) == str(error) else error
-        if lost and errors:
-            rank, why = min(errors.items())
-            return LostError(f"process {rank} of {mine.size} has ended: {why}")
-    if isinstance(error, Exception) and lost:
-        return LostError(f"process {mine.rank} of {mine.size} has lost another one, which ended without a word "
-                         f"({first_line(error)}); expected `torchrun --max-restarts`, or `fastgan resume`")
-    return error
-
-
-def _errors_of_others() -> dict[int, str]:
-    """The errors of processes that have ended, by rank, as soon as there is one."""
-    others = [rank for rank in range(world().size) if rank != world().rank]
-    _wait_for(lambda: any(_store.check([f"error{rank}"]) for rank in others))
-    return {rank: _store.get(f"error{rank}").decode() for rank in others if _store.check([f"error{rank}"])}
-
-
-def _wait_for(ready: Callable[[], bool]) -> None:
-    end = time.monotonic() + _ERROR_SECONDS
-    while not ready() and time.monotonic() < end:
-        time.sleep(0.02)
-
-
-def _is_loss(error: BaseException) -> bool:
-    """Whether an error is that of a collective whose other side has gone."""
-    return isinstance(error, LostError | dist.DistBackendError | dist.DistNetworkError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "Connection closed by peer",
-                                                                               "Connection reset by peer")))
+def _is_loss(error: RuntimeError) -> bool:
+    """Whether an error is that of a collective with a process that has ended."""
+    return isinstance(error, dist.DistBackendError | dist.DistNetworkError) or any(
+        text in str(error) for text in ("gloo", "Connection closed by peer", "Connection reset by peer"))
 
 
 def on_rank_0(work: Callable[[], Result]) -> Result:
@@ -171,7 +133,7 @@ def on_rank_0(work: Callable[[], Result]) -> Result:
             outcome[1] = str(error)
     dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
     if outcome[1]:
-        raise FastganError(outcome[1])
+        raise SharedError(outcome[1])
     result: Result = outcome[0]
     return result
 
@@ -190,7 +152,7 @@ def local_first(work: Callable[[], Result]) -> Result:
                 error = failure
         failures = all_gather(None if error is None else str(error))
         if any(failures):
-            raise FastganError(next(filter(None, failures)))
+            raise SharedError(next(filter(None, failures)))
     return result  # type: ignore[return-value]
 
 
@@ -209,8 +171,8 @@ def check_equal(mine: dict[str, Any]) -> None:
         different = [f"{key} {theirs.get(key)} instead of {value}" for key, value in first.items()
                      if theirs.get(key) != value]
         if different:
-            raise FastganError(f"process {rank} of {world().size} has other options or data than process 0: "
-                               f"{', '.join(different)}; expected the same everywhere")
+            raise SharedError(f"process {rank} of {world().size} has other options or data than process 0: "
+                              f"{', '.join(different)}; expected the same everywhere")
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
@@ -258,19 +220,17 @@ class StopSignal:
         return known
 
 
-def launch_names() -> list[str]:
-    """Names by which this launch can be recognised after a restart; empty without `torchrun`.
-
-    The folder for the errors of its agent is new in each launch and stays through restarts; the name of --rdzv-id is
-    for a restart that has moved rank 0 to another machine, and may be that of an earlier launch, too.
-    """
-    folder, name = os.environ.get("TORCHELASTIC_ERROR_FILE", ""), os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    return ([str(Path(folder).parents[2])] if folder else []) + ([name] if name != "none" else [])
+def set_run_folder(folder: Path) -> None:
+    """Let the processes of this launch find their run again after `torchrun` has restarted them."""
+    if _launch_store is not None:
+        _launch_store.set("run folder", str(folder))
 
 
-def restarted() -> bool:
-    """Whether `torchrun` has started all processes again after one was lost."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+def run_folder() -> Path | None:
+    """The run that the processes of this launch began before they were restarted."""
+    if _launch_store is None or not _launch_store.check(["run folder"]):
+        return None
+    return Path(_launch_store.get("run folder").decode())
 
 
 def pick_device(name: str) -> torch.device:

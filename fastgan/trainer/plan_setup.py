@@ -1,6 +1,6 @@
-"""The plan of a training run: pinned by the user or by the run itself, remembered, or measured before the first step.
+"""The plan of a training run: pinned by the user or the run itself, from the cache, or measured before the first step.
 
-Measuring makes steps on noise, and undoes them: nothing of training is different for it.
+Measuring makes steps on noise, and undoes them: training is not affected.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fastgan.ops.tuning import Plan, candidates, measure, stored, table
 from fastgan.train.step import GANStep, Phase
 from fastgan.trainer.host import logger
 
-FILE = "plan.json"  # in a run folder: a resumed run computes as the run did
+FILE = "plan.json"  # in a run folder: a resumed run computes as before
 
 
 def pinned(run: RunConfig, device: torch.device) -> Plan | None:

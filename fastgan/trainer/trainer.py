@@ -1,4 +1,4 @@
-"""The trainer: feeds the step, and writes down what it does in a run folder.
+"""The trainer: sets up networks, data, step and run folder, and runs the training loop.
 
     runs/00000-digits/  training_options.json  stats.jsonl  events.out.tfevents...  losses.png
                         reals.png  fakes_init.png  fakes000500.png ...
@@ -107,15 +107,14 @@ class Trainer:
 
     def _new_folder(self) -> Path:
         folder = run_files.create(Path(self.config.run.outdir), self.config)
-        run_files.mark_launch(folder, distributed.launch_names())
+        distributed.set_run_folder(folder)
         return folder
 
     @classmethod
     def launched(cls, config: Config) -> Trainer:
         """A new run; or, where `torchrun` has started its processes again after it lost one, the run that they began,
         from its last checkpoint."""
-        names = distributed.launch_names()[: None if distributed.restarted() else 1]
-        folder = distributed.on_rank_0(lambda: run_files.of_launch(Path(config.run.outdir), names))
+        folder = distributed.on_rank_0(distributed.run_folder)
         if folder is None:
             return cls(config)
         logger.info(f"started again: going on in {folder}")
@@ -148,12 +147,12 @@ class Trainer:
         if changed:
             logger.warning(f"not as it was: {', '.join(changed)}; the run goes on, rounded differently")
         folder = self.folder / "checkpoints"
-        found = distributed.on_rank_0(
+        newest = distributed.on_rank_0(
             lambda: checkpoint.read_newest(folder) if checkpoint.newest_first(folder) else None)
-        if found is None:
+        if newest is None:
             logger.warning(f"no checkpoint in {folder}: the run was stopped before its first one, and begins again")
             return
-        state, path, problems = found
+        state, path, problems = newest
         for problem in problems:
             logger.warning(f"{problem}; going back to {path.name}")
         try:
