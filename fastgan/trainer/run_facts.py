@@ -14,7 +14,7 @@ from fastgan.trainer.host import logger
 
 
 def facts(folder: StrPath) -> dict[str, Any]:
-    """training_options.json, "steps", those that were done, and "measured", as in metrics.json; {} without options."""
+    """training_options.json, "steps", those that were made, and "measured", as in metrics.json; {} without options."""
     folder = Path(folder)
     if not (folder / run_files.OPTIONS).is_file():
         return {}
@@ -24,9 +24,9 @@ def facts(folder: StrPath) -> dict[str, Any]:
 
 
 def discriminator(folder: StrPath) -> dict[str, Tensor] | None:
-    """The state_dict in the newest readable checkpoint; None where the folder has none.
+    """The discriminator's state_dict in the newest readable checkpoint; None where the folder has none.
 
-    Raises `FastganError` for one that is none of fastgan's.
+    Raises `FastganError` for a file that is not a checkpoint of fastgan.
     """
     checkpoints = Path(folder, "checkpoints")
     if checkpoint.newest_step(checkpoints) is None:
