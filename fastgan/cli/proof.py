@@ -53,7 +53,7 @@ def verify(args: list[str]) -> int:
 
 @dataclass
 class Doctor:
-    """Say what is installed, what can be used, and whether fastgan is ready."""
+    """Show what is installed, what can be used, and whether fastgan is ready."""
 
 
 def doctor(args: list[str]) -> int:

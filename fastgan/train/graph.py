@@ -215,7 +215,7 @@ class GraphedStep:
                 try:
                     outputs = self.step.run(phase, *self.inputs)
                 except Exception as error:
-                    cause = error  # the end of the capture will fail too, and say less
+                    cause = error  # the end of the capture fails too, with a message that hides this one
                     raise
         except Exception as error:
             with suppress(RuntimeError):

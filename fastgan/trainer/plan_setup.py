@@ -31,7 +31,7 @@ def pinned(run: RunConfig, device: torch.device) -> Plan | None:
 
 
 def decide(run: RunConfig, pinned: Plan | None, step: GANStep, folder: Path, batch: tuple[Tensor, ...]) -> Plan | None:
-    """What impl "auto" means in this run, None for the device's default. It is printed, and kept in the run folder."""
+    """The plan of impl "auto" in this run, None for the device's default; logged, and stored in the run folder."""
     if run.impl != "auto" or run.plan == "default" or len(candidates.engines(step.device)) == 1:
         return None
     facts = stored.machine(step.device)
@@ -47,12 +47,13 @@ def decide(run: RunConfig, pinned: Plan | None, step: GANStep, folder: Path, bat
 
 def make(step: GANStep, batch: tuple[Tensor, ...], facts: dict[str, str], *, anew: bool = False,
          rounds: int = measure.ROUNDS, tiles: bool = False, progress: bool = False) -> Plan:
-    """A plan for steps on such batches, remembered; arguments as in `measure.make`. anew: measure what is known too."""
-    known, trouble = stored.recall(facts)
+    """A plan for steps on such batches, from and into the cache; arguments as in `measure.make`. anew: do not read the
+    cache."""
+    cached, trouble = stored.recall(facts)
     if trouble:
         logger.warning(trouble)
     with undone(step, batch):
-        plan = measure.make(lambda: _steps(step, batch), None if anew else known, rounds=rounds, tiles=tiles,
+        plan = measure.make(lambda: _steps(step, batch), None if anew else cached, rounds=rounds, tiles=tiles,
                             progress=progress)
     trouble = stored.remember(facts, plan)
     if trouble:
@@ -62,7 +63,7 @@ def make(step: GANStep, batch: tuple[Tensor, ...], facts: dict[str, str], *, ane
 
 @contextmanager
 def undone(step: GANStep, batch: tuple[Tensor, ...]) -> Iterator[None]:
-    """Whatever steps on such batches are made within the block, state and random state are afterwards as before."""
+    """Restore state and random state after the block, in which steps on such batches are made."""
     step.allocate(*batch)
     with torch.random.fork_rng([step.device] if step.device.type == "cuda" else []):
         before = [tensor.detach().clone() for tensor in step.state()]
@@ -75,8 +76,8 @@ def undone(step: GANStep, batch: tuple[Tensor, ...]) -> Iterator[None]:
 
 
 def like_a_batch(size: int, shape: tuple[int, ...], conditional: bool, device: torch.device) -> tuple[Tensor, ...]:
-    """Noise in the shape of images (size, C, H, W), channels_last, or points, and labels (size,) for networks that take
-    them."""
+    """Noise in the shape of images (size, C, H, W), channels_last, or points, and labels (size,) for conditional
+    networks."""
     generator = torch.Generator(device).manual_seed(0)
     real = torch.rand(size, *shape, generator=generator, dtype=torch.float32, device=device) * 2 - 1
     real = real.contiguous(memory_format=torch.channels_last) if real.dim() == 4 else real
@@ -91,7 +92,7 @@ def _steps(step: GANStep, batch: tuple[Tensor, ...]) -> None:
 
 
 def _of_folder(folder: Path, facts: dict[str, str], device: torch.device) -> Plan | None:
-    """The plan with which the run began, on this machine."""
+    """The plan in the run folder, if it was made on this machine."""
     if not (folder / FILE).exists():
         return None
     try:
