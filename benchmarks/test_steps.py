@@ -20,8 +20,8 @@ from fastgan.bench.contender import Contender
 from fastgan.bench.entry import Entry
 from fastgan.bench.timing import Clock
 from fastgan.bench.worker import Bench
+from fastgan.device import pick_device
 from fastgan.ops.numerics import products
-from fastgan.train.host import pick_device
 from fastgan.train.precision import choose
 
 DEVICE = pick_device("auto")

@@ -38,7 +38,8 @@ __all__ = ["Config", "FastganError", "GANStep", "GraphedStep", "Pretrained", "Tr
            "to_eager", "train", "trainer", "verify"]
 
 MOVED = {"fastgan.ops.plan": "fastgan.ops.tuning", "fastgan.train.Trainer": "fastgan.Trainer",
-         "fastgan.train.distributed": "fastgan.train.distributed", "fastgan.train.evaluate": "fastgan.trainer.evaluate"}
+         "fastgan.train.distributed": "fastgan.trainer.distributed",
+         "fastgan.train.evaluate": "fastgan.trainer.evaluate"}
 _HOMES = {"Config": "config", "FastganError": "errors", "GANStep": "train", "GraphedStep": "train",
           "Pretrained": "models.pretrained", "Trainer": "trainer", "autotune": "ops.tuning", "convert": "nn",
           "to_eager": "nn"}

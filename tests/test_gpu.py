@@ -21,7 +21,7 @@ from fastgan.ops.engines import why_not as why_no_kernels
 from fastgan.train.graph import GraphedStep
 from fastgan.train.step import GANStep, Savings
 from fastgan.trainer import Trainer
-from fastgan.trainer.fetch_step import FedStep
+from fastgan.trainer.fetch_step import FetchStep
 from tests.near import rms
 from tests.small_step import Asking
 
@@ -150,7 +150,7 @@ def test_data_on_the_device_without_one_wait(impl):
     step = make(impl, "bf16", history=50)
     data = torch.randint(256, (640, 3, 64, 64), dtype=torch.uint8)
     feed = make_feed(MemoryDataset(name="noise", data=data), DataConfig(batch=16, flip=True), 0, DEVICE)
-    fed = FedStep(feed, step, (3, 64, 64), [16], False)
+    fed = FetchStep(feed, step, (3, 64, 64), [16], False)
     graphed = GraphedStep(fed)
     fed.prepare()
     graphed()
@@ -167,7 +167,7 @@ def test_data_on_the_device_without_one_wait(impl):
         torch.cuda.synchronize()
     launches = sum(event.count for event in profile.key_averages() if event.key == "cudaGraphLaunch")
     assert graphed.failure == "" and launches == 45
-    rows = step.ring.read(0, step.steps)
+    rows = step.metrics_buffer.read(0, step.steps)
     assert len(rows) == 46 and all(row["finite"] == 1 for row in rows)
 
 

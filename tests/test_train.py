@@ -25,7 +25,7 @@ from fastgan.errors import FastganError
 from fastgan.models import build, exported, weights
 from fastgan.models.pretrained import Pretrained
 from fastgan.ops.tuning import Plan, stored
-from fastgan.trainer import Trainer, checkpoint, evaluate, loop, run_facts, run_files
+from fastgan.trainer import Trainer, checkpoint, evaluate, loop, run_facts, run_files, run_pictures
 from fastgan.trainer.log import TAGS, RunLog
 from fastgan.verify.cost.counted import Experiment
 from fastgan.verify.cost.memory import estimate
@@ -51,7 +51,7 @@ def final_state(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(("count", "classes", "columns"), [(64, 3, 9), (64, 2, 8), (64, 10, 10), (100, 10, 10),
                                                            (12, 12, 12), (64, 0, None), (8, 10, None), (64, 17, None)])
 def test_each_class_has_its_columns_near_a_square(count, classes, columns):
-    assert loop._columns(count, classes) == columns
+    assert run_pictures.columns(count, classes) == columns
 
 
 def test_run_folder(tiny):
@@ -165,8 +165,8 @@ def test_signal_while_a_record_is_written(tiny, monkeypatch):
 
 
 def test_signal_before_the_first_step(tiny, monkeypatch):
-    monkeypatch.setattr(Trainer, "_train", lambda *arguments, train=Trainer._train: (
-        signal.raise_signal(signal.SIGTERM), train(*arguments)))
+    monkeypatch.setattr(loop.TrainingLoop, "run", lambda self, run=loop.TrainingLoop.run: (
+        signal.raise_signal(signal.SIGTERM), run(self)))
     config = tiny(snap=100)
     folder = Trainer(config).fit()
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step000000.pt"]

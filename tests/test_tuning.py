@@ -513,16 +513,14 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
     assert stored.remember(stored.machine(CPU), kept()).startswith("measurements are not kept: ")
 
 
-@pytest.mark.parametrize(("system", "names", "place"), [
-    ("linux", {"XDG_CACHE_HOME": "/x"}, "/x/fastgan/plans"), ("linux", {}, "~/.cache/fastgan/plans"),
-    ("darwin", {}, "~/Library/Caches/fastgan/plans"), ("win32", {"LOCALAPPDATA": "/l"}, "/l/fastgan/plans"),
-    ("linux", {"FASTGAN_CACHE": "/f"}, "/f/plans")])
-def test_where_measurements_are_kept(system, names, place, monkeypatch):
-    for name in ("FASTGAN_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+@pytest.mark.parametrize(("names", "place"), [
+    ({"XDG_CACHE_HOME": "/x"}, "/x/fastgan/plans"), ({}, "~/.cache/fastgan/plans"),
+    ({"FASTGAN_CACHE": "/f"}, "/f/plans")])
+def test_where_measurements_are_kept(names, place, monkeypatch):
+    for name in ("FASTGAN_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     for name, value in names.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "platform", system)
     assert stored.folder() == Path(place).expanduser()
 
 

@@ -23,7 +23,7 @@ from fastgan.data import make_feed
 from fastgan.data.dataset import MemoryDataset
 from fastgan.train.graph import GraphedStep
 from fastgan.train.step import GANStep
-from fastgan.trainer.fetch_step import FedStep
+from fastgan.trainer.fetch_step import FetchStep
 from fastgan.verify.checks import shape_of
 
 WORKERS = 2
@@ -42,7 +42,7 @@ class Fed(Job):
         made = make(networks(config, device, layout), config, replace(contender, graph=False), like)
         if isinstance(made, GANStep):
             feed = make_feed(MemoryDataset(name="random", data=data), config.data, 0, device)
-            fed = FedStep(feed, made, tuple(data.shape[1:]), [entry.batch], False)
+            fed = FetchStep(feed, made, tuple(data.shape[1:]), [entry.batch], False)
             play: Any = GraphedStep(fed) if contender.graph else fed
 
             def call() -> Any:

@@ -1,4 +1,4 @@
-"""The command line's front door: answers at once where it can, else hands over to `commands.py`."""
+"""The command line: --help and --version at once, commands by `commands.py`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Train DCGAN-style networks, and draw from them.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
-    The exit code is 0, 1 for a certificate that says no, 2 after an error, or 128 + signal after Ctrl-C or SIGTERM.
+    The exit code is 0, 1 for a failed certificate, 2 after an error, or 128 + signal after Ctrl-C or SIGTERM.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -66,14 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         interrupted = isinstance(error, KeyboardInterrupt)
         print("fastgan: interrupted" if interrupted else f"fastgan: error: {_printable(error)}", file=sys.stderr)
         return 130 if interrupted else 2
-    except BrokenPipeError:  # `fastgan presets | head`: nobody listens any more, the flush at exit included
+    except BrokenPipeError:  # `fastgan presets | head` has closed the pipe; the flush at exit must not fail either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:  # of a file that nobody has thought of
+    except OSError as error:  # of a file without a message of its own
         if "--debug" in args:
             raise
-        told = f"fastgan: error: {error.filename or 'a file'}: {error.strerror or error}"
-        print(_printable(told), file=sys.stderr)
+        message = f"fastgan: error: {error.filename or 'a file'}: {error.strerror or error}"
+        print(_printable(message), file=sys.stderr)
         return 2
 
 

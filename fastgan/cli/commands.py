@@ -1,4 +1,4 @@
-"""The subcommands: each parses its options, calls the library, prints what came of it. torch is imported late."""
+"""The subcommands: each parses its options, imports what it needs, calls it and prints the result."""
 
 from __future__ import annotations
 

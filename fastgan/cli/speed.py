@@ -47,9 +47,9 @@ def tune(args: list[str]) -> int:
     config = config.replace(batch=options.batch or config.data.batch).validate()
     import torch
 
+    from fastgan.device import pick_device
     from fastgan.models import build
     from fastgan.ops.tuning import stored, table
-    from fastgan.train.host import pick_device
     from fastgan.train.precision import choose
     from fastgan.train.step import GANStep
     from fastgan.trainer import plan_setup
@@ -118,7 +118,7 @@ def bench(args: list[str]) -> int:
     if any(batch < 2 for batch in options.batch):
         raise FastganError(f"--batch {' '.join(map(str, options.batch))}: expected 2 or more; statistics need 2 images")
     from fastgan.bench import results, run, table
-    from fastgan.train.host import pick_device
+    from fastgan.device import pick_device
     from fastgan.train.precision import choose
 
     device = pick_device(options.device)

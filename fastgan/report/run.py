@@ -97,7 +97,7 @@ class _Report:
         state = ""
         if found.is_number(total) and done < total:
             state = {True: "; the run goes on", False: "; the run was stopped before its end",
-                     None: "; the run goes on, or was stopped"}[lock.held(self.folder)]
+                     None: "; the run goes on, or was stopped"}[lock.is_locked(self.folder)]
         return (f'<dl class="key">{cards}</dl>\n'
                 f'<p class="soft">As of {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC{state}.</p>')
 

@@ -48,7 +48,7 @@ def certificate(preset: str = "digits", *, device: str = "auto", impl: str = "au
     # late, as `fastgan doctor` imports this package and must start where what they need is missing
     from tqdm import tqdm
 
-    from fastgan.train.host import pick_device
+    from fastgan.device import pick_device
     from fastgan.verify import checks
 
     check_impl(impl)

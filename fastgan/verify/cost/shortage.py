@@ -8,7 +8,7 @@ import torch
 
 from fastgan import memory
 from fastgan.config import Config
-from fastgan.train.host import pick_device
+from fastgan.device import pick_device
 from fastgan.train.precision import choose
 from fastgan.verify.cost.counted import experiment
 from fastgan.verify.cost.memory import estimate, largest_batch
