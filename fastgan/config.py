@@ -320,3 +320,11 @@ def parse_size(text: str) -> tuple[int, int]:
     if len(parts) not in (1, 2) or not all(part.isdecimal() and 0 < int(part) <= 4096 for part in parts):
         raise FastganError(f"--image-size {text}: expected a side such as 64 or HEIGHTxWIDTH such as 64x96, up to 4096")
     return int(parts[0]), int(parts[-1])
+
+
+def data_shape(config: Config) -> tuple[int, ...]:
+    """(C, H, W) of the images that a configuration trains on, or (2,) of points; the data itself is not read."""
+    if config.model.architecture == "gaussian":
+        return (2,)
+    grey = config.data.source in ("digits", "mnist", "fashion-mnist")
+    return config.data.channels or (1 if grey else 3), *parse_size(config.data.image_size)

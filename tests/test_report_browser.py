@@ -10,9 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-
 from fastgan.bench import report as bench
 from fastgan.bench import results
+
 from fastgan.report import write
 from tests import test_bench_report, test_report
 from tests.browser import BINARY, Browser

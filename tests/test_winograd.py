@@ -16,8 +16,9 @@ from fastgan.ops.layers import Convolution
 from fastgan.ops.native import convolve
 from fastgan.ops.native import passes as native_passes
 from fastgan.ops.native.winograd import TILES
+from fastgan.ops.numerics import rms
 from fastgan.ops.specs import ConvSpec
-from tests.near import EPS, MARGIN, UNITS, rms
+from tests.near import EPS, UNITS, used
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -82,8 +83,7 @@ def check_passes(x: Tensor, convolution: Convolution, variant: str) -> None:
     found, eager = passes_of(native_passes, x, convolution, variant=variant), passes_of(passes, x, convolution)
     exact = passes_of(passes, x.double(), convolution._replace(weight=weight.double(), bias=bias.double()))
     for name, value in exact.items():
-        allowed = MARGIN * rms(eager[name] - value) + UNITS * EPS[torch.float32] * value.abs().max().item()
-        assert rms(found[name] - value) <= allowed, name
+        assert used(found[name], eager[name], value, UNITS * EPS[torch.float32] * value.abs().max().item()) <= 1, name
 
 
 @each_tile

@@ -11,11 +11,14 @@ from fastgan.errors import FastganError
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": training.train, "resume": training.resume, "sample": drawing.sample, "interpolate": drawing.interpolate,
     "evaluate": results.evaluate, "export": results.export, "presets": training.list_presets, "verify": proof.verify,
-    "plan": speed.plan, "bench": speed.bench, "report": results.report, "cost": speed.cost, "doctor": proof.doctor}
+    "plan": speed.plan, "report": results.report, "doctor": proof.doctor}
+MOVED = {"bench": "python -m benchmarks", "cost": "python -m benchmarks.counters"}
 
 
 def run(name: str, args: list[str]) -> int:
     """The exit code of the subcommand called `name`."""
+    if name in MOVED:
+        raise FastganError(f"fastgan {name} has moved; expected {MOVED[name]}, in a clone of the repository")
     if name not in COMMANDS:
         raise FastganError(f"unknown command {name!r}; {nearest(name, list(COMMANDS))}")
     return COMMANDS[name](args)
