@@ -299,4 +299,4 @@ def test_neither_a_run_nor_results(tmp_path, capsys):
     for path in (tmp_path, tmp_path / "nowhere"):
         assert cli.main(["report", str(path)]) == 2
         error = capsys.readouterr().err
-        assert "neither a run nor results lie there" in error and error.count("\n") == 1
+        assert "is not a run folder" in error and error.count("\n") == 1
