@@ -65,7 +65,7 @@ def answer(process: subprocess.Popen[str]) -> float:
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
-        raise SystemExit(f"the process of {process.args[3]} ended with {process.wait()}")  # type: ignore[index]
+        raise SystemExit(f"{process.args} ended with {process.wait()}")
     return float(line)
 
 

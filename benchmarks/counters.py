@@ -134,7 +134,8 @@ def _convolution(args: Any, out: Any) -> Parts:
 
 
 def _convolution_backward(args: Any, out: Any) -> Parts:
-    gy, x, weight, (gx, gweight, gbias) = *args[:3], out
+    gy, x, weight = args[:3]
+    gx, gweight, gbias = out
     flops = _flops_of_convolution(x, weight, args[4:10], gy)
     if gx is not None:
         yield "convolution dgrad", (gy, weight), gx, flops

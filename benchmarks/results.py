@@ -56,14 +56,14 @@ class Row:
     def of(cls, facts: dict[str, str], workload: Workload, implementation: Implementation, timings: Timings,
            flops: float | None) -> Row:
         """facts: as `facts` returns them. flops: of a call."""
-        numbers: dict[str, Any] = {}
+        values: dict[str, Any] = dict(facts)
         if timings.seconds:
             p20, p50, p80 = (float(value) for value in np.percentile(timings.seconds, (20, 50, 80)))
-            numbers = {"p20": 1e3 * p20, "p50": 1e3 * p50, "p80": 1e3 * p80, "images_per_s": timings.images / p50,
+            values |= {"p20": 1e3 * p20, "p50": 1e3 * p50, "p80": 1e3 * p80, "images_per_s": timings.images / p50,
                        "tflop_per_s": None if flops is None else flops / p50 / 1e12}
-        return cls(**facts, workload=workload.name, implementation=implementation.name,
+        return cls(**values, workload=workload.name, implementation=implementation.name,
                    precision=implementation.precision, batch=workload.batch, peak_mb=timings.peak_mb,
-                   error=timings.error, **numbers)
+                   error=timings.error)
 
 
 COLUMNS = [field.name for field in fields(Row)]

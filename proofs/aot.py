@@ -239,7 +239,7 @@ def parser() -> argparse.ArgumentParser:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     options: list[tuple[str, type, Sequence[Any], Sequence[Any] | None]] = [
         ("presets", str, PRESETS, sorted(presets.PRESETS)), ("batches", int, BATCHES, None),
-        ("precisions", str, TENSOR_CORES, PRECISIONS), ("archs", int, sorted(DEVICES), sorted(DEVICES))]
+        ("precisions", str, TENSOR_CORES, list(PRECISIONS)), ("archs", int, sorted(DEVICES), sorted(DEVICES))]
     for option, kind, default, accepted in options:
         parser.add_argument(f"--{option}", nargs="+", type=kind, default=default, choices=accepted,
                             help=f"default: {' '.join(map(str, default))}")

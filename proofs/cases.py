@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 # (N, Ci, H, W), Co, kernel, stride, padding, output_padding, bias, statistic groups
-CASES = [
+CASES: list[tuple[Any, ...]] = [
     ((4, 3, 17, 19), 5, (4, 4), 2, 1, 0, False, 1),
     ((6, 5, 7, 11), 3, (3, 3), 1, 1, 0, True, 3),
     ((2, 1, 13, 5), 7, (5, 5), 3, 2, (2, 1), True, 1),

@@ -87,7 +87,7 @@ def training_step(config: Config, batch: int, precision: str, *, together: bool 
     if not any(isinstance(module, Chain) for module in networks[0].modules()):
         raise FastganError(f"architecture {config.model.architecture}: its networks have no chains, nothing to record")
     generator, discriminator = (
-        use(network, "triton").to_empty(device="cpu").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        use(network, "triton").to_empty(device="cpu").to(memory_format=torch.channels_last)
         for network in networks)
     step = GANStep(generator, discriminator, config.model, config.train, precision=precision,
                    savings=Savings(together=together))

@@ -83,12 +83,14 @@ def fake_networks(config: Config, shape: tuple[int, ...], classes: int, impl: st
     with unset_fake_temporarily(), torch.device("meta"):  # an initialiser may draw from fake tensors without end
         generator, discriminator = build(config.model, shape, classes)
     for module in (*generator.modules(), *discriminator.modules()):
-        for tensors in (module._parameters, module._buffers):
+        places: tuple[dict[str, Any], ...] = module._parameters, module._buffers
+        for tensors in places:
             for name, tensor in tensors.items():
                 if tensor is not None:
                     layout = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
                     fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", memory_format=layout)
-                    tensors[name] = nn.Parameter(fake, tensor.requires_grad) if tensors is module._parameters else fake
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    tensors[name] = nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake
     return use(generator, impl), use(discriminator, impl)
 
 

@@ -169,12 +169,13 @@ def _moved(setup: Setup, networks: Networks, *, exact: bool = False, reordered: 
 
 def state_of(generator: nn.Module, discriminator: nn.Module) -> Moved:
     """All parameters, running means and running variances of each network, each as one vector."""
-    vectors = {}
+    vectors: Moved = {}
     for name, network in (("generator", generator), ("discriminator", discriminator)):
         buffers = dict(network.named_buffers())
-        parts = {"parameters": list(network.parameters()),
-                 "running means": [buffers[key] for key in buffers if key.endswith("running_mean")],
-                 "running variances": [buffers[key] for key in buffers if key.endswith("running_var")]}
+        parts: dict[str, list[Tensor]] = {
+            "parameters": list(network.parameters()),
+            "running means": [buffers[key] for key in buffers if key.endswith("running_mean")],
+            "running variances": [buffers[key] for key in buffers if key.endswith("running_var")]}
         vectors |= {f"{name} {what}": torch.cat([tensor.detach().cpu().double().flatten() for tensor in tensors])
                     for what, tensors in parts.items() if tensors}
     return vectors

@@ -22,9 +22,9 @@ from proofs.gpu.rows import Row, append
 FIRST = 90.0  # seconds until the first item: what is imported comes from a cold disk
 LOST = 33  # exit code of a child that has lost the device, and has said so in a row
 ENGINES = ("reference", "native", "triton")
-PRECISIONS = ("bf16", "fp16", "tf32", "fp32")
-MODES = ("default", "reduce-overhead")
-BATCHES = ("64", "128", "1024")  # of what is timed
+PRECISIONS: tuple[str, ...] = ("bf16", "fp16", "tf32", "fp32")
+MODES: tuple[str, ...] = ("default", "reduce-overhead")
+BATCHES: tuple[str, ...] = ("64", "128", "1024")  # of what is timed
 CHECKED = "128"  # the batch size of what is checked
 
 

@@ -40,7 +40,7 @@ def install() -> None:
     jobs.BATCHES, jobs.CHECKED = ("4",), "4"
     if not FULL:
         jobs.PRECISIONS, jobs.MODES = ("bf16",), ("default",)
-    jobs.plan = partial(_plan, jobs.plan)  # type: ignore[assignment]
+    jobs.plan = partial(_plan, jobs.plan)
     if sys.argv[0].endswith("child.py"):
         _install_device(sys.argv[1])
 
@@ -74,16 +74,16 @@ def _install_device(kind: str) -> None:
     graph.cuda = dispatch.cuda = library.cuda = cuda
     library.DEVICE, library.ARCH, library.REPEATS, library.PRESET = torch.device("cpu"), 90, 2, ("digits", TINY)
     if not FULL:
-        library.passes = partial(_one_of_each_kind, library.passes)  # type: ignore[assignment]
+        library.passes = partial(_one_of_each_kind, library.passes)
     graph.RUNS = 1
     GANStep.together = property(lambda step: step._divisible)  # type: ignore[assignment]  # as on a GPU
     tools.BATCH = tools.CHECKED = speed.TUNED = speed.CHECKED = 4
     correctness.STEPS = 2
     speed.ROUNDS, speed.TURN, speed.TRAINED = 2, 0.0, 8
     kernels.BATCHES, kernels.CALLS, kernels.FLUSH = (8,), 1, 1
-    library.gemms = _gemms  # type: ignore[assignment]
-    library.tile_candidates = partial(_two_of, library.tile_candidates)  # type: ignore[assignment]
-    torch.compile = partial(_eagerly, torch.compile)  # type: ignore[assignment]
+    library.gemms = _gemms
+    library.tile_candidates = partial(_two_of, library.tile_candidates)
+    torch.compile = partial(_eagerly, torch.compile)
     if kind == "nvcc" and "FASTGAN_CC" in os.environ:
         os.environ["CC"] = os.environ["CXX"] = os.environ["FASTGAN_CC"]
     prepare.PACKAGE = Path(os.environ["FASTGAN_CACHE"])
@@ -93,12 +93,12 @@ def _install_device(kind: str) -> None:
     from proofs.ptx import simulator
 
     ptxsim = simulator.find(os.environ.get("PTXSIM"))
-    library.missing = partial(_missing, library.missing, ptxsim is not None)  # type: ignore[assignment]
+    library.missing = partial(_missing, library.missing, ptxsim is not None)
     if ptxsim is not None and kind not in ("facts", "nvcc", "kernels"):
         from triton.tools.tensor_descriptor import TensorDescriptor
 
         if not hasattr(TensorDescriptor, "round_f32_to_tf32"):  # Triton before 3.7, which the simulator asks for it
-            TensorDescriptor.round_f32_to_tf32 = False  # type: ignore[attr-defined]
+            TensorDescriptor.round_f32_to_tf32 = False
         executing = simulator.executing(ptxsim, 90, unwritten=False)
         executing.__enter__()
         cuda.executing = executing  # to the end of the process

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from proofs.simulated.tape import Tape, record, same_bits, storage_key
 
-
-class Step(Protocol):
-    """What `fastgan.train.graph.Capturable` asks for."""
-
-    def phase(self) -> Hashable: ...
-    def run(self, phase: Any, *inputs: Tensor) -> dict[str, Tensor]: ...
-    def advance(self, phase: Any, *inputs: Tensor) -> None: ...
-    def state(self) -> list[Tensor]: ...
-    def __call__(self, *inputs: Tensor) -> dict[str, Tensor]: ...
+Step = Any  # what `fastgan.train.graph.Capturable` asks for, called with tensors
 
 
 def assert_replays_equal_eager(make_step: Callable[[], Step], inputs: Sequence[tuple[Tensor, ...]], count: int = 10,

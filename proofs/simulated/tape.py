@@ -173,7 +173,7 @@ class Tape:
             if outside.changed:
                 self.changed.add(key)
         for storage in self._pool.values():
-            storage.fill_(255)
+            _bytes(storage).fill_(255)
 
     def _knows(self, tensor: Tensor) -> bool:
         key = storage_key(tensor)
@@ -186,7 +186,7 @@ class Tape:
     def _number(self, tensor: Tensor) -> int:
         if not self._knows(tensor):
             self._outside[storage_key(tensor)] = _External(tensor.untyped_storage())
-        geometry = _Geometry(storage_key(tensor), tensor.dtype, tensor.storage_offset(), tensor.size(), tensor.stride())
+        geometry = _Geometry(storage_key(tensor), tensor.dtype, int(tensor.storage_offset()), tensor.size(), tensor.stride())
         return self._numbers.setdefault(geometry, len(self._numbers))
 
 
@@ -239,6 +239,6 @@ def _store(func: Any, value: Tensor, place: Tensor) -> None:
     if value.shape != place.shape:
         raise StaleMemory(f"{func}: {tuple(value.shape)} where {tuple(place.shape)} was recorded")
     if func._schema.name in EMPTY:
-        place.untyped_storage().fill_(255)
+        _bytes(place.untyped_storage()).fill_(255)
     else:
         place.copy_(value)
