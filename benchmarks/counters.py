@@ -35,9 +35,9 @@ from benchmarks.steps import pytorch_step
 from fastgan import presets
 from fastgan.config import Config, data_shape
 from fastgan.errors import FastganError
-from fastgan.ops import library, plan
+from fastgan.ops import library, tuning
 from fastgan.ops.numerics import PRECISIONS
-from fastgan.verify.memory import PeakMemory, fake_networks, fake_step, fake_tensors, largest_batch
+from fastgan.trainer.step_memory import PeakMemory, fake_networks, fake_step, fake_tensors, largest_batch
 
 ARCH = 90
 GIGABYTES = (8, 16, 24, 80)
@@ -178,7 +178,7 @@ def count_fastgan(config: Config, batch: int, precision: str) -> Count:
         step, given = fake_step(config, batch, precision, data_shape(config), impl="triton")
         parameters = [*step.generator.parameters(), *step.discriminator.parameters()]
         counter = Counter([*parameters, *step.state(), *given])
-        with plan.use(plan.Plan(engine="reference")), launch.through(counter.launched, ARCH), counter:
+        with tuning.use(tuning.Plan(engine="reference")), launch.through(counter.launched, ARCH), counter:
             step(*given)
     return Count(counter.kernels, counter.peak)
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from fastgan import presets
 from fastgan.config import option
-from fastgan.train import Trainer
+from fastgan.trainer import Trainer
 
 
 class Shown(NamedTuple):

@@ -19,7 +19,7 @@ import torch
 
 from fastgan.errors import FastganError
 from fastgan.files import reason
-from fastgan.ops.plan import stored
+from fastgan.ops.tuning import stored
 from fastgan.verify import machine
 
 if TYPE_CHECKING:

@@ -23,13 +23,13 @@ from fastgan.config import Config, data_shape
 from fastgan.models import build
 from fastgan.models.sampling import Noise
 from fastgan.nn import use
-from fastgan.ops import plan
-from fastgan.ops.plan import stored
-from fastgan.train import planned
+from fastgan.ops import tuning
+from fastgan.ops.tuning import stored
 from fastgan.train.graph import GraphedStep
 from fastgan.train.optim import make_adam
 from fastgan.train.precision import autocast
 from fastgan.train.step import GANStep
+from fastgan.trainer import plan_setup
 from fastgan.verify import step_comparison
 from fastgan.verify.step_comparison import Networks, Setup, state_of
 
@@ -57,7 +57,7 @@ class Steps(Job):
         if isinstance(self.step, GraphedStep):  # in whose first call the memory is that of every call
             step = self.step.step
             assert isinstance(step, GANStep)
-            with planned.undone(step, (self.real[0],)):
+            with plan_setup.undone(step, (self.real[0],)):
                 step.run(step.phase(), self.real[0])
 
     def check(self, expected: Expected) -> tuple[float, str]:
@@ -101,7 +101,7 @@ def make_step(networks: Networks, config: Config, implementation: Implementation
     step = GANStep(generator, discriminator, config.model, config.train, precision=implementation.precision,
                    savings=implementation.step_savings(), history=10)
     if implementation.engine == "auto":
-        plan.use(planned.make(step, (like,), stored.machine(like.device)))
+        tuning.use(plan_setup.make(step, (like,), stored.machine(like.device)))
     return GraphedStep(step) if implementation.graph else step
 
 

@@ -16,7 +16,7 @@ from benchmarks.networks import NETWORKS
 from benchmarks.workload import Workload
 from fastgan.config import nearest
 from fastgan.errors import FastganError
-from fastgan.ops.plan import candidates
+from fastgan.ops.tuning import candidates
 from fastgan.presets import PRESETS
 
 NHWC = "PyTorch, channels_last"

@@ -21,9 +21,9 @@ from benchmarks.workload import Job, Workload
 from fastgan.config import data_shape
 from fastgan.data import make_feed
 from fastgan.data.dataset import MemoryDataset
-from fastgan.train.fed import FedStep
 from fastgan.train.graph import GraphedStep
 from fastgan.train.step import GANStep
+from fastgan.trainer.fetch_step import FedStep
 
 WORKERS = 2
 BATCHES = 4  # of an epoch

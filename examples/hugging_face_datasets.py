@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from fastgan import presets
-from fastgan.train import Trainer
+from fastgan.trainer import Trainer
 
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 500
 SIDE = 32

@@ -5,25 +5,55 @@ The package imports nothing heavy by itself: each public name loads what it need
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fastgan import config, data, errors, metrics, models, nn, ops, pictures, presets, report, train, verify
+    from fastgan import (
+        config,
+        data,
+        errors,
+        metrics,
+        models,
+        nn,
+        ops,
+        pictures,
+        presets,
+        report,
+        train,
+        trainer,
+        verify,
+    )
     from fastgan.config import Config
     from fastgan.errors import FastganError
     from fastgan.models.pretrained import Pretrained
     from fastgan.nn.convert import convert, to_eager
-    from fastgan.ops.plan import autotune
-    from fastgan.train import GANStep, GraphedStep, Trainer
+    from fastgan.ops.tuning import autotune
+    from fastgan.train import GANStep, GraphedStep
+    from fastgan.trainer import Trainer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = ["Config", "FastganError", "GANStep", "GraphedStep", "Pretrained", "Trainer", "__version__", "autotune",
            "config", "convert", "data", "errors", "metrics", "models", "nn", "ops", "pictures", "presets", "report",
-           "to_eager", "train", "verify"]
+           "to_eager", "train", "trainer", "verify"]
 
+MOVED = {"fastgan.ops.plan": "fastgan.ops.tuning", "fastgan.train.Trainer": "fastgan.Trainer",
+         "fastgan.train.distributed": "fastgan.train.distributed", "fastgan.train.evaluate": "fastgan.trainer.evaluate"}
 _HOMES = {"Config": "config", "FastganError": "errors", "GANStep": "train", "GraphedStep": "train",
-          "Pretrained": "models.pretrained", "Trainer": "train", "autotune": "ops.plan", "convert": "nn",
+          "Pretrained": "models.pretrained", "Trainer": "trainer", "autotune": "ops.tuning", "convert": "nn",
           "to_eager": "nn"}
+
+
+class _MovedNames:
+    """Finds no module. An import of a name that has moved fails with the name's new place."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
+        if name in MOVED:
+            raise ImportError(f"{name} is now {MOVED[name]}")
+
+
+sys.meta_path.append(_MovedNames)
 
 if not TYPE_CHECKING:  # a type checker sees the imports above, and unknown names as errors
 

@@ -177,7 +177,7 @@ class RunConfig(_Paths):
     convolutions | Triton kernels, from sm_80 on"""
     plan: str = "auto"
     """what --impl auto follows: auto measures at the start, once on each machine, which engine is fastest for each pass
-    of each block | default measures nothing | a file of `fastgan plan --export` pins its choices"""
+    of each block | default measures nothing | a file of `fastgan tune --export` pins its choices"""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     """arithmetic of the convolutions: auto is bf16 on NVIDIA GPUs from sm_80 on, else fp32"""
     graph: Literal["auto", "on", "off"] = "auto"

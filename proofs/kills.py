@@ -31,8 +31,8 @@ import torch
 from tqdm import tqdm
 
 from fastgan.models.pretrained import WEIGHTS, Pretrained
-from fastgan.train import checkpoint, runs
-from fastgan.train.log import read_stats
+from fastgan.trainer import checkpoint, run_files
+from fastgan.trainer.log import read_stats
 
 STEPS, SNAP = 60, 6
 OPTIONS = ["--preset", "d2l-gan-gaussian", "--steps", str(STEPS), "--snap", str(SNAP), "--log-every", "1",
@@ -140,7 +140,7 @@ def _process(arguments: list[str], moment: tuple[Path | None, float] | None) -> 
 def _check(folder: Path, before: int) -> int:
     """The newest checkpoint's step, 0 for none; `Lost` where a kill took too much."""
     try:
-        runs.read_options(folder)
+        run_files.read_options(folder)
         states = [checkpoint.read(path) for path in checkpoint.newest_first(folder / "checkpoints")]
         newest = states[0]["step"]["steps"] if states else 0
         if (folder / WEIGHTS).exists() and (folder / "config.json").exists():

@@ -23,8 +23,9 @@ from fastgan.data.part import Part
 from fastgan.errors import FastganError
 from fastgan.models import build
 from fastgan.nn import use
-from fastgan.train import Trainer, average, distributed
+from fastgan.train import distributed, grad_allreduce
 from fastgan.train.step import GANStep
+from fastgan.trainer import Trainer
 
 BATCH, STEPS = 64, 5
 SETTINGS: dict[str, tuple[str, torch.dtype, dict[str, Any]]] = {
@@ -175,7 +176,7 @@ def killed(arguments: list[str]) -> int:
 if __name__ == "__main__":
     faulthandler.dump_traceback_later(240, exit=True)  # whoever waits for nobody says where
     torch.set_num_threads(1)
-    average.BYTES = 4096  # several buckets, of networks as small as these
+    grad_allreduce.BYTES = 4096  # several buckets, of networks as small as these
     if sys.argv[2:3] == ["kill"]:
         sys.exit(killed(sys.argv[3:]))
     scenarios(Path(sys.argv[1]))

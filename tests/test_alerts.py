@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from fastgan.train.alerts import Alerts
+from fastgan.trainer.alerts import Alerts
 
 Record = dict[str, float]
 

@@ -25,7 +25,7 @@ from benchmarks.worker import Failed, Session, Worker
 from benchmarks.workload import Expected, Job, Workload
 from fastgan.errors import FastganError
 from fastgan.nn import Chain
-from fastgan.ops.plan import candidates
+from fastgan.ops.tuning import candidates
 from fastgan.train import graph
 from proofs.simulated import SimulatedCuda
 

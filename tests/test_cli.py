@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fastgan import _cpu, cli, presets
+from fastgan import __version__, _cpu, cli, presets
 from fastgan.errors import FastganError
 from fastgan.ops.native import extension
 from fastgan.ops.triton import launch
-from fastgan.train import Trainer, runs
+from fastgan.trainer import Trainer, run_files
 from fastgan.verify import doctor, machine
 
 SMALL = ["--image-size", "16", "--ngf", "4", "--ndf", "4", "--nz", "8", "--batch", "16", "--snap", "2", "--grid", "4",
@@ -174,7 +174,7 @@ def test_presets_are_listed_and_explained(capsys):
 def test_doctor(capsys):
     assert cli.main(["doctor"]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[0].split() == ["fastgan", "0.1.0"] and "verdict          ready to train on the" in out[-1]
+    assert out[0].split() == ["fastgan", __version__] and "verdict          ready to train on the" in out[-1]
     subjects = {line[:17].strip() for line in out}
     assert {"driver", "reference", "native engine", "triton engine", "CUDA graphs", "kernel cache", "data"} < subjects
 
@@ -342,7 +342,7 @@ def test_names_that_are_no_text(here):
     assert cli.main(["report", str(run)]) == 0 and cli.main(["export", str(run)]) == 0
     assert "| data | o\\udcff |" in (run / "export" / "safetensors" / "README.md").read_text()
     with pytest.raises(FastganError, match="no UTF-8"):
-        runs.create(Path("o\udcff"), presets.get("digits"))
+        run_files.create(Path("o\udcff"), presets.get("digits"))
     shutil.copytree(run, "r\udcff")
     with pytest.raises(FastganError, match="r\udcff: no UTF-8"):
         Trainer.resume(Path("r\udcff"))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from benchmarks import counters
 from benchmarks.counters import count_fastgan, count_pytorch, main
 from fastgan import presets
-from fastgan.verify.memory import fake_tensors
+from fastgan.trainer.step_memory import fake_tensors
 from proofs.launches import record, training_step
 
 DCGAN = presets.get("dcgan-64")

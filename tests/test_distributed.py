@@ -20,7 +20,8 @@ from fastgan.data.part import Part
 from fastgan.errors import FastganError
 from fastgan.nn import Chain
 from fastgan.nn.groups import outside_of_stages
-from fastgan.train import Trainer, checkpoint, distributed
+from fastgan.train import distributed
+from fastgan.trainer import Trainer, checkpoint
 from tests import distributed_worker as worker
 
 # How far parameters, statistics and losses may be from those of one process, after steps that move parameters by up to

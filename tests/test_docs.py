@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from fastgan import commands, presets
-from fastgan.commands import line
+from fastgan import presets
+from fastgan.cli import commands, parsing
 from fastgan.models import build
-from fastgan.train import runs
+from fastgan.trainer import run_files
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -55,7 +55,7 @@ def test_anchors_are_found():
 
 def given(page: Path) -> dict[str, Any]:
     """What a page's blocks take for given: a reader's own networks and batches."""
-    if page.name in ("README.md", "step.md", "plan.md"):
+    if page.name in ("README.md", "step.md", "tuning.md"):
         config = presets.get("digits", image_size="16", ngf=4, ndf=4, nz=8)
         generator, discriminator = build(config.model, (1, 16, 16))
         real, fake = torch.randn(2, 4, 1, 16, 16)
@@ -98,15 +98,15 @@ def test_command_line(name, words, monkeypatch):
     class Parsed(Exception):
         pass
 
-    parse: Callable[..., Any] = line.parse
+    parse: Callable[..., Any] = parsing.parse
 
     def only_parse(*args: Any, **kwargs: Any) -> None:
         parse(*args, **kwargs)
         raise Parsed
 
-    monkeypatch.setattr(line, "parse", only_parse)
-    monkeypatch.setattr(runs, "read_options", lambda folder: presets.get("digits"))
-    monkeypatch.setattr(runs, "newest", lambda folder: Path("runs/00000-digits"))
+    monkeypatch.setattr(parsing, "parse", only_parse)
+    monkeypatch.setattr(run_files, "read_options", lambda folder: presets.get("digits"))
+    monkeypatch.setattr(run_files, "newest", lambda folder: Path("runs/00000-digits"))
     with pytest.raises((Parsed, SystemExit)):  # --help exits; what does not parse is a FastganError
         commands.run(words[0], words[1:])
 

@@ -24,7 +24,7 @@ from fastgan.models import build, exported
 from fastgan.models.exported import card
 from fastgan.models.exported.forms import FORMS
 from fastgan.models.pretrained import Pretrained
-from fastgan.train import Trainer, checkpoint
+from fastgan.trainer import Trainer, checkpoint
 from tests.dcgan_example import named, networks
 from tests.preset_cases import CASES
 

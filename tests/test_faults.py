@@ -32,9 +32,9 @@ from fastgan.data import open_dataset
 from fastgan.data.loader import lost_worker
 from fastgan.errors import FastganError
 from fastgan.models.pretrained import Pretrained
-from fastgan.train import Trainer, checkpoint, lock, runs
-from fastgan.train.lock import Lock
-from fastgan.train.log import RunLog, read_stats
+from fastgan.trainer import Trainer, checkpoint, lock, run_files
+from fastgan.trainer.lock import Lock
+from fastgan.trainer.log import RunLog, read_stats
 from proofs import kills
 
 PACKAGE = Path(fastgan.__file__).parent
@@ -46,7 +46,7 @@ def newest(folder: Path) -> Any:
 
 
 def edit_options(folder: Path, **values: Any) -> None:
-    path = folder / runs.OPTIONS
+    path = folder / run_files.OPTIONS
     found = json.loads(path.read_text())
     found["config"].update(values)
     path.write_text(json.dumps(found))
@@ -116,35 +116,35 @@ def test_what_a_kill_left_half_written_is_removed(tiny):
     Trainer.resume(folder).lock.release()
     assert not list(folder.rglob("*.tmp"))
     (folder.parent / ".0a1b2c3d.tmp").mkdir()
-    runs.write_options(folder.parent / ".0a1b2c3d.tmp", tiny(), {})
-    assert runs.newest(folder.parent) == folder
+    run_files.write_options(folder.parent / ".0a1b2c3d.tmp", tiny(), {})
+    assert run_files.newest(folder.parent) == folder
 
 
 def test_runs_that_start_at_once_get_a_folder_each(tiny, tmp_path):
     with ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(lambda _: runs.create(tmp_path / "runs", tiny()), range(24)))
+        made = list(pool.map(lambda _: run_files.create(tmp_path / "runs", tiny()), range(24)))
     assert sorted(path.name for path in made) == [f"{number:05d}-digits" for number in range(24)]
-    assert all(runs.read_options(path) == tiny() for path in made)
+    assert all(run_files.read_options(path) == tiny() for path in made)
     assert sorted((tmp_path / "runs").iterdir()) == sorted(made)
 
 
 def test_the_newest_run_is_that_of_the_highest_number(tiny, tmp_path):
     for name in ("99999-digits", "100000-digits", "00007-digits"):
         (tmp_path / name).mkdir()
-        runs.write_options(tmp_path / name, tiny(), {})
-    assert runs.newest(tmp_path).name == "100000-digits"
-    assert runs.create(tmp_path, tiny()).name == "100001-digits"
+        run_files.write_options(tmp_path / name, tiny(), {})
+    assert run_files.newest(tmp_path).name == "100000-digits"
+    assert run_files.create(tmp_path, tiny()).name == "100001-digits"
 
 
 def test_others_files_beside_the_runs(tmp_path):
     for name in ("99999-digits", "100000-digits"):
         (tmp_path / name).mkdir()
-        runs.mark_launch(tmp_path / name, ["ours"])
+        run_files.mark_launch(tmp_path / name, ["ours"])
     (tmp_path / "zz").mkdir()
     (tmp_path / "zz" / "launch").write_bytes(b"\xff")
     (tmp_path / "zzz" / "launch").mkdir(parents=True)
-    assert runs.of_launch(tmp_path, []) is None and runs.of_launch(tmp_path, ["theirs"]) is None
-    assert runs.of_launch(tmp_path, ["ours"]) == tmp_path / "100000-digits"
+    assert run_files.of_launch(tmp_path, []) is None and run_files.of_launch(tmp_path, ["theirs"]) is None
+    assert run_files.of_launch(tmp_path, ["ours"]) == tmp_path / "100000-digits"
 
 
 def test_a_folder_is_one_process_at_a_time(tiny):
@@ -365,7 +365,7 @@ def test_a_file_that_nobody_thought_of(monkeypatch, capsys):
     def fails(args: list[str]) -> int:
         raise PermissionError(errno.EACCES, "Permission denied", "somewhere")
 
-    monkeypatch.setitem(sys.modules["fastgan.commands"].COMMANDS, "doctor", fails)
+    monkeypatch.setitem(sys.modules["fastgan.cli.commands"].COMMANDS, "doctor", fails)
     assert cli.main(["doctor"]) == 2
     assert capsys.readouterr().err == "fastgan: error: somewhere: Permission denied\n"
     with pytest.raises(PermissionError):
@@ -397,14 +397,14 @@ def test_the_gpu_is_gone(tiny, capsys):
     edit_options(folder, device="cuda", precision="tf32", graph="on")
     with pytest.raises(FastganError, match="--device cuda: expected auto or one that is here: --device cpu"):
         Trainer.resume(folder)
-    config = runs.read_options(folder).replace(device="cpu")
+    config = run_files.read_options(folder).replace(device="cpu")
     with pytest.raises(FastganError, match=r"--precision tf32 on cpu: .*; or fp32"):
         Trainer.resume(folder, config)
     with pytest.raises(FastganError, match=r"--graph on: CUDA graphs need a CUDA device.*expected auto or off"):
         Trainer.resume(folder, config.replace(precision="fp32"))
-    written = json.loads((folder / runs.OPTIONS).read_text())
+    written = json.loads((folder / run_files.OPTIONS).read_text())
     written["resolved"].update(device="cuda", precision="tf32")
-    (folder / runs.OPTIONS).write_text(json.dumps(written))
+    (folder / run_files.OPTIONS).write_text(json.dumps(written))
     capsys.readouterr()
     Trainer.resume(folder, config.replace(precision="fp32", graph="auto", steps=6)).fit()
     assert "not as it was: device cuda -> cpu, precision tf32 -> fp32; the run goes on" in capsys.readouterr().err

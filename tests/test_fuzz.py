@@ -34,9 +34,9 @@ from fastgan.data import open_dataset
 from fastgan.errors import FastganError
 from fastgan.models import DCGANGenerator, exported
 from fastgan.models.pretrained import Pretrained
-from fastgan.ops.plan import Choice, Plan, Problem, Trial, stored, table
-from fastgan.train import Trainer, checkpoint, runs
-from fastgan.train.log import read_stats
+from fastgan.ops.tuning import Choice, Plan, Problem, Trial, stored, table
+from fastgan.trainer import Trainer, checkpoint, run_files
+from fastgan.trainer.log import read_stats
 
 NEW = int(os.environ.get("FASTGAN_FUZZ", "0"))
 ROOM = 2**30  # bytes that a reader of these small files may take, at the very most
@@ -241,14 +241,14 @@ def run(place) -> Path:
 
 
 def test_options(run):
-    path = run / runs.OPTIONS
+    path = run / run_files.OPTIONS
     good = path.read_bytes()
 
     @fuzzed(150)
     @given(json_damage(json.loads(good)))
     def check(content):
         path.write_bytes(content)
-        named(lambda: (runs.read_options(run), runs.read_resolved(run)))
+        named(lambda: (run_files.read_options(run), run_files.read_resolved(run)))
 
     check()
     path.write_bytes(good)

@@ -18,10 +18,10 @@ from fastgan.data.dataset import MemoryDataset
 from fastgan.models import build
 from fastgan.nn import use
 from fastgan.ops.engines import why_not as why_no_kernels
-from fastgan.train import Trainer
-from fastgan.train.fed import FedStep
 from fastgan.train.graph import GraphedStep
 from fastgan.train.step import GANStep, Savings
+from fastgan.trainer import Trainer
+from fastgan.trainer.fetch_step import FedStep
 from tests.near import used
 from tests.small_step import Asking
 

@@ -30,8 +30,8 @@ from fastgan.data import open_dataset
 from fastgan.errors import FastganError
 from fastgan.metrics import Metrics, inception, judge
 from fastgan.metrics.reals import Reals
-from fastgan.train import Trainer, checkpoint, evaluate
-from fastgan.train.log import TAGS, read_stats
+from fastgan.trainer import Trainer, checkpoint, evaluate
+from fastgan.trainer.log import TAGS, read_stats
 
 CPU = torch.device("cpu")
 DIGITS = presets.get("digits", image_size="16").data
@@ -447,7 +447,7 @@ def test_measuring_can_begin_with_a_resume(tiny, quick):
 
 
 def test_alerts_are_said_and_kept(tiny, capsys, monkeypatch):
-    monkeypatch.setattr("fastgan.train.alerts.Alerts._collapsed", lambda self: "they are all alike")
+    monkeypatch.setattr("fastgan.trainer.alerts.Alerts._collapsed", lambda self: "they are all alike")
     folder = Trainer(tiny(tensorboard=True)).fit()
     assert [r["alerts"] for r in read_stats(folder / "stats.jsonl") if "alerts" in r] == [
         {"mode collapse": "they are all alike"}]

@@ -18,8 +18,8 @@ from fastgan.errors import FastganError
 from fastgan.models import build
 from fastgan.models.pretrained import Pretrained
 from fastgan.report import curves, found, write
-from fastgan.train import Trainer
-from fastgan.train.lock import Lock
+from fastgan.trainer import Trainer
+from fastgan.trainer.lock import Lock
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror='alert(2)'>\" --><!--"
 

@@ -16,11 +16,11 @@ import fastgan
 from fastgan import presets
 from fastgan.errors import FastganError
 from fastgan.models import build
-from fastgan.ops import plan
-from fastgan.ops.plan import candidates
-from fastgan.train.held import Held
+from fastgan.ops import tuning as plan
+from fastgan.ops.tuning import candidates
 from fastgan.train.losses import LOSSES
-from fastgan.train.ring import FIELDS
+from fastgan.train.metrics_buffer import FIELDS
+from fastgan.train.static_buffers import Held
 from fastgan.train.step import GANStep, Savings
 
 SHAPES = {"tf": (1, 28, 28), "oreilly": (1, 28, 28), "gaussian": (2,), "dcgan": (3, 16, 16)}

@@ -17,7 +17,7 @@ from fastgan.models import build
 from fastgan.nn import use
 from fastgan.ops.triton import launch
 from fastgan.train.step import GANStep
-from fastgan.verify import memory
+from fastgan.trainer import step_memory
 
 DCGAN = presets.get("dcgan-64")
 
@@ -33,8 +33,8 @@ def saved_shapes(batch: int) -> Counter[tuple[int, ...]]:
             shapes.setdefault(tensor.untyped_storage()._cdata, tuple(tensor.shape))
         return tensor
 
-    with memory.fake_tensors():
-        step, given = memory.fake_step(DCGAN, batch, "bf16", (3, 64, 64), impl="triton")
+    with step_memory.fake_tensors():
+        step, given = step_memory.fake_step(DCGAN, batch, "bf16", (3, 64, 64), impl="triton")
         counter = OperationCounter([])
         with (launch.through(counter.launched, 90), counter,
               torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)):
@@ -57,7 +57,7 @@ def test_what_is_saved_of_each_block_and_pass():
 
 def test_estimate_of_parameters_and_state():
     config = presets.get("digits", ngf=4, ndf=4, ema=0.5)
-    one, two = (memory.estimate(config, batch, "fp32", (1, 16, 16)) for batch in (512, 1024))
+    one, two = (step_memory.estimate(config, batch, "fp32", (1, 16, 16)) for batch in (512, 1024))
     counts = [sum(p.numel() for p in network.parameters()) for network in build(config.model, (1, 16, 16))]
     assert [one.generator, one.discriminator] == counts
     assert one.state == two.state == 4 * (4 * sum(counts) + counts[0])
@@ -80,20 +80,20 @@ def test_peak_against_a_measured_one(batch):
         step(real)
     changes = [event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     measured = sum(before.values()) + max(itertools.accumulate(changes))
-    assert memory.estimate(config, batch, "fp32", shape).peak == pytest.approx(measured, rel=0.1)
+    assert step_memory.estimate(config, batch, "fp32", shape).peak == pytest.approx(measured, rel=0.1)
 
 
 @pytest.mark.parametrize("preset", sorted(presets.PRESETS))
 @pytest.mark.filterwarnings("error:Accessing the data pointer of FakeTensor")  # memory that does not exist
 def test_every_preset(preset):
     config = presets.get(preset, ema=0.9)
-    found = memory.estimate(config, 4, "fp32", data_shape(config))
+    found = step_memory.estimate(config, 4, "fp32", data_shape(config))
     assert found.peak > found.state > 4 * (found.generator + found.discriminator)
 
 
 def test_labels():
     config = presets.get("digits", cond=True)
-    assert memory.estimate(config, 4, "fp32", (1, 16, 16), 10).discriminator > memory.estimate(
+    assert step_memory.estimate(config, 4, "fp32", (1, 16, 16), 10).discriminator > step_memory.estimate(
         presets.get("digits"), 4, "fp32", (1, 16, 16)).discriminator
 
 
@@ -101,6 +101,6 @@ def test_largest_batch():
     def peak(batch):
         return count_fastgan(DCGAN, batch, "bf16").peak
 
-    best = memory.largest_batch(peak, 8 * 2**30)
+    best = step_memory.largest_batch(peak, 8 * 2**30)
     assert 0.98 * 8 * 2**30 < peak(best) < 1.02 * 8 * 2**30
-    assert memory.largest_batch(lambda batch: batch * 2**30 + 9 * 2**30, 8 * 2**30) == 0
+    assert step_memory.largest_batch(lambda batch: batch * 2**30 + 9 * 2**30, 8 * 2**30) == 0

@@ -15,9 +15,9 @@ from fastgan.config import DataConfig
 from fastgan.data import make_feed
 from fastgan.data.dataset import MemoryDataset
 from fastgan.models import build
-from fastgan.train.fed import FedStep
 from fastgan.train.losses import LOSSES
 from fastgan.train.step import GANStep, Savings
+from fastgan.trainer.fetch_step import FedStep
 from proofs.simulated import CaptureRefused, assert_replays_equal_eager
 from tests.small_step import Asking
 

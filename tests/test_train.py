@@ -24,9 +24,9 @@ from fastgan.config import Config, RunConfig
 from fastgan.errors import FastganError
 from fastgan.models import build, exported, weights
 from fastgan.models.pretrained import Pretrained
-from fastgan.ops.plan import Plan, stored
-from fastgan.train import Trainer, checkpoint, evaluate, loop, runs, trained
-from fastgan.train.log import TAGS, RunLog
+from fastgan.ops.tuning import Plan, stored
+from fastgan.trainer import Trainer, checkpoint, evaluate, loop, run_facts, run_files
+from fastgan.trainer.log import TAGS, RunLog
 from proofs.kills import same
 from tests.test_data import write_idx, write_images
 
@@ -317,16 +317,16 @@ def test_a_run_goes_on_in_another_working_directory(tiny, tmp_path, monkeypatch,
     given = {"source": kind, "net_g": "netG.pth", "metrics_weights": "weights.pth", "data_root": "root"}
     config = tiny(steps=3, **given)
     folder = Trainer(config).fit()
-    stored = runs.read_options(folder).flat()
+    stored = run_files.read_options(folder).flat()
     source, _, name = kind.partition(":")
     assert {key: stored[key] for key in given} == {
         "source": f"{source}:{places[0] / name}", "net_g": str(places[0] / "netG.pth"), "data_root": str(
             places[0] / "root"), "metrics_weights": str(places[0] / "weights.pth")}
     monkeypatch.chdir(places[1])
-    assert Trainer.resume(folder, runs.read_options(folder).replace(steps=6)).fit() == folder
+    assert Trainer.resume(folder, run_files.read_options(folder).replace(steps=6)).fit() == folder
     assert checkpoint.newest_step(folder / "checkpoints") == 6
 
-    runs.write_options(folder, config, {})  # as an older version stored it
+    run_files.write_options(folder, config, {})  # as an older version stored it
     with pytest.raises(FastganError, match=re.escape(f"{source}:{places[1] / name}: no such f")):
         Trainer.resume(folder)
     monkeypatch.chdir(places[0])
@@ -335,7 +335,7 @@ def test_a_run_goes_on_in_another_working_directory(tiny, tmp_path, monkeypatch,
 
 def test_paths_that_mean_the_same_everywhere_stay(tiny):
     config = tiny(data_root="~/data", source="npz:~/a.npz", metrics_weights="/w.pth", plan="auto")
-    assert runs.absolute(config) == config
+    assert run_files.absolute(config) == config
 
 
 class Place:
@@ -362,7 +362,8 @@ def test_paths_are_words_or_objects(tiny, tmp_path, kind):
                                                                     for key, name in given.items()})
     assert config == Config.from_flat(config.flat()) and RunConfig(outdir=kind(tmp_path)).outdir == str(tmp_path)
     folder = Trainer(config).fit()
-    assert runs.newest(kind(tmp_path / "runs")) == folder and runs.read_options(kind(folder)) == runs.absolute(config)
+    assert run_files.newest(kind(tmp_path / "runs")) == folder
+    assert run_files.read_options(kind(folder)) == run_files.absolute(config)
     assert Trainer.resume(kind(folder), config.replace(steps=4)).fit() == folder
     found = evaluate.evaluate(kind(folder), "score", images=100)
     assert evaluate.measured(kind(folder)) == [json.loads(json.dumps(found))]
@@ -371,12 +372,12 @@ def test_paths_are_words_or_objects(tiny, tmp_path, kind):
     source = Pretrained.load(kind(folder))
     (tmp_path / "saved").mkdir()
     source.save(kind(tmp_path / "saved"))
-    exported.export(source, "safetensors", kind(tmp_path / "out"), facts=trained.facts(kind(folder)))
+    exported.export(source, "safetensors", kind(tmp_path / "out"), facts=run_facts.facts(kind(folder)))
     assert exported.is_export(kind(tmp_path / "out")) and not exported.is_export(kind(folder))
     z = source.noise.from_seeds([0])
     for again in (Pretrained.load(kind(tmp_path / "saved")), exported.load(kind(tmp_path / "out"))):
         torch.testing.assert_close(again.draw(z), source.draw(z), rtol=1e-4, atol=1e-5)
-    discriminator = trained.discriminator(kind(folder))
+    discriminator = run_facts.discriminator(kind(folder))
     weights.put(discriminator, netD, kind(tmp_path / "netD.pth"))
     assert weights.read(kind(tmp_path / "netG.pth")).keys() == netG.state_dict().keys()
 
@@ -459,7 +460,7 @@ def test_full_disk_while_logging(tiny, monkeypatch):
     def full(self: Any, record: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fastgan.train.log.RunLog.write", full)
+    monkeypatch.setattr("fastgan.trainer.log.RunLog.write", full)
     with pytest.raises(FastganError, match=rf"^cannot read or write {trainer.folder}: the disk is full"):
         trainer.fit()
 
@@ -468,6 +469,6 @@ def test_a_file_that_cannot_be_read_is_named(tiny, monkeypatch):
     def unreadable(self: Any, record: Any) -> None:
         raise PermissionError(13, "Permission denied", "weights.pt")
 
-    monkeypatch.setattr("fastgan.train.log.RunLog.write", unreadable)
+    monkeypatch.setattr("fastgan.trainer.log.RunLog.write", unreadable)
     with pytest.raises(FastganError, match=r"^cannot read or write weights\.pt: Permission denied$"):
         Trainer(tiny()).fit()

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from fastgan.errors import FastganError
-from fastgan.train import GraphedStep, Trainer, checkpoint, graph
+from fastgan.train import GraphedStep, graph
+from fastgan.trainer import Trainer, checkpoint
 from proofs.simulated import SimulatedCuda
 from tests.test_train import final_state, same
 

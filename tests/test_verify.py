@@ -21,8 +21,8 @@ from fastgan import cli, presets
 from fastgan.config import Config
 from fastgan.errors import FastganError, KernelError
 from fastgan.ops import dispatch, numerics, reference
-from fastgan.ops.layers import BatchNorm
 from fastgan.ops.native import extension
+from fastgan.ops.specs import BlockTensors, ConvSpec, NormSpec
 from fastgan.ops.triton import launch
 from fastgan.train import graph
 from fastgan.train.graph import GraphedStep
@@ -101,11 +101,11 @@ def around_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """Padding by the image's edge instead of zeros."""
     right = reference.convolve
 
-    def convolve(x: Tensor, convolution: Any) -> Tensor:
-        if convolution.transposed or not any(convolution.padding):
-            return right(x, convolution)
-        pads = [pad for pad in reversed(convolution.padding) for _ in range(2)]
-        return right(F.pad(x, pads, "replicate"), convolution._replace(padding=(0, 0)))
+    def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec) -> Tensor:
+        if conv.transposed or not any(conv.padding):
+            return right(x, weight, bias, conv)
+        pads = [pad for pad in reversed(conv.padding) for _ in range(2)]
+        return right(F.pad(x, pads, "replicate"), weight, bias, conv._replace(padding=(0, 0)))
     monkeypatch.setattr(reference, "convolve", convolve)
 
 
@@ -130,11 +130,12 @@ def biased_variance(monkeypatch: pytest.MonkeyPatch) -> None:
     """The running variance as the normalisation has it, without n / (n - 1)."""
     right = reference.batch_norm
 
-    def batch_norm(x: Tensor, norm: BatchNorm, groups: int = 1) -> Tensor:
-        variance = norm.running_var.clone()
-        y = right(x, norm, groups)
-        count = x.numel() // x.shape[1] // groups
-        norm.running_var.data.copy_(variance + (norm.running_var - variance) * (count - 1) / count)
+    def batch_norm(x: Tensor, tensors: BlockTensors, norm: NormSpec) -> Tensor:
+        running = tensors.running_var
+        variance = running.clone()
+        y = right(x, tensors, norm)
+        count = x.numel() // x.shape[1] // norm.groups
+        running.data.copy_(variance + (running - variance) * (count - 1) / count)
         return y
     monkeypatch.setattr(reference, "batch_norm", batch_norm)
 

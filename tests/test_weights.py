@@ -17,7 +17,7 @@ from fastgan import cli, presets
 from fastgan.errors import FastganError
 from fastgan.models import DCGANGenerator, weights
 from fastgan.models.pretrained import Pretrained
-from fastgan.train import Trainer
+from fastgan.trainer import Trainer
 from tests.dcgan_example import named, networks
 from tests.plain import dcgan_2015
 

@@ -91,7 +91,7 @@ def test_an_error_is_that_of_the_definition_summed_term_by_term(variant):
     torch.manual_seed(0)
     x = torch.randn(8, 128, 16, 16).contiguous(memory_format=torch.channels_last)
     convolution = Convolution(torch.randn(256, 128, 4, 4), None, (2, 2), (1, 1))
-    exact = reference.convolve(x.double(), convolution._replace(weight=convolution.weight.double()))
+    exact = reference.convolve(x.double(), convolution.weight.double(), None, ConvSpec((2, 2), (1, 1)))
     columns = torch.nn.functional.unfold(x, 4, padding=1, stride=2)  # (N, Ci * 16, Ho * Wo)
     chain = torch.zeros(8, 256, 64)
     for term, taps in zip(columns.unbind(1), convolution.weight.flatten(1).unbind(1), strict=True):

@@ -19,6 +19,7 @@ from fastgan.errors import KernelError
 from fastgan.ops import passes
 from fastgan.ops.layout import empty
 
+ENGINES = ("reference", "native", "triton")
 cuda: Any = torch.cuda  # all that is asked of CUDA here goes through this name
 _failed: set[tuple[str, str]] = set()  # (engine, pass)
 
@@ -51,7 +52,8 @@ def bound(engine: str, name: str) -> Callable[..., Any]:
     if engine == "reference":
         function = getattr(passes, name)
         return lambda *arguments: _channels_last(function(*arguments))
-    found: Callable[..., Any] = getattr(import_module(f"fastgan.ops.{engine}.passes"), name)
+    package = "tuning" if engine == "plan" else engine
+    found: Callable[..., Any] = getattr(import_module(f"fastgan.ops.{package}.passes"), name)
     return found
 
 

@@ -11,24 +11,25 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError, first_line
-from fastgan.ops import plan, reference, synchronised
+from fastgan.ops import reference, synchronised
+from fastgan.ops import tuning as plan
 from fastgan.ops.arguments import as_operand
 from fastgan.ops.autograd import conv_bn_act
-from fastgan.ops.layers import Block
 from fastgan.ops.library import OPERATORS
+from fastgan.ops.specs import BlockSpec, BlockTensors
 
 OLDEST = (8, 0)  # compute capability from which Triton's dot products run on tensor cores
 
 
 class Engine(NamedTuple):
-    """block(x, block, groups): a of x. The reference is the eager layers as PyTorch operators, or, where statistics are
-    those of several processes, its passes in one operation, as the others are."""
+    """conv_bn_act(x, tensors, spec) returns a. The reference is the eager layers as PyTorch operators; where statistics
+    are those of several processes, it is its passes in one autograd function, like the other engines."""
 
     name: str
-    block: Callable[[Tensor, Block, int], Tensor]
+    conv_bn_act: Callable[[Tensor, BlockTensors, BlockSpec], Tensor]
 
 
-REFERENCE = Engine("reference", reference.block)
+REFERENCE = Engine("reference", reference.conv_bn_act)
 DEFINITION = Engine("reference", partial(conv_bn_act, engine="reference"))
 _ENGINES = {name: Engine(name, partial(conv_bn_act, engine=name)) for name in OPERATORS}
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -36,7 +37,7 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 def resolve(impl: str, x: Tensor) -> Engine:
     """The engine that `impl` means for x, the input of a convolution; `FastganError` where it cannot be. "auto" follows
-    the plan in use (`fastgan.ops.plan`), and without one is the device's default: native on a CPU where it was
+    the plan in use (`fastgan.ops.tuning`), and without one is the device's default: native on a CPU where it was
     compiled, else the reference.
 
     An engine that cannot run on a device (a GPU that is too old, nothing compiled, no Triton) is told once, in a

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from fastgan.ops import dispatch, passes
-from fastgan.ops.layers import Activation, Convolution
 from fastgan.ops.layout import empty
 from fastgan.ops.passes import RunningStats
 from fastgan.ops.reference import statistics_dtype
-from fastgan.ops.specs import ConvSpec, NormSpec
+from fastgan.ops.specs import Activation, ConvSpec, NormSpec
 
 _CONV = "int[2] stride, int[2] padding, int[2] output_padding, bool transposed"
 _ACT = "str activation, float negative_slope, bool inplace"
@@ -138,8 +137,8 @@ def _logistic_loss(engine: str, logits: Tensor, targets: list[float]) -> Any:
 
 
 def _y_like(x: Tensor, weight: Tensor, conv: tuple[Any, ...]) -> Tensor:
-    convolution = Convolution(weight, None, *_conv(*conv))
-    return empty(x, x.shape[0], convolution.channels()[1], *convolution.size(x))
+    spec = _conv(*conv)
+    return empty(x, x.shape[0], spec.channels(weight)[1], *spec.output_size(x, weight))
 
 
 def _conv_forward_fake(engine: str, x: Tensor, weight: Tensor, bias: Tensor | None,

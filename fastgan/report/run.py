@@ -19,8 +19,8 @@ from fastgan import pictures, presets
 from fastgan.errors import FastganError, first_line
 from fastgan.files import StrPath, replacing
 from fastgan.report import curves, found, page
-from fastgan.train import lock, planned
-from fastgan.train.runs import OPTIONS
+from fastgan.trainer import lock, plan_setup
+from fastgan.trainer.run_files import OPTIONS
 
 NAME = "report.html"
 LOG, CERTIFICATE, METRICS = "stats.jsonl", "certificate.json", "metrics.json"
@@ -176,7 +176,7 @@ class _Report:
         return "\n".join(map(self._measured, measured))
 
     def _logged_metrics(self) -> str:
-        from fastgan.train.evaluate import MEANINGS
+        from fastgan.trainer.evaluate import MEANINGS
 
         last = next((record for record in reversed(self._records) if record.keys() & MEANINGS.keys()), None)
         if last is None:
@@ -201,8 +201,8 @@ class _Report:
 
     def plan(self) -> str:
         """The engine of each pass, the time of each candidate, and the time of a whole step under each engine."""
-        told = found.json_of(self.folder / planned.FILE, f"There is no {planned.FILE}: nothing was measured; engine: "
-                                                         f"{self.resolved.get('engine', 'unknown')}")
+        missing = f"There is no {plan_setup.FILE}; engine: {self.resolved.get('engine', 'unknown')}"
+        told = found.json_of(self.folder / plan_setup.FILE, missing)
         problems, engine = told["problems"], told["engine"]
         counts = Counter(str(row["choice"]) for row in problems)
         step = sorted(told["step"].items(), key=lambda item: item[1])
@@ -292,7 +292,7 @@ def _value(value: object) -> str:
 
 
 def _pass(row: dict[str, Any]) -> Iterator[str]:
-    from fastgan.ops.plan import Problem
+    from fastgan.ops.tuning import Problem
 
     yield page.short(" ".join(Problem.from_json(row["problem"]).words().split()))
     yield page.short(row["choice"])

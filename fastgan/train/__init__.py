@@ -1,7 +1,6 @@
-"""Training: the step, the trainer that runs it, and what a run leaves behind."""
+"""The training step as a library: networks, losses, optimizers, and the step in one CUDA graph."""
 
 from fastgan.train.graph import GraphedStep
-from fastgan.train.loop import Trainer
 from fastgan.train.step import GANStep
 
-__all__ = ["GANStep", "GraphedStep", "Trainer"]
+__all__ = ["GANStep", "GraphedStep"]

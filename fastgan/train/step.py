@@ -31,14 +31,14 @@ from fastgan.ops import synchronised
 from fastgan.ops.casts import Casts
 from fastgan.ops.numerics import HALF, products
 from fastgan.train import distributed, schedule
-from fastgan.train.average import Average
 from fastgan.train.ema import EMA
-from fastgan.train.held import Held, keep
+from fastgan.train.grad_allreduce import Average
+from fastgan.train.loss_scale import LossScale
 from fastgan.train.losses import LOSSES, gradient_penalty, r1_penalty
+from fastgan.train.metrics_buffer import Ring
 from fastgan.train.optim import DeviceAdam, make_adam
 from fastgan.train.precision import autocast, choose
-from fastgan.train.ring import Ring
-from fastgan.train.scaling import LossScale
+from fastgan.train.static_buffers import Held, keep
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from fastgan import presets
 from fastgan.errors import FastganError
 from fastgan.ops import numerics
 from fastgan.ops.arguments import check_impl
-from fastgan.ops.layers import ENGINES
+from fastgan.ops.dispatch import ENGINES
 from fastgan.verify import machine
 from fastgan.verify.result import Result
 

@@ -12,7 +12,7 @@ from fastgan.config import Config, data_shape
 from fastgan.errors import FastganError
 from fastgan.models import build
 from fastgan.ops import engines, numerics
-from fastgan.ops.layers import ENGINES
+from fastgan.ops.dispatch import ENGINES
 from fastgan.verify import blocks, machine, step_comparison
 from fastgan.verify.result import Result, run
 

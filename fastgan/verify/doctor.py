@@ -12,7 +12,7 @@ import fastgan
 from fastgan.config import DataConfig
 from fastgan.errors import first_line
 from fastgan.ops.native import extension
-from fastgan.ops.plan import stored
+from fastgan.ops.tuning import stored
 from fastgan.verify import machine
 
 _PACKAGES = ("torch", "triton", "numpy", "pillow", "safetensors", "tensorboard", "matplotlib",

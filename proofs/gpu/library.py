@@ -23,14 +23,14 @@ from fastgan import presets
 from fastgan.config import Config, data_shape
 from fastgan.models import build
 from fastgan.nn import use
-from fastgan.ops import plan
+from fastgan.ops import tuning as plan
 from fastgan.ops.engines import why_not
 from fastgan.ops.numerics import products
-from fastgan.ops.plan import Problem, candidates, check, measure
-from fastgan.ops.plan.example import caller, draw
-from fastgan.train import planned
+from fastgan.ops.tuning import Problem, candidates, check, measure
+from fastgan.ops.tuning.example import caller, draw
 from fastgan.train.graph import GraphedStep
 from fastgan.train.step import GANStep, Savings
+from fastgan.trainer import plan_setup
 from proofs import compiled, launches
 
 cuda: Any = torch.cuda  # all that is asked of the device goes through these
@@ -104,7 +104,7 @@ def passes(precision: str, batch: int, device: torch.device | None = None) -> di
     generator, discriminator = steps.networks(cfg, device)
     step = GANStep(generator, discriminator, cfg.model, cfg.train, precision=precision,
                    savings=Savings(together=TOGETHER))
-    few = planned.like_a_batch(FEW, data_shape(cfg), False, device)
+    few = plan_setup.like_a_batch(FEW, data_shape(cfg), False, device)
     with products(precision):
         found = measure.record(lambda: step(*few))
     wide = [problem._replace(x=(problem.x[0] * batch // FEW, *problem.x[1:])) for problem in found]
@@ -228,11 +228,11 @@ def _workload(batch: int) -> Workload:
 
 def tune(batch: int, path: Path) -> tuple[GANStep, Any]:
     """impl "auto", tuned on this device: the step, and the plan, which is in use and exported to `path`."""
-    from fastgan.ops.plan import stored
+    from fastgan.ops.tuning import stored
 
     made = step("auto", "bf16", batch)
     facts = stored.machine(DEVICE)
-    found = planned.make(made, (images(batch, 1),), facts, anew=True)
+    found = plan_setup.make(made, (images(batch, 1),), facts, anew=True)
     stored.export(path, found, facts)
     plan.use(found)
     return made, found
@@ -241,7 +241,7 @@ def tune(batch: int, path: Path) -> tuple[GANStep, Any]:
 def train(folder: Path, data: Path, batch: int, count: int) -> tuple[str, list[float]]:
     """A run as a user makes it, of `count` steps on the images in an .npz file: how steps were made, and the images a
     second that its log tells of."""
-    from fastgan.train import Trainer
+    from fastgan.trainer import Trainer
 
     trainer = Trainer(config(batch).replace(
         source=f"npz:{data}", steps=count, epochs=10**6, snap=count, log_every=max(count // 8, 1), outdir=str(folder),

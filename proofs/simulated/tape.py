@@ -186,7 +186,8 @@ class Tape:
     def _number(self, tensor: Tensor) -> int:
         if not self._knows(tensor):
             self._outside[storage_key(tensor)] = _External(tensor.untyped_storage())
-        geometry = _Geometry(storage_key(tensor), tensor.dtype, int(tensor.storage_offset()), tensor.size(), tensor.stride())
+        geometry = _Geometry(storage_key(tensor), tensor.dtype, int(tensor.storage_offset()), tensor.size(),
+                             tensor.stride())
         return self._numbers.setdefault(geometry, len(self._numbers))
 
 

@@ -32,6 +32,7 @@ from fastgan.ops.layout import nchw, nhwc
 from fastgan.ops.native import patches, rows, winograd
 from fastgan.ops.native.rows import Window
 from fastgan.ops.native.winograd import TILES
+from fastgan.ops.specs import ConvSpec
 
 BLOCK = 64 * 2**20
 WIDE = 32  # channels from which on transforms cost little beside their products
@@ -83,7 +84,7 @@ def forward(x: Tensor, convolution: Convolution, variant: str) -> Tensor:
     if variant == "library":
         weight, bias = cast(convolution.weight, x.dtype), convolution.bias
         narrow = convolution._replace(weight=weight, bias=None if bias is None else bias.to(x.dtype))
-        return nhwc(reference.convolve(nchw(x), narrow))
+        return nhwc(reference.convolve(nchw(x), narrow.weight, narrow.bias, ConvSpec(*narrow[2:])))
     size = convolution.size(nchw(x))
     window = _window(convolution, *(x.shape[1:3] if convolution.transposed else size))
     if variant == "patches":
@@ -104,7 +105,8 @@ def dgrad(g: Tensor, x: Tensor, convolution: Convolution, variant: str) -> Tenso
         return to(TILES[variant], g, convolution, None, (x.shape[1], x.shape[2]))
     if variant == "library":
         narrow = convolution._replace(weight=cast(convolution.weight, x.dtype), bias=None)
-        return nhwc(reference.convolve_backward(nchw(g), nchw(x), narrow, (True, False, False))[0])
+        return nhwc(reference.convolve_backward(nchw(g), nchw(x), narrow.weight, ConvSpec(*narrow[2:]),
+                                                needs_x=True)[0])
     size = x.shape[1], x.shape[2]
     window = _window(convolution, *(size if convolution.transposed else g.shape[1:3]))
     if variant == "patches":
@@ -126,7 +128,8 @@ def wgrad(g: Tensor, x: Tensor, convolution: Convolution, variant: str) -> Tenso
         return nchw(winograd.wgrad(TILES[variant], coarse, fine, convolution.padding)).to(weight.dtype)
     if variant == "library":
         narrow = convolution._replace(weight=cast(weight, x.dtype), bias=None)
-        gweight = reference.convolve_backward(nchw(g), nchw(x), narrow, (False, True, False))[1]
+        gweight = reference.convolve_backward(nchw(g), nchw(x), narrow.weight, ConvSpec(*narrow[2:]),
+                                              needs_weight=True)[1]
         return nchw(nhwc(gweight).to(weight.dtype))
     window = _window(convolution, *coarse.shape[1:3])
     if variant == "patches":

@@ -9,17 +9,17 @@ from torch import Tensor
 
 from fastgan.errors import FastganError
 from fastgan.files import StrPath
-from fastgan.train import checkpoint, evaluate, runs
 from fastgan.train.host import say
+from fastgan.trainer import checkpoint, evaluate, run_files
 
 
 def facts(folder: StrPath) -> dict[str, Any]:
     """training_options.json, "steps", those that were done, and "measured", as in metrics.json; {} without options."""
     folder = Path(folder)
-    if not (folder / runs.OPTIONS).is_file():
+    if not (folder / run_files.OPTIONS).is_file():
         return {}
-    config = runs.read_options(folder).flat()  # with the defaults of options that are younger than the run
-    return {"config": config, "resolved": runs.read_resolved(folder),
+    config = run_files.read_options(folder).flat()  # with the defaults of options that are younger than the run
+    return {"config": config, "resolved": run_files.read_resolved(folder),
             "steps": checkpoint.newest_step(folder / "checkpoints"), "measured": evaluate.measured(folder)}
 
 

@@ -56,7 +56,7 @@ def writable(path: Path, option: str = "--out") -> None:
 def load(folder: Path | None) -> Pretrained:
     from fastgan.models import exported
     from fastgan.models.pretrained import Pretrained
-    from fastgan.train import runs
+    from fastgan.trainer import run_files
 
-    folder = folder or runs.newest(Path("runs"))
+    folder = folder or run_files.newest(Path("runs"))
     return exported.load(folder) if exported.is_export(folder) else Pretrained.load(folder)

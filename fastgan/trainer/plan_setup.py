@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastgan.config import RunConfig
 from fastgan.errors import FastganError
-from fastgan.ops.plan import Plan, candidates, measure, stored, table
+from fastgan.ops.tuning import Plan, candidates, measure, stored, table
 from fastgan.train.host import say
 from fastgan.train.step import GANStep, Phase
 
@@ -46,13 +46,13 @@ def decide(run: RunConfig, pinned: Plan | None, step: GANStep, folder: Path, bat
 
 
 def make(step: GANStep, batch: tuple[Tensor, ...], facts: dict[str, str], *, anew: bool = False,
-         rounds: int = measure.ROUNDS, tune: bool = False, progress: bool = False) -> Plan:
+         rounds: int = measure.ROUNDS, tiles: bool = False, progress: bool = False) -> Plan:
     """A plan for steps on such batches, remembered; arguments as in `measure.make`. anew: measure what is known too."""
     known, trouble = stored.recall(facts)
     if trouble:
         say(trouble)
     with undone(step, batch):
-        plan = measure.make(lambda: _steps(step, batch), None if anew else known, rounds=rounds, tune=tune,
+        plan = measure.make(lambda: _steps(step, batch), None if anew else known, rounds=rounds, tiles=tiles,
                             progress=progress)
     trouble = stored.remember(facts, plan)
     if trouble:

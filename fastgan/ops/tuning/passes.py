@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastgan.ops import dispatch
-from fastgan.ops.plan import candidates, current, problem
+from fastgan.ops.tuning import candidates, current, problem
 
 __all__ = ["act_backward", "bn_act_forward", "bn_backward_apply", "bn_backward_sums", "conv_act_forward",
            "conv_forward", "dgrad", "logistic_loss", "wgrad"]

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from fastgan import presets
-from fastgan.commands import line
+from fastgan.cli import parsing
 from fastgan.config import Config
 from fastgan.errors import FastganError
 
 if TYPE_CHECKING:
     from fastgan.data import Dataset
-    from fastgan.train import Trainer
+    from fastgan.trainer import Trainer
 
 
 @dataclass
@@ -33,14 +33,14 @@ class Train:
 
 
 def train(args: list[str]) -> int:
-    name = line.value_of("--preset", args) or "digits"
+    name = parsing.value_of("--preset", args) or "digits"
     chosen = presets.get(name)
-    options = line.parse(Train, args, "train", Train(chosen, name))
+    options = parsing.parse(Train, args, "train", Train(chosen, name))
     config = _given_wins(options.config, chosen)
     if options.dry_run:
         with _shortage_in_words(config):
             return _dry_run(config)
-    from fastgan.train import Trainer
+    from fastgan.trainer import Trainer
 
     return _fit(lambda: Trainer.launched(config), config)
 
@@ -55,13 +55,13 @@ class Resume:
 
 
 def resume(args: list[str]) -> int:
-    from fastgan.train import Trainer, runs
+    from fastgan.trainer import Trainer, run_files
 
     given = args and not args[0].startswith("-")
     asked_for_help = any(word in args for word in ("-h", "--help"))
-    folder = Path(args[0]) if given else Path() if asked_for_help else runs.newest(Path("runs"))
-    before = Config() if asked_for_help and not given else runs.read_options(folder)
-    options = line.parse(Resume, args, "resume", Resume(before, folder))
+    folder = Path(args[0]) if given else Path() if asked_for_help else run_files.newest(Path("runs"))
+    before = Config() if asked_for_help and not given else run_files.read_options(folder)
+    options = parsing.parse(Resume, args, "resume", Resume(before, folder))
     config = _given_wins(options.config, before)
     return _fit(lambda: Trainer.resume(folder, config), config)
 
@@ -75,7 +75,7 @@ class Presets:
 
 
 def list_presets(args: list[str]) -> int:
-    name = line.parse(Presets, args, "presets").name
+    name = parsing.parse(Presets, args, "presets").name
     if name is None:
         for key, function in presets.PRESETS.items():
             print(f"{key:20}{(function.__doc__ or '').splitlines()[0]}")
@@ -122,7 +122,7 @@ def _shortage_in_words(config: Config) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         from fastgan import memory
-        from fastgan.verify.memory import shortage
+        from fastgan.trainer.step_memory import shortage
 
         if not memory.ran_out(error):
             raise
@@ -133,8 +133,8 @@ def _dry_run(config: Config) -> int:
     """What would run; nothing is written."""
     from fastgan.data import open_dataset
     from fastgan.train.host import pick_device
-    from fastgan.train.loop import open_metrics
     from fastgan.train.precision import choose
+    from fastgan.trainer.loop import open_metrics
 
     device = pick_device(config.validate().run.device)
     precision = choose(config.run.precision, device)
@@ -148,8 +148,8 @@ def _dry_run(config: Config) -> int:
 def _facts(config: Config, dataset: Dataset, device: str, precision: str, processes: int = 1) -> dict[str, str]:
     """What runs, and the memory that a step needs of each process."""
     from fastgan.data import Loader
-    from fastgan.train.loop import length
-    from fastgan.verify.memory import estimate
+    from fastgan.trainer.loop import length
+    from fastgan.trainer.step_memory import estimate
 
     per_epoch = Loader(dataset, config.data, config.run.seed).steps_per_epoch
     classes = len(dataset.classes) if config.data.cond else 0

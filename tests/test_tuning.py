@@ -22,10 +22,10 @@ import fastgan.nn as fnn
 from fastgan import cli, ops
 from fastgan.errors import FastganError, KernelError
 from fastgan.ops import dispatch, engines, passes
-from fastgan.ops.plan import Choice, Plan, Problem, Trial, candidates, example, measure, stored, table, use
-from fastgan.ops.plan.problem import OF
 from fastgan.ops.triton import tiles
-from fastgan.train import Trainer, planned
+from fastgan.ops.tuning import Choice, Plan, Problem, Trial, candidates, example, measure, stored, table, use
+from fastgan.ops.tuning.problem import OF
+from fastgan.trainer import Trainer, plan_setup
 from tests.test_train import final_state, same
 
 CPU, EAGER = torch.device("cpu"), Plan(engine="reference")
@@ -268,7 +268,7 @@ def outcome(plan: Plan | None, net: nn.Module | None = None) -> list[Tensor]:
 
 
 def test_record_finds_each_problem_once():
-    found = measure.record(lambda: (outcome(ops.plan.active()), outcome(ops.plan.active())))
+    found = measure.record(lambda: (outcome(ops.tuning.active()), outcome(ops.tuning.active())))
     assert [asked.kind for asked in found] == [
         "conv_forward", "bn_act_forward", "conv_act_forward", "logistic_loss", "act_backward", "dgrad", "wgrad",
         "bn_backward_sums", "bn_backward_apply", "dgrad", "wgrad"]
@@ -284,7 +284,7 @@ def test_each_pass_by_its_own_engine(left, fake):
     asked: set[str] = set()
     for name, function in fake.items():
         fake[name] = lambda *given, name=name, function=function: (asked.add(name), function(*given))[1]
-    problems = measure.record(lambda: outcome(ops.plan.active()))
+    problems = measure.record(lambda: outcome(ops.tuning.active()))
     plan = Plan({one: Choice("reference" if one.kind == left else "triton", {}) for one in problems})
     torch.testing.assert_close(outcome(plan), outcome(EAGER), rtol=1e-4, atol=1e-6)
     assert asked == set(KINDS) - {left}
@@ -317,7 +317,7 @@ def test_tiles_of_convolutions_are_candidates_when_tuning(kind, fake, monkeypatc
         monkeypatch.setitem(SECONDS, f"triton/{name}", 0.5 if f"triton/{name}" == best else 5.0)
     assert set(measure.examine(problem(kind)).trials) == {"reference", "triton"}
     usual = set(taken)
-    choice = measure.examine(problem(kind), tune=True)
+    choice = measure.examine(problem(kind), tiles=True)
     if kind in candidates.CONVOLUTIONS:
         assert choice.candidate == best and len(taken - usual) == len(candidates.TILES)
         assert tiles.Tile(128, 64, 32, 4, 3) in taken
@@ -334,7 +334,7 @@ def test_what_nobody_measured_is_computed_by_the_default(fake, monkeypatch):
 
 def test_a_kernel_that_fails_later_is_replaced(fake, monkeypatch):
     monkeypatch.setattr(dispatch, "_failed", set())
-    plan = Plan({one: Choice("triton", {}) for one in measure.record(lambda: outcome(ops.plan.active()))})
+    plan = Plan({one: Choice("triton", {}) for one in measure.record(lambda: outcome(ops.tuning.active()))})
     fake["conv_forward"] = raises
     with pytest.warns(UserWarning, match="(?s)out of resource.*goes on with the reference"):
         found = outcome(plan)
@@ -344,7 +344,7 @@ def test_a_kernel_that_fails_later_is_replaced(fake, monkeypatch):
 @pytest.mark.parametrize("engine", ["reference", "native"])
 def test_auto_is_what_the_plan_in_use_says(engine, monkeypatch):
     x, logits = torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.float64)
-    monkeypatch.setattr(ops.plan, "default", lambda device: engine)
+    monkeypatch.setattr(ops.tuning, "default", lambda device: engine)
     monkeypatch.setattr(engines, "why_not", lambda impl, device: "")
     assert engines.resolve("auto", x).name == engine
     assert engines.resolve("auto", x.double()) is engines.REFERENCE is engines.resolve("auto", x[:0])
@@ -357,7 +357,7 @@ def test_auto_is_what_the_plan_in_use_says(engine, monkeypatch):
             assert engines.resolve("auto", x) is engines.REFERENCE
         with use(Plan(engine="native")):
             assert engines.resolve("auto", x).name == "native"
-    assert ops.plan.active() is None
+    assert ops.tuning.active() is None
 
 
 def test_backward_after_the_plan_is_out_of_use():
@@ -379,7 +379,7 @@ def test_the_whole_step_decides(seconds, engine, fake, monkeypatch):
         return {name: [{**SECONDS, **seconds}[name]] for name in calls}
 
     monkeypatch.setattr(measure, "race", race)
-    plan = measure.make(lambda: outcome(ops.plan.active()))
+    plan = measure.make(lambda: outcome(ops.tuning.active()))
     assert timed[-1] == {"reference", "triton", "plan"} == set(plan.step) and plan.engine == engine
     fastest = sorted({**SECONDS, **seconds}[name] for name in plan.step)[0]
     assert f"ms of a step: {engine} {1e3 * fastest:.1f}, " in table.verdict(plan)
@@ -389,8 +389,8 @@ def test_the_whole_step_decides(seconds, engine, fake, monkeypatch):
                          ids=["quiet", "busy"])
 def test_a_busy_machine_is_named(seconds, busy, fake, monkeypatch):
     monkeypatch.setattr(measure, "race", lambda calls, *_, **__: dict.fromkeys(calls, seconds))
-    told = table.verdict(measure.make(lambda: outcome(ops.plan.active())))
-    assert ("the machine was busy, steps varied by 1.5 x: `fastgan plan`" in told) == busy
+    told = table.verdict(measure.make(lambda: outcome(ops.tuning.active())))
+    assert ("the machine was busy, steps varied by 1.5 x: `fastgan tune`" in told) == busy
 
 
 @pytest.fixture
@@ -407,9 +407,9 @@ def gpu(fake, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(measure, "_known", lambda device: {})
     monkeypatch.setattr(measure, "_warned", set())
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: state.captured)
-    monkeypatch.setattr(ops.plan, "_FIRST_USE", ops.plan.FirstUse())
-    monkeypatch.setattr(ops.plan, "_active", ops.plan._FIRST_USE)
-    monkeypatch.setattr(ops.plan, "default", lambda device: "reference")
+    monkeypatch.setattr(ops.tuning, "_FIRST_USE", ops.tuning.FirstUse())
+    monkeypatch.setattr(ops.tuning, "_active", ops.tuning._FIRST_USE)
+    monkeypatch.setattr(ops.tuning, "default", lambda device: "reference")
     return state
 
 
@@ -418,39 +418,40 @@ GPU = torch.device("cuda")
 
 def test_a_gpu_measures_at_first_use(gpu):
     asked = problem("dgrad")._replace(device="cuda")
-    assert ops.plan.active() is None and ops.plan.engine_of(GPU) == "plan" and ops.plan.engine_of(CPU) == "reference"
-    assert [ops.plan.current().choose(asked) for _ in range(2)] == ["triton", "triton"]
+    assert ops.tuning.active() is None
+    assert ops.tuning.engine_of(GPU) == "plan" and ops.tuning.engine_of(CPU) == "reference"
+    assert [ops.tuning.current().choose(asked) for _ in range(2)] == ["triton", "triton"]
     assert gpu.problems == [asked]
-    assert ops.plan.current().choose(problem("dgrad")) == "reference" and gpu.problems == [asked]
+    assert ops.tuning.current().choose(problem("dgrad")) == "reference" and gpu.problems == [asked]
 
 
 def test_nothing_is_measured_at_first_use_while_a_graph_is_captured(gpu):
     asked, gpu.captured = problem()._replace(device="cuda"), True
-    assert ops.plan.current().choose(asked) == "reference" and not gpu.problems
+    assert ops.tuning.current().choose(asked) == "reference" and not gpu.problems
     gpu.captured = False
-    assert ops.plan.current().choose(asked) == "triton" and gpu.problems == [asked]
+    assert ops.tuning.current().choose(asked) == "triton" and gpu.problems == [asked]
 
 
 def test_autotune_is_switched_off(gpu):
     asked = problem()._replace(device="cuda")
     for off in (lambda: fastgan.autotune(False), lambda: use(None)):
-        assert ops.plan.engine_of(GPU) == "plan"
+        assert ops.tuning.engine_of(GPU) == "plan"
         off()
-        assert ops.plan.engine_of(GPU) == "reference" == ops.plan.current().choose(asked) and not gpu.problems
+        assert ops.tuning.engine_of(GPU) == "reference" == ops.tuning.current().choose(asked) and not gpu.problems
         fastgan.autotune(True)
 
 
 def test_what_is_known_is_not_measured_at_first_use(gpu, monkeypatch):
     asked = problem()._replace(device="cuda")
     monkeypatch.setattr(measure, "_known", lambda device: {asked: Choice("native", {})})
-    assert ops.plan.current().choose(asked) == "native" and not gpu.problems
+    assert ops.tuning.current().choose(asked) == "native" and not gpu.problems
 
 
 def test_who_fails_at_first_use_is_named_once(gpu, fake):
     fake["conv_forward"] = raises
     with pytest.warns(UserWarning, match="triton is not taken for conv_forward: KernelError: convolve_kernel"):
-        assert ops.plan.current().choose(problem()._replace(device="cuda")) == "reference"
-    assert ops.plan.current().choose(problem(groups=1)._replace(device="cuda")) == "reference"
+        assert ops.tuning.current().choose(problem()._replace(device="cuda")) == "reference"
+    assert ops.tuning.current().choose(problem(groups=1)._replace(device="cuda")) == "reference"
 
 
 def test_nothing_is_measured_while_a_graph_is_captured(monkeypatch):
@@ -479,7 +480,7 @@ def test_measurements_are_kept():
 
 
 def test_what_is_known_is_not_measured_again(fake, monkeypatch):
-    workload = lambda: outcome(ops.plan.active())  # noqa: E731
+    workload = lambda: outcome(ops.tuning.active())  # noqa: E731
     plan, facts = measure.make(workload), stored.machine(CPU)
     stored.remember(facts, plan)
     monkeypatch.setattr(measure, "examine", None)
@@ -563,15 +564,15 @@ def test_training_does_not_notice_the_measuring(loss, tiny, fake, monkeypatch, c
     monkeypatch.setitem(SECONDS, "reference", 0.5)
     measured = Trainer(tiny(plan="auto", **loss)).fit()
     assert "plan: reference; ms of a step: reference 500.0, plan 900.0" in capsys.readouterr().err
-    assert (measured / planned.FILE).is_file() and resolved(measured)["engine"] == "reference"
+    assert (measured / plan_setup.FILE).is_file() and resolved(measured)["engine"] == "reference"
     plain = Trainer(tiny(impl="reference", **loss)).fit()
-    assert same(final_state(measured), final_state(plain)) and not (plain / planned.FILE).exists()
+    assert same(final_state(measured), final_state(plain)) and not (plain / plan_setup.FILE).exists()
 
 
 def test_training_would_notice(tiny, fake, monkeypatch):
     """The test above can fail."""
     monkeypatch.setitem(SECONDS, "reference", 0.5)
-    monkeypatch.setattr(planned, "undone", lambda *_: warnings.catch_warnings())
+    monkeypatch.setattr(plan_setup, "undone", lambda *_: warnings.catch_warnings())
     assert not same(final_state(Trainer(tiny(plan="auto")).fit()), final_state(Trainer(tiny(impl="reference")).fit()))
 
 
@@ -585,7 +586,7 @@ def test_a_run_follows_its_plan(tiny, fake, monkeypatch, capsys):
     monkeypatch.setattr(measure, "make", None)
     assert Trainer.resume(part, config).fit() == part
     assert same(final_state(part), final_state(whole))
-    path = part / planned.FILE
+    path = part / plan_setup.FILE
     assert same(final_state(Trainer(tiny(plan=str(path))).fit()), final_state(whole))
     capsys.readouterr()
     Trainer(tiny(plan=str(path), batch=8, steps=1)).fit()
@@ -597,7 +598,7 @@ def test_plan_default_measures_nothing(tiny, fake, monkeypatch):
     monkeypatch.setattr(measure, "examine", None)
     folder = Trainer(tiny(plan="default")).fit()
     assert resolved(folder)["engine"] == f"{candidates.default(CPU)}, nothing measured"
-    assert not (folder / planned.FILE).exists()
+    assert not (folder / plan_setup.FILE).exists()
 
 
 def test_where_nothing_but_the_reference_is_nothing_is_measured(tiny, monkeypatch):
@@ -615,7 +616,7 @@ def test_a_plan_needs_impl_auto(tiny, tmp_path):
 
 def test_command(tmp_path, fake, capsys):
     path = tmp_path / "plan.json"
-    arguments = ["plan", "--preset", "digits", "--batch", "4", "--device", "cpu", "--rounds", "1"]
+    arguments = ["tune", "--preset", "digits", "--batch", "4", "--device", "cpu", "--rounds", "1"]
     assert cli.main([*arguments, "--export", str(path)]) == 0
     out = capsys.readouterr().out
     assert "conv_forward      conv_transpose 4x4/2 4x128x4x4 -> 64, float32\n  * triton" in out
@@ -630,5 +631,5 @@ def test_command(tmp_path, fake, capsys):
     (["--export", "gone/plan.json"], "--export gone/plan.json: no such folder: gone"),
     (["--batch", "1"], "--batch 1 with batch normalisation"), (["--preset", "dcgan"], "unknown preset 'dcgan'")])
 def test_command_refuses(arguments, message, capsys):
-    assert cli.main(["plan", *arguments]) == 2
+    assert cli.main(["tune", *arguments]) == 2
     assert message in capsys.readouterr().err

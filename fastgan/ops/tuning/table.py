@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from fastgan.ops.plan import Choice, Plan, Trial, candidates
+from fastgan.ops.tuning import Choice, Plan, Trial, candidates
 
 BUSY = 1.25  # x between the quartiles of a step's times; on a quiet machine they are a few percent apart
 
@@ -36,7 +36,7 @@ def verdict(plan: Plan) -> str:
     """One line: the engine, or the engine of each pass, and milliseconds of a whole step under each."""
     order = sorted(plan.step.items(), key=lambda item: item[1])
     took = ", ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in order)
-    busy = (f"; the machine was busy, steps varied by {plan.varied:.1f} x: `fastgan plan` with this preset and batch "
+    busy = (f"; the machine was busy, steps varied by {plan.varied:.1f} x: `fastgan tune` with this preset and batch "
             "measures again" if plan.varied > BUSY else "")
     return counts(plan) + (f"; ms of a step: {took}" if took else "") + busy
 

@@ -16,10 +16,10 @@ from tqdm import tqdm
 from fastgan.errors import first_line, from_signal_handler
 from fastgan.ops.dispatch import raise_if_lost
 from fastgan.ops.numerics import products
-from fastgan.ops.plan import Choice, Plan, Trial, candidates, check, stored, use
-from fastgan.ops.plan.example import Example, caller, draw
-from fastgan.ops.plan.problem import Problem
-from fastgan.ops.plan.stored import Known
+from fastgan.ops.tuning import Choice, Plan, Trial, candidates, check, stored, use
+from fastgan.ops.tuning.example import Example, caller, draw
+from fastgan.ops.tuning.problem import Problem
+from fastgan.ops.tuning.stored import Known
 
 ROUNDS = 5
 STEP_ROUNDS = 9  # of whole steps: the last decision, between engines that are often a few percent apart
@@ -30,12 +30,12 @@ FEW, ENOUGH = 3, 0.25  # rounds after which it is over for calls that have taken
 
 
 def make(workload: Callable[[], object], known: Known | None = None, *, rounds: int = ROUNDS,
-         tune: bool = False, progress: bool = False) -> Plan:
+         tiles: bool = False, progress: bool = False) -> Plan:
     """A plan for what `workload()` asks for, such as a training step; it is called a few times, and undone by nobody.
 
     Args:
         known: what was measured before, and is not measured again. rounds: in which candidates take turns.
-        tune: whether Triton's tiles are candidates, too.
+        tiles: whether Triton's tiles are candidates, too.
 
     The plan's `engine` is the fastest for the workload as a whole: "plan", its choices, or one engine for all of it.
     """
@@ -44,7 +44,7 @@ def make(workload: Callable[[], object], known: Known | None = None, *, rounds: 
     choices, steps = known or ({}, {})
     problems = record(workload)
     bar = tqdm(problems, desc="plan", unit="pass", disable=not progress, dynamic_ncols=True, leave=False)
-    plan = Plan({problem: choices.get(problem) or examine(problem, rounds, tune) for problem in bar})
+    plan = Plan({problem: choices.get(problem) or examine(problem, rounds, tiles) for problem in bar})
     if problems:
         plan.step = steps.get(stored.workload(problems)) or {}
         if not plan.step:
@@ -72,9 +72,9 @@ class _Recorder(Plan):
         return "reference"
 
 
-def examine(problem: Problem, rounds: int = ROUNDS, tune: bool = False) -> Choice:
+def examine(problem: Problem, rounds: int = ROUNDS, tiles: bool = False) -> Choice:
     """Check and time all candidates for a problem. The reference is taken where nobody else is right and faster."""
-    names = candidates.of(problem, tune)
+    names = candidates.of(problem, tiles)
     if len(names) == 1:
         return Choice(names[0], {})
     device = torch.device(problem.device)

@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import torch
 
-from fastgan.ops.plan import candidates
-from fastgan.ops.plan.candidates import default
-from fastgan.ops.plan.problem import Problem
+from fastgan.ops.tuning import candidates
+from fastgan.ops.tuning.candidates import default
+from fastgan.ops.tuning.problem import Problem
 
 __all__ = ["Choice", "Plan", "Problem", "Trial", "active", "autotune", "engine_of", "use"]
 
@@ -76,7 +76,8 @@ class FirstUse(Plan):
     def choose(self, problem: Problem) -> str:
         if (problem not in self.choices and self.enabled and problem.device == "cuda"
                 and not torch.cuda.is_current_stream_capturing()):
-            self.choices[problem] = import_module("fastgan.ops.plan.measure").at_first_use(problem)  # imports this one
+            measure = import_module("fastgan.ops.tuning.measure")  # which imports this module
+            self.choices[problem] = measure.at_first_use(problem)
         return super().choose(problem)
 
 

@@ -13,9 +13,9 @@ from fastgan.data import open_dataset
 from fastgan.errors import FastganError
 from fastgan.files import StrPath, read_json, replacing
 from fastgan.models.pretrained import Pretrained
-from fastgan.train import checkpoint, runs
 from fastgan.train.host import pick_device, say
-from fastgan.train.loop import open_metrics
+from fastgan.trainer import checkpoint, run_files
+from fastgan.trainer.loop import open_metrics
 
 FILE = "metrics.json"
 MEANINGS = {
@@ -41,14 +41,14 @@ def evaluate(folder: StrPath, metrics: str = "", *, images: int = 2000, weights:
     if images < 100:
         raise FastganError(f"--images {images}: expected 100 or more; of fewer, no measure says anything")
     folder = Path(folder)
-    config, source, place = runs.read_options(folder), Pretrained.load(folder), pick_device(device)
+    config, source, place = run_files.read_options(folder), Pretrained.load(folder), pick_device(device)
     if len(source.shape) == 1:
         raise FastganError(f"{folder} makes points, and all metrics are of images; expected a run that makes images")
     dataset = open_dataset(config.data, config.run.seed)
     if dataset.shape != source.shape:
         raise FastganError(f"{folder} makes images of {_size(source.shape)}, those of {dataset.name} have "
                            f"{_size(dataset.shape)}; expected in its options what it was trained on")
-    if runs.read_resolved(folder).get("fingerprint", dataset.fingerprint) != dataset.fingerprint:
+    if run_files.read_resolved(folder).get("fingerprint", dataset.fingerprint) != dataset.fingerprint:
         say(f"{dataset.name} has changed since {folder} was trained on it; measured against the images as they are now")
     metrics = metrics or config.run.metrics or ("score" if dataset.labels is not None else "fid")
     config = config.replace(metrics=metrics, metrics_images=images,

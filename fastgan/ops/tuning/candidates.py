@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fastgan.ops.plan.problem import Problem
+from fastgan.ops.tuning.problem import Problem
 
 Run = Callable[..., Any]  # (engine, name, *arguments, **options), as `dispatch.run`
 CONVOLUTIONS = ("conv_forward", "conv_act_forward", "dgrad", "wgrad")
@@ -23,15 +23,15 @@ TILES = ("64x64x32w4s3", "64x64x64w4s3", "128x64x32w4s3", "128x64x64w4s3", "64x1
          "128x128x64w8s3")
 
 
-def of(problem: Problem, tune: bool = False) -> list[str]:
-    """All candidates that the device at hand has for a problem, the reference first. tune: each of `TILES` is one."""
+def of(problem: Problem, tiles: bool = False) -> list[str]:
+    """All candidates that the device at hand has for a problem, the reference first. tiles: each of `TILES` is one."""
     found: list[str] = []
     for engine in engines(torch.device(problem.device)):
         ways = [""]
         if problem.kind in CONVOLUTIONS and engine == "native":
             ways = native_ways(problem)
         elif problem.kind in CONVOLUTIONS and engine == "triton":
-            ways = ["", *(TILES if tune else ())]
+            ways = ["", *(TILES if tiles else ())]
         found += [f"{engine}/{way}" if way else engine for way in ways]
     return found
 

@@ -24,7 +24,7 @@ from fastgan import memory
 from fastgan.config import Config, data_shape
 from fastgan.models import build
 from fastgan.nn import use
-from fastgan.ops import plan
+from fastgan.ops import tuning
 from fastgan.train.host import pick_device
 from fastgan.train.precision import choose
 from fastgan.train.step import GANStep, Savings
@@ -117,7 +117,7 @@ def estimate(config: Config, batch: int, precision: str, shape: tuple[int, ...],
     with fake_tensors():
         step, given = fake_step(config, batch, precision, shape, classes)
         parameters = [list(network.parameters()) for network in (step.generator, step.discriminator)]
-        with plan.use(plan.Plan(engine="reference")), PeakMemory([*parameters[0], *parameters[1], *step.state(),
+        with tuning.use(tuning.Plan(engine="reference")), PeakMemory([*parameters[0], *parameters[1], *step.state(),
                                                                   *given]) as counter:
             step(*given)
     generator, discriminator = (sum(map(Tensor.numel, tensors)) for tensors in parameters)

@@ -23,8 +23,8 @@ import fastgan
 from fastgan import typed
 from fastgan.errors import FastganError, first_line
 from fastgan.files import StrPath, cache_folder, read_json, replacing
-from fastgan.ops.layers import ENGINES
-from fastgan.ops.plan import Choice, Plan, Problem, Trial, candidates
+from fastgan.ops.dispatch import ENGINES
+from fastgan.ops.tuning import Choice, Plan, Problem, Trial, candidates
 
 FORMAT = 4
 
@@ -129,7 +129,7 @@ def read(path: StrPath, device: torch.device) -> tuple[Plan, dict[str, str]]:
         named = sorted(of_problems | {plan.engine} - {"plan"})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise FastganError(f"{path} is no plan ({_reason(error)}); expected auto, default, or a file that "
-                           "`fastgan plan --export FILE` has written") from error
+                           "`fastgan tune --export FILE` has written") from error
     for engine in named:
         reason = candidates.why_not(engine, device) if engine in ENGINES else f"expected {', '.join(ENGINES)}"
         if reason:

@@ -32,18 +32,19 @@ from fastgan.models import build, weights
 from fastgan.models.pretrained import Pretrained
 from fastgan.nn import use
 from fastgan.ops.engines import check_device
-from fastgan.ops.plan import Plan, table
-from fastgan.ops.plan import use as use_plan
-from fastgan.train import checkpoint, distributed, planned, runs
-from fastgan.train.alerts import Alerts
-from fastgan.train.diagnose import first_non_finite
-from fastgan.train.fed import FedStep
+from fastgan.ops.tuning import Plan, table
+from fastgan.ops.tuning import use as use_plan
+from fastgan.train import distributed
 from fastgan.train.graph import GraphedStep
 from fastgan.train.host import peak_memory_gb, say, signals
-from fastgan.train.lock import Lock
-from fastgan.train.log import RunLog
 from fastgan.train.precision import choose
 from fastgan.train.step import GANStep
+from fastgan.trainer import checkpoint, plan_setup, run_files
+from fastgan.trainer.alerts import Alerts
+from fastgan.trainer.diagnose import first_non_finite
+from fastgan.trainer.fetch_step import FedStep
+from fastgan.trainer.lock import Lock
+from fastgan.trainer.log import RunLog
 
 # what may differ between processes on several machines: devices, and where files lie
 MACHINES_OWN = {"device", "gpu_data_gb", "source", "data_root", "workers", "outdir", "plan", "net_g", "net_d",
@@ -57,13 +58,13 @@ class Trainer:
     """
 
     def __init__(self, config: Config, lock: Lock | None = None) -> None:
-        self.config = config = runs.absolute(config.validate())
+        self.config = config = run_files.absolute(config.validate())
         self.world = distributed.world()
         part = Part(self.world.rank, self.world.size)
         _check_parts(config, part.of)
         self.device = distributed.pick_device(config.run.device)
         check_device(config.run.impl, self.device)
-        self.plan: Plan | None = planned.pinned(config.run, self.device)
+        self.plan: Plan | None = plan_setup.pinned(config.run, self.device)
         precision = choose(config.run.precision, self.device)
         if config.run.graph == "on" and self.device.type != "cuda":
             raise FastganError(f"--graph on: CUDA graphs need a CUDA device, this run is on {self.device}; expected "
@@ -104,8 +105,8 @@ class Trainer:
         self.stopped_by: signal.Signals | None = None
 
     def _new_folder(self) -> Path:
-        folder = runs.create(Path(self.config.run.outdir), self.config)
-        runs.mark_launch(folder, distributed.launch_names())
+        folder = run_files.create(Path(self.config.run.outdir), self.config)
+        run_files.mark_launch(folder, distributed.launch_names())
         return folder
 
     @classmethod
@@ -113,7 +114,7 @@ class Trainer:
         """A new run; or, where `torchrun` has started its processes again after it lost one, the run that they began,
         from its last checkpoint."""
         names = distributed.launch_names()[: None if distributed.restarted() else 1]
-        folder = distributed.agree(lambda: runs.of_launch(Path(config.run.outdir), names))
+        folder = distributed.agree(lambda: run_files.of_launch(Path(config.run.outdir), names))
         if folder is None:
             return cls(config)
         say(f"started again: going on in {folder}")
@@ -127,13 +128,13 @@ class Trainer:
         trains in the folder, and with a difference per key for options that would change what is computed.
         """
         folder = Path(folder)
-        before = runs.read_options(folder)
-        runs.check_resume(folder, before, config or before)
+        before = run_files.read_options(folder)
+        run_files.check_resume(folder, before, config or before)
         lock = _locked(folder)
         try:
             distributed.agree(lambda: remove_leftovers(folder))
             trainer = cls(config or before, lock)
-            trainer._go_on(runs.read_resolved(folder))
+            trainer._go_on(run_files.read_resolved(folder))
         except BaseException:
             lock.release()
             raise
@@ -197,7 +198,7 @@ class Trainer:
             self.metrics.learn()
             for words in self.metrics.doubts():
                 say(words)
-        self.plan = distributed.agree(lambda: planned.decide(self.config.run, self.plan, self.step, self.folder,
+        self.plan = distributed.agree(lambda: plan_setup.decide(self.config.run, self.plan, self.step, self.folder,
                                                              self._like_a_batch()))
         distributed.same(self.step.state())
 
@@ -248,7 +249,7 @@ class Trainer:
     def _like_a_batch(self) -> tuple[Tensor, ...]:
         """Noise in the shape of a batch, and labels where the networks take them."""
         size, shape = self.config.data.batch // self.world.size, self.dataset.shape
-        return planned.like_a_batch(size, shape, bool(self.classes), self.device)
+        return plan_setup.like_a_batch(size, shape, bool(self.classes), self.device)
 
     def _play(self) -> None:
         """One step: the graph, or where it cannot (a short last batch), the same by hand."""
@@ -282,7 +283,7 @@ class Trainer:
         if not self.world.first:
             return
         graph = "off" if self.graphed is None else self.graphed.description
-        runs.write_options(self.folder, self.config, {
+        run_files.write_options(self.folder, self.config, {
             "device": str(self.device), "steps": self.total, "shape": list(self.dataset.shape),
             "data": self.dataset.summary(), "fingerprint": self.dataset.fingerprint, "classes": self.classes,
             "skipped": self.dataset.skipped, "parameters": self.step.parameter_counts(),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from fastgan.commands import line
+from fastgan.cli import parsing
 from fastgan.errors import FastganError
 
 if TYPE_CHECKING:
@@ -38,12 +38,12 @@ def sample(args: list[str]) -> int:
     from fastgan import pictures
     from fastgan.data import to_uint8
 
-    options = line.parse(Sample, args, "sample")
+    options = parsing.parse(Sample, args, "sample")
     if options.columns is not None and options.columns < 1:
         raise FastganError(f"--columns {options.columns}: expected 1 or more")
-    source, seeds = line.load(options.folder), _parse_seeds(options.seeds)
+    source, seeds = parsing.load(options.folder), _parse_seeds(options.seeds)
     images = source.draw(source.noise.from_seeds(seeds), _labels(source, options.label, len(seeds)))
-    line.writable(options.out)
+    parsing.writable(options.out)
     if len(source.shape) == 1:
         pictures.scatter(options.out, generated=images)
     else:
@@ -72,8 +72,8 @@ def interpolate(args: list[str]) -> int:
     from fastgan import pictures
     from fastgan.data import to_uint8
 
-    options = line.parse(Interpolate, args, "interpolate")
-    source, seeds = line.load(options.folder), _parse_seeds(options.seeds)
+    options = parsing.parse(Interpolate, args, "interpolate")
+    source, seeds = parsing.load(options.folder), _parse_seeds(options.seeds)
     if len(seeds) < 2 or options.frames < 2:
         raise FastganError(f"--seeds {options.seeds} --frames {options.frames}: expected at least 2 of each")
     if len(source.shape) == 1:
@@ -81,7 +81,7 @@ def interpolate(args: list[str]) -> int:
     z = source.noise.walk(seeds, options.frames)
     images = to_uint8(source.draw(z, _labels(source, options.label or "0", len(z))), source.unit_range)
     strip, moving = options.out.with_suffix(".png"), options.out.with_suffix(".gif")
-    line.writable(strip)
+    parsing.writable(strip)
     pictures.save(pictures.grid(images, options.frames), strip)
     pictures.animation(images, moving)
     print(f"strip: {strip}\nanimation: {moving}")

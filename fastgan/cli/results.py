@@ -8,7 +8,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from fastgan.commands import line
+from fastgan.cli import parsing
 from fastgan.errors import FastganError
 
 
@@ -30,12 +30,12 @@ class Evaluate:
 
 
 def evaluate(args: list[str]) -> int:
-    options = line.parse(Evaluate, args, "evaluate")
+    options = parsing.parse(Evaluate, args, "evaluate")
     from fastgan import memory
-    from fastgan.train import evaluate as measuring
-    from fastgan.train import runs
+    from fastgan.trainer import evaluate as measuring
+    from fastgan.trainer import run_files
 
-    folder = options.folder or runs.newest(Path("runs"))
+    folder = options.folder or run_files.newest(Path("runs"))
     try:
         found = measuring.evaluate(folder, options.metrics, images=options.images, weights=options.metrics_weights,
                                    device=options.device)
@@ -67,19 +67,19 @@ class Export:
 
 
 def export(args: list[str]) -> int:
-    options = line.parse(Export, args, "export")
+    options = parsing.parse(Export, args, "export")
     from fastgan.models import exported
-    from fastgan.train import runs, trained
+    from fastgan.trainer import run_facts, run_files
 
     if options.push is not None:
         exported.need("hub", "--push")
-    folder = runs.newest(Path("runs")) if options.folder is None else options.folder
+    folder = run_files.newest(Path("runs")) if options.folder is None else options.folder
     home = folder.parent if folder.is_file() else folder
     out = options.out or home / "export" / options.format
     is_run = home == folder
     files = exported.export(
-        line.load(folder), options.format, out, facts=trained.facts(folder) if is_run else None,
-        discriminator=trained.discriminator(folder) if is_run and options.format == exported.EXAMPLE else None)
+        parsing.load(folder), options.format, out, facts=run_facts.facts(folder) if is_run else None,
+        discriminator=run_facts.discriminator(folder) if is_run and options.format == exported.EXAMPLE else None)
     print(*(out / name for name in files), sep="\n")
     if options.push is not None:
         from fastgan.models.exported import hub
@@ -100,14 +100,14 @@ class Report:
 
 
 def report(args: list[str]) -> int:
-    options = line.parse(Report, args, "report")
+    options = parsing.parse(Report, args, "report")
     from fastgan.report import run
-    from fastgan.train import runs
+    from fastgan.trainer import run_files
 
-    folder = options.folder or runs.newest(Path("runs"))
+    folder = options.folder or run_files.newest(Path("runs"))
     if not run.is_run(folder):
         raise FastganError(f"{folder} is not a run folder; expected one such as runs/00000-digits")
     if options.out is not None:
-        line.writable(options.out)
+        parsing.writable(options.out)
     print(run.write(folder, options.out))
     return 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fastgan.commands import line
+from fastgan.cli import parsing
 
 
 @dataclass
@@ -33,8 +33,8 @@ class Verify:
 
 
 def verify(args: list[str]) -> int:
-    options = line.parse(Verify, args, "verify")
-    line.writable(options.out)
+    options = parsing.parse(Verify, args, "verify")
+    parsing.writable(options.out)
     from fastgan.files import replacing
     from fastgan.train.host import pick_device
     from fastgan.verify import certificate, table
@@ -57,7 +57,7 @@ class Doctor:
 
 
 def doctor(args: list[str]) -> int:
-    line.parse(Doctor, args, "doctor")
+    parsing.parse(Doctor, args, "doctor")
     from fastgan.verify.doctor import report as findings
 
     for subject, finding in findings():

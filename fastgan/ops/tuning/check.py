@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastgan.ops import numerics
-from fastgan.ops.plan.problem import Problem
+from fastgan.ops.tuning.problem import Problem
 
 DOUBT = 2**-5  # of rms(a): where a leaky_relu's a is nearer to 0, its mask is not compared
 _NAMES = {"conv_forward": ("y", "statistics"), "conv_act_forward": ("a", "mask"),

@@ -1,4 +1,4 @@
-"""The command line's front door: answers at once where it can, else hands over to `fastgan.commands`."""
+"""The command line's front door: answers at once where it can, else hands over to `commands.py`."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ Train DCGAN-style networks, and draw from them.
                 or explain one               fastgan presets tf-dcgan-mnist
   verify        prove that this device computes
                 what eager PyTorch computes  fastgan verify --preset dcgan-64
-  plan          measure which engine is
-                fastest here, pass by pass   fastgan plan --preset dcgan-64 --batch 64
+  tune          measure which engine is
+                fastest here, pass by pass   fastgan tune --preset dcgan-64 --batch 64
   report        a run as one page            fastgan report runs/00000-digits
   doctor        what is installed, and whether it is ready
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[0] == "--version":
         print(__version__)
         return 0
-    from fastgan.commands import run
+    from fastgan.cli.commands import run
     from fastgan.errors import FastganError
 
     try:
