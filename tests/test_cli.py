@@ -330,11 +330,10 @@ def test_out_of_memory_says_what_would_fit(capsys, here, monkeypatch, memory, ex
 
 
 @pytest.mark.parametrize(("args", "place", "expected"), [
-    (["train", "--dry-run"], "fastgan.verify.cost.memory.estimate", "out of memory on cpu at --batch 16"),
+    (["train", "--dry-run"], "fastgan.data.open_dataset", "out of memory on cpu at --batch 16"),
     (["evaluate"], "fastgan.metrics.Metrics.learn", "--images 2000: out of memory while they were measured"),
 ], ids=["dry-run", "evaluate"])
 def test_out_of_memory_elsewhere(capsys, here, monkeypatch, args, place, expected):
-    """What `estimate` lacks, it has again where the words are made."""
     if args[0] == "evaluate":
         assert cli.main(["train", *SMALL, "--steps", "1"]) == 0
     capsys.readouterr()
