@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fastgan import memory
 from fastgan.config import ModelConfig, TrainConfig
-from fastgan.data.part import WHOLE, Part
+from fastgan.data.order import WHOLE, Shard
 from fastgan.errors import FastganError
 from fastgan.models.sampling import Noise
 from fastgan.nn import Chain, frozen, stat_groups
@@ -86,7 +86,7 @@ class GANStep:
     """
 
     def __init__(self, generator: nn.Module, discriminator: nn.Module, model: ModelConfig, train: TrainConfig, *,
-                 precision: str = "auto", savings: Savings = Savings(), history: int = 1, part: Part = WHOLE) -> None:
+                 precision: str = "auto", savings: Savings = Savings(), history: int = 1, part: Shard = WHOLE) -> None:
         self.generator, self.discriminator, self.config = generator, discriminator, train
         self.savings, self.part = savings, part
         self.noise = Noise(model.noise, model.noise_mean, model.nz)

@@ -23,8 +23,7 @@ from tqdm import tqdm
 from fastgan import __version__, pictures
 from fastgan.config import Config, option
 from fastgan.data import Dataset, Loader, make_feed, open_dataset, to_uint8
-from fastgan.data.loader import lost_worker
-from fastgan.data.part import Part
+from fastgan.data.order import Shard
 from fastgan.errors import FastganError, first_line
 from fastgan.files import StrPath, reason, remove_leftovers
 from fastgan.metrics import Metrics
@@ -60,7 +59,7 @@ class Trainer:
     def __init__(self, config: Config, lock: Lock | None = None) -> None:
         self.config = config = run_files.absolute(config.validate())
         self.world = distributed.world()
-        part = Part(self.world.rank, self.world.size)
+        part = Shard(self.world.rank, self.world.size)
         _check_parts(config, part.of)
         self.device = distributed.pick_device(config.run.device)
         check_device(config.run.impl, self.device)
@@ -177,13 +176,7 @@ class Trainer:
                       if self.config.train.lr_schedule == "constant" else
                       "its learning rate has fallen to 0; expected a new run by `fastgan train`")
                 say(f"nothing to do: the run has made {self.step.steps} of {self.total} steps; {on}")
-        except (RuntimeError, EOFError, OSError) as error:
-            lost = lost_worker(error)
-            if lost is not None:
-                raise FastganError(f"{lost}; expected enough memory, in /dev/shm too, or fewer --workers; to go on: "
-                                   f"fastgan resume {self.folder}") from error
-            if not isinstance(error, OSError):
-                raise
+        except OSError as error:
             raise FastganError(f"cannot read or write {error.filename or self.folder}: {reason(error)}") from error
         finally:
             self.feed.close()
