@@ -22,7 +22,7 @@ from fastgan.errors import FastganError, first_line
 from fastgan.files import StrPath
 from fastgan.metrics.kept import kept
 from fastgan.metrics.reals import Reals
-from fastgan.models.weights import why_not
+from fastgan.models.weights import load_error
 
 EXTRACTOR = "inception-v3-compat"  # in torch-fidelity's registry
 MOST_REALS, MOST_OF_KID = 50_000, 10_000  # whose statistics are taken; whose features are kept for KID's subsets
@@ -49,7 +49,7 @@ class Inception:
                                                      feature_extractor_weights_path=str(self.weights))
         except Exception as error:  # whatever a foreign file, or its unpickler, raises
             raise FastganError(f"{self.weights} does not hold InceptionV3's weights as torch-fidelity has them "
-                               f"({why_not(error)}); expected the file from {_address()}") from error
+                               f"({load_error(error)}); expected the file from {_address()}") from error
         self.network = network.to(device, torch.float32)
 
     def learn(self, reals: Reals) -> None:
