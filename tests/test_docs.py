@@ -117,7 +117,7 @@ def test_command_lines_are_found():
 
 SAID = {"FastganError", "warn", "_warn", "say"}
 # rooms whose errors have an entry; every warning has one
-WITH_ENTRY = ("train/", "data/", "config.py", "commands/", "files.py", "models/", "metrics/", "report/")
+WITH_ENTRY = ("train/", "data/", "config.py", "commands/", "files.py", "models/", "metrics/", "export/", "report/")
 
 
 def messages() -> Iterator[tuple[str, str]]:

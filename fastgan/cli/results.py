@@ -90,7 +90,7 @@ def export(args: list[str]) -> int:
 class Report:
     """Draw what lies in a folder: a run, or results of `fastgan bench`. Measures nothing.
 
-    Of a run, which may still be going on: report.html with pictures over time, curves, plan, certificate and options.
+    Of a run, which may still be going on: report.html with alerts, pictures over time, curves, metrics and options.
     Of results, the last run of each workload: README.md with tables, pictures, and report.html, which holds all of it.
     """
 
