@@ -21,7 +21,7 @@ _GAP = 2  # pixels between tiles
 
 
 def grid(images: Tensor, columns: int | None = None) -> Image.Image:
-    """Images (N, C, H, W) uint8 as tiles, near a square unless `columns` is given; small ones enlarged to 64 pixels."""
+    """Images (N, C, H, W) uint8 as tiles, in `columns` or nearly a square; small images are enlarged to 64 pixels."""
     count, channels, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows, scale = math.ceil(count / columns), max(1, 64 // max(height, width))
@@ -47,7 +47,7 @@ def side_by_side(fakes: Tensor, reals: Tensor) -> Image.Image:
 
 
 def animation(images: Tensor, path: StrPath, milliseconds: int = 60) -> None:
-    """Frames (N, C, H, W) uint8 there and back again as an endlessly repeated gif."""
+    """Frames (N, C, H, W) uint8 forwards and backwards as an endlessly repeated GIF."""
     frames = [grid(image[None]).convert("RGB") for image in images]
     with replacing(path) as stream:
         frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:] + frames[-2:0:-1],
