@@ -21,22 +21,22 @@ class Chart(NamedTuple):
 
 
 CHARTS = (
-    Chart("Losses", "of discriminator and generator, as --loss defines them",
+    Chart("Losses", "Of discriminator and generator, as --loss defines them",
           {"loss_d": "discriminator", "loss_g": "generator"}),
-    Chart("Discriminator output", "mean for real and for generated images; equal values mean that it cannot tell them "
+    Chart("Discriminator output", "Mean for real and for generated images; equal values mean that it cannot tell them "
           "apart. A probability, except for wgan-gp and least-squares",
           {"d_real": "D(x), real", "d_fake": "D(G(z)), generated"}),
-    Chart("Gradient norms", "over all parameters of a network",
+    Chart("Gradient norms", "Over all parameters of a network",
           {"grad_norm_d": "discriminator", "grad_norm_g": "generator"}, log=True),
-    Chart("Diversity", "mean distance between the fakes of a batch, relative to that between its real images",
+    Chart("Diversity", "Mean distance between the fakes of a batch, relative to that between its real images",
           {"diversity": "fakes"}),
-    Chart("Throughput", "images per second of training", {"images_per_sec": "images per second"}),
-    Chart("FID", "distance of the distributions of fakes and real images; lower is better", {"fid": "FID"}),
-    Chart("KID", "the same by another kernel, without bias; lower is better", {"kid": "KID"}),
-    Chart("Inception Score", "quality and variety of fakes; higher is better", {"is": "IS"}),
-    Chart("Score by a classifier", "trained on the labelled real images; 1 means as good as real images",
+    Chart("Throughput", "Images per second of training", {"images_per_sec": "images per second"}),
+    Chart("FID", "Distance of the distributions of fakes and real images; lower is better", {"fid": "FID"}),
+    Chart("KID", "The same by another kernel, without bias; lower is better", {"kid": "KID"}),
+    Chart("Inception Score", "Quality and variety of fakes; higher is better", {"is": "IS"}),
+    Chart("Score by a classifier", "Trained on the labelled real images; 1 means as good as real images",
           {"score_confidence": "confidence", "score_diversity": "diversity", "score_novelty": "novelty"}),
-    Chart("Classes covered", "by the fakes, according to that classifier", {"score_classes": "classes"}),
+    Chart("Classes covered", "By the fakes, according to that classifier", {"score_classes": "classes"}),
 )
 
 

@@ -179,7 +179,7 @@ class _Report:
         """The facts that were determined when the run began, without empty ones."""
         if not self.resolved:
             return page.missing("Not known.")
-        return _facts("Facts", {key: value for key, value in self.resolved.items() if value != []})
+        return _facts("Facts", {key: value for key, value in self.resolved.items() if value not in ("", [])})
 
     def options(self) -> str:
         if not self.config:
