@@ -17,10 +17,9 @@ import math
 import sys
 from pathlib import Path
 
-from fastgan.device import pick_device
-
 from benchmarks import report, results, run, suites
 from benchmarks.results import Row
+from fastgan.device import pick_device
 from fastgan.errors import FastganError
 from fastgan.train.precision import choose
 

@@ -68,7 +68,7 @@ class DataConfig(_Paths):
     """keep a decoded data set on the GPU when it needs no more than this many GB (10^9 bytes); else feed it from pinned
     memory"""
     workers: int = 2
-    """processes that decode when streaming"""
+    """threads that decode when streaming"""
     strict: bool = False
     """stop at the first image that cannot be used instead of skipping it"""
 

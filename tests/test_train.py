@@ -19,10 +19,11 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fastgan import export as exported
 from fastgan import pictures, report
 from fastgan.config import Config, RunConfig
 from fastgan.errors import FastganError
-from fastgan.models import build, exported, weights
+from fastgan.models import build, weights
 from fastgan.models.pretrained import Pretrained
 from fastgan.ops.tuning import Plan, stored
 from fastgan.trainer import Trainer, checkpoint, evaluate, loop, run_facts, run_files, run_pictures

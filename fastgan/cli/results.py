@@ -68,23 +68,21 @@ class Export:
 
 def export(args: list[str]) -> int:
     options = parsing.parse(Export, args, "export")
-    from fastgan.models import exported
+    from fastgan import export as exports
     from fastgan.trainer import run_facts, run_files
 
     if options.push is not None:
-        exported.need("hub", "--push")
+        exports.require("hub", "--push")
     folder = run_files.newest(Path("runs")) if options.folder is None else options.folder
     home = folder.parent if folder.is_file() else folder
     out = options.out or home / "export" / options.format
     is_run = home == folder
-    files = exported.export(
+    files = exports.export(
         parsing.load(folder), options.format, out, facts=run_facts.facts(folder) if is_run else None,
-        discriminator=run_facts.discriminator(folder) if is_run and options.format == exported.EXAMPLE else None)
+        discriminator=run_facts.discriminator(folder) if is_run and options.format == exports.PYTORCH_EXAMPLE else None)
     print(*(out / name for name in files), sep="\n")
     if options.push is not None:
-        from fastgan.models.exported import hub
-
-        print(f"pushed: {hub.push(options.push, out, files)}")
+        print(f"pushed: {exports.push(options.push, out, files)}")
     return 0
 
 

@@ -22,10 +22,10 @@ from torch.utils._pytree import tree_leaves
 
 from fastgan import memory
 from fastgan.config import Config, data_shape
+from fastgan.device import pick_device
 from fastgan.models import build
 from fastgan.nn import use
 from fastgan.ops import tuning
-from fastgan.device import pick_device
 from fastgan.train.precision import choose
 from fastgan.train.step import GANStep, Savings
 
