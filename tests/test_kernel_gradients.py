@@ -16,7 +16,8 @@ from tests.test_ops import each_kind
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-LAUNCHING = (gemm_descriptor, gemm_pointer, normalize, reduce, wgrad_pointer)  # the modules that launch the kernels of an operation
+# the modules that launch the kernels of an operation
+LAUNCHING = (gemm_descriptor, gemm_pointer, normalize, reduce, wgrad_pointer)
 NAMES = ("x", "weight", "bias", "gamma", "beta")
 
 

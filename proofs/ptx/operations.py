@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 import fastgan.ops.triton.tiles as tiles
 from fastgan.nn import Chain, stat_groups
+from proofs.cases import CASES, results
+from proofs.cases import name as name_of
 from proofs.ptx import rule
 from proofs.ptx.simulator import Schedule, executing, schedules
-from tests.test_ops import CASES, results
-from tests.test_ops import name as name_of
 
 ARCHITECTURES, WARPS, STAGES = (80, 90), (2, 4, 8), (1, 2, 3, 4)
 FEW = 8  # elements of a tensor whose error is a matter of chance
@@ -301,8 +301,9 @@ def configurations(each: list[tuple[int, int]] | None = None) -> Iterator[Run]:
 def on_descriptors(each: list[tuple[int, int]] | None = None) -> Iterator[Run]:
     """Every shipped tile for tensor descriptors in every precision that has one, on sm_90. `each` as above."""
     found = shipped()
-    pointers = [one for one in found if not one["kernel"].endswith(" tma")]
     for (precision, kind), pair in itertools.product(rule.PRECISIONS.items(), each or [None]):
+        pointers = [one for one in found if not one["kernel"].endswith(" tma")
+                    and one.get("bytes", kind.dtype.itemsize) == kind.dtype.itemsize]
         gemms, wgrads = ([one for one in found if one["kernel"] == kernel and one["bytes"] == kind.dtype.itemsize]
                          for kernel in ("convolve tma", "wgrad tma"))
         if precision == "fp32" or (pair and pair[0] == 2):

@@ -4,11 +4,11 @@
     fine[n, 2h + f, 2w + e, b]  = sum over th, tw, a of  coarse[n, h + f - th, w + e - tw, a]
                                       * weight[a, 1 - f + 2 th, 1 - e + 2 tw, b]          f, e, th, tw in {0, 1}
 
-and the weight gradient of both. The fine image [N, 2H, 2W, B] is described as [N, H, 2, W, 2B], in which the pixels that
-one tap reads are a box, and padding is what TMA fills with zeros. So a loop has no masks and no addresses of threads.
-Rows of a product are channels and columns are pixels: a box that is reshaped stays in shared memory only as the second
-operand of wgmma. What does not fit (other kernels and strides, fewer than 64 channels, a batch that is not made of whole
-boxes, float32 without tf32) is computed on pointers, by functions of the same names.
+and the weight gradient of both. The fine image [N, 2H, 2W, B] is described as [N, H, 2, W, 2B], in which the pixels
+that one tap reads are a box, and TMA fills the padding with zeros. So a loop has no masks and computes no addresses of
+threads. Rows of a product are channels and columns are pixels, because a box that is reshaped can stay in shared memory
+only as the second operand of wgmma. What does not fit (other kernels and strides, fewer than 64 channels, a batch that
+is not made of whole boxes, float32 without tf32) is computed on pointers, by functions of the same names.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from fastgan.ops.layers import Activation
-from fastgan.ops.specs import ConvSpec
+from fastgan.ops.specs import Activation, ConvSpec
 from fastgan.ops.triton.elementwise import activate
 from fastgan.ops.triton.gemm_pointer import IDENTITY, Conv, ConvResult
 from fastgan.ops.triton.launch import architecture, launch
 from fastgan.ops.triton.reduce import add_up, finish_statistics, reduction
-from fastgan.ops.triton.tiles import Tile, described, programs
+from fastgan.ops.triton.tiles import described, programs
 
 _CHANNELS = 64  # that a tile has at least
 _FORM = (4, 4), (2, 2), (1, 1)  # kernel, stride, padding
@@ -97,7 +96,7 @@ def wgrad_tma_kernel(
     H: tl.constexpr, W: tl.constexpr, CONV: tl.constexpr, PRECISION: tl.constexpr, BOX: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):
-    """Grid (row blocks, tap x column blocks, SPLIT). A program computes BM x BN of gw from `each` boxes of BK pixels."""
+    """Grid (row blocks, tap x column blocks, SPLIT). A program adds up BM x BN of gw over `each` boxes of BK pixels."""
     CI: tl.constexpr = CONV.CI
     row, split = tl.program_id(0) * BM, tl.program_id(2)
     per_tap: tl.constexpr = CI // BN
@@ -140,10 +139,10 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, siz
         given = (_describe(x, (n, h, 2, w, 2 * ci), (*fine_box, bk)), _describe(weight, (co, 16 * ci), (bm, bk)),
                  _describe(y, (n, h, w, co), (*coarse_box, bm)))
     launch(
-        convolve_tma_kernel, (parts * tiles, co // bm, phases), tile, x=given[0], weight=given[1], bias=bias, y=given[2],
-        statistics=statistics, tiles=tiles, down=h // box[1], across=w // box[2], slope=float(activation.negative_slope),
-        CONV=Conv(ci, co, 4, 4, 2, 2, 1, 1, conv.transposed), ACTIVATION=activation.name, PRECISION=precision, BOX=box,
-        BM=bm, BN=bn, BK=bk)
+        convolve_tma_kernel, (parts * tiles, co // bm, phases), tile, x=given[0], weight=given[1], bias=bias,
+        y=given[2], statistics=statistics, tiles=tiles, down=h // box[1], across=w // box[2],
+        slope=float(activation.negative_slope), CONV=Conv(ci, co, 4, 4, 2, 2, 1, 1, conv.transposed),
+        ACTIVATION=activation.name, PRECISION=precision, BOX=box, BM=bm, BN=bn, BK=bk)
     return ConvResult(y, None, None if statistics is None else statistics.result)
 
 
@@ -161,12 +160,12 @@ def wgrad(coarse: Tensor, fine: Tensor, kernel: tuple[int, int], stride: tuple[i
         return None
     bm, bn = (side if channels % side == 0 else _CHANNELS for channels, side in ((a, tile.rows), (b, tile.columns)))
     grid, blocks = (a // bm, 16 * (b // bn)), n * h * w // tile.depth
-    each = triton.cdiv(blocks, max(1, min(blocks, programs(arch) // (grid[0] * grid[1]))))
+    each = triton.cdiv(blocks, max(1, min(blocks // 2, programs(arch) // (grid[0] * grid[1]))))
     split = triton.cdiv(blocks, each)
     gw = coarse.new_empty((split, a, 4, 4, b), dtype=dtype if split == 1 else torch.float32)
+    tile = tile._replace(warps=max(4, tile.warps * bm * bn // (tile.rows * tile.columns)))
     launch(
-        wgrad_tma_kernel, (*grid, split), tile._replace(warps=max(4, tile.warps * bm * bn // (tile.rows * tile.columns))),
-        coarse=_describe(coarse, (n * h * w, a), (tile.depth, bm)),
+        wgrad_tma_kernel, (*grid, split), tile, coarse=_describe(coarse, (n * h * w, a), (tile.depth, bm)),
         fine=_describe(fine, (n, h, 2, w, 2 * b), (box[0], box[1], 1, box[2], bn)), gw=gw, each=each, blocks=blocks,
         H=h, W=w, CONV=Conv(b, a, 4, 4, 2, 2, 1, 1, False), PRECISION=precision, BOX=box, BM=bm, BN=bn, BK=tile.depth)
     return gw[0] if split == 1 else add_up(gw.view(split, -1), dtype).view(a, 4, 4, b)

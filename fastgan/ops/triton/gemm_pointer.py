@@ -5,16 +5,16 @@
     transposed   y[n, oh, ow, co] = bias[co] + sum over the kh, kw with (oh + p - kh) % s = (ow + p - kw) % s = 0, and
                      ci, of x[n, (oh + p - kh) / s, (ow + p - kw) / s, ci] * w[ci, kh, kw, co]
 
-Rows of the GEMM are output pixels, columns are output channels, and the depth runs over (tap, ci) in one flat loop. In the
-transposed convolution the outputs s * q - p + phase, 0 <= phase < s, of one phase use the same taps kh = phase + s * t,
-and tap t reads row q - t of x. So both are one loop over taps t that reads row `base + step * t` (step 1, or -1 when
-transposed), without branches, and without products with zeros between pixels.
+Rows of the GEMM are output pixels, columns are output channels, and the depth runs over (tap, ci) in one flat loop. In
+the transposed convolution the outputs s * q - p + phase, 0 <= phase < s, of one phase use the same taps
+kh = phase + s * t, and tap t reads row q - t of x. So both are one loop over taps t that reads row `base + step * t`
+(step 1, or -1 when transposed), without branches, and without products with zeros between pixels.
 
 Phases are the third axis of the grid. Three forms are for few channels:
 
     FOLD     transposed to an image (64 -> 3): the s * s phases of all channels are columns of one GEMM
-    RUN      convolution of an image (3 -> 64): a block of the depth is made of rows of a window, each of which is one run
-             of kw * ci contiguous elements, padded to RUN
+    RUN      convolution of an image (3 -> 64): a block of the depth is made of rows of a window, each of which is one
+             run of kw * ci contiguous elements, padded to RUN
     NARROW   few columns and few rows (512 -> 1): products and sums on the ordinary cores, for tensor cores would
              multiply zeros in a few programs
 
@@ -31,8 +31,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgan.ops.layers import Activation
-from fastgan.ops.specs import ConvSpec
+from fastgan.ops.specs import Activation, ConvSpec
 from fastgan.ops.triton.elementwise import activate
 from fastgan.ops.triton.launch import architecture, launch
 from fastgan.ops.triton.reduce import finish_statistics, moments, reduction
@@ -125,6 +124,7 @@ def convolve_kernel(
 
     # the depth: offsets within its first block, and steps
     k = tl.arange(0, BK)
+    gaps: tl.constexpr = stride_h > CONV.KH or stride_w > CONV.KW  # phases without taps
     weight_in: tl.constexpr = CONV.KH * CONV.KW * CO if TRANSPOSED else 1  # strides of the weight
     weight_tap: tl.constexpr = CO if TRANSPOSED else CI
     weight_out: tl.constexpr = 1 if TRANSPOSED else CONV.KH * CONV.KW * CI
@@ -140,8 +140,8 @@ def convolve_kernel(
     # at least one step, or the sum comes from two places and wgmma waits for each product
     for i in range(0, tl.maximum(steps, 1)):
         if RUN:
-            # backwards, or the compiler, which cannot load several elements at a time, would deal those of a run out to
-            # threads: so a thread reads whole windows, and what it computes for a pixel it computes once
+            # Backwards, so that the compiler does not see contiguous elements, which it would distribute over threads
+            # (it cannot load several of 2 bytes at a time). Now a thread reads the window of one pixel.
             flat = BK - 1 - k
             kh, element = i * (BK // RUN) + flat // RUN, flat % RUN
             known = (kh < CONV.KH) & (element < CONV.KW * CI)  # [BK]
@@ -153,12 +153,13 @@ def convolve_kernel(
             tap, channel = i // blocks, i % blocks * BK
             tap_h, tap_w = tap // tl.maximum(taps_w, 1), tap % tl.maximum(taps_w, 1)
             known = channel + k < CI
-            if CONV.KH < stride_h or CONV.KW < stride_w:
+            if gaps:
                 known = known & (taps_h * taps_w > 0)
             read = (inside(base_h + step * tap_h, H) & inside(base_w + step * tap_w, W) & valid)[:, None]
-            if CI % BK != 0 or CONV.KH < stride_h or CONV.KW < stride_w:
+            if CI % BK != 0 or gaps:
                 read = read & known[None, :]
-            a = tl.load(x + at_pixel[:, None] + k[None, :] + (step * (tap_h * W + tap_w) * CI + channel), mask=read, other=0.0)
+            a = tl.load(x + at_pixel[:, None] + k[None, :] + (step * (tap_h * W + tap_w) * CI + channel), mask=read,
+                        other=0.0)
             at_weight = k * weight_in
             shift = (tap_h * (stride_h * CONV.KW) + tap_w * stride_w) * weight_tap + channel * weight_in
         w = tl.load(weight + at_column[:, None] + at_weight[None, :] + shift, mask=within[:, None] & known[None, :],
@@ -179,7 +180,7 @@ def convolve_kernel(
         tl.store(mask + out, (result > 0.0).to(tl.uint8), mask=stored)
     tl.store(y + out, activate(result, slope, ACTIVATION).to(y.dtype.element_ty), mask=stored)
     if statistics is not None:
-        # read back with whole rows of channels in a thread: in the layout of a product, a column is spread over 8 lanes
+        # read back with whole rows of channels in a thread: in the layout of a product, 8 lanes share a column
         tl.debug_barrier()  # threads of this program have stored what others read
         value = tl.load(y + out, mask=stored, other=0.0).to(tl.float32)
         count, mean, m2 = moments(value, valid[:, None])

@@ -31,8 +31,8 @@ _WIDE = Tile(rows=8, columns=256, depth=1, warps=4, stages=1)  # for sums of a f
 class Reduction(NamedTuple):
     """Memory of what G groups of T programs put together: K vectors of C columns each.
 
-    partials [K, G * T, C], blocks [K, G * B, C] of B blocks of `fan` programs; result [2, G, C], all in float32; tickets
-    for each group and column block: B + 1 of int32. fan is a constant of the kernel.
+    partials [K, G * T, C], blocks [K, G * B, C] of B blocks of `fan` programs, and result [2, G, C] are float32; B + 1
+    int32 tickets for each group and block of columns. fan is a constant of the kernel.
     """
 
     partials: Tensor

@@ -3,10 +3,10 @@
     gw[a, kh, kw, b] = sum over n, h, w of  coarse[n, h, w, a] * fine[n, h * s - p + kh, w * s - p + kw, b]
 
 A convolution's coarse operand is the gradient of its output and its fine one the input; a transposed convolution's are
-the input and the gradient. Rows are the coarse channels, columns (tap, fine channel), and the depth runs over the pixels
-of the coarse grid. With few fine channels (an image) columns are the rows of a window, each of which is one run of kw * b
-contiguous elements, padded to RUN. `split` parts of the depth go to programs of their own, whose partial sums are then
-added in a fixed order: the same bits each time, without atomics.
+the input and the gradient. Rows are the coarse channels, columns are (tap, fine channel), and the depth runs over the
+pixels of the coarse grid. With few fine channels (an image) columns are the rows of a window, each of which is one run
+of kw * b contiguous elements, padded to RUN. The depth is split over programs, whose partial sums are then added in a
+fixed order: results repeat bit for bit, without atomics.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def wgrad_kernel(
         a = tl.load(at_coarse + first * CO, mask=valid[:, None] & (row < CO)[None, :], other=0.0)  # [BK, BM]
         base = fine + (at_line * WF + base_w) * CI  # [BK]
         if RUN:
-            read = inside(kh[:, None] + base_h[None, :], HF) & inside(element[:, None] + (base_w * CI)[None, :], WF * CI)
+            read = inside(kh[:, None] + base_h[None, :], HF)
+            read = read & inside(element[:, None] + (base_w * CI)[None, :], WF * CI)
             b = tl.load(base[None, :] + (kh * (WF * CI))[:, None] + element[:, None],
                         mask=read & known[:, None] & valid[None, :], other=0.0).T  # [BK, BN]
         else:
@@ -98,7 +99,7 @@ def wgrad(coarse: Tensor, fine: Tensor, kernel: tuple[int, int], stride: tuple[i
     tile = tile._replace(warps=warps, registers=min(255, tile.registers * tile.warps // warps))
     grid = (triton.cdiv(a, bm), columns)
     blocks = triton.cdiv(pixels, bk)
-    split = max(1, min(blocks, programs(arch) // (grid[0] * grid[1])))
+    split = max(1, min(blocks // 2, programs(arch) // (grid[0] * grid[1])))
     each = triton.cdiv(blocks, split)
     split = triton.cdiv(blocks, each)
     gw = coarse.new_empty((split, a, kh, kw, b), dtype=dtype if split == 1 else torch.float32)
