@@ -120,7 +120,6 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, siz
     co, fine = weight.shape[3 if conv.transposed else 0], size if conv.transposed else (h, w)
     if not _fits(weight.shape[1:3], conv.stride, conv.padding, fine, (ci, co), (x, weight), precision):
         return None
-    (h, w), parts = (fine[0] // 2, fine[1] // 2), max(groups, 1)
     (h, w), parts, phases = (fine[0] // 2, fine[1] // 2), max(groups, 1), 4 if conv.transposed else 1
     tile = described("convolve", architecture(x.device), rows=co, columns=n * h * w * phases, depth=ci,
                      size=x.element_size())
