@@ -71,7 +71,7 @@ class _Report:
                 for title, section in sections.items()]
         return page.shell(f"{name}: fastgan", "\n".join([
             f"<header>\n<h1>{page.short(name)}</h1>\n{_attempt(self.summary)}{self.error}",
-            f'<nav aria-label="Sections of this page"><ul>{links}</ul></nav>\n</header>', *body]))
+            f'<nav aria-label="Sections of this page"><ul>{links}</ul></nav>\n</header>', *body]), page.SCRIPT)
 
     def summary(self) -> str:
         """The run in a few numbers."""
@@ -238,4 +238,4 @@ def _flat(value: object) -> object:
 
 
 def _value(value: object) -> str:
-    return page.number(value) if is_number(value) else page.short("" if value is None else value)  # type: ignore[arg-type]
+    return page.number(value) if is_number(value) else page.short("" if value is None else value)
