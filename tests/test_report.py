@@ -254,20 +254,17 @@ def test_out(folder, tmp_path):
     assert (tmp_path / "page.html").stat().st_size > 10_000 and not (folder / "report.html").exists()
 
 
-def test_without_a_folder_it_is_of_results_or_else_of_the_newest_run(tmp_path, monkeypatch, capsys):
+def test_without_a_folder_it_is_of_the_newest_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["report"]) == 2 and "no run in runs: expected" in capsys.readouterr().err
     for name in ("00000-digits", "00001-digits"):
         Path("runs", name).mkdir(parents=True)
         options(Path("runs", name))
     assert cli.main(["report"]) == 0 and capsys.readouterr().out == "runs/00001-digits/report.html\n"
-    Path("bench").mkdir()
-    Path("bench/bench.csv").touch()
-    assert cli.main(["report"]) == 2 and "bench.csv" in capsys.readouterr().err
 
 
-def test_neither_a_run_nor_results(tmp_path, capsys):
+def test_a_folder_without_a_run(tmp_path, capsys):
     for path in (tmp_path, tmp_path / "nowhere"):
         assert cli.main(["report", str(path)]) == 2
         error = capsys.readouterr().err
-        assert "neither a run nor results lie there" in error and error.count("\n") == 1
+        assert "is not a run folder" in error and error.count("\n") == 1

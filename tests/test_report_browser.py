@@ -1,4 +1,4 @@
-"""Both pages as a browser shows them: nothing on the console, nothing wider than the screen, all by keyboard."""
+"""The page of a run as a browser shows it: nothing on the console, nothing wider than the screen, all by keyboard."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fastgan.bench import report as bench
-from fastgan.bench import results
 from fastgan.report import write
-from tests import test_bench_report, test_report
+from tests import test_report
 from tests.browser import BINARY, Browser
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason="no Chromium on this machine")
@@ -35,15 +33,6 @@ def report(folder: Path) -> Path:
     return write(folder)
 
 
-@pytest.fixture
-def bench_report(tmp_path: Path) -> Path:
-    path = results.check(tmp_path)
-    results.append(path, [test_bench_report.timed(name, ms) for name, ms in (("textbook, NCHW", 1000.0),
-                                                                            ("fastgan, plan", 600.0))])
-    bench.write(tmp_path)
-    return tmp_path / "report.html"
-
-
 def test_a_run_without_anything_yet(browser, tmp_path):
     test_report.options(tmp_path)
     browser.open(write(tmp_path), 360)
@@ -53,9 +42,8 @@ def test_a_run_without_anything_yet(browser, tmp_path):
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1400])
-@pytest.mark.parametrize("page", ["report", "bench_report"])
-def test_fits_and_can_be_read(browser, request, page, width, dark):
-    browser.open(request.getfixturevalue(page), width, dark=dark)
+def test_fits_and_can_be_read(browser, report, width, dark):
+    browser.open(report, width, dark=dark)
     browser.ask("document.querySelectorAll('details').forEach(one => { one.open = true; })")
     assert browser.complaints == []
     assert browser.ask("document.documentElement.scrollWidth") == width

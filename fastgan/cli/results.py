@@ -88,35 +88,24 @@ def export(args: list[str]) -> int:
 
 @dataclass
 class Report:
-    """Draw what lies in a folder: a run, or results of `fastgan bench`. Measures nothing.
-
-    Of a run, which may still be going on: report.html with alerts, pictures over time, curves, metrics and options.
-    Of results, the last run of each workload: README.md with tables, pictures, and report.html, which holds all of it.
-    """
+    """Draw a run, which may still be going on: report.html with alerts, pictures over time, curves, metrics and
+    options."""
 
     folder: Positional[Path | None] = None
-    """a run folder, or one where bench.csv lies; when not given bench/ where it lies there, else the newest run"""
+    """a run folder; the newest one in runs/ when not given"""
     out: Path | None = None
-    """page of a run to write; report.html in the folder when not given"""
+    """page to write; report.html in the folder when not given"""
 
 
 def report(args: list[str]) -> int:
     options = parsing.parse(Report, args, "report")
-    from fastgan.bench import report as results
     from fastgan.report import run
     from fastgan.trainer import run_files
 
-    name = results.results.NAME
-    folder = options.folder or (Path("bench") if Path("bench", name).is_file() else run_files.newest(Path("runs")))
-    if run.is_run(folder):
-        if options.out is not None:
-            parsing.writable(options.out)
-        print(run.write(folder, options.out))
-        return 0
-    if not (folder / name).is_file():
-        raise FastganError(f"{folder}: neither a run nor results lie there; expected a folder such as "
-                           "runs/00000-digits, or one in which `fastgan bench --out` has left bench.csv")
+    folder = options.folder or run_files.newest(Path("runs"))
+    if not run.is_run(folder):
+        raise FastganError(f"{folder} is not a run folder; expected one such as runs/00000-digits")
     if options.out is not None:
-        raise FastganError(f"--out {options.out}: the pages of results go into their own folder; expected no --out")
-    print(*results.write(folder), sep="\n")
+        parsing.writable(options.out)
+    print(run.write(folder, options.out))
     return 0

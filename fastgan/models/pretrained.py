@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fastgan import typed
+from fastgan import validation
 from fastgan.config import ModelConfig, check_types
 from fastgan.errors import FastganError, first_line
 from fastgan.files import StrPath, read_json, replacing
@@ -83,7 +83,7 @@ class Pretrained:
 def check(model: ModelConfig, shape: tuple[Any, ...], classes: Any, unit_range: Any) -> None:
     """ValueError for values that do not describe a generator."""
     check_types(ModelConfig, vars(model))
-    if not all(typed.is_of(side, int) and 0 < side <= MAX_SIDE for side in shape):
+    if not all(validation.matches(side, int) and 0 < side <= MAX_SIDE for side in shape):
         raise ValueError(f"shape {shape}: expected sides from 1 to {MAX_SIDE}")
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise ValueError("classes: expected a list of names")

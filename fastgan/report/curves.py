@@ -40,7 +40,7 @@ CHARTS = (
 )
 
 
-def is_number(value: object) -> TypeGuard[float]:
+def is_number(value: object) -> TypeGuard[int | float]:
     """Whether a value is finite and can be drawn."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
 

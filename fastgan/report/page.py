@@ -17,14 +17,14 @@ SCRIPT = (Path(__file__).parent / "report.js").read_text()
 MAX_LENGTH = 300  # characters of a value in a table
 
 
-def shell(title: str, body: str, script: str = "") -> str:
+def shell(title: str, body: str) -> str:
     """The whole page."""
-    policy = f"default-src 'none'; img-src data:; style-src '{_digest(STYLE)}'; script-src '{_digest(script)}'"
-    script = f"<script>{script}</script>\n" if script else ""
+    policy = f"default-src 'none'; img-src data:; style-src '{_digest(STYLE)}'; script-src '{_digest(SCRIPT)}'"
     return (f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{text(title)}</title>\n'
-            f"<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n{script}</body>\n</html>\n")
+            f"<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n<script>{SCRIPT}</script>\n</body>\n"
+            "</html>\n")
 
 
 def text(value: object) -> str:

@@ -71,7 +71,7 @@ class _Report:
                 for title, section in sections.items()]
         return page.shell(f"{name}: fastgan", "\n".join([
             f"<header>\n<h1>{page.short(name)}</h1>\n{_attempt(self.summary)}{self.error}",
-            f'<nav aria-label="Sections of this page"><ul>{links}</ul></nav>\n</header>', *body]), page.SCRIPT)
+            f'<nav aria-label="Sections of this page"><ul>{links}</ul></nav>\n</header>', *body]))
 
     def summary(self) -> str:
         """The run in a few numbers."""
@@ -86,7 +86,7 @@ class _Report:
         state = ""
         if is_number(total) and self.done < total:
             state = {True: "; the run is training", False: "; the run was stopped before its end",
-                     None: "; the run is training, or was stopped"}[lock.held(self.folder)]
+                     None: "; the run is training, or was stopped"}[lock.is_locked(self.folder)]
         return (f'<dl class="key">{cards}</dl>\n'
                 f'<p class="soft">As of {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC{state}.</p>')
 
