@@ -14,8 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastgan.ops.layers import Activation
-from fastgan.ops.specs import ConvSpec
+from fastgan.ops.specs import Activation, ConvSpec
 from fastgan.ops.triton import fence, launch, normalize, passes, reduce, tiles, wgrad
 from fastgan.ops.triton.tiles import Tile
 from tests.near import run

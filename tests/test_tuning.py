@@ -21,7 +21,8 @@ import fastgan
 import fastgan.nn as fnn
 from fastgan import cli, ops
 from fastgan.errors import FastganError, KernelError
-from fastgan.ops import dispatch, engines, passes
+from fastgan.ops import dispatch, engines, reference
+from fastgan.ops.specs import RunningStats
 from fastgan.ops.triton import tiles
 from fastgan.ops.tuning import Choice, Plan, Problem, Trial, candidates, example, measure, stored, table, use
 from fastgan.ops.tuning.problem import OF
@@ -165,7 +166,7 @@ def test_a_mask_may_differ_where_z_is_tiny(moved, failure, fake):
 
 
 def test_who_forgets_the_running_statistics_is_not_taken(fake):
-    fake["bn_act_forward"] = lambda *given: passes.bn_act_forward(*given[:4], passes.RunningStats(), *given[5:])
+    fake["bn_act_forward"] = lambda *given: reference.bn_act_forward(*given[:4], RunningStats(), *given[5:])
     assert "running" in measure.examine(problem("bn_act_forward")).trials["triton"].failure
 
 
@@ -175,14 +176,14 @@ def raises(*_: Any) -> None:
 
 def warns(*arguments: Any) -> Any:
     warnings.warn("fastgan: goes on with the reference engine", stacklevel=1)
-    return passes.conv_forward(*arguments)
+    return reference.conv_forward(*arguments)
 
 
 @pytest.mark.parametrize(("function", "failure"), [
     (raises, "KernelError: convolve_kernel: out of resource: shared memory"),
     (warns, "UserWarning: fastgan: goes on with the reference engine"),
     (lambda *_: (torch.zeros(1), torch.zeros(1)), "wrong: the shape of y has inf x the allowed error"),
-    (lambda *arguments: tuple(one * torch.nan for one in passes.conv_forward(*arguments)), "wrong: y has inf")],
+    (lambda *arguments: tuple(one * torch.nan for one in reference.conv_forward(*arguments)), "wrong: y has inf")],
     ids=["raises", "warns", "shape", "nan"])
 def test_who_fails_is_named(function, failure, fake):
     fake["conv_forward"] = function

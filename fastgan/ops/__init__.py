@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastgan.ops import autograd, engines, reference
+from fastgan.ops import autograd, engines, torch_ops
 from fastgan.ops.arguments import (
     as_conv_spec,
     as_norm_spec,
@@ -89,7 +89,7 @@ def logistic_loss(logits: Tensor, targets: Sequence[float], *, impl: str = "auto
     engine = engines.resolve_for(impl, "logits", logits, logits.dtype)
     if engine.name != "reference":
         return autograd.logistic_loss(logits, numbers, engine.name)
-    return reference.logistic_loss(logits, numbers)
+    return torch_ops.logistic_loss(logits, numbers)
 
 
 def _conv_bn_act(x: Tensor, tensors: BlockTensors, conv: ConvSpec, activation: Activation, training: bool,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError, first_line
-from fastgan.ops import reference, synchronised
+from fastgan.ops import synchronised, torch_ops
 from fastgan.ops import tuning as plan
 from fastgan.ops.arguments import as_operand
 from fastgan.ops.autograd import conv_bn_act
@@ -29,7 +29,7 @@ class Engine(NamedTuple):
     conv_bn_act: Callable[[Tensor, BlockTensors, BlockSpec], Tensor]
 
 
-REFERENCE = Engine("reference", reference.conv_bn_act)
+REFERENCE = Engine("reference", torch_ops.conv_bn_act)
 DEFINITION = Engine("reference", partial(conv_bn_act, engine="reference"))
 _ENGINES = {name: Engine(name, partial(conv_bn_act, engine=name)) for name in OPERATORS}
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -26,8 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgan.ops.layers import Activation
-from fastgan.ops.specs import ConvSpec
+from fastgan.ops.specs import Activation, ConvSpec
 from fastgan.ops.triton import reduce
 from fastgan.ops.triton.elementwise import activate
 from fastgan.ops.triton.launch import architecture, launch, tickets

@@ -19,9 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgan.ops.layers import Activation
-from fastgan.ops.passes import RunningStats
-from fastgan.ops.specs import NormSpec
+from fastgan.ops.specs import Activation, NormSpec, RunningStats
 from fastgan.ops.triton import reduce
 from fastgan.ops.triton.elementwise import activate, activate_backward
 from fastgan.ops.triton.launch import architecture, launch, tickets

@@ -1,4 +1,4 @@
-"""The passes of `fastgan/ops/passes.py` in Triton kernels, of float32, float16 and bfloat16.
+"""The passes of `fastgan/ops/reference.py` in Triton kernels, of float32, float16 and bfloat16.
 
 Tensors come and go as (N, C, H, W) and are [N, H, W, C] in memory; weights are read, and their gradients written, in
 channels_last order.
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from fastgan.ops.layout import nchw, nhwc
-from fastgan.ops.passes import RunningStats
-from fastgan.ops.specs import Activation, ConvSpec, NormSpec
+from fastgan.ops.specs import Activation, ConvSpec, NormSpec, RunningStats
 from fastgan.ops.triton import normalize
 from fastgan.ops.triton.convolve import convolve
 from fastgan.ops.triton.logistic import logistic_loss

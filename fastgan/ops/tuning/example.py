@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastgan.ops import dispatch, reference
-from fastgan.ops.passes import RunningStats
-from fastgan.ops.specs import Activation, ConvSpec, NormSpec
+from fastgan.ops import dispatch, torch_ops
+from fastgan.ops.specs import Activation, ConvSpec, NormSpec, RunningStats
 from fastgan.ops.tuning import candidates
 from fastgan.ops.tuning.problem import Problem
 
@@ -59,7 +58,7 @@ def draw(problem: Problem, device: torch.device) -> Example:
         count = max(x.numel() // (channels * groups), 2)  # a process of several may have one element
         gamma, beta = about_one(channels), normal(channels)
         if problem.kind == "bn_act_forward":
-            given = torch.stack(reference.measure(x, groups)) if problem.statistics == "given" else None
+            given = torch.stack(torch_ops.measure(x, groups)) if problem.statistics == "given" else None
             running = RunningStats(normal(channels), about_one(channels), torch.zeros((), dtype=torch.int64,
                                                                                       device=device))
             norm = NormSpec(problem.statistics != "running", groups=groups)
@@ -79,7 +78,7 @@ def draw(problem: Problem, device: torch.device) -> Example:
         return Example(problem, (x, [1.0 - group % 2 for group in range(groups)]))
     if problem.kind == "act_backward":
         z = normal(*problem.x, dtype=problem.dtype, last=True)
-        kept = z > 0 if activation.keeps_mask() else reference.activate(z, activation._replace(inplace=False))
+        kept = z > 0 if activation.keeps_mask() else torch_ops.activate(z, activation._replace(inplace=False))
         return Example(problem, (x, kept, activation))
     return Example(problem, with_weight() if problem.weight else with_norm())
 

@@ -1,7 +1,7 @@
-"""What is asked of an engine: one pass, by everything that decides which engine is fastest there.
+"""A problem: one pass with every property that decides which engine is fastest for it.
 
-`OF` has a function for each pass of `fastgan/ops/passes.py`, which makes the problem of the pass's own arguments. They
-run in every call of a pass, and take a few microseconds.
+`OF` has a function for each pass of `fastgan/ops/reference.py`, which makes the problem from the pass's own arguments.
+They run in every call of a pass, and take a few microseconds.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from fastgan import validation
-from fastgan.ops.passes import RunningStats
-from fastgan.ops.specs import Activation, ConvSpec, NormSpec
+from fastgan.ops.specs import Activation, ConvSpec, NormSpec, RunningStats
 
 
 class Problem(NamedTuple):
