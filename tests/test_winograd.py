@@ -13,8 +13,9 @@ from fastgan.ops import passes, reference
 from fastgan.ops.native import convolve, extension
 from fastgan.ops.native import passes as native_passes
 from fastgan.ops.native.convolve import TILES
+from fastgan.ops.numerics import rms
 from fastgan.ops.specs import ConvSpec
-from tests.near import EPS, MARGIN, UNITS, rms
+from tests.near import EPS, UNITS, used
 from tests.test_native_rows import isa  # noqa: F401 (a fixture)
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -72,8 +73,7 @@ def check_passes(x: Tensor, weight: Tensor, bias: Tensor, conv: ConvSpec, varian
     eager = passes_of(passes, x, weight, bias, conv)
     exact = passes_of(passes, x.double(), weight.double(), bias.double(), conv)
     for name, value in exact.items():
-        allowed = MARGIN * rms(eager[name] - value) + UNITS * EPS[torch.float32] * value.abs().max().item()
-        assert rms(found[name] - value) <= allowed, name
+        assert used(found[name], eager[name], value, UNITS * EPS[torch.float32] * value.abs().max().item()) <= 1, name
 
 
 @each_tile

@@ -167,7 +167,7 @@ def _bn_act_forward_fake(engine: str, y: Tensor, *rest: Any) -> tuple[Tensor, Te
     return empty(y, *y.shape), y.new_empty(shape, dtype=statistics_dtype(y.dtype))
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {  # for those who look inside an operator (`fastgan.verify.cost`)
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {  # `benchmarks.counters` opens operators with these
     "conv_forward": _conv_forward, "conv_act_forward": _conv_act_forward, "bn_act_forward": _bn_act_forward,
     "bn_backward_sums": _of_bn("bn_backward_sums"), "bn_backward_apply": _of_bn("bn_backward_apply"),
     "act_backward": _of_bn("act_backward"), "dgrad": _of_conv("dgrad"), "wgrad": _of_conv("wgrad"),

@@ -212,7 +212,9 @@ def _scatter(of: Geometry, patches: Tensor, bias: Tensor | None, fine: Tensor) -
 def _gemm_wgrad(of: Geometry, fine: Tensor, coarse: Tensor, out: Tensor) -> None:
     """Summed over blocks in float32."""
     products = [torch.mm(pixels.t(), _patches(of, images)) for images, pixels in _blocks(of, fine, coarse)]
-    total = products[0] if len(products) == 1 else torch.stack(products).sum(0, dtype=torch.float32)
+    total = products[0]
+    for product in products[1:]:
+        total = total.float() + product
     nhwc(out).copy_(total.view(nhwc(out).shape))
 
 

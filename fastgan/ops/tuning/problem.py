@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastgan import typed
+from fastgan import validation
 from fastgan.ops.passes import RunningStats
 from fastgan.ops.specs import Activation, ConvSpec, NormSpec
 
@@ -57,7 +57,7 @@ class Problem(NamedTuple):
         """Raises TypeError for what is none."""
         plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value
                                  for name, value in values.items()}
-        made, trouble = cls(**plain), typed.wrong(plain, cls)
+        made, trouble = cls(**plain), validation.first_error(plain, cls)
         if trouble or (made.weight and (len(made.weight) < 2 or not made.stride)):
             raise TypeError(trouble or "a convolution without channels or a stride")
         return made

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 import fastgan
-from fastgan import typed
+from fastgan import validation
 from fastgan.errors import FastganError, first_line
 from fastgan.files import StrPath, cache_folder, read_json, replacing
 from fastgan.ops.dispatch import ENGINES
@@ -153,7 +153,7 @@ def _choices(rows: list[dict[str, Any]]) -> dict[Problem, Choice]:
     found = {}
     for row in rows:
         trials, choice = {name: Trial(**trial) for name, trial in row["trials"].items()}, row["choice"]
-        trouble = "".join(typed.wrong(trial._asdict(), Trial) for trial in trials.values())
+        trouble = "".join(validation.first_error(trial._asdict(), Trial) for trial in trials.values())
         if trouble or not isinstance(choice, str):
             raise TypeError(trouble or f"choice {choice!r:.80}: expected a candidate's name")
         found[Problem.from_json(row["problem"])] = Choice(choice, trials)
