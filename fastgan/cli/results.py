@@ -88,7 +88,7 @@ def export(args: list[str]) -> int:
 
 @dataclass
 class Report:
-    """Draw a run, which may still be going on: report.html with pictures over time, curves, plan, certificate and
+    """Draw a run, which may still be going on: report.html with alerts, pictures over time, curves, metrics and
     options."""
 
     folder: Positional[Path | None] = None
