@@ -29,7 +29,7 @@ PUBLIC = {
     "fastgan.data": ["open_dataset", "Loader", "make_feed", "to_model_range", "to_uint8"],
     "fastgan.models": ["build", "DCGANGenerator", "DCGANDiscriminator"],
     "fastgan.models.pretrained": ["Pretrained"],
-    "fastgan.models.exported": ["export", "load"],
+    "fastgan.export": ["export", "load"],
     "fastgan.metrics": ["Metrics"],
     "fastgan.report": ["write"],
     "fastgan.ops": ["conv_bn_act", "conv_transpose_bn_act", "logistic_loss"],

@@ -68,7 +68,7 @@ class DataConfig(_Paths):
     """keep a decoded data set on the GPU when it needs no more than this many GB (10^9 bytes); else feed it from pinned
     memory"""
     workers: int = 2
-    """processes that decode when streaming"""
+    """threads that decode when streaming"""
     strict: bool = False
     """stop at the first image that cannot be used instead of skipping it"""
 
@@ -293,3 +293,11 @@ def group_of(key: str) -> str:
             return name
     known = [f.name for group in GROUPS.values() for f in dataclasses.fields(group)]
     raise FastganError(f"unknown option {key!r}; {nearest(key, known)}")
+
+
+def data_shape(config: Config) -> tuple[int, ...]:
+    """(C, H, W) of the images that a configuration trains on, or (2,) of points; the data itself is not read."""
+    if config.model.architecture == "gaussian":
+        return (2,)
+    grey = config.data.source in ("digits", "mnist", "fashion-mnist")
+    return config.data.channels or (1 if grey else 3), *parse_size(config.data.image_size)

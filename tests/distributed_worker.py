@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastgan import presets
 from fastgan.config import Config, ModelConfig, TrainConfig
-from fastgan.data.part import Part
+from fastgan.data.order import Shard
 from fastgan.errors import FastganError
 from fastgan.models import build
 from fastgan.nn import use
@@ -39,7 +39,7 @@ SETTINGS: dict[str, tuple[str, torch.dtype, dict[str, Any]]] = {
 }
 
 
-def trained(name: str, part: Part, sync_bn: bool = True) -> dict[str, Tensor]:
+def trained(name: str, part: Shard, sync_bn: bool = True) -> dict[str, Tensor]:
     """Parameters, running statistics and what the last step told, after `STEPS` steps of this part of each batch."""
     impl, dtype, options = SETTINGS[name]
     torch.manual_seed(0)
@@ -121,7 +121,7 @@ def stopped(outdir: Path) -> int:
 
 def broken() -> list[float]:
     """`finite` of a step in which only process 1 has NaN."""
-    part = Part(distributed.world().rank, 2)
+    part = Shard(distributed.world().rank, 2)
     networks = build(ModelConfig(nz=8, ngf=4, ndf=4), (1, 16, 16))
     step = GANStep(*networks, ModelConfig(nz=8), TrainConfig(), precision="fp32", processes=GradAllreduce(part))
     before = [p.clone() for p in networks[0].parameters()]
@@ -132,7 +132,7 @@ def broken() -> list[float]:
 
 def scenarios(folder: Path) -> None:
     with distributed.group() as world:
-        part = Part(world.rank, world.size)
+        part = Shard(world.rank, world.size)
         found: dict[str, Any] = {name: trained(name, part) for name in SETTINGS}
         found["local"] = trained("reference float64", part, sync_bn=False)
         found["seen"] = seen(experiment(folder / "seen"))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastgan import _cpu, cli, presets
+from fastgan import __version__, cli, presets
 from fastgan.cli import commands
 from fastgan.errors import FastganError
 from fastgan.ops.native import extension
@@ -189,7 +189,7 @@ def test_presets_are_listed_and_explained(capsys):
 def test_doctor(capsys):
     assert cli.main(["doctor"]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[0].split() == ["fastgan", "0.1.0"] and "verdict          ready to train on the" in out[-1]
+    assert out[0].split() == ["fastgan", __version__] and "verdict          ready to train on the" in out[-1]
     subjects = {line[:17].strip() for line in out}
     assert {"driver", "reference", "native engine", "triton engine", "CUDA graphs", "kernel cache", "data"} < subjects
 
@@ -212,8 +212,8 @@ def test_doctor_says_which_packages_are_for_what(monkeypatch):
 
 
 def test_doctor_says_what_is_compiled(monkeypatch):
-    assert dict(doctor.report())["native engine"] == f"ready (--impl native), compiled for {_cpu.isa()}"
-    monkeypatch.setitem(extension._found, "cpu", (None, "the native engine was not built (why): install a compiler"))
+    assert dict(doctor.report())["native engine"] == f"ready (--impl native), compiled for {extension.ISA}"
+    monkeypatch.setitem(extension._modules, "cpu", (None, "the native engine was not built (why): install a compiler"))
     found = dict(doctor.report())["native engine"]
     assert found == "not usable: the native engine was not built (why): install a compiler"
 
@@ -330,11 +330,10 @@ def test_out_of_memory_says_what_would_fit(capsys, here, monkeypatch, memory, ex
 
 
 @pytest.mark.parametrize(("args", "place", "expected"), [
-    (["train", "--dry-run"], "fastgan.verify.cost.memory.estimate", "out of memory on cpu at --batch 16"),
+    (["train", "--dry-run"], "fastgan.data.open_dataset", "out of memory on cpu at --batch 16"),
     (["evaluate"], "fastgan.metrics.Metrics.learn", "--images 2000: out of memory while they were measured"),
 ], ids=["dry-run", "evaluate"])
 def test_out_of_memory_elsewhere(capsys, here, monkeypatch, args, place, expected):
-    """What `estimate` lacks, it has again where the words are made."""
     if args[0] == "evaluate":
         assert cli.main(["train", *SMALL, "--steps", "1"]) == 0
     capsys.readouterr()

@@ -300,7 +300,8 @@ class Held(nn.Module):
 def test_report_of_sequences_that_are_held_elsewhere(monkeypatch, hold, get, left, kind):
     """What is called unconverted is not said to be fused, and what is said to be fused is."""
     net, blocks, reference = fastgan.convert(Held(hold, get).double()), [], engines.REFERENCE
-    counting = reference._replace(block=lambda *given: (blocks.append(given), reference.block(*given))[1])
+    counting = reference._replace(
+        conv_bn_act=lambda *given: (blocks.append(given), reference.conv_bn_act(*given))[1])
     monkeypatch.setattr(engines, "resolve", lambda *given: counting)
     net(image())
     reasons = [f"{name}: left as it is, it is also in held, a {kind}, which conversion does not reach"

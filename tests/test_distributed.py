@@ -14,8 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastgan.data.order import Order, Position
-from fastgan.data.part import Part
+from fastgan.data.order import Order, Position, Shard
 from fastgan.nn import Chain
 from fastgan.nn.groups import outside_of_stages
 from fastgan.trainer import Trainer, checkpoint, distributed
@@ -62,13 +61,13 @@ def furthest(left: dict[str, Any], right: dict[str, Any]) -> float:
 
 @pytest.mark.parametrize("name", worker.SETTINGS)
 def test_two_processes_compute_what_one_computes(found, name):
-    one = worker.trained(name, Part())
+    one = worker.trained(name, Shard())
     assert furthest(found[0][name], one) < ALLOWED[name.split()[1].strip(",")]
 
 
 def test_with_statistics_of_their_own_they_do_not(found):
     """The test above can fail."""
-    assert furthest(found[0]["local"], worker.trained("reference float64", Part())) > 1e-4
+    assert furthest(found[0]["local"], worker.trained("reference float64", Shard())) > 1e-4
 
 
 @pytest.mark.parametrize("name", worker.SETTINGS)

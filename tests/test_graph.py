@@ -1,6 +1,6 @@
 """GraphedStep: it computes what the step computes, in the order that CUDA needs, and gives up in words, not silently.
 
-On a stand-in for torch.cuda whose graphs are tapes (tests/simulated.py).
+On a stand-in for torch.cuda whose graphs are tapes (proofs/simulated).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastgan.train import graph
 from fastgan.train.graph import GraphedStep
 from fastgan.train.snapshot import Snapshot, distance
 from fastgan.train.step import GANStep
-from tests.simulated import PREVIOUS_ERROR, SimulatedCuda, same_bits
+from proofs.simulated import PREVIOUS_ERROR, SimulatedCuda, same_bits
 from tests.small_step import SmallStep, batches
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -238,7 +238,7 @@ class Elsewhere(SmallStep):
 
 @pytest.mark.parametrize(("make_step", "reason"), [
     (Waits, "aten._local_scalar_dense.default: the host waits for the device, or memory is replaced (CaptureRefused "
-            "at simulated.py:"),
+            "at tape.py:"),
     (WaitsInCapture, "aten._local_scalar_dense.default: the host waits"),
     (Fails, "no step of Adam in a capture: capturable is False (RuntimeError at test_graph.py:"),
     (HostNoise, "3 replays end "),

@@ -67,8 +67,8 @@ def test_missing_triton(monkeypatch):
 
 
 def test_native_engine_that_was_not_built(monkeypatch):
-    reason = extension._load("fastgan._not_there", "a C++17 compiler")
-    monkeypatch.setitem(extension._found, "cpu", reason)
+    reason = extension._load("a C++17 compiler", "fastgan._not_there")
+    monkeypatch.setitem(extension._modules, "cpu", reason)
     result = assert_warns_once(lambda: train("native"), "was not built (No module named 'fastgan._not_there'): install "
                                "a C++17 compiler, then fastgan again|goes on with the reference engine")
     torch.testing.assert_close(result, train("reference"), rtol=0, atol=0)
@@ -91,7 +91,7 @@ def no_image(*arguments: Any) -> None:
 
 def test_compiled_kernel_that_cannot_be_started(monkeypatch):
     """As csrc/cuda/launch.h says it, on a device that it was not compiled for."""
-    monkeypatch.setattr(extension.of(torch.device("cpu")), "measure", no_image)
+    monkeypatch.setattr(extension.of(torch.device("cpu")), "batch_stats", no_image)
     result = assert_warns_once(lambda: train("native"), "measure kernel, grid of 1x1x1: no kernel image|"
                                "fastgan::bn_act_forward goes on with the reference engine")
     torch.testing.assert_close(result, train("reference"))
@@ -107,7 +107,7 @@ def lose_the_device(monkeypatch: pytest.MonkeyPatch, capturing: bool = False) ->
 
 def test_lost_device_is_no_kernels_fault(monkeypatch):
     """An earlier kernel's error comes back from every later launch, and says nothing of that kernel."""
-    monkeypatch.setattr(extension.of(torch.device("cpu")), "measure", no_image)
+    monkeypatch.setattr(extension.of(torch.device("cpu")), "batch_stats", no_image)
     lose_the_device(monkeypatch)
     with pytest.raises(RuntimeError, match="an illegal memory access was encountered"):
         train("native")
@@ -115,7 +115,7 @@ def test_lost_device_is_no_kernels_fault(monkeypatch):
 
 
 def test_nobody_waits_for_the_device_in_a_capture(monkeypatch):
-    monkeypatch.setattr(extension.of(torch.device("cpu")), "measure", no_image)
+    monkeypatch.setattr(extension.of(torch.device("cpu")), "batch_stats", no_image)
     lose_the_device(monkeypatch, capturing=True)
     with pytest.warns(UserWarning, match="goes on with the reference engine"):
         train("native")
@@ -126,7 +126,7 @@ def test_native_engine_of_another_interpreter(monkeypatch, tmp_path):
     """Or of another processor, or half copied: what the dynamic linker refuses."""
     (tmp_path / "foreign.so").write_bytes(b"not compiled for anything")
     monkeypatch.syspath_prepend(tmp_path)
-    module, reason = extension._load("foreign", "a C++17 compiler")
+    module, reason = extension._load("a C++17 compiler", "foreign")
     assert module is None and reason.startswith("the native engine cannot be loaded: ") and "foreign.so" in reason
 
 
@@ -210,7 +210,7 @@ def test_error_of_a_signal_handler_is_no_kernels_fault(monkeypatch, impl):
             return self
 
     module = convolve if impl == "triton" else extension.of(torch.device("cpu"))
-    kernel = "convolve_kernel" if impl == "triton" else "measure"
+    kernel = "convolve_kernel" if impl == "triton" else "batch_stats"
     monkeypatch.setattr(module, kernel, Interrupted(kernel))
     before = signal.signal(signal.SIGINT, handler)
     try:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import launches
 from fastgan.ops import numerics
 from fastgan.verify import kinks
-from fastgan.verify.cost import launched
 from proofs.ptx import logistic, operations, rule, simulator, traffic
 
 KERNEL = """.visible .entry k(
@@ -103,23 +103,23 @@ CONVOLUTION = {"x": torch.zeros(6, 8, 8, 3), "weight": torch.zeros(5, 4, 4, 3), 
 
 def test_operations_and_bytes_of_a_layer():
     flops = 2 * 6 * 4 * 4 * 5 * 3 * 4 * 4
-    assert launched.flops("convolve_kernel", CONVOLUTION) == flops
-    assert launched.flops("convolve_kernel", {**CONVOLUTION, "TRANSPOSED": True}) == 4 * flops
+    assert launches.flops("convolve_kernel", CONVOLUTION) == flops
+    assert launches.flops("convolve_kernel", {**CONVOLUTION, "TRANSPOSED": True}) == 4 * flops
     given = {"coarse": torch.zeros(6, 4, 4, 5), "HC": 4, "WC": 4, "A": 5, "B": 3, "KH": 4, "KW": 4}
-    assert launched.flops("wgrad_kernel", given) == flops
-    assert launched.flops("bn_act_forward_kernel", given) == 0
+    assert launches.flops("wgrad_kernel", given) == flops
+    assert launches.flops("bn_act_forward_kernel", given) == 0
     read, written = 4 * (6 * 8 * 8 * 3 + 5 * 4 * 4 * 3), 4 * (6 * 4 * 4 * 5)
-    assert launched.moved("convolve_kernel", CONVOLUTION) == (read, written)
+    assert launches.moved("convolve_kernel", CONVOLUTION) == (read, written)
     parts = {"partials": torch.zeros(3, 2, 5), "blocks": torch.zeros(3, 1, 5), "statistics": torch.zeros(2, 1, 5),
              "tickets": torch.zeros(9)}
-    measured = launched.moved("convolve_kernel", {**CONVOLUTION, **parts})  # which reads y and the parts again
+    measured = launches.moved("convolve_kernel", {**CONVOLUTION, **parts})  # which reads y and the parts again
     assert measured == (read + written + 4 * (30 + 15), written + 4 * (30 + 15 + 10))
     norm = {"y": torch.zeros(6), "running_mean": torch.zeros(1), "stats": torch.zeros(2), "a": torch.zeros(6)}
-    assert launched.moved("bn_act_forward_kernel", {**norm, "statistics": torch.zeros(2)}) == (24 + 8 + 4, 24 + 8 + 4)
-    assert launched.moved("bn_act_forward_kernel", {**norm, "statistics": None}) == (24 + 4, 24 + 8)
+    assert launches.moved("bn_act_forward_kernel", {**norm, "statistics": torch.zeros(2)}) == (24 + 8 + 4, 24 + 8 + 4)
+    assert launches.moved("bn_act_forward_kernel", {**norm, "statistics": None}) == (24 + 4, 24 + 8)
     loss = {"logits": torch.zeros(6), "gradient": torch.zeros(6), "loss": torch.zeros(2), "ones": (1.0, 0.0)}
-    assert launched.moved("logistic_kernel", loss) == (24, 32)
-    assert launched.words("logistic_kernel", loss) == "2 parts"
+    assert launches.moved("logistic_kernel", loss) == (24, 32)
+    assert launches.layer("logistic_kernel", loss) == "2 parts"
 
 
 def test_gates():

@@ -18,7 +18,7 @@ from fastgan.models import build
 from fastgan.train.losses import LOSSES
 from fastgan.train.step import GANStep, Savings
 from fastgan.trainer.fetch_step import FetchStep
-from tests.simulated import CaptureRefused, assert_replays_equal_eager
+from proofs.simulated import CaptureRefused, assert_replays_equal_eager
 from tests.small_step import Asking
 
 SHAPES = {"digits": (1, 16, 16), "mxnet-dcgan-mnist": (3, 16, 16), "oreilly-gan-mnist": (1, 28, 28),

@@ -1,4 +1,4 @@
-"""The trainer with its step in a graph: a stand-in for CUDA replays it (tests/simulated.py)."""
+"""The trainer with its step in a graph: a stand-in for CUDA replays it (proofs/simulated)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from fastgan.errors import FastganError
 from fastgan.train import GraphedStep, graph
 from fastgan.trainer import Trainer, checkpoint
-from tests.simulated import SimulatedCuda
+from proofs.simulated import SimulatedCuda
 from tests.test_train import final_state, same
 
 

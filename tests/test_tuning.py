@@ -26,7 +26,6 @@ from fastgan.ops.triton import tiles
 from fastgan.ops.tuning import Choice, Plan, Problem, Trial, candidates, example, measure, stored, table, use
 from fastgan.ops.tuning.problem import OF
 from fastgan.trainer import Trainer, plan_setup
-from fastgan.verify import checks
 from tests.test_train import final_state, same
 
 CPU, EAGER = torch.device("cpu"), Plan(engine="reference")
@@ -611,18 +610,6 @@ def test_where_nothing_but_the_reference_is_nothing_is_measured(tiny, monkeypatc
 def test_a_plan_needs_impl_auto(tiny, tmp_path):
     with pytest.raises(FastganError, match=r"--plan .*plan.json with --impl reference: expected --impl auto"):
         Trainer(tiny(plan=str(tmp_path / "plan.json"), impl="reference"))
-
-
-def test_certificates_tell_what_auto_is(tiny, fake):
-    config = tiny()
-    assert set(checks.under_auto(config, CPU).values()) == {
-        f"{candidates.default(CPU)}; in training, the fastest measured"}
-    run = Trainer(tiny(plan="auto", steps=1))
-    run.fit()
-    with use(run.plan):
-        assert set(checks.under_auto(config, CPU).values()) == {"triton"}
-    with use(Plan(engine="reference")):
-        assert set(checks.under_auto(config, CPU).values()) == {"reference"}
 
 
 def test_command(tmp_path, fake, capsys):

@@ -28,12 +28,7 @@ Train DCGAN-style networks, and draw from them.
                 what eager PyTorch computes  fastgan verify --preset dcgan-64
   tune          measure which engine is
                 fastest here, pass by pass   fastgan tune --preset dcgan-64 --batch 64
-  bench         measure what is fast here,
-                and what earned it           fastgan bench --suite step --batch 64
   report        a run as one page            fastgan report runs/00000-digits
-                or results of bench          fastgan report bench
-  cost          what a step must cost at
-                least on a GPU, a model      fastgan cost --preset dcgan-64 --batch 128 --gpu h100
   doctor        what is installed, and whether it is ready
 
 `fastgan COMMAND --help` lists a command's options; `fastgan train --preset NAME --help` shows that preset's values.

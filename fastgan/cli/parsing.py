@@ -53,9 +53,9 @@ def writable(path: Path, option: str = "--out") -> None:
 
 
 def load(folder: Path | None) -> Pretrained:
-    from fastgan.models import exported
+    from fastgan import export
     from fastgan.models.pretrained import Pretrained
     from fastgan.trainer import run_files
 
     folder = folder or run_files.newest(Path("runs"))
-    return exported.load(folder) if exported.is_export(folder) else Pretrained.load(folder)
+    return export.load(folder) if export.is_export(folder) else Pretrained.load(folder)

@@ -124,11 +124,11 @@ def _shortage_in_words(config: Config) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         from fastgan import memory
-        from fastgan.verify.cost import shortage
+        from fastgan.trainer.step_memory import shortage
 
         if not memory.ran_out(error):
             raise
-        raise FastganError(shortage.words(config)) from error
+        raise FastganError(shortage(config)) from error
 
 
 def _dry_run(config: Config) -> int:
@@ -148,20 +148,19 @@ def _dry_run(config: Config) -> int:
 
 
 def _facts(config: Config, dataset: Dataset, device: str, precision: str, processes: int = 1) -> dict[str, str]:
-    """What runs, and the memory that a step needs of each process, by the model of `fastgan cost`."""
+    """What runs, and the memory that a step needs of each process."""
     from fastgan.data import Loader
-    from fastgan.verify.cost.counted import Experiment
-    from fastgan.verify.cost.memory import estimate
+    from fastgan.trainer.step_memory import estimate
 
     per_epoch = Loader(dataset, config.data, config.run.seed).steps_per_epoch
     classes = len(dataset.classes) if config.data.cond else 0
-    need = estimate(Experiment(config, config.data.batch // processes, precision, dataset.shape, classes))
+    need = estimate(config, config.data.batch // processes, precision, dataset.shape, classes)
     return {"data": dataset.summary(),
-            "networks": f"generator {need['generator']:,} parameters, discriminator {need['discriminator']:,}",
+            "networks": f"generator {need.generator:,} parameters, discriminator {need.discriminator:,}",
             "device": f"{device}{f', {processes} processes' * (processes > 1)}; precision {precision}, "
                       f"engine {config.run.impl}",
             "steps": f"{config.train.total_steps(per_epoch)} ({per_epoch} an epoch)",
-            "memory (model)": f"{need['peak'] / 2**20:,.0f} MB at the peak of a step, {need['state'] / 2**20:,.0f} of "
+            "memory (model)": f"{need.peak / 2**20:,.0f} MB at the peak of a step, {need.state / 2**20:,.0f} of "
                               "them weights, gradients and Adam"}
 
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import parametrize
 
-from fastgan import ops
 from fastgan.nn.same import ConvSame, ConvTransposeSame
 from fastgan.ops import convolutions, engines
 from fastgan.ops.arguments import LARGEST_KERNEL, LARGEST_STRIDE, check_activation, check_groups, check_impl
+from fastgan.ops.specs import Activation, BlockSpec, BlockTensors, ConvSpec, NormSpec
 
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d, ConvSame, ConvTransposeSame)
 _ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Tanh)
@@ -60,9 +60,9 @@ class Chain(nn.Sequential):
             groups = check_groups(input, groups)
         for part in read(flat(self)):
             if isinstance(part, list):
-                run, output = engines.resolve(self.impl, input).block, input
+                conv_bn_act, output = engines.resolve(self.impl, input).conv_bn_act, input
                 for layers in part:
-                    output = run(output, block(*layers), groups)
+                    output = conv_bn_act(output, *block(*layers, groups))
                 # as eager convolutions do: what follows may call `view`
                 channels_last = any(map(_is_channels_last, (input, *(layers[0].weight for layers in part))))
                 input = output if channels_last else output.contiguous()
@@ -268,29 +268,29 @@ def _why_not_convolution(module: nn.modules.conv._ConvNd) -> str:
     return ""
 
 
-def block(convolution: nn.Module, norm: nn.Module | None, activation: nn.Module | None) -> ops.Block:
-    """The layers as data, with the training flags they now have."""
+def block(convolution: nn.Module, norm: nn.Module | None, activation: nn.Module | None,
+          groups: int = 1) -> tuple[BlockTensors, BlockSpec]:
+    """The layers of a block as data, with the training flags that they now have."""
     assert isinstance(convolution, _CONVOLUTIONS) and (norm is None or isinstance(norm, nn.BatchNorm2d))
     transposed = isinstance(convolution, nn.ConvTranspose2d)
     padding, extra = convolution.padding, convolution.output_padding if transposed else (0, 0)
     if isinstance(convolution, (ConvSame, ConvTransposeSame)):
         padding, extra = convolution.stage_padding, convolution.stage_output_padding
-    return ops.Block(
-        ops.Convolution(convolution.weight, convolution.bias, convolution.stride, padding, extra, transposed),  # type: ignore[arg-type]
-        None if norm is None else _norm(norm), ops.Activation() if activation is None else _activation(activation))
-
-
-def _norm(norm: nn.BatchNorm2d) -> ops.BatchNorm:
-    """As `nn.BatchNorm2d.forward` decides."""
+    conv = ConvSpec(convolution.stride, padding, extra, transposed)  # type: ignore[arg-type]
+    act = Activation() if activation is None else _activation(activation)
+    if norm is None:
+        return BlockTensors(convolution.weight, convolution.bias), BlockSpec(conv, None, act)
+    # as `nn.BatchNorm2d.forward` decides
     mean, var, training = norm.running_mean, norm.running_var, norm.training
     updates = training and norm.track_running_stats
-    keeps = updates or not training
-    return ops.BatchNorm(norm.weight, norm.bias, mean if keeps else None, var if keeps else None,
-                         norm.num_batches_tracked if updates else None, training or (mean is None and var is None),
-                         norm.momentum, norm.eps)
+    if training and not updates:
+        mean = var = None
+    tensors = BlockTensors(convolution.weight, convolution.bias, norm.weight, norm.bias, mean, var,
+                           norm.num_batches_tracked if updates else None)
+    return tensors, BlockSpec(conv, NormSpec(training or mean is None, norm.momentum, norm.eps, groups), act)
 
 
-def _activation(module: nn.Module) -> ops.Activation:
+def _activation(module: nn.Module) -> Activation:
     if isinstance(module, nn.LeakyReLU):
-        return ops.Activation("leaky_relu", module.negative_slope, module.inplace)
-    return ops.Activation("relu", inplace=module.inplace) if isinstance(module, nn.ReLU) else ops.Activation("tanh")
+        return Activation("leaky_relu", module.negative_slope, module.inplace)
+    return Activation("relu", inplace=module.inplace) if isinstance(module, nn.ReLU) else Activation("tanh")

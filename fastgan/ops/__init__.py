@@ -1,8 +1,6 @@
 """The operation that DCGANs are made of, and the loss at their end, as functions.
 
     conv_bn_act, conv_transpose_bn_act    a convolution with what follows it: batch normalisation, activation
-    chain                                 blocks of these in sequence, as `fastgan.nn.Chain` runs them
-    update_running_statistics             what `nn.BatchNorm2d` keeps between batches
     logistic_loss                         binary cross-entropy of parts of a batch of logits, with its gradient
 
 `impl` names the engine: "reference" is the definition in PyTorch operators; "native" fused kernels in C++ around a
@@ -20,19 +18,17 @@ from torch import Tensor
 
 from fastgan.ops import autograd, engines, reference
 from fastgan.ops.arguments import (
+    as_conv_spec,
+    as_norm_spec,
     check_activation,
-    check_batch_norm,
     check_convolution,
     check_groups,
     check_impl,
     check_logits,
-    check_output_padding,
 )
-from fastgan.ops.layers import Activation, BatchNorm, Block, Convolution
-from fastgan.ops.reference import update_running_statistics
+from fastgan.ops.specs import Activation, BlockSpec, BlockTensors, ConvSpec
 
-__all__ = ["Activation", "BatchNorm", "Block", "Convolution", "chain", "conv_bn_act", "conv_transpose_bn_act",
-           "logistic_loss", "update_running_statistics"]
+__all__ = ["conv_bn_act", "conv_transpose_bn_act", "logistic_loss"]
 
 
 def conv_bn_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, gamma: Tensor | None = None,
@@ -54,8 +50,9 @@ def conv_bn_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, gamma: Te
 
     Returns (N, Co, Ho, Wo), channels_last. Raises `FastganError` (a ValueError) or TypeError, naming the argument.
     """
-    return _block(x, weight, bias, gamma, beta, running_mean, running_var, stride, padding, 0, False, activation,
-                  negative_slope, training, momentum, eps, stat_groups, impl)
+    tensors = BlockTensors(weight, bias, gamma, beta, running_mean, running_var)
+    return _conv_bn_act(x, tensors, as_conv_spec(stride, padding, 0, False),
+                        check_activation(activation, negative_slope), training, momentum, eps, stat_groups, impl)
 
 
 def conv_transpose_bn_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, gamma: Tensor | None = None,
@@ -69,8 +66,9 @@ def conv_transpose_bn_act(x: Tensor, weight: Tensor, bias: Tensor | None = None,
 
     weight: (Ci, Co, kh, kw). output_padding: less than the stride. Everything else as in `conv_bn_act`.
     """
-    return _block(x, weight, bias, gamma, beta, running_mean, running_var, stride, padding, output_padding, True,
-                  activation, negative_slope, training, momentum, eps, stat_groups, impl)
+    tensors = BlockTensors(weight, bias, gamma, beta, running_mean, running_var)
+    return _conv_bn_act(x, tensors, as_conv_spec(stride, padding, output_padding, True),
+                        check_activation(activation, negative_slope), training, momentum, eps, stat_groups, impl)
 
 
 def logistic_loss(logits: Tensor, targets: Sequence[float], *, impl: str = "auto") -> tuple[Tensor, Tensor]:
@@ -94,31 +92,11 @@ def logistic_loss(logits: Tensor, targets: Sequence[float], *, impl: str = "auto
     return reference.logistic_loss(logits, numbers)
 
 
-def chain(x: Tensor, blocks: Sequence[Block], *, stat_groups: int = 1, impl: str = "auto") -> Tensor:
-    """x (N, C, H, W) through `blocks` in order, which are trusted to fit, as layers in an `nn.Sequential` are."""
+def _conv_bn_act(x: Tensor, tensors: BlockTensors, conv: ConvSpec, activation: Activation, training: bool,
+                 momentum: float, eps: float, stat_groups: int, impl: str) -> Tensor:
     check_impl(impl)
-    if stat_groups != 1:
-        stat_groups = check_groups(x, stat_groups)
-    run = engines.resolve(impl, x).block
-    for block in blocks:
-        x = run(x, block, stat_groups)
-    return x
-
-
-def _block(x: Tensor, weight: Tensor, bias: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
-           running_mean: Tensor | None, running_var: Tensor | None, stride: int | tuple[int, int],
-           padding: int | tuple[int, int], output_padding: int | tuple[int, int], transposed: bool, activation: str,
-           negative_slope: float, training: bool, momentum: float, eps: float, stat_groups: int, impl: str) -> Tensor:
-    check_impl(impl)
-    act = check_activation(activation, negative_slope)
-    check_output_padding(output_padding, stride)
-    convolution, size = check_convolution(x, weight, bias, stride, padding, output_padding, transposed)
-    stat_groups = check_groups(x, stat_groups)
-    norm = check_batch_norm(x, convolution, size, gamma, beta, running_mean, running_var, training=training,
-                            momentum=momentum, eps=eps, stat_groups=stat_groups)
-    block = Block(convolution, norm, act)
-    return _channels_last(chain(x, [block], stat_groups=stat_groups, impl=impl))
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
+    size = check_convolution(x, tensors.weight, tensors.bias, conv)
+    norm = as_norm_spec(x, tensors, conv, size, training=training, momentum=momentum, eps=eps,
+                        stat_groups=check_groups(x, stat_groups))
+    a = engines.resolve(impl, x).conv_bn_act(x, tensors, BlockSpec(conv, norm, activation))
+    return a.contiguous(memory_format=torch.channels_last)

@@ -27,8 +27,8 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
-from fastgan.ops.layers import output_size
 from fastgan.ops.memo import memoized
+from fastgan.ops.specs import output_size
 
 Pair = int | Sequence[int]
 
@@ -59,29 +59,25 @@ def conv_transpose2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, 
     return y if bias is None else y + bias.to(y.dtype).view(-1, 1, 1)
 
 
-def backward(g: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int],
-             padding: Sequence[int], output_padding: Sequence[int], transposed: bool,
-             needs: tuple[bool, bool, bool]) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of input, weight and bias from g, that of `conv2d` or `conv_transpose2d`; None where not needed."""
+def backward(g: Tensor, input: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int],
+             output_padding: Sequence[int], transposed: bool, needs: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
+    """Gradients of input and weight from g, that of `conv2d` or `conv_transpose2d`; None where not needed."""
     g, input, weight = _regular(g), _regular(input), _regular(weight)
     fine, coarse = (g, input) if transposed else (input, g)
-    cut, gbias = None, None
+    cut = None
     if weight.device.type == "cpu":
         cut = _cut(fine.shape[2:], coarse.shape[2:], weight.shape[2:], tuple(stride), tuple(padding), (1, 1))
     if cut is not None:
         stride, padding, output_padding = cut.stride, cut.padding, cut.left(output_padding)
         if transposed:
-            gbias = g.sum((0, 2, 3)) if needs[2] else None
-            g, needs = cut.of(g), (needs[0], needs[1], False)
+            g = cut.of(g)
         else:
             input = cut.of(input)
-    ginput, gweight, gbias_of_all = torch.ops.aten.convolution_backward(
-        g, input, weight, None if bias is None else [len(bias)], stride, padding, (1, 1), transposed, output_padding, 1,
-        needs)
+    ginput, gweight, _ = torch.ops.aten.convolution_backward(
+        g, input, weight, None, stride, padding, (1, 1), transposed, output_padding, 1, (*needs, False))
     if cut is not None and not transposed and needs[0]:
         ginput = cut.back(ginput)
-    return (_regular(ginput) if needs[0] else ginput, _regular(gweight) if needs[1] else gweight,
-            gbias_of_all if gbias is None else gbias)
+    return _regular(ginput) if needs[0] else ginput, _regular(gweight) if needs[1] else gweight
 
 
 class guarded(TorchFunctionMode):

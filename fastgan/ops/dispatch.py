@@ -19,6 +19,7 @@ from fastgan.errors import KernelError
 from fastgan.ops import passes
 from fastgan.ops.layout import empty
 
+ENGINES = ("reference", "native", "triton")
 cuda: Any = torch.cuda  # all that is asked of CUDA here goes through this name
 _failed: set[tuple[str, str]] = set()  # (engine, pass)
 

@@ -15,21 +15,21 @@ from fastgan.ops import reference, synchronised
 from fastgan.ops import tuning as plan
 from fastgan.ops.arguments import as_operand
 from fastgan.ops.autograd import conv_bn_act
-from fastgan.ops.layers import Block
 from fastgan.ops.library import OPERATORS
+from fastgan.ops.specs import BlockSpec, BlockTensors
 
 OLDEST = (8, 0)  # compute capability from which Triton's dot products run on tensor cores
 
 
 class Engine(NamedTuple):
-    """block(x, block, groups): a of x. The reference is the eager layers as PyTorch operators, or, where statistics are
-    those of several processes, its passes in one operation, as the others are."""
+    """conv_bn_act(x, tensors, spec) returns a. The reference is the eager layers as PyTorch operators; where statistics
+    are those of several processes, it is its passes in one autograd function, like the other engines."""
 
     name: str
-    block: Callable[[Tensor, Block, int], Tensor]
+    conv_bn_act: Callable[[Tensor, BlockTensors, BlockSpec], Tensor]
 
 
-REFERENCE = Engine("reference", reference.block)
+REFERENCE = Engine("reference", reference.conv_bn_act)
 DEFINITION = Engine("reference", partial(conv_bn_act, engine="reference"))
 _ENGINES = {name: Engine(name, partial(conv_bn_act, engine=name)) for name in OPERATORS}
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)

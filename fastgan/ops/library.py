@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from fastgan.ops import dispatch, passes
-from fastgan.ops.layers import Activation, Convolution
 from fastgan.ops.layout import empty
 from fastgan.ops.passes import RunningStats
 from fastgan.ops.reference import statistics_dtype
-from fastgan.ops.specs import ConvSpec, NormSpec
+from fastgan.ops.specs import Activation, ConvSpec, NormSpec
 
 _CONV = "int[2] stride, int[2] padding, int[2] output_padding, bool transposed"
 _ACT = "str activation, float negative_slope, bool inplace"
@@ -138,8 +137,8 @@ def _logistic_loss(engine: str, logits: Tensor, targets: list[float]) -> Any:
 
 
 def _y_like(x: Tensor, weight: Tensor, conv: tuple[Any, ...]) -> Tensor:
-    convolution = Convolution(weight, None, *_conv(*conv))
-    return empty(x, x.shape[0], convolution.channels()[1], *convolution.size(x))
+    spec = _conv(*conv)
+    return empty(x, x.shape[0], spec.channels(weight)[1], *spec.output_size(x, weight))
 
 
 def _conv_forward_fake(engine: str, x: Tensor, weight: Tensor, bias: Tensor | None,
@@ -168,7 +167,7 @@ def _bn_act_forward_fake(engine: str, y: Tensor, *rest: Any) -> tuple[Tensor, Te
     return empty(y, *y.shape), y.new_empty(shape, dtype=statistics_dtype(y.dtype))
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {  # for those who look inside an operator (`fastgan.verify.cost`)
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {  # `benchmarks.counters` opens operators with these
     "conv_forward": _conv_forward, "conv_act_forward": _conv_act_forward, "bn_act_forward": _bn_act_forward,
     "bn_backward_sums": _of_bn("bn_backward_sums"), "bn_backward_apply": _of_bn("bn_backward_apply"),
     "act_backward": _of_bn("act_backward"), "dgrad": _of_conv("dgrad"), "wgrad": _of_conv("wgrad"),

@@ -126,6 +126,17 @@ def used(ours: Tensor, eager: Tensor, exact: Tensor, unit: float, cancelled: flo
     return judge(ours, eager, exact, unit, cancelled, kinks).used
 
 
+def judge_runs(ours: Tensor, runs: Sequence[Tensor], exact: Tensor, unit: float) -> Nearness:
+    """The rule by root mean square alone, for results in which a rounding decides about single elements, such as what a
+    training step moves. `runs`: eager PyTorch's first, then others that differ from it by rounding only; the largest of
+    their errors counts as eager's."""
+    exact = exact.double()
+    size = rms(exact) or 1.0
+    error, *errors = (rms(run.double() - exact) / size for run in (ours, *runs))
+    chance = 1 + 3 / math.sqrt(exact.numel())
+    return Nearness("rms", error, errors[0], MARGIN * chance * max(errors) + unit)
+
+
 def rms(x: Tensor) -> float:
     return math.sqrt(float(x.square().mean()))
 

@@ -27,7 +27,6 @@ from torch import Tensor
 
 from fastgan.ops import reference
 from fastgan.ops.casts import cast
-from fastgan.ops.layers import Activation, Convolution
 from fastgan.ops.reference import (
     activate,
     convolve,
@@ -36,7 +35,7 @@ from fastgan.ops.reference import (
     statistics_dtype,
     update_running_statistics,
 )
-from fastgan.ops.specs import ConvSpec, NormSpec
+from fastgan.ops.specs import Activation, ConvSpec, NormSpec
 
 
 class RunningStats(NamedTuple):
@@ -49,7 +48,7 @@ class RunningStats(NamedTuple):
 
 def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, groups: int) -> tuple[Tensor, Tensor]:
     """y, never a view, and its mean and biased variance [2, G, C] for `groups` G; (0,) for 0."""
-    y = convolve(x, Convolution(weight, bias, *conv))
+    y = convolve(x, weight, bias, conv)
     if min(conv.output_padding) < 0:
         y = y.clone()  # which `convolve` has cut off: a view
     return y, torch.stack(measure(y, groups)) if groups else y.new_empty(0, dtype=statistics_dtype(y.dtype))
@@ -124,13 +123,12 @@ def act_backward(ga: Tensor, kept: Tensor, activation: Activation) -> Tensor:
 
 def dgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
     """Gradient of x, of which only shape, dtype and layout are read."""
-    return convolve_backward(g, x, Convolution(weight, None, *conv), (True, False, False))[0]
+    return convolve_backward(g, x, weight, conv, needs_x=True)[0]
 
 
 def wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
     """Gradient of weight, in its dtype; only its shape, dtype and layout are read."""
-    narrow = Convolution(cast(weight, x.dtype), None, *conv)
-    return convolve_backward(g, x, narrow, (False, True, False))[1].to(weight.dtype)
+    return convolve_backward(g, x, cast(weight, x.dtype), conv, needs_weight=True)[1].to(weight.dtype)
 
 
 def logistic_loss(logits: Tensor, targets: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:

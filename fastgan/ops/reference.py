@@ -21,13 +21,13 @@ from torch.nn import functional as F
 
 from fastgan.errors import FastganError
 from fastgan.ops import convolutions
-from fastgan.ops.layers import Activation, BatchNorm, Block, Convolution
+from fastgan.ops.specs import Activation, BlockSpec, BlockTensors, ConvSpec, NormSpec
 
 
-def block(x: Tensor, block: Block, groups: int = 1) -> Tensor:
+def conv_bn_act(x: Tensor, tensors: BlockTensors, spec: BlockSpec) -> Tensor:
     """act(batch_norm(conv(x))) of x (N, C, H, W), as the eager layers compute it."""
-    y = convolve(x, block.convolution)
-    return activate(y if block.norm is None else batch_norm(y, block.norm, groups), block.activation)
+    y = convolve(x, tensors.weight, tensors.bias, spec.conv)
+    return activate(y if spec.norm is None else batch_norm(y, tensors, spec.norm), spec.activation)
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -43,42 +43,42 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
     return torch.tanh(x) if name == "tanh" else x
 
 
-def convolve(x: Tensor, convolution: Convolution) -> Tensor:
-    weight, bias, stride, padding, output_padding, transposed = convolution
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec) -> Tensor:
+    """conv(x, weight) + bias (N, Co, Ho, Wo); a view where output_padding is negative."""
+    stride, padding, output_padding, transposed = conv
     if transposed:
         y = convolutions.conv_transpose2d(x, weight, bias, stride, padding, _natural(output_padding))
-        h, w = convolution.size(x)
+        h, w = conv.output_size(x, weight)
         return y[..., :h, :w] if min(output_padding) < 0 else y
-    return convolutions.conv2d(_lengthened(x, convolution), weight, bias, stride, padding)
+    return convolutions.conv2d(_lengthened(x, weight, conv), weight, bias, stride, padding)
 
 
 def _natural(output_padding: tuple[int, int]) -> tuple[int, int]:
     return max(0, output_padding[0]), max(0, output_padding[1])
 
 
-def _lengthened(x: Tensor, convolution: Convolution) -> Tensor:
+def _lengthened(x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
     """x with the zeros at its end that a convolution of positive `output_padding` reads there."""
-    if convolution.output_padding == (0, 0):
+    if conv.output_padding == (0, 0):
         return x
     more = [max(0, (out - 1) * step + k - 2 * pad - side) for out, step, k, pad, side in zip(
-        convolution.size(x), convolution.stride, convolution.weight.shape[2:], convolution.padding, x.shape[2:],
-        strict=True)]
+        conv.output_size(x, weight), conv.stride, weight.shape[2:], conv.padding, x.shape[2:], strict=True)]
     return F.pad(x, (0, more[1], 0, more[0]))
 
 
-def convolve_backward(g: Tensor, a: Tensor, convolution: Convolution,
-                      needs: tuple[bool, bool, bool]) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of a, weight and bias from that of `convolve`'s result; None where not needed."""
-    weight, bias, stride, padding, output_padding, transposed = convolution
-    height, width = a.shape[2:]
+def convolve_backward(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, *, needs_x: bool = False,
+                      needs_weight: bool = False) -> tuple[Tensor, Tensor]:
+    """Gradients of x and weight from that of `convolve`'s result; None where not needed."""
+    stride, padding, output_padding, transposed = conv
+    height, width = x.shape[2:]
     if transposed:
         natural = _natural(output_padding)
         if natural != output_padding:
             g = F.pad(g, (0, natural[1] - output_padding[1], 0, natural[0] - output_padding[0]))
     else:
-        a, natural = _lengthened(a, convolution), (0, 0)
-    ga, gweight, gbias = convolutions.backward(g, a, weight, bias, stride, padding, natural, transposed, needs)
-    return ga[..., :height, :width] if needs[0] else ga, gweight, gbias
+        x, natural = _lengthened(x, weight, conv), (0, 0)
+    gx, gweight = convolutions.backward(g, x, weight, stride, padding, natural, transposed, (needs_x, needs_weight))
+    return gx[..., :height, :width] if needs_x else gx, gweight
 
 
 def measure(y: Tensor, groups: int = 1) -> tuple[Tensor, Tensor]:
@@ -111,22 +111,24 @@ def update_running_statistics(running_mean: Tensor, running_var: Tensor, num_bat
         running_var.copy_((1 - factor) * running_var + factor * group_var)
 
 
-def batch_norm(x: Tensor, norm: BatchNorm, groups: int = 1) -> Tensor:
-    """`nn.BatchNorm2d` on x (N, C, H, W); on each of `groups` equal parts in order where it takes their statistics."""
-    if groups == 1 or not norm.batch_statistics:
-        return _batch_norm(x, norm)
+def batch_norm(x: Tensor, tensors: BlockTensors, norm: NormSpec) -> Tensor:
+    """`nn.BatchNorm2d` on x (N, C, H, W); on each group of images in order where it takes their statistics."""
+    if norm.groups == 1 or not norm.batch_statistics:
+        return _batch_norm(x, tensors, norm)
     # not unbind: torch.batch_norm's backward on the CPU (2.14) is wrong for one image of a channels_last batch whose
     # stride over the batch is not its size
-    return torch.cat([_batch_norm(part, norm) for part in x.split([x.shape[0] // groups] * groups)])
+    size = x.shape[0] // norm.groups
+    return torch.cat([_batch_norm(part, tensors, norm) for part in x.split([size] * norm.groups)])
 
 
-def _batch_norm(x: Tensor, norm: BatchNorm) -> Tensor:
+def _batch_norm(x: Tensor, tensors: BlockTensors, norm: NormSpec) -> Tensor:
+    _, _, gamma, beta, running_mean, running_var, num_batches_tracked = tensors
     factor = norm.momentum
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
+    if num_batches_tracked is not None:
+        num_batches_tracked.add_(1)
         if factor is None:
-            factor = 1.0 / float(norm.num_batches_tracked)
-    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.gamma, norm.beta, norm.batch_statistics,
+            factor = 1.0 / float(num_batches_tracked)
+    return F.batch_norm(x, running_mean, running_var, gamma, beta, norm.batch_statistics,
                         0.0 if factor is None else factor, norm.eps)
 
 

@@ -88,7 +88,7 @@ class GANLosses:
         (loss_real, d_real), (loss_fake, d_fake) = self._real_loss(real_logits), self._fake_loss(fake_logits)
         loss = loss_real + loss_fake
         if penalty and config.loss == "wgan-gp":
-            value = gradient_penalty(self.judge, buffers.real, buffers.fake, condition, self.processes.part)
+            value = gradient_penalty(self.judge, buffers.real, buffers.fake, condition, self.processes.shard)
             loss = loss + config.penalty_every * config.gp * value
         if r1:
             value = r1_penalty(self.loss.score(real_logits), real)

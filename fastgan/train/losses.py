@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastgan import ops
-from fastgan.data.part import WHOLE, Part
+from fastgan.data.order import WHOLE, Shard
 
 LossAndScore = tuple[Tensor, Tensor]  # scalars: a loss, and the mean probability, or logit, that images are real
 
@@ -75,7 +75,7 @@ LOSSES = {
 
 
 def gradient_penalty(discriminator: Callable[..., Tensor], real: Tensor, fake: Tensor,
-                     labels: tuple[Tensor, ...], part: Part = WHOLE) -> Tensor:
+                     labels: tuple[Tensor, ...], part: Shard = WHOLE) -> Tensor:
     """E[(|grad D(x)| - 1)^2] at points drawn uniformly between real (N, ...) and fake (N, ...), which
     are a `part` of a batch; a scalar."""
     count = len(real) * part.of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastgan.data.part import WHOLE, Part
+from fastgan.data.order import WHOLE, Shard
 
 Gradients = list[Tensor | None]  # of parameters; None for one that the loss does not depend on
 
@@ -14,10 +14,10 @@ class SingleProcess:
     """One process, which sees whole batches. `fastgan.trainer.grad_allreduce` has the subclass for several.
 
     Attributes:
-        part: which part of each batch this process computes.
+        shard: which part of each batch this process computes.
     """
 
-    part: Part = WHOLE
+    shard: Shard = WHOLE
 
     @property
     def sync_bn_processes(self) -> int:

@@ -160,8 +160,8 @@ class GANStep(GANLosses):
 
     def draw(self, like: Tensor) -> Tensor:
         """Latent vectors (N, nz) for a batch like `like`, from the device's generator."""
-        part = self.processes.part
-        return part.take(self.noise(len(like) * part.of, device=like.device, dtype=like.dtype))
+        shard = self.processes.shard
+        return shard.take(self.noise(len(like) * shard.of, device=like.device, dtype=like.dtype))
 
     def allocate(self, real: Tensor, labels: Tensor | None = None) -> None:
         """Make the static buffers for such batches, once; a step does it where nobody has."""

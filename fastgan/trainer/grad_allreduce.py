@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastgan.data.part import Part
+from fastgan.data.order import Shard
 from fastgan.train.processes import Gradients, SingleProcess
 from fastgan.trainer import distributed
 
@@ -20,26 +20,26 @@ class GradAllreduce(SingleProcess):
     averaged too, so that all processes read the same numbers and skip the same step where one is not finite.
     """
 
-    def __init__(self, part: Part) -> None:
-        self.part = part
+    def __init__(self, shard: Shard) -> None:
+        self.shard = shard
 
     @property
     def sync_bn_processes(self) -> int:
-        return self.part.of if distributed.active() else 1
+        return self.shard.of if distributed.active() else 1
 
     def gradients(self, loss: Tensor, one: Tensor, params: list[Tensor],
                   scalars: list[Tensor]) -> tuple[Gradients, list[Tensor]]:
         """As in `SingleProcess`. The same parameters must have gradients in all processes."""
         if not distributed.active():
             return super().gradients(loss, one, params, scalars)
-        means = torch.stack(scalars).div_(self.part.of)
+        means = torch.stack(scalars).div_(self.shard.of)
         works: list[Any] = [dist.all_reduce(means, async_op=True)]
         averaged: set[Tensor] = set()
 
         def average(parameter: Tensor) -> None:
             assert parameter.grad is not None
             averaged.add(parameter)
-            works.append(dist.all_reduce(parameter.grad.div_(self.part.of), async_op=True))
+            works.append(dist.all_reduce(parameter.grad.div_(self.shard.of), async_op=True))
 
         hooks = [p.register_post_accumulate_grad_hook(average) for p in params]
         try:

@@ -20,8 +20,7 @@ from tqdm import tqdm
 from fastgan import __version__
 from fastgan.config import Config
 from fastgan.data import make_feed, open_dataset
-from fastgan.data.loader import lost_worker
-from fastgan.data.part import Part
+from fastgan.data.order import Shard
 from fastgan.errors import FastganError, first_line
 from fastgan.files import StrPath, reason, remove_leftovers
 from fastgan.models import build, weights
@@ -53,8 +52,8 @@ class Trainer:
     def __init__(self, config: Config, lock: Lock | None = None) -> None:
         self.config = config = run_files.absolute(config.validate())
         self.world = distributed.world()
-        part = Part(self.world.rank, self.world.size)
-        process_checks.check_batch(config, part.of)
+        shard = Shard(self.world.rank, self.world.size)
+        process_checks.check_batch(config, shard.of)
         self.device = distributed.pick_device(config.run.device)
         check_device(config.run.impl, self.device)
         self.plan: Plan | None = plan_setup.pinned(config.run, self.device)
@@ -64,7 +63,7 @@ class Trainer:
                                "auto or off")
         torch.manual_seed(config.run.seed)
         self.dataset = distributed.local_first(lambda: open_dataset(config.data, config.run.seed))
-        if part.of > 1:
+        if shard.of > 1:
             distributed.check_equal(process_checks.common_values(config, self.dataset, precision))
         if config.data.cond and self.dataset.labels is None:
             raise FastganError(f"--cond: {self.dataset.name} has no labels; expected class subfolders or labelled data")
@@ -72,16 +71,16 @@ class Trainer:
         self.metrics = open_metrics(config, self.dataset, self.device) if self.world.first else None
         resumed = lock is not None and bool(checkpoint.newest_first(lock.folder / "checkpoints"))
         generator, discriminator = self._build(with_given_weights=not resumed)
-        self.feed = make_feed(self.dataset, config.data, config.run.seed, self.device, part)
-        rest = process_checks.check_last_batch(config, len(self.dataset), part.of)
-        if config.train.sync_bn and part.of > 1:
+        self.feed = make_feed(self.dataset, config.data, config.run.seed, self.device, shard)
+        rest = process_checks.check_last_batch(config, len(self.dataset), shard.of)
+        if config.train.sync_bn and shard.of > 1:
             process_checks.check_statistics(generator, discriminator)
-        processes = GradAllreduce(part) if part.of > 1 else None
+        processes = GradAllreduce(shard) if shard.of > 1 else None
         self.step = GANStep(generator, discriminator, config.model, config.train, precision=precision,
                             history=config.run.log_every, processes=processes)
         self.total = config.train.total_steps(self.feed.steps_per_epoch)
         self.step.total.fill_(self.total)
-        sizes = [size // part.of for size in (config.data.batch, rest) if size]
+        sizes = [size // shard.of for size in (config.data.batch, rest) if size]
         self.eager = FetchStep(self.feed, self.step, self.dataset.shape, sizes, bool(self.classes))
         wanted = config.run.graph == "on" or (config.run.graph == "auto" and self.device.type == "cuda")
         self.graphed = GraphedStep(self.eager, processes) if wanted else None
@@ -178,13 +177,7 @@ class Trainer:
                       if self.config.train.lr_schedule == "constant" else
                       "its learning rate has fallen to 0; expected a new run by `fastgan train`")
                 logger.info(f"nothing to do: the run has made {self.step.steps} of {self.total} steps; {on}")
-        except (RuntimeError, EOFError, OSError) as error:
-            lost = lost_worker(error)
-            if lost is not None:
-                raise FastganError(f"{lost}; expected enough memory, in /dev/shm too, or fewer --workers; to go on: "
-                                   f"fastgan resume {self.folder}") from error
-            if not isinstance(error, OSError):
-                raise
+        except OSError as error:
             raise FastganError(f"cannot read or write {error.filename or self.folder}: {reason(error)}") from error
         finally:
             self.feed.close()

@@ -14,7 +14,7 @@ from proofs.gpu.child import Worker
 from proofs.gpu.experiments import tma
 from proofs.gpu.library import Gemm
 
-BATCHES = (128, 1024)
+BATCHES: tuple[int, ...] = (128, 1024)
 CALLS = 20
 FLUSH = 256 * 2**20  # bytes, more than any L2 cache
 SLEEP = 3_000_000  # cycles, some 2 ms, for which the device waits so that the host is ahead of it

@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks import steps
+from benchmarks.implementation import SAVINGS, Implementation
+from benchmarks.workload import Expected, Job, Workload
 from fastgan import presets
-from fastgan.bench import steps
-from fastgan.bench.contender import USUAL, Contender
-from fastgan.bench.entry import Entry
-from fastgan.bench.job import Job
-from fastgan.config import Config
+from fastgan.config import Config, data_shape
 from fastgan.models import build
 from fastgan.nn import use
 from fastgan.ops import tuning as plan
@@ -32,7 +31,7 @@ from fastgan.ops.tuning.example import caller, draw
 from fastgan.train.graph import GraphedStep
 from fastgan.train.step import GANStep, Savings
 from fastgan.trainer import plan_setup
-from fastgan.verify.checks import shape_of
+from proofs import compiled, launches
 
 cuda: Any = torch.cuda  # all that is asked of the device goes through these
 DEVICE = torch.device("cuda")
@@ -105,7 +104,7 @@ def passes(precision: str, batch: int, device: torch.device | None = None) -> di
     generator, discriminator = steps.networks(cfg, device)
     step = GANStep(generator, discriminator, cfg.model, cfg.train, precision=precision,
                    savings=Savings(together=TOGETHER))
-    few = plan_setup.like_a_batch(FEW, shape_of(cfg), False, device)
+    few = plan_setup.like_a_batch(FEW, data_shape(cfg), False, device)
     with products(precision):
         found = measure.record(lambda: step(*few))
     wide = [problem._replace(x=(problem.x[0] * batch // FEW, *problem.x[1:])) for problem in found]
@@ -150,14 +149,14 @@ def step(engine: str, precision: str, batch: int) -> GANStep:
     cfg = config(batch).replace(ema=0.9)
     generator, discriminator = (
         use(network, engine).to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for network in build(cfg.model, shape_of(cfg)))
+        for network in build(cfg.model, data_shape(cfg)))
     return GANStep(generator, discriminator, cfg.model, cfg.train, precision=precision, history=4)
 
 
 def images(batch: int, seed: int) -> Tensor:
     """[N, C, H, W] in [-1, 1], channels_last."""
     generator = torch.Generator().manual_seed(seed)
-    made = torch.rand(batch, *shape_of(config(batch)), generator=generator) * 2 - 1
+    made = torch.rand(batch, *data_shape(config(batch)), generator=generator) * 2 - 1
     return made.to(DEVICE).contiguous(memory_format=torch.channels_last)
 
 
@@ -168,20 +167,18 @@ def graphed(step: GANStep) -> GraphedStep:
 def compiler_jobs(precisions: list[str], batches: list[int], with_gemms: bool) -> dict[str, Callable[[], Any]]:
     """All kernels that steps of these precisions and batch sizes launch on this architecture, by what distinguishes
     them; with_gemms: those of tuning, of `pointer_gemm` and of the experiment too. A call compiles one, and gives a
-    `fastgan.verify.binary.Binary`, or None. No device is asked for anything but its architecture."""
+    `proofs.compiled.Binary`, or None. No device is asked for anything but its architecture."""
     from fastgan.ops.triton.tiles import Tile
-    from fastgan.verify import binary, launches
 
     found: dict[str, Callable[[], Any]] = {}
 
     def add(run: Callable[[], object]) -> None:
-        for key, job in binary.jobs(launches.record(run, architecture()), architecture()).items():
-            found.setdefault(key, partial(binary.build, job))
+        for key, job in compiled.jobs(launches.record(run, architecture()), architecture()).items():
+            found.setdefault(key, partial(compiled.build, job))
 
     for precision in precisions:
         for batch in batches:
-            run = _unstarted_step(precision, batch)
-            add(run)
+            add(launches.training_step(config(batch), batch, precision, together=TOGETHER))
             if with_gemms and precision == "bf16":
                 for name, gemm in gemms(batch).items():
                     x, weight, gy = (torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
@@ -193,49 +190,40 @@ def compiler_jobs(precisions: list[str], batches: list[int], with_gemms: bool) -
     return found
 
 
-def _unstarted_step(precision: str, batch: int) -> Callable[[], object]:
-    """A step as `step` makes it, on the CPU and without values: for its launches."""
-    cfg = config(batch)
-    with torch.device("meta"):
-        networks = build(cfg.model, shape_of(cfg))
-    generator, discriminator = (
-        use(network, "triton").to_empty(device="cpu").to(memory_format=torch.channels_last) for network in networks)
-    step = GANStep(generator, discriminator, cfg.model, cfg.train, precision=precision,
-                   savings=Savings(together=TOGETHER))
-    real = torch.empty(batch, *shape_of(cfg)).contiguous(memory_format=torch.channels_last)
-    return lambda: step(real)
-
-
 def _compile_experiment(gemm: Gemm, given: Given) -> None:
-    from fastgan.verify import binary
     from proofs.gpu.experiments import tma
 
-    with binary._Target(architecture()), tma.only_compiling():
+    with compiled.Target(architecture()), tma.only_compiling():
         tma.run(gemm.kind, given, gemm.transposed)
 
 
-def contenders(compiled: tuple[str, ...] = ()) -> list[Contender]:
-    """Who is timed on whole steps: textbooks, and each engine by hand and as a graph; or torch.compile beside one."""
-    plain = Contender("textbook, NCHW", precision="tf32" if DEVICE.type == "cuda" else "fp32", nchw=True, reads=True)
-    careful = Contender("textbook, channels_last, autocast", precision="bf16", tuned=True)
-    if compiled:
-        return [careful, *(careful.named(f"torch.compile {mode}", compiled=mode) for mode in compiled)]
-    ours = [Contender(f"fastgan, {engine}", engine, "bf16", saved=USUAL, tuned=True) for engine in engines()]
-    return [plain, careful, careful.named(f"{careful.name}, CUDA graph", graph=True),
-            *ours, *(one.named(f"{one.name}, CUDA graph", graph=True) for one in ours)]
+def implementations(modes: tuple[str, ...] = ()) -> list[Implementation]:
+    """What is timed on whole steps: PyTorch's loops, and each engine by hand and as a graph; with modes of
+    torch.compile, these beside one loop."""
+    plain = Implementation("PyTorch, NCHW", precision="tf32" if DEVICE.type == "cuda" else "fp32", nchw=True,
+                           reads_losses=True)
+    careful = Implementation("PyTorch, channels_last, autocast", precision="bf16", cudnn_benchmark=True)
+    if modes:
+        return [careful, *(careful.but(f"torch.compile {mode}", compiled=mode) for mode in modes)]
+    ours = [Implementation(f"fastgan, {engine}", engine, "bf16", savings=SAVINGS, cudnn_benchmark=True)
+            for engine in engines()]
+    return [plain, careful, careful.but(f"{careful.name}, CUDA graph", graph=True),
+            *ours, *(one.but(f"{one.name}, CUDA graph", graph=True) for one in ours)]
 
 
-def training(contender: Contender, batch: int) -> Job:
-    """A contender's steps on images that lie on the device."""
+def training(implementation: Implementation, batch: int) -> Job:
+    """Steps of an implementation on images that are on the device."""
+    return steps.Steps(_workload(batch), implementation, DEVICE)
+
+
+def expect(batch: int) -> Expected:
+    """What the first steps move, for `Job.check`."""
+    return steps.expect(_workload(batch), ["tf32" if DEVICE.type == "cuda" else "fp32", "bf16"], DEVICE)
+
+
+def _workload(batch: int) -> Workload:
     name, changes = PRESET
-    return steps.Training(Entry("step", name, batch, changes=changes), contender, DEVICE)
-
-
-def judge(batch: int) -> Any:
-    """What the first steps should move, for `Job.used`."""
-    name, changes = PRESET
-    float32 = "tf32" if DEVICE.type == "cuda" else "fp32"
-    return steps.judge(Entry("step", name, batch, changes=changes), [float32, "bf16"], DEVICE)
+    return Workload("step", name, batch, changes=changes)
 
 
 def tune(batch: int, path: Path) -> tuple[GANStep, Any]:

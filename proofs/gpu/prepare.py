@@ -150,16 +150,16 @@ def kernels(worker: Worker) -> None:
 
 
 def warm(worker: Worker) -> None:
-    """torch.compile of the textbook in one mode at one batch size, into the cache that the timing reads."""
+    """torch.compile of PyTorch's loop in one mode at one batch size, into the cache that the timing reads."""
     from proofs.gpu import library, speed
 
     mode, batch = worker.options["mode"], int(worker.options["batch"])
-    contender = next(one for one in library.contenders((mode,)) if one.compiled == mode)
+    implementation = next(one for one in library.implementations((mode,)) if one.compiled == mode)
 
     def compile_it() -> None:
-        with speed.settings(contender):  # which are part of what compiled code is found by
-            library.training(contender, batch)(0)
+        with speed.settings(implementation):  # which are part of what compiled code is found by
+            library.training(implementation, batch)(0)
             library.cuda.synchronize()
-        worker.row(contender.name, "compiled", batch=str(batch), result="fact")
+        worker.row(implementation.name, "compiled", batch=str(batch), result="fact")
 
-    worker.each([(f"{contender.name} {batch}", compile_it)])
+    worker.each([(f"{implementation.name} {batch}", compile_it)])

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 import fastgan.ops.triton.tiles as tiles
 from fastgan.nn import Chain, stat_groups
+from proofs.cases import CASES, results
+from proofs.cases import name as name_of
 from proofs.ptx import rule
 from proofs.ptx.simulator import Schedule, executing, schedules
-from tests.test_ops import CASES, results
-from tests.test_ops import name as name_of
 
 ARCHITECTURES, WARPS, STAGES = (80, 90), (2, 4, 8), (1, 2, 3, 4)
 FEW = 8  # elements of a tensor whose error is a matter of chance

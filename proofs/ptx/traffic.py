@@ -1,13 +1,13 @@
 """Part four: what each launch of one training step of dcgan-64 computes and moves, against what its layer must.
 
-    mma_flops     executed by tensor cores / the cost model's (`fastgan.verify.cost.launched`), which counts every tap
+    mma_flops     executed by tensor cores / the cost model's (`benchmarks.launches`), which counts every tap
     load, store   32-byte sectors of memory touched at least once / the cost model's bytes of the tensors, each once
     l2            sectors touched, counted once for each program / the same bytes: what a perfect L1 asks of L2
     conflicts     share of the accesses to shared memory that wait for a bank
 
 Gates: tensor cores compute no less than the model says, and at most a quarter in vain (kernels for few columns use
-none); memory is touched within 3 % of the model's bytes. So what `fastgan cost` says of a launch is what the compiled
-code does.
+none); memory is touched within 3 % of the model's bytes. So `benchmarks.counters` counts what the compiled code
+does.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks import launches
 from fastgan import presets
 from fastgan.train.step import GANStep
-from fastgan.verify.cost import launched
 from proofs.ptx.simulator import PLAIN, Launch, executing
 from proofs.ptx.training import given, players
 
@@ -50,12 +50,12 @@ class Row(NamedTuple):
 
 def row(index: int, launch: Launch) -> Row:
     given, result = launch.arguments, launch.result
-    flops = launched.flops(launch.kernel, given)
-    read, written = launched.moved(launch.kernel, given)
+    flops = launches.flops(launch.kernel, given)
+    read, written = launches.moved(launch.kernel, given)
     tile = "x".join(str(given[side]) for side in ("BM", "BN", "BK", "BT", "BC") if side in given)
     sectors = {key: SECTOR * result[f"global_{key}"] for key in (
         "load_sectors_unique", "store_sectors_unique", "load_sectors_cta", "store_sectors_cta")}
-    return Row(index, launch.kernel.removesuffix("_kernel"), launched.words(launch.kernel, given), tile,
+    return Row(index, launch.kernel.removesuffix("_kernel"), launches.layer(launch.kernel, given), tile,
                _over(result["mma_flops"], flops), _over(sectors["load_sectors_unique"], read),
                _over(sectors["store_sectors_unique"], written),
                _over(sectors["load_sectors_cta"] + sectors["store_sectors_cta"], read + written),

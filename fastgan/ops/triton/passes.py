@@ -9,10 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastgan.ops.layers import Activation, Convolution
 from fastgan.ops.layout import nchw, nhwc
 from fastgan.ops.passes import RunningStats
-from fastgan.ops.specs import ConvSpec, NormSpec
+from fastgan.ops.specs import Activation, ConvSpec, NormSpec
 from fastgan.ops.triton import normalize
 from fastgan.ops.triton.convolve import convolve
 from fastgan.ops.triton.logistic import logistic_loss
@@ -66,7 +65,7 @@ def wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
 
 
 def _size(x: Tensor, weight: Tensor, conv: ConvSpec) -> tuple[int, int]:
-    return Convolution(weight, None, *conv).size(x)
+    return conv.output_size(x, weight)
 
 
 def _precision(x: Tensor) -> str:

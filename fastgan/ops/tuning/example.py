@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from fastgan.ops import dispatch, reference
-from fastgan.ops.layers import Activation, Convolution
 from fastgan.ops.passes import RunningStats
-from fastgan.ops.specs import ConvSpec, NormSpec
+from fastgan.ops.specs import Activation, ConvSpec, NormSpec
 from fastgan.ops.tuning import candidates
 from fastgan.ops.tuning.problem import Problem
 
@@ -52,8 +51,7 @@ def draw(problem: Problem, device: torch.device) -> Example:
             return x, weight, bias, conv, problem.groups
         if problem.kind == "conv_act_forward":
             return x, weight, bias, conv, activation
-        convolution = Convolution(weight, None, *conv)
-        g = normal(len(x), convolution.channels()[1], *convolution.size(x), dtype=problem.dtype, last=True)
+        g = normal(len(x), conv.channels(weight)[1], *conv.output_size(x, weight), dtype=problem.dtype, last=True)
         return g, x, weight, conv
 
     def with_norm() -> tuple[Any, ...]:

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from fastgan import validation
-from fastgan.ops.layers import Activation
 from fastgan.ops.passes import RunningStats
-from fastgan.ops.specs import ConvSpec, NormSpec
+from fastgan.ops.specs import Activation, ConvSpec, NormSpec
 
 
 class Problem(NamedTuple):

@@ -23,7 +23,7 @@ import fastgan
 from fastgan import validation
 from fastgan.errors import FastganError, first_line
 from fastgan.files import StrPath, cache_folder, read_json, replacing
-from fastgan.ops.layers import ENGINES
+from fastgan.ops.dispatch import ENGINES
 from fastgan.ops.tuning import Choice, Plan, Problem, Trial, candidates
 
 FORMAT = 4
