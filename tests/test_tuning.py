@@ -450,7 +450,7 @@ def test_what_is_known_is_not_measured_at_first_use(gpu, monkeypatch):
 
 def test_who_fails_at_first_use_is_named_once(gpu, fake):
     fake["conv_forward"] = raises
-    with pytest.warns(UserWarning, match="triton is not taken for conv_forward: KernelError: convolve_kernel"):
+    with pytest.warns(UserWarning, match="triton is excluded for conv_forward: KernelError: convolve_kernel"):
         assert ops.tuning.current().choose(problem()._replace(device="cuda")) == "reference"
     assert ops.tuning.current().choose(problem(groups=1)._replace(device="cuda")) == "reference"
 
@@ -510,7 +510,7 @@ def test_a_broken_cache_is_no_obstacle(content):
 def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "file"))
-    assert stored.remember(stored.machine(CPU), kept()).startswith("measurements are not kept: ")
+    assert stored.remember(stored.machine(CPU), kept()).startswith("measurements are not stored: ")
 
 
 @pytest.mark.parametrize(("names", "place"), [
@@ -532,7 +532,7 @@ def test_export_and_read(tmp_path):
 
 
 @pytest.mark.parametrize(("edit", "message"), [
-    (lambda text: text[:100], "is no plan ("), (lambda text: "[]", "is no plan ("),
+    (lambda text: text[:100], "is not a plan ("), (lambda text: "[]", "is not a plan ("),
     (lambda text: text.replace('"format": 4', '"format": 1'), "its format is not that of this version"),
     (lambda text: text.replace('"engine": "plan"', '"engine": "magma"'), "names the engine 'magma'"),
     (lambda text: text.replace('"choice": "reference"', '"choice": "cutlass/4"'),
@@ -548,7 +548,7 @@ def test_plans_that_are_refused(edit, message, tmp_path, monkeypatch):
     with pytest.raises(FastganError, match=r"plan.json") as error:
         stored.read(path, CPU)
     assert message in str(error.value) and "\n" not in str(error.value)
-    with pytest.raises(FastganError, match=r"gone.json is no plan \(No such file or directory\); expected auto"):
+    with pytest.raises(FastganError, match=r"gone.json is not a plan \(No such file or directory\); expected auto"):
         stored.read(tmp_path / "gone.json", CPU)
 
 

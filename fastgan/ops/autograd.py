@@ -37,7 +37,7 @@ def conv_bn_act(x: Tensor, tensors: BlockTensors, spec: BlockSpec, engine: str =
 
 
 _specs: dict[tuple[Any, ...], BlockSpec] = {}
-_MOST = 4096  # of them
+_SIZE = 4096  # at most
 
 
 def _checked(x: Tensor, tensors: BlockTensors, spec: BlockSpec) -> BlockSpec:
@@ -52,7 +52,7 @@ def _checked(x: Tensor, tensors: BlockTensors, spec: BlockSpec) -> BlockSpec:
         return check_block(x, tensors, spec, max(processes, 1))
     if known is None:
         known = check_block(x, tensors, spec, max(processes, 1))
-        if len(_specs) >= _MOST:
+        if len(_specs) >= _SIZE:
             _specs.clear()
         _specs[key] = known
     return known

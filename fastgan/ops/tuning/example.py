@@ -1,7 +1,7 @@
-"""Random arguments for a problem's pass, in its shapes, strides and dtypes, and what a candidate makes of them.
+"""Random arguments for a problem's pass, in its shapes, strides and dtypes, and calls of candidates with them.
 
-Inputs of rectifiers are kept away from 0 where gradients are taken: near 0 a rounding error selects the slope. Images,
-and what a convolution makes of them, are of about unit size.
+Where gradients are computed, inputs of rectifiers stay away from 0, where a rounding error selects the slope. Images
+and outputs of convolutions have about unit size.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def draw(problem: Problem, device: torch.device) -> Example:
 
 
 def caller(candidate: str, example: Example) -> Callable[[], tuple[Tensor, ...]]:
-    """A call of the candidate, in which a kernel that fails is an error. It returns the running statistics, too, which
-    start anew with each `caller`."""
+    """A call of the candidate that raises if a kernel fails. It also returns the running statistics, of which each
+    `caller` has its own."""
     arguments = [_each(Tensor.clone, one) if isinstance(one, RunningStats) else one for one in example.arguments]
     running = [part for one in arguments if isinstance(one, RunningStats) for part in one[:2]]
 
@@ -100,13 +100,13 @@ def _directly(engine: str, name: str, *arguments: Any, **options: Any) -> Any:
 
 
 def _scale(problem: Problem) -> float:
-    """By which a weight is divided for results of unit size."""
+    """The divisor of a weight for results of unit size."""
     inputs = problem.weight[0] if problem.transposed else problem.weight[1]
     return float(inputs * problem.weight[2] * problem.weight[3]) ** 0.5
 
 
 def _away_from_kinks(y: Tensor, stats: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    """y with those elements moved whose z would be near 0."""
+    """y, in which elements whose z would be near 0 are moved."""
     mean, rstd = stats
     scale, shift = (part[:, None, :, None, None] for part in (gamma * rstd, beta - gamma * rstd * mean))
     parts = y.float().unflatten(0, (len(mean), -1))  # [G, N / G, C, H, W]
@@ -119,7 +119,7 @@ def _pair(sides: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _each(function: Callable[[Tensor], Tensor], argument: Any) -> Any:
-    """An argument with the function of each tensor that it is, or has."""
+    """The argument with `function` applied to each tensor in it."""
     if isinstance(argument, RunningStats):
         return RunningStats(*(_each(function, part) for part in argument))
     return function(argument) if isinstance(argument, Tensor) else argument

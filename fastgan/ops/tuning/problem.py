@@ -17,7 +17,7 @@ from fastgan.ops.specs import Activation, ConvSpec, NormSpec, RunningStats
 
 
 class Problem(NamedTuple):
-    """Hashable, and JSON but for its tuples.
+    """A pass with its shapes, dtypes and options: hashable, and JSON except for its tuples.
 
     Attributes:
         kind: the name of the pass.
@@ -53,7 +53,7 @@ class Problem(NamedTuple):
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Problem:
-        """Raises TypeError for what is none."""
+        """Raises TypeError for wrong contents."""
         plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value
                                  for name, value in values.items()}
         made, trouble = cls(**plain), validation.first_error(plain, cls)
@@ -62,7 +62,7 @@ class Problem(NamedTuple):
         return made
 
     def words(self) -> str:
-        """One line for people."""
+        """One line of text."""
         made = "x".join(map(str, self.x))
         if self.weight:
             to = self.weight[1] if self.transposed else self.weight[0]
