@@ -65,7 +65,7 @@ def answer(process: subprocess.Popen[str]) -> float:
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
-        raise SystemExit(f"{process.args} ended with {process.wait()}")
+        raise SystemExit(f"{process.args!r} ended with {process.wait()}")
     return float(line)
 
 
