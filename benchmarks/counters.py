@@ -82,8 +82,10 @@ class Counter(PeakMemory):
             self.kernels += [kernel for kernel in kernels_of(func, args, kwargs, out) if kernel.bytes]
         return out
 
-    def launched(self, kernel: Any, grid: tuple[int, ...], given: dict[str, Any], options: dict[str, int]) -> None:
-        name = str(kernel.fn.__name__)
+    def launched(self, kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], options: dict[str, int]) -> None:
+        from fastgan.ops.triton.launch import by_name
+
+        name, given = str(kernel.fn.__name__), by_name(arguments)
         self.kernels.append(Kernel(f"triton {name.removesuffix('_kernel')}", sum(launches.moved(name, given)),
                                    launches.flops(name, given)))
 

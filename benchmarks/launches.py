@@ -1,4 +1,5 @@
-"""What a launch of a Triton kernel computes and moves, from its arguments: tensors, or what has their `nbytes`.
+"""What a launch of a Triton kernel computes and moves, from its arguments as `fastgan.ops.triton.launch.by_name` gives
+them: tensors, or what has their `nbytes`.
 
     flops   2 * N * Ho * Wo * Co * Ci * kh * kw of a convolution, its weight gradient likewise, 2 * N * Hi * Wi * Ci *
             Co * kh * kw of a transposed one: every tap, even those outside the image
@@ -9,13 +10,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
-OUTPUTS = {"convolve_kernel": ("y", "mask", "partials", "blocks", "statistics"), "wgrad_kernel": ("gw",),
-           "bn_statistics_kernel": ("partials", "blocks", "statistics"),
+OUTPUTS = {"convolve_kernel": ("y", "mask", "partials", "blocks", "result"), "wgrad_kernel": ("gw",),
+           "convolve_tma_kernel": ("y", "partials", "blocks", "result"), "wgrad_tma_kernel": ("gw",),
+           "bn_statistics_kernel": ("partials", "blocks", "result"),
            "bn_act_forward_kernel": ("a", "stats", "running_mean", "running_var", "tracked"),
-           "bn_backward_sums_kernel": ("partials", "blocks", "sums"), "bn_backward_apply_kernel": ("g",),
+           "bn_backward_sums_kernel": ("partials", "blocks", "result"), "bn_backward_apply_kernel": ("g",),
            "act_backward_kernel": ("g",), "sum_kernel": ("out",),
            "logistic_kernel": ("gradient", "loss", "probability")}
 UPDATED = ("running_mean", "running_var", "tracked", "partials", "blocks")  # read, too
@@ -23,14 +26,10 @@ UPDATED = ("running_mean", "running_var", "tracked", "partials", "blocks")  # re
 
 def flops(kernel: str, given: dict[str, Any]) -> int:
     """Of the layer of a GEMM kernel; 0 for other kernels."""
-    if kernel == "convolve_kernel":
-        images = given["x"].shape[0]
-        pixels = given["H"] * given["W"] if given["TRANSPOSED"] else given["HO"] * given["WO"]
-        return int(2 * images * pixels * given["CI"] * given["CO"] * given["KH"] * given["KW"])
-    if kernel == "wgrad_kernel":
-        return int(2 * given["coarse"].shape[0] * given["HC"] * given["WC"] * given["A"] * given["B"] * given["KH"]
-                   * given["KW"])
-    return 0
+    if "CI" not in given:
+        return 0
+    coarse = given["coarse"] if "coarse" in given else given["x" if given["TRANSPOSED"] else "y"]
+    return 2 * math.prod(coarse.shape[:3]) * given["CI"] * given["CO"] * given["KH"] * given["KW"]
 
 
 def tensors(kernel: str, given: dict[str, Any]) -> Iterator[tuple[Any, bool, bool]]:
@@ -54,15 +53,15 @@ def moved(kernel: str, given: dict[str, Any]) -> tuple[int, int]:
 
 def layer(kernel: str, given: dict[str, Any]) -> str:
     """The layer of a launch."""
-    if kernel == "convolve_kernel":
-        parts = [f"{given['CI']}->{given['CO']}", f"k{given['KH']}x{given['KW']}s{given['SH']}",
-                 f"{given['H']}x{given['W']}->{given['HO']}x{given['WO']}"]
-        parts += [given["ACTIVATION"]] * (given["ACTIVATION"] != "none")
-        parts += [name for name in ("mask", "statistics") if given[name] is not None]
-        return " ".join(parts + ["transposed"] * given["TRANSPOSED"] + ["narrow"] * given["NARROW"])
-    if kernel == "wgrad_kernel":
-        parts = [f"{given['A']}x{given['B']}", f"k{given['KH']}x{given['KW']}", f"{given['HC']}x{given['WC']}"]
-        return " ".join(parts + ["narrow"] * given["NARROW"])
+    if "coarse" in given:
+        (h, w), window = given["coarse"].shape[1:3], f"k{given['KH']}x{given['KW']}"
+        return f"{given['CO']}x{given['CI']} {window} {h}x{w}"
+    if "CI" in given:
+        (h, w), (ho, wo) = given["x"].shape[1:3], given["y"].shape[1:3]
+        words = [f"{given['CI']}->{given['CO']}", f"k{given['KH']}x{given['KW']}s{given['SH']}", f"{h}x{w}->{ho}x{wo}"]
+        words += [given["ACTIVATION"]] * (given["ACTIVATION"] != "none")
+        words += [name for name in ("mask", "statistics") if given.get(name) is not None]
+        return " ".join(words + ["transposed"] * given["TRANSPOSED"] + ["narrow"] * bool(given.get("NARROW")))
     if kernel == "logistic_kernel":
         return f"{len(given['ones'])} parts"
     return f"{given['C']} channels" if "C" in given else ""

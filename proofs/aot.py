@@ -95,7 +95,7 @@ def collect(found: Iterable[tuple[Case, dict[str, Job]]]) -> tuple[list[Job], di
 
 def row(found: Binary, users: list[Case]) -> Row:
     """One line of the table; without figures where nothing was compiled."""
-    job, given = found.job, found.job.arguments
+    job, given = found.job, found.job.given
     tile = "x".join(str(given[side]) for side in ("BM", "BN", "BK", "BT", "BC") if side in given)
     narrow = gates.narrow_operands(found)
     issue = gates.issue(found)
@@ -167,7 +167,7 @@ def table(rows: list[Row]) -> Iterator[str]:
 
 def page(rows: list[Row]) -> Iterator[str]:
     """The GEMMs of dcgan-64 in bfloat16 as a table for docs: kernels by architectures."""
-    some = [each for each in rows if each["kernel"] in ("convolve", "wgrad") and each["precision"] == "bf16"
+    some = [each for each in rows if f"{each['kernel']}_kernel" in compiled.GEMMS and each["precision"] == "bf16"
             and "dcgan-64" in each["used_by"].split()]
     archs = sorted({int(each["arch"]) for each in some})
     yield PAGE.format(version("triton"))

@@ -12,6 +12,8 @@ from fastgan.errors import first_line
 from proofs import sass
 from proofs.launches import Launch, Pointer
 
+GEMMS = ("convolve_kernel", "wgrad_kernel", "convolve_tma_kernel", "wgrad_tma_kernel")
+
 
 class Job(NamedTuple):
     """A launch as the compiler sees it, in values that can be pickled."""
@@ -23,29 +25,38 @@ class Job(NamedTuple):
     arch: int
     key: str  # all that distinguishes it from other builds
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """Arguments by name, with those within a NamedTuple, and the tensors of descriptors."""
+        from fastgan.ops.triton.launch import by_name
+
+        return by_name(self.arguments)
+
     def is_gemm(self) -> bool:
-        return self.kernel in ("convolve_kernel", "wgrad_kernel") and not self.arguments["NARROW"]
+        return self.kernel in GEMMS and not self.given.get("NARROW")
 
     def has_tensor_cores(self) -> bool:
         """Whether its products can run on them: not those of float32 to its last bit."""
-        operand = self.arguments["x" if self.kernel == "convolve_kernel" else "coarse"]
-        return self.is_gemm() and (operand.dtype.itemsize == 2 or self.arguments["PRECISION"] == "tf32")
+        if not self.is_gemm():
+            return False
+        given = self.given
+        return bool(given["x" if "x" in given else "coarse"].dtype.itemsize == 2 or given["PRECISION"] == "tf32")
 
     def operands(self) -> dict[str, int]:
-        """Bytes in a row of channels in memory, of each operand of a GEMM."""
-        given = self.arguments
-        if not self.is_gemm():
+        """Bytes in a row of channels in memory, of each operand that a GEMM reads through pointers."""
+        given = self.given
+        if not self.is_gemm() or self.kernel.endswith("tma_kernel"):
             return {}
         if self.kernel == "wgrad_kernel":
-            channels = {"coarse": given["A"], "fine": given["B"]}
+            channels = {"coarse": given["CO"], "fine": given["CI"]}
         else:
             channels = {"x": given["CI"], "weight": given["CO" if given["TRANSPOSED"] else "CI"]}
         return {name: count * given[name].dtype.itemsize for name, count in channels.items()}
 
     def expected(self, operand: str) -> int:
         """The bytes that each load of an operand should have at least."""
-        row, given = self.operands()[operand], self.arguments
-        if row % 16:
+        row, given = self.operands()[operand], self.given
+        if row % 16 or (given["RUN"] and operand != "coarse"):
             return 1
         across = self.kernel == "wgrad_kernel" or (operand == "weight" and given["TRANSPOSED"])
         return 4 if across and given[operand].dtype.itemsize == 4 else 16
@@ -148,9 +159,10 @@ def build(job: Job) -> Binary:
         triton.knobs.compilation.listener = before
 
 
-def _pointers(signature: dict[str, str]) -> list[str]:
-    """Names of the parameters that a compiled kernel has left, in order."""
-    return [name for name, kind in signature.items() if kind != "constexpr"]
+def _pointers(signature: dict[str, Any]) -> list[str]:
+    """Names of the parameters that a compiled kernel has left, in order; of a NamedTuple, for each of its fields."""
+    return [name for name, kinds in signature.items() for kind in (kinds if isinstance(kinds, tuple) else (kinds,))
+            if kind != "constexpr"]
 
 
 def inspect(job: Job, ptx: str, cubin: bytes, names: list[str]) -> Binary:
@@ -168,29 +180,29 @@ def inspect(job: Job, ptx: str, cubin: bytes, names: list[str]) -> Binary:
 
 def problem(job: Job) -> str:
     """What a job computes, such as "transposed 512->256 4x4/2 statistics"."""
-    given = job.arguments
-    if job.kernel == "convolve_kernel":
+    given = job.given
+    if job.kernel in ("convolve_kernel", "convolve_tma_kernel"):
         words = [f"{'transposed ' * given['TRANSPOSED']}{given['CI']}->{given['CO']}",
                  f"{given['KH']}x{given['KW']}/{given['SH']}", *_after(given)]
-    elif job.kernel == "wgrad_kernel":
-        words = [f"{given['A']}x{given['B']}", f"{given['KH']}x{given['KW']}/{given['SH']}"]
+    elif job.kernel in ("wgrad_kernel", "wgrad_tma_kernel"):
+        words = [f"{given['CO']}x{given['CI']}", f"{given['KH']}x{given['KW']}/{given['SH']}"]
     elif job.kernel == "logistic_kernel":
         words = [f"{len(given['ones'])} part{'s' * (len(given['ones']) > 1)}"]
     else:
         words = [f"{given['C']} channels"] if "C" in given else []
         words += [str(given[name]) for name in ("KIND", "ACTIVATION") if name in given]
-    return " ".join(words + [word.lower() for word in ("NARROW", "PACKED", "LARGE") if given.get(word)])
+    return " ".join(words + [word.lower() for word in ("NARROW", "FOLD", "RUN", "LARGE") if given.get(word)])
 
 
 def _after(given: dict[str, Any]) -> list[str]:
     """What a convolution's launch does beside the product."""
     words = [given["ACTIVATION"]] if given["ACTIVATION"] != "none" else []
-    return words + [name for name in ("mask", "statistics") if given[name] is not None]
+    return words + [name for name in ("mask", "statistics") if given.get(name) is not None]
 
 
 def precision(job: Job) -> str:
     """"bf16", "fp16", "tf32", "fp32", or "any" of a kernel that reads only float32 vectors and sums."""
-    dtypes = {str(value.dtype).removeprefix("torch.") for name, value in job.arguments.items()
+    dtypes = {str(value.dtype).removeprefix("torch.") for name, value in job.given.items()
               if isinstance(value, Pointer) and name in ("x", "coarse", "y", "ga", "out", "logits")}
     if "bfloat16" in dtypes:
         return "bf16"

@@ -28,8 +28,9 @@ PRODUCTS = {80: 1024, 90: 2048}  # of 16 bits that the tensor cores of a multipr
 ISSUE = {  # issue cycles for each cycle of the tensor cores, by architecture, kernel and tile, in 16 bits
     (80, "convolve_kernel", 128, 128): 0.45, (80, "convolve_kernel", 128, 64): 0.7,
     (80, "wgrad_kernel", 128, 128): 0.63, (80, "wgrad_kernel", 128, 64): 1.05,
-    (90, "convolve_kernel", 128, 128): 0.62, (90, "convolve_kernel", 128, 64): 0.9,
-    (90, "wgrad_kernel", 128, 128): 0.77, (90, "wgrad_kernel", 128, 64): 1.2}
+    (90, "convolve_kernel", 128, 128): 0.55, (90, "convolve_kernel", 128, 64): 0.8,
+    (90, "wgrad_kernel", 128, 128): 0.75, (90, "wgrad_kernel", 128, 64): 0.95}
+ISSUE_TMA = {False: 0.4, True: 0.6}  # of kernels on tensor descriptors on sm_90, in 16 bits and in tf32
 
 
 class Device(NamedTuple):
@@ -67,13 +68,14 @@ def occupancy(binary: Binary) -> int:
 
 def issue(binary: Binary) -> float | None:
     """Issue cycles of an iteration of the hot loop for each cycle of the tensor cores, below 1 where these can be busy;
-    None for what is not counted: float32, image layers, other architectures."""
-    job, given = binary.job, binary.job.arguments
-    counted = job.is_gemm() and job.arch in PRODUCTS and job.has_tensor_cores() and not given["PACKED"]
-    if not counted or not binary.loop or given["PRECISION"] == "tf32":
+    None for what is not counted: exact float32, image layers, other architectures."""
+    job, given = binary.job, binary.job.given
+    counted = job.is_gemm() and job.arch in PRODUCTS and job.has_tensor_cores()
+    if not counted or not binary.loop or given.get("RUN") or given.get("FOLD"):
         return None
     cycles = binary.loop * job.options["num_warps"] / SCHEDULERS
-    return float(cycles * PRODUCTS[job.arch] / (given["BM"] * given["BN"] * given["BK"]))
+    rate = PRODUCTS[job.arch] / (2 if given["PRECISION"] == "tf32" else 1)
+    return float(cycles * rate / (given["BM"] * given["BN"] * given["BK"]))
 
 
 def narrow_operands(binary: Binary) -> dict[str, str]:
@@ -112,7 +114,10 @@ def _slow_loop(binary: Binary) -> Iterator[str]:
     job, taken = binary.job, issue(binary)
     if taken is None or job.options["num_stages"] == 1:
         return
-    limit = ISSUE.get((job.arch, job.kernel, job.arguments["BM"], job.arguments["BN"]))
+    tf32 = job.given["PRECISION"] == "tf32"
+    limit = ISSUE.get((job.arch, job.kernel, job.arguments["BM"], job.arguments["BN"])) if not tf32 else None
+    if job.kernel.endswith("tma_kernel") and job.arch == 90:
+        limit = ISSUE_TMA[tf32]
     if limit is not None and taken > limit:
         yield f"{taken:.2f} issue cycles for each cycle of the tensor cores, at most {limit}"
     if binary.waits > 1:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -58,12 +58,21 @@ def record(step: Callable[[], object], arch: int) -> list[Launch]:
     launches: list[Launch] = []
 
     def keep(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], options: dict[str, int]) -> None:
-        described = {name: _pointer(value) if isinstance(value, Tensor) else value for name, value in arguments.items()}
+        described = {name: _described(value) for name, value in arguments.items()}
         launches.append(Launch(kernel, tuple(grid), described, dict(options)))
 
     with launch.through(keep, arch):
         step()
     return launches
+
+
+def _described(value: Any) -> Any:
+    """An argument with a `Pointer` for each tensor, also in a NamedTuple or a tensor descriptor."""
+    if isinstance(value, Tensor):
+        return _pointer(value)
+    if hasattr(value, "_fields"):
+        return type(value)(*map(_described, value))
+    return replace(value, base=_pointer(value.base)) if hasattr(value, "block_shape") else value
 
 
 def _pointer(tensor: Tensor) -> Pointer:

@@ -13,6 +13,7 @@ from fastgan.errors import FastganError
 from fastgan.models import build
 from fastgan.nn import Chain, use
 from fastgan.ops.numerics import products
+from fastgan.ops.triton.launch import by_name
 from fastgan.train.step import GANStep, Savings
 from proofs import aot, gates, sass
 from proofs.compiled import Binary, Job
@@ -41,7 +42,7 @@ NAMES = ["coarse", "fine", "b0"]
 
 def job(**changes: Any) -> Job:
     pointer = Pointer(torch.bfloat16, (8, 8))
-    given = {"A": 64, "B": 128, "KH": 4, "KW": 4, "SH": 2, "NARROW": False, "PACKED": False, "LARGE": False,
+    given = {"CO": 64, "CI": 128, "KH": 4, "KW": 4, "SH": 2, "RUN": 0, "LARGE": False,
              "PRECISION": "ieee", "BM": 64, "BN": 64, "BK": 64, "coarse": pointer, "fine": pointer, **changes}
     return Job("m", "wgrad_kernel", given, {"num_warps": 4, "num_stages": 3}, 90, "key")
 
@@ -82,7 +83,7 @@ def test_a_kernel_that_does_not_compile_fails() -> None:
 
 
 def test_rows_of_three_channels_cannot_be_read_16_bytes_at_a_time() -> None:
-    image = compiled(ptx=PTX.replace("v4.b32 {", "b16 {"), B=3)
+    image = compiled(ptx=PTX.replace("v4.b32 {", "b16 {"), CI=3)
     assert gates.failures(image) == []
     assert gates.narrow_operands(image) == {"fine": "row of 6 bytes"}
 
@@ -130,7 +131,7 @@ def test_the_loop_of_a_gemm_is_gated() -> None:
     assert gates.issue(wide) == pytest.approx(195 * 2048 / 128 / 128 / 64)
     assert gates.failures(wide) == []
     assert gates.failures(wide._replace(loop=400)) == [
-        "0.78 issue cycles for each cycle of the tensor cores, at most 0.77"]
+        "0.78 issue cycles for each cycle of the tensor cores, at most 0.75"]
     assert gates.failures(wide._replace(waits=4)) == ["4 waits for products in an iteration, expected 1"]
     single = Pointer(torch.float32, (8, 8))
     assert gates.issue(compiled(BM=128, BN=128, coarse=single, fine=single)._replace(loop=400)) is None
@@ -195,7 +196,8 @@ def test_the_recorder_sees_every_launch_in_order() -> None:
     first = launches[0]
     assert first.grid == (1, 1, 1) and first.options["num_warps"] == 4
     assert first.arguments["x"] == Pointer(torch.float32, (2, 16, 16, 8))
-    assert not any(isinstance(value, torch.Tensor) for launch in launches for value in launch.arguments.values())
+    given = [value for launch in launches for value in by_name(launch.arguments).values()]
+    assert not any(isinstance(value, torch.Tensor) for value in given)
 
 
 def test_a_pointer_keeps_the_alignment_of_a_view() -> None:
@@ -210,10 +212,10 @@ def test_a_pointer_keeps_the_alignment_of_a_view() -> None:
 def test_a_training_step_launches_each_block(together: bool, forward: int) -> None:
     config = presets.get("dcgan-64")
     launches = record(training_step(config, 4, "fp16", together=together), 90)
-    arguments = [launch.arguments for launch in launches if launch.name == "convolve_kernel"]
+    arguments = [by_name(launch.arguments) for launch in launches if launch.name.startswith("convolve")]
     # G's blocks and D's, on both and for G; dgrad of all but the first of each network, and of G's loss through D
     assert len(arguments) == (5 + forward + 5) + (4 + forward * 4 // 5 + 5)
-    wgrads = [launch for launch in launches if launch.name == "wgrad_kernel"]
+    wgrads = [launch for launch in launches if launch.name.startswith("wgrad")]
     assert len(wgrads) == 5 + forward  # none of D for G
     assert {given["x"].dtype for given in arguments} == {torch.float16}
     groups = {launch.arguments["groups"] for launch in launches if launch.name == "bn_act_forward_kernel"}

@@ -18,7 +18,7 @@ from fastgan.errors import FastganError, KernelError
 from fastgan.ops import dispatch, engines
 from fastgan.ops.native import convolve as native_convolve
 from fastgan.ops.native import extension
-from fastgan.ops.triton import convolve, launch, normalize, reduce, wgrad
+from fastgan.ops.triton import gemm_pointer, launch, normalize, reduce, wgrad_pointer
 
 pytestmark = pytest.mark.usefixtures("one_thread", "forgetful")
 
@@ -159,7 +159,7 @@ class Broken:
 
 
 @pytest.mark.parametrize(("module", "kernel", "operators"), [
-    (convolve, "convolve_kernel", ["conv_forward", "dgrad"]), (wgrad, "wgrad_kernel", ["wgrad"]),
+    (gemm_pointer, "convolve_kernel", ["conv_forward", "dgrad"]), (wgrad_pointer, "wgrad_kernel", ["wgrad"]),
     (normalize, "bn_act_forward_kernel", ["bn_act_forward"]),
     (normalize, "bn_backward_sums_kernel", ["bn_backward_sums"]),
     (normalize, "bn_backward_apply_kernel", ["bn_backward_apply"]),
@@ -191,7 +191,7 @@ def test_out_of_memory_is_no_reason_to_go_on(monkeypatch):
         def __getitem__(self, grid: Any) -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(convolve, "convolve_kernel", Full("convolve_kernel"))
+    monkeypatch.setattr(gemm_pointer, "convolve_kernel", Full("convolve_kernel"))
     with pytest.raises(torch.OutOfMemoryError):
         train("triton")
 
@@ -209,7 +209,7 @@ def test_error_of_a_signal_handler_is_no_kernels_fault(monkeypatch, impl):
         def __getitem__(self, grid: Any) -> Any:
             return self
 
-    module = convolve if impl == "triton" else extension.of(torch.device("cpu"))
+    module = gemm_pointer if impl == "triton" else extension.of(torch.device("cpu"))
     kernel = "convolve_kernel" if impl == "triton" else "batch_stats"
     monkeypatch.setattr(module, kernel, Interrupted(kernel))
     before = signal.signal(signal.SIGINT, handler)
@@ -251,7 +251,7 @@ def test_refused_dtype_of_the_native_engine():
 
 @pytest.mark.parametrize(("layers", "size", "message"), [
     ([nn.Conv2d(4, 5, 3)], 8, "Ci = 3 as in x"),
-    ([nn.ConvTranspose2d(3, 5, 3), nn.BatchNorm2d(4)], 8, "batch normalisation of 4 channels after .* makes 5"),
+    ([nn.ConvTranspose2d(3, 5, 3), nn.BatchNorm2d(4)], 8, "batch normalization of 4 channels after .* with 5 output"),
     ([nn.Conv2d(3, 5, 3)], 2, "too small for a kernel of 3x3"),
     ([nn.Conv2d(3, 5, 8)], 7, None),
     ([nn.Conv2d(3, 5, 8, bias=False), nn.BatchNorm2d(5)], 8, None),
@@ -263,7 +263,7 @@ def test_layers_that_do_not_fit(impl, layers, size, message, monkeypatch):
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a kernel was launched")
 
-    for module in (convolve, normalize, reduce, wgrad):
+    for module in (gemm_pointer, normalize, reduce, wgrad_pointer):
         monkeypatch.setattr(module, "launch", refuse)
     monkeypatch.setattr(native_convolve, "forward", refuse)
     with pytest.raises((FastganError, RuntimeError, ValueError), match=message):

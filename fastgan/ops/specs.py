@@ -79,6 +79,14 @@ class BlockTensors(NamedTuple):
     num_batches_tracked: Tensor | None = None
 
 
+class RunningStats(NamedTuple):
+    """Buffers of a batch normalization, updated in place: mean and var (C,) or None, num_batches_tracked () or None."""
+
+    mean: Tensor | None = None
+    var: Tensor | None = None
+    num_batches_tracked: Tensor | None = None
+
+
 def output_size(image: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
                 output_padding: Sequence[int] = (0, 0), transposed: bool = False) -> tuple[int, int]:
     """(Ho, Wo) of a convolution's result for an image of (H, W)."""

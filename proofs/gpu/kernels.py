@@ -11,7 +11,6 @@ from torch import Tensor
 
 from proofs.gpu import library
 from proofs.gpu.child import Worker
-from proofs.gpu.experiments import tma
 from proofs.gpu.library import Gemm
 
 BATCHES: tuple[int, ...] = (128, 1024)
@@ -42,7 +41,7 @@ def of_library(gemm: Gemm, x: Tensor, weight: Tensor, gy: Tensor) -> Callable[[]
 
 
 def gemm(worker: Worker) -> None:
-    """The library's convolution, today's kernel without any prologue or epilogue, and tensor descriptors."""
+    """The library's convolution, and Triton's on pointers and on tensor descriptors."""
     from fastgan.ops.triton.tiles import Tile
 
     if reason := library.missing("triton"):
@@ -54,9 +53,9 @@ def gemm(worker: Worker) -> None:
             given = tensors(one)
             expected = of_library(one, *given)
             calls: dict[str, Callable[[], Tensor]] = {
-                "library": expected, "pointers": library.pointer_gemm(one, given, Tile(*library.RAW))}
+                "library": expected, "pointers": library.triton_gemm(one, given, Tile(*library.RAW))}
             if library.architecture() >= 90:
-                calls["descriptors"] = partial(tma.run, one.kind, given, one.transposed)
+                calls["descriptors"] = library.triton_gemm(one, given, None)
             worker.each([(f"{name}, {who}", partial(_compare, worker, name, who, one, call, expected, batch))
                          for who, call in calls.items()], batch=str(batch))
 
@@ -101,12 +100,14 @@ def tiles(worker: Worker) -> None:
 
 
 def _search(worker: Worker, name: str, one: Gemm, batch: int, rules: list[dict[str, object]]) -> None:
+    from fastgan.ops.triton.tiles import Tile
+
     given, key = tensors(one), {"precision": "bf16", "batch": str(batch)}
-    usual = library.pointer_gemm(one, given, None)
+    usual = library.triton_gemm(one, given, Tile(*library.RAW))
     asked, right = library.chosen_for(usual), usual().double()
     took: dict[object, float] = {}
     for tile in library.tile_candidates():
-        call = library.pointer_gemm(one, given, tile)
+        call = library.triton_gemm(one, given, tile)
         word = f"{tile.rows}x{tile.columns}x{tile.depth} w{tile.warps} s{tile.stages}"
         try:
             apart = float((call().double() - right).square().mean().sqrt() / right.square().mean().sqrt())

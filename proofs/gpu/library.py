@@ -133,9 +133,9 @@ def poisoned() -> Iterator[None]:
 
 def one_stage() -> None:
     """From now on Triton's kernels do not pipeline: under Triton 3.6 these have every fence."""
-    from fastgan.ops.triton import convolve, wgrad
+    from fastgan.ops.triton import gemm_pointer, wgrad_pointer
 
-    for module in (convolve, wgrad):
+    for module in (gemm_pointer, wgrad_pointer):
         module.choose = partial(_with_one_stage, module.choose)  # type: ignore[attr-defined]
 
 
@@ -180,21 +180,12 @@ def compiler_jobs(precisions: list[str], batches: list[int], with_gemms: bool) -
         for batch in batches:
             add(launches.training_step(config(batch), batch, precision, together=TOGETHER))
             if with_gemms and precision == "bf16":
-                for name, gemm in gemms(batch).items():
+                for gemm in gemms(batch).values():
                     x, weight, gy = (torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
                                      for shape in gemm.shapes())
                     for tile in (None, Tile(*RAW), *tile_candidates()):
-                        add(pointer_gemm(gemm, (x, weight, gy), tile))
-                    if architecture() >= 90:
-                        found[f"descriptors {name}"] = partial(_compile_experiment, gemm, (x, weight, gy))
+                        add(triton_gemm(gemm, (x, weight, gy), tile))
     return found
-
-
-def _compile_experiment(gemm: Gemm, given: Given) -> None:
-    from proofs.gpu.experiments import tma
-
-    with compiled.Target(architecture()), tma.only_compiling():
-        tma.run(gemm.kind, given, gemm.transposed)
 
 
 def implementations(modes: tuple[str, ...] = ()) -> list[Implementation]:
@@ -292,24 +283,19 @@ def gemms(batch: int) -> dict[str, Gemm]:
     return found
 
 
-def pointer_gemm(gemm: Gemm, given: Given, tile: Any) -> Callable[[], Tensor]:
-    """Today's kernel with a tile, None for its usual one."""
+def triton_gemm(gemm: Gemm, given: Given, tile: Any) -> Callable[[], Tensor]:
+    """Triton's kernel on pointers with a tile; None: what the engine takes, descriptors where the device has them."""
     from fastgan.ops.specs import ConvSpec
-    from fastgan.ops.triton import convolve, tiles, wgrad
+    from fastgan.ops.triton import passes, tiles
 
-    rows, w, gradient = (one.permute(0, 2, 3, 1) for one in given)
+    x, weight, g = given
     conv = ConvSpec((2, 2), (1, 1), transposed=gemm.transposed)
-    coarse, fine = (rows, gradient) if gemm.transposed else (gradient, rows)
 
     def call() -> Tensor:
         with tiles.using(**({"convolve": tile, "wgrad": tile} if tile else {})):
-            if gemm.kind == "wgrad":
-                made = wgrad.wgrad(coarse, fine, (4, 4), (2, 2), (1, 1), w.dtype)
-            else:
-                x, like, form = ((rows, gradient, conv) if gemm.kind == "conv_forward"
-                                 else (gradient, rows, conv._replace(transposed=not conv.transposed)))
-                made = convolve.convolve(x, w, None, form, (like.shape[1], like.shape[2])).y
-            return made.permute(0, 3, 1, 2)
+            if gemm.kind == "conv_forward":
+                return passes.conv_forward(x, weight, None, conv, 0)[0]
+            return (passes.dgrad if gemm.kind == "dgrad" else passes.wgrad)(g, x, weight, conv)
     return call
 
 
@@ -324,7 +310,7 @@ def tile_candidates() -> list[Any]:
 
 def chosen_for(run: Callable[[], object]) -> list[dict[str, Any]]:
     """What each GEMM in a call asks for when it chooses its tile: a rule of the tile files, without a tile."""
-    from fastgan.ops.triton import convolve, wgrad
+    from fastgan.ops.triton import gemm_pointer, wgrad_pointer
 
     asked: list[dict[str, Any]] = []
 
@@ -334,7 +320,7 @@ def chosen_for(run: Callable[[], object]) -> list[dict[str, Any]]:
         return choose(kernel, arch, **given)
 
     with ExitStack() as stack:
-        for module in (convolve, wgrad):
+        for module in (gemm_pointer, wgrad_pointer):
             stack.callback(setattr, module, "choose", module.choose)
             module.choose = partial(noting, module.choose)  # type: ignore[attr-defined]
         run()

@@ -6,7 +6,7 @@ import copy
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,6 +55,7 @@ ODD = [
     Case("3-64-25", (4, 3, 13, 11), (Layer(64, norm=False), Layer(25, 3, 1, 1)), 4),
     Case("25-128-64 transposed", (6, 25, 3, 5), (Layer(128, 3, transposed=True), Layer(64, 4, 2, 1)), 3),
 ]
+DESCRIBED = Case("64-128-64 on descriptors", (16, 64, 8, 8), (Layer(128), Layer(64, transposed=True)), 2)
 HEADS = [
     Case("z 100-512-3", (8, 100, 1, 1), (Layer(512, 4, 1, 0, transposed=True, activation="relu"), IMAGE)),
     Case("3-64-512-1", (4, 3, 16, 16), (Layer(64, norm=False), Layer(512), HEAD), 2),
@@ -268,7 +269,7 @@ class Run(NamedTuple):
 
     def __str__(self) -> str:
         words = [f"{one['kernel']} {'x'.join(map(str, one['tile']))}" for one in self.rules
-                 if one["kernel"] in ("convolve", "wgrad")]
+                 if one["kernel"].split()[0] in ("convolve", "wgrad") and "bytes" not in one]
         if words:
             words.append(f"{self.rules[0]['warps']} warps {self.rules[0]['stages']} stages")
         return f"sm_{self.arch} {self.precision} {self.case.name}: {', '.join(words) or 'as shipped'}"
@@ -282,7 +283,7 @@ def configurations(each: list[tuple[int, int]] | None = None) -> Iterator[Run]:
     all kernels meet it. `each` None: as shipped.
     """
     found = shipped()
-    fixed = [one for one in found if one["kernel"] not in ("convolve", "wgrad")]
+    fixed = [one for one in found if one["kernel"] in ("narrow", "rows")]
     for (precision, kind), arch in itertools.product(rule.PRECISIONS.items(), ARCHITECTURES):
         gemms, wgrads = ([one for one in found if one["kernel"] == kernel and one["bytes"] == kind.dtype.itemsize]
                          for kernel in ("convolve", "wgrad"))
@@ -297,6 +298,24 @@ def configurations(each: list[tuple[int, int]] | None = None) -> Iterator[Run]:
                 yield Run(precision, arch, case, rules)
 
 
+def on_descriptors(each: list[tuple[int, int]] | None = None) -> Iterator[Run]:
+    """Every shipped tile for tensor descriptors in every precision that has one, on sm_90. `each` as above."""
+    found = shipped()
+    pairs: Sequence[tuple[int, int] | None] = each or [None]
+    for (precision, kind), pair in itertools.product(rule.PRECISIONS.items(), pairs):
+        pointers = [one for one in found if not one["kernel"].endswith(" tma")
+                    and one.get("bytes", kind.dtype.itemsize) == kind.dtype.itemsize]
+        gemms, wgrads = ([one for one in found if one["kernel"] == kernel and one["bytes"] == kind.dtype.itemsize]
+                         for kernel in ("convolve tma", "wgrad tma"))
+        if precision == "fp32" or (pair and pair[0] == 2):
+            continue  # on pointers; and two warps are no group of wgmma
+        for gemm in gemms:
+            taken = [{key: one[key] for key in ("kernel", "tile", "warps", "stages")} for one in (gemm, *wgrads)]
+            if pair:
+                taken = [{**one, "warps": pair[0], "stages": pair[1]} for one in taken]
+            yield Run(precision, 90, DESCRIBED, [*taken, *pointers])
+
+
 def runs(quick: bool) -> Iterator[Run]:
     """What is tried; quick: every shipped tile as it is shipped, and one precision and architecture of each case."""
     cases = [*from_tests(), *HEADS]
@@ -305,7 +324,9 @@ def runs(quick: bool) -> Iterator[Run]:
     for i, case in enumerate(cases):
         for precision, arch in [pairs[i % len(pairs)]] if quick else pairs:
             yield Run(precision, arch, case, [])
-    yield from configurations(None if quick else list(itertools.product(WARPS, STAGES)))
+    each = None if quick else list(itertools.product(WARPS, STAGES))
+    yield from configurations(each)
+    yield from on_descriptors(each)
 
 
 def prove(ptxsim: Any, quick: bool, match: str = "") -> list[str]:
