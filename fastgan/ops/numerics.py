@@ -137,8 +137,10 @@ def judge_runs(ours: Tensor, runs: Sequence[Tensor], exact: Tensor, unit: float)
 
 
 def rms(x: Tensor) -> float:
+    """The root mean square of all elements."""
     return math.sqrt(float(x.square().mean()))
 
 
 def worst(x: Tensor) -> float:
+    """The largest absolute value."""
     return float(x.abs().max())

@@ -62,6 +62,8 @@ class Activation(NamedTuple):
 
 
 class BlockSpec(NamedTuple):
+    """A block without its tensors; norm is None without batch normalization."""
+
     conv: ConvSpec
     norm: NormSpec | None = None
     activation: Activation = Activation()

@@ -31,10 +31,12 @@ def conv_bn_act(x: Tensor, tensors: BlockTensors, spec: BlockSpec) -> Tensor:
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of statistics of tensors in `dtype`."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
+    """act(x); in x if the activation is in-place."""
     name, negative_slope, inplace = activation
     if name == "relu":
         return F.relu(x, inplace)

@@ -35,6 +35,8 @@ class Trial(NamedTuple):
 
 
 class Choice(NamedTuple):
+    """The chosen candidate of a problem, and the result of each candidate."""
+
     candidate: str
     trials: dict[str, Trial]
 

@@ -21,6 +21,8 @@ KINK, AWAY = 2**-5, 0.5  # nearer to the kink than one, an input is moved to whe
 
 
 class Example(NamedTuple):
+    """A problem and arguments for its pass."""
+
     problem: Problem
     arguments: tuple[Any, ...]
 

@@ -155,6 +155,7 @@ def race(calls: Mapping[str, Callable[[], object]], device: torch.device, rounds
 
 
 def medians(samples: Mapping[str, list[float]]) -> dict[str, float]:
+    """The median of each call's samples."""
     return {name: median(taken) for name, taken in samples.items()}
 
 
