@@ -166,7 +166,7 @@ def graphed(step: GANStep) -> GraphedStep:
 
 def compiler_jobs(precisions: list[str], batches: list[int], with_gemms: bool) -> dict[str, Callable[[], Any]]:
     """All kernels that steps of these precisions and batch sizes launch on this architecture, by what distinguishes
-    them; with_gemms: those of tuning, of `pointer_gemm` and of the experiment too. A call compiles one, and gives a
+    them; with_gemms: those of tuning and of `triton_gemm` too. A call compiles one, and gives a
     `proofs.compiled.Binary`, or None. No device is asked for anything but its architecture."""
     from fastgan.ops.triton.tiles import Tile
 

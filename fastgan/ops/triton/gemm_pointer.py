@@ -162,12 +162,14 @@ def convolve_kernel(
                         other=0.0)
             at_weight = k * weight_in
             shift = (tap_h * (stride_h * CONV.KW) + tap_w * stride_w) * weight_tap + channel * weight_in
-        w = tl.load(weight + at_column[:, None] + at_weight[None, :] + shift, mask=within[:, None] & known[None, :],
-                    other=0.0)  # [BN, BK]
         if NARROW:
+            w = tl.load(weight + at_column[:, None] + at_weight[None, :] + shift, mask=within[:, None] & known[None, :],
+                        other=0.0)  # [BN, BK]
             products += a[:, None, :].to(tl.float32) * w[None, :, :].to(tl.float32)
         else:
-            products = tl.dot(a, w.T, products, input_precision=PRECISION)
+            w = tl.load(weight + at_weight[:, None] + at_column[None, :] + shift, mask=known[:, None] & within[None, :],
+                        other=0.0)  # [BK, BN]
+            products = tl.dot(a, w, products, input_precision=PRECISION)
     result = tl.sum(products, 2) if NARROW else products  # [BM, BN]
 
     if bias is not None:
