@@ -30,7 +30,7 @@ SCHEMAS = {
                       f"{_NORM}, {_ACT}) -> (Tensor, Tensor)",
     "bn_backward_sums": f"(str engine, {_OF_BN}, {_ACT}) -> Tensor",
     "bn_backward_apply": f"(str engine, {_OF_BN}, Tensor? sums, SymInt count, {_ACT}) -> Tensor",
-    "act_backward": f"(str engine, Tensor ga, Tensor kept, {_ACT}) -> Tensor",
+    "act_backward": f"(str engine, Tensor ga, Tensor saved, {_ACT}) -> Tensor",
     "dgrad": f"(str engine, Tensor g, Tensor x, Tensor weight, {_CONV}) -> Tensor",
     "wgrad": f"(str engine, Tensor g, Tensor x, Tensor weight, {_CONV}) -> Tensor",
     "logistic_loss": "(str engine, Tensor logits, float[] targets) -> (Tensor, Tensor, Tensor)",
@@ -64,8 +64,8 @@ class Operators:
                           sums: Tensor | None, count: int, activation: Activation) -> Tensor:
         return _ops.bn_backward_apply(self.engine, ga, y, stats, gamma, beta, sums, count, *activation)
 
-    def act_backward(self, ga: Tensor, kept: Tensor, activation: Activation) -> Tensor:
-        return _ops.act_backward(self.engine, ga, kept, *activation)
+    def act_backward(self, ga: Tensor, saved: Tensor, activation: Activation) -> Tensor:
+        return _ops.act_backward(self.engine, ga, saved, *activation)
 
     def dgrad(self, g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
         return _ops.dgrad(self.engine, g, x, weight, *conv)

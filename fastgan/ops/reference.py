@@ -102,14 +102,14 @@ def bn_backward_apply(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None
     return (gz * (_affine(stats, gamma, None)[0] * _of_images(stats[1], len(y)))).to(ga.dtype)
 
 
-def act_backward(ga: Tensor, kept: Tensor, activation: Activation) -> Tensor:
-    """g. kept: a itself, or for leaky_relu the mask z > 0."""
+def act_backward(ga: Tensor, saved: Tensor, activation: Activation) -> Tensor:
+    """g. saved: a itself, or for leaky_relu the mask z > 0."""
     name, slope, _ = activation
     if name == "relu":
-        return torch.where(kept <= 0, 0, ga)
+        return torch.where(saved <= 0, 0, ga)
     if name == "leaky_relu":
-        return torch.where(kept if kept.dtype == torch.bool else kept > 0, ga, ga * slope)
-    return torch.ops.aten.tanh_backward(ga, kept) if name == "tanh" else ga
+        return torch.where(saved if saved.dtype == torch.bool else saved > 0, ga, ga * slope)
+    return torch.ops.aten.tanh_backward(ga, saved) if name == "tanh" else ga
 
 
 def dgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
@@ -151,5 +151,5 @@ def _gz_and_xhat(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, bet
                  activation: Activation) -> tuple[Tensor, Tensor]:
     xhat, (scale, shift) = _normalized(y, stats), _affine(stats, gamma, beta)
     z = scale * xhat + shift
-    kept = z > 0 if activation.name == "leaky_relu" else activate(z, activation._replace(inplace=False))
-    return act_backward(ga.to(stats.dtype), kept, activation), xhat
+    saved = z > 0 if activation.name == "leaky_relu" else activate(z, activation._replace(inplace=False))
+    return act_backward(ga.to(stats.dtype), saved, activation), xhat

@@ -47,13 +47,13 @@ def conv_act_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvS
     return y, mask
 
 
-def act_backward(ga: Tensor, kept: Tensor, activation: Activation) -> Tensor:
+def act_backward(ga: Tensor, saved: Tensor, activation: Activation) -> Tensor:
     if activation.name == "relu":
-        g = torch.ops.aten.threshold_backward(ga, kept, 0)
-    elif activation.name == "leaky_relu" and kept.dtype != torch.bool:
-        g = torch.ops.aten.leaky_relu_backward(ga, kept, activation.negative_slope, False)
+        g = torch.ops.aten.threshold_backward(ga, saved, 0)
+    elif activation.name == "leaky_relu" and saved.dtype != torch.bool:
+        g = torch.ops.aten.leaky_relu_backward(ga, saved, activation.negative_slope, False)
     else:
-        g = reference.act_backward(ga, kept, activation)
+        g = reference.act_backward(ga, saved, activation)
     return channels_last(g)
 
 

@@ -113,8 +113,8 @@ def _bn_backward_apply(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | Non
                       "running" if sums is None else "given")
 
 
-def _act_backward(ga: Tensor, kept: Tensor, activation: Activation) -> Problem:
-    inplace = activation.name == "leaky_relu" and kept.dtype != torch.bool
+def _act_backward(ga: Tensor, saved: Tensor, activation: Activation) -> Problem:
+    inplace = activation.name == "leaky_relu" and saved.dtype != torch.bool
     return _of_images("act_backward", ga, activation, inplace, 0, "")
 
 
