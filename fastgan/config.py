@@ -22,7 +22,7 @@ except ImportError:  # only the command line needs tyro, and these annotations f
     Suppress = Annotated[TypeVar("T"), None]  # type: ignore[misc]
 
     def arg(**_: Any) -> None:  # type: ignore[no-redef]
-        pass
+        """Takes the place of tyro's."""
 
 
 class _Paths:

@@ -109,6 +109,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def new_figure(**options: Any) -> Figure:
+    """An empty matplotlib figure."""
     from matplotlib.figure import Figure  # importing it takes a quarter of a second
 
     return Figure(dpi=120, layout="constrained", **options)

@@ -36,7 +36,7 @@ from torch.nn import functional as F
 
 from fastgan.errors import first_line
 from fastgan.nn import Chain
-from fastgan.ops import passes, reference
+from fastgan.ops import reference, torch_ops
 from fastgan.ops.native import passes as native
 from fastgan.ops.specs import BlockSpec, BlockTensors, ConvSpec
 
@@ -174,7 +174,7 @@ def _spec(case: Case) -> ConvSpec:
 
 def _reference(case: Case, x: Tensor, weight: Tensor, bias: Tensor, g: Tensor) -> list[Tensor]:
     def run(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return reference.conv_bn_act(x, BlockTensors(weight, bias), BlockSpec(_spec(case)))
+        return torch_ops.conv_bn_act(x, BlockTensors(weight, bias), BlockSpec(_spec(case)))
 
     return by_autograd(run, x, weight, bias, g)
 
@@ -187,7 +187,7 @@ def _by_passes(engine: Any, case: Case, x: Tensor, weight: Tensor, bias: Tensor,
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., list[Tensor]]] = {
-    "eager": _eager, "layer": _layer, "reference": _reference, "passes": partial(_by_passes, passes),
+    "eager": _eager, "layer": _layer, "reference": _reference, "passes": partial(_by_passes, reference),
     "library": partial(_by_passes, native, variant="library"), "native": partial(_by_passes, native)}
 NAMES = ("y", "gx", "gweight", "gbias", "gradient of a gradient: weight", "gradient of a gradient: gy")
 

@@ -118,8 +118,7 @@ def test_command_lines_are_found():
 SAID = {"FastganError", "SharedError", "warn", "_warn", "info", "warning"}
 # rooms whose errors have an entry; every warning has one
 WITH_ENTRY = ("train/", "trainer/", "data/", "config.py", "device.py", "options.py", "cli/", "files.py", "models/",
-              "metrics/", "export/",
-              "report/")
+              "metrics/", "export/", "report/")
 
 
 def messages() -> Iterator[tuple[str, str]]:

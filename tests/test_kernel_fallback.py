@@ -251,7 +251,7 @@ def test_refused_dtype_of_the_native_engine():
 
 @pytest.mark.parametrize(("layers", "size", "message"), [
     ([nn.Conv2d(4, 5, 3)], 8, "Ci = 3 as in x"),
-    ([nn.ConvTranspose2d(3, 5, 3), nn.BatchNorm2d(4)], 8, "batch normalisation of 4 channels after .* makes 5"),
+    ([nn.ConvTranspose2d(3, 5, 3), nn.BatchNorm2d(4)], 8, "batch normalization of 4 channels after .* with 5 output"),
     ([nn.Conv2d(3, 5, 3)], 2, "too small for a kernel of 3x3"),
     ([nn.Conv2d(3, 5, 8)], 7, None),
     ([nn.Conv2d(3, 5, 8, bias=False), nn.BatchNorm2d(5)], 8, None),

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fastgan import ops
 from fastgan.errors import FastganError
-from fastgan.ops import dispatch, reference
+from fastgan.ops import dispatch, torch_ops
 from fastgan.ops.native import passes as native
 from fastgan.ops.triton import launch, logistic
 from fastgan.ops.triton.tiles import Tile
@@ -70,7 +70,7 @@ def results(impl: str, logits: Tensor, targets: tuple[float, ...], gloss: Tensor
     logits = logits.detach().requires_grad_()
     loss, probability = ops.logistic_loss(logits, targets, impl=impl)
     assert loss.requires_grad and not probability.requires_grad
-    assert loss.dtype == probability.dtype == reference.statistics_dtype(logits.dtype)
+    assert loss.dtype == probability.dtype == torch_ops.statistics_dtype(logits.dtype)
     (gradient,) = torch.autograd.grad(loss, logits, gloss.to(loss.dtype))
     assert gradient.dtype == logits.dtype
     return {"loss": loss.detach(), "probability": probability, "gradient": gradient}
@@ -111,11 +111,11 @@ def test_derivatives_of_the_definition(targets):
         return ops.logistic_loss(logits, targets, impl="reference")[0]
 
     assert torch.autograd.gradcheck(loss, logits) and torch.autograd.gradgradcheck(loss, logits)
-    explicit = reference.logistic_loss_backward(gloss, logits, targets)
+    explicit = torch_ops.logistic_loss_backward(gloss, logits, targets)
     torch.testing.assert_close(explicit, torch.autograd.grad(loss(logits), logits, gloss)[0], rtol=1e-8, atol=1e-9)
 
     def backward(gloss: Tensor, logits: Tensor) -> Tensor:
-        return reference.logistic_loss_backward(gloss, logits, targets)
+        return torch_ops.logistic_loss_backward(gloss, logits, targets)
 
     assert torch.autograd.gradcheck(backward, (gloss, logits)) and torch.autograd.gradgradcheck(backward,
                                                                                                 (gloss, logits))

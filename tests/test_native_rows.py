@@ -17,12 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastgan.errors import FastganError
-from fastgan.ops import passes, reference
+from fastgan.ops import reference, torch_ops
 from fastgan.ops.native import convolve, extension
 from fastgan.ops.native import passes as native
 from fastgan.ops.native.convolve import Geometry
-from fastgan.ops.passes import RunningStats
-from fastgan.ops.specs import ACTIVATIONS, Activation, NormSpec
+from fastgan.ops.specs import ACTIVATIONS, Activation, NormSpec, RunningStats
 from tests.near import EPS, UNITS, used
 
 pytestmark = pytest.mark.usefixtures("one_thread", "poisoned")
@@ -84,7 +83,7 @@ def normalized(y: Tensor, norm: Norm, activation: Activation) -> Tensor:
     """act(batch_norm(y)) with these statistics, which no pass changes."""
     spec = NormSpec(False, None, 0.0, len(norm.stats[0]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passes, "batch_stats", lambda *given: norm.stats)
+        patch.setattr(reference, "batch_stats", lambda *given: norm.stats)
         return native.bn_act_forward(y, None, norm.gamma, norm.beta, RunningStats(), 0, spec, activation)[0]
 
 
@@ -94,7 +93,7 @@ def test_statistics(isa, dtype, shape, groups):
     """Mean and variance of float64 to a unit of float32, far from zero as near it."""
     x = (draw(shape, groups, dtype)[0] + 100.0).to(dtype)
     found = native.batch_stats(x, groups)
-    mean, var = reference.measure(x.double(), groups)
+    mean, var = torch_ops.measure(x.double(), groups)
     torch.testing.assert_close(found[0].double(), mean, rtol=2**-23, atol=0)
     torch.testing.assert_close(found[1].double(), var, rtol=1e-5, atol=0)
 
@@ -106,7 +105,7 @@ def test_running_statistics(isa, dtype, momentum):
     ours, theirs = (RunningStats(torch.arange(33).to(dtype), torch.ones(33).to(dtype), torch.tensor(2))
                     for _ in range(2))
     found = native.batch_stats(x, 3, 1e-3, ours, momentum)
-    expected = passes.batch_stats(x, None, theirs, 70, NormSpec(True, momentum, 1e-3, 3))
+    expected = reference.batch_stats(x, None, theirs, 70, NormSpec(True, momentum, 1e-3, 3))
     tolerance = 1e-5 if dtype == torch.float32 else 4 * EPS[dtype]  # the reference rounds after each group
     torch.testing.assert_close([found, *ours], [expected, *theirs], rtol=tolerance, atol=10 * tolerance)
     assert ours.num_batches_tracked == 5
@@ -120,7 +119,7 @@ def test_bn_act_forward(isa, dtype, shape, groups, activation):
 
     def function(y: Tensor, stats: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         statistics, norm = torch.stack([stats[0], stats[1]**-2]), NormSpec(True, None, 0.0, groups)
-        return passes.bn_act_forward(y, statistics, gamma, beta, RunningStats(), 0, norm, activation)[0]
+        return reference.bn_act_forward(y, statistics, gamma, beta, RunningStats(), 0, norm, activation)[0]
 
     assert_near_float64(normalized(y, norm, activation), function, y, *norm)
 
@@ -131,10 +130,10 @@ def test_bn_act_forward(isa, dtype, shape, groups, activation):
 def test_bn_backward(isa, dtype, shape, groups, activation):
     y, ga, norm = draw(shape, groups, dtype)
     sums, count = native.bn_backward_sums(ga, y, *norm, activation), ga.numel() // norm.stats[0].numel()
-    assert_near_float64(sums, lambda *given: passes.bn_backward_sums(*given, activation), ga, y, *norm)
+    assert_near_float64(sums, lambda *given: reference.bn_backward_sums(*given, activation), ga, y, *norm)
     for given in (sums, None):
         assert_near_float64(native.bn_backward_apply(ga, y, *norm, given, count, activation),
-                            lambda *given: passes.bn_backward_apply(*given, count, activation), ga, y, *norm, given)
+                            lambda *given: reference.bn_backward_apply(*given, count, activation), ga, y, *norm, given)
 
 
 @each_shape
@@ -142,10 +141,10 @@ def test_bn_backward(isa, dtype, shape, groups, activation):
 @each_activation
 def test_act_backward(dtype, shape, groups, activation):
     z, ga, _ = draw(shape, groups, dtype)
-    kept = reference.activate(z, activation)
+    kept = torch_ops.activate(z, activation)
     for each in (kept, z > 0) if activation.name == "leaky_relu" else (kept,):
         assert_near_float64(native.act_backward(ga, each, activation),
-                            lambda ga, kept: passes.act_backward(ga, kept, activation), ga, each)
+                            lambda ga, kept: reference.act_backward(ga, kept, activation), ga, each)
 
 
 def test_normalization_without_gamma_and_beta(isa):
@@ -154,7 +153,7 @@ def test_normalization_without_gamma_and_beta(isa):
     torch.testing.assert_close(normalized(y, Norm(norm.stats, None, None), activation),
                                normalized(y, Norm(norm.stats, torch.ones(5), torch.zeros(5)), activation))
     assert_near_float64(native.bn_backward_sums(*given, activation),
-                        lambda *given: passes.bn_backward_sums(*given, activation), *given)
+                        lambda *given: reference.bn_backward_sums(*given, activation), *given)
 
 
 # kernel, stride, padding, size of the coarse image

@@ -18,12 +18,11 @@ from benchmarks.memory import peak_mb
 from fastgan.errors import FastganError
 from fastgan.nn import Chain
 from fastgan.nn.chain import block, read
-from fastgan.ops import passes, synchronised
+from fastgan.ops import reference, synchronised
 from fastgan.ops.autograd import conv_bn_act
 from fastgan.ops.casts import Casts
 from fastgan.ops.library import OPERATORS, passes_of
-from fastgan.ops.passes import RunningStats
-from fastgan.ops.specs import ConvSpec, NormSpec
+from fastgan.ops.specs import ConvSpec, NormSpec, RunningStats
 from tests.near import EPS, UNITS, used
 from tests.test_ops import assert_same, results
 
@@ -321,7 +320,7 @@ def test_passes(activation, groups, engine):
     x, norm = images(torch.float32), NormSpec(True, groups=groups)
     weight, bias, gamma, beta = (tensor.detach() for tensor in tensors[:4])
     both = []
-    for kernels in (passes, OPERATORS[engine]):
+    for kernels in (reference, OPERATORS[engine]):
         running = RunningStats(torch.zeros(5), torch.ones(5), torch.zeros((), dtype=torch.int64))
         y, statistics = kernels.conv_forward(x, weight, bias, conv, groups)
         found, count = {"y": y, "statistics": statistics}, y.numel() // (5 * groups)

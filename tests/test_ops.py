@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan import ops
 from fastgan.errors import FastganError
-from fastgan.ops import reference
+from fastgan.ops import torch_ops
 from proofs.cases import CASES, name, results
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -237,9 +237,9 @@ def test_empty_batch(transposed):
 def test_cumulative_average_without_a_count_is_refused():
     zeros = torch.zeros(2)
     with pytest.raises(FastganError, match="momentum None without num_batches_tracked"):
-        reference.update_running_statistics(zeros, zeros, None, zeros[None], zeros[None], 4, None)
+        torch_ops.update_running_statistics(zeros, zeros, None, zeros[None], zeros[None], 4, None)
     with pytest.raises(FastganError, match="count 1: expected more than 1"):
-        reference.update_running_statistics(zeros, zeros, None, zeros[None], zeros[None], 1, 0.1)
+        torch_ops.update_running_statistics(zeros, zeros, None, zeros[None], zeros[None], 1, 0.1)
 
 
 GOOD: dict[str, Any] = {"x": torch.zeros(4, 3, 8, 8), "weight": torch.zeros(5, 3, 4, 4), "bias": torch.zeros(5),

@@ -9,7 +9,7 @@ from torch import nn
 from fastgan.nn import Chain
 from fastgan.nn.chain import block, flat, read
 from fastgan.nn.same import ConvSame, ConvTransposeSame
-from fastgan.ops import passes
+from fastgan.ops import reference
 from tests.plain.formulas import tf_conv2d, tf_conv2d_transpose
 
 # (large, small, kernel, stride); the first five are the presets'
@@ -66,7 +66,7 @@ def test_gradient_spelt_out(large, small, kernel, stride, kind):
     x = torch.randn(2, 3, side, side, dtype=torch.float64, requires_grad=True)
     y = layer(x)
     gy = torch.randn_like(y)
-    given = passes.dgrad(gy, x, tensors.weight, conv), passes.wgrad(gy, x, tensors.weight, conv)
+    given = reference.dgrad(gy, x, tensors.weight, conv), reference.wgrad(gy, x, tensors.weight, conv)
     torch.testing.assert_close(given, torch.autograd.grad(y, [x, layer.weight], gy))
 
 

@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastgan.ops import passes, reference
-from fastgan.ops.passes import RunningStats
-from fastgan.ops.specs import ACTIVATIONS, Activation, NormSpec
+from fastgan.ops import reference, torch_ops
+from fastgan.ops.specs import ACTIVATIONS, Activation, NormSpec, RunningStats
 from tests import simt
 from tests.near import KINK, assert_near
 from tests.simt import CSRC, DTYPES, Argument, Program, SimtError, build
@@ -112,8 +111,8 @@ def measured(program: Program, x: Tensor, groups: int, parts: int, eps: float = 
 def test_statistics(program, case, dtype):
     x = matrix(case, dtype)
     out = measured(program, x, case.groups, case.parts)
-    assert_near_float64(out[0], lambda x: reference.measure(images(x), case.groups)[0], x)
-    assert_near_float64(out[1], lambda x: reference.measure(images(x), case.groups)[1], x)
+    assert_near_float64(out[0], lambda x: torch_ops.measure(images(x), case.groups)[0], x)
+    assert_near_float64(out[1], lambda x: torch_ops.measure(images(x), case.groups)[1], x)
 
 
 @each_dtype
@@ -133,7 +132,7 @@ def test_running_statistics(program, momentum):
     ours, theirs = (RunningStats(torch.linspace(-1, 1, 25), torch.linspace(0.5, 2, 25), torch.tensor(4))
                     for _ in range(2))
     out = measured(program, x, groups, 2, 1e-5, ours, -1.0 if momentum is None else momentum)
-    expected = passes.batch_stats(images(x), None, theirs, 9, NormSpec(True, momentum, 1e-5, groups))
+    expected = reference.batch_stats(images(x), None, theirs, 9, NormSpec(True, momentum, 1e-5, groups))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
 
@@ -161,7 +160,8 @@ def norm_of(case: Case) -> Norm:
 def defined(y: Tensor, stats: Tensor, gamma: Tensor, beta: Tensor, activation: Activation) -> Tensor:
     """act(batch_norm(y)) with these statistics, in PyTorch operators."""
     statistics, norm = torch.stack([stats[0], stats[1]**-2]), NormSpec(True, None, 0.0, stats.shape[1])
-    return passes.bn_act_forward(images(y), statistics, gamma, beta, RunningStats(), 0, norm, activation)[0][..., 0, 0]
+    a, _ = reference.bn_act_forward(images(y), statistics, gamma, beta, RunningStats(), 0, norm, activation)
+    return a[..., 0, 0]
 
 
 def away_from_kinks(y: Tensor, norm: Norm) -> Tensor:
@@ -190,7 +190,7 @@ def test_bn_backward_sums(program, case, dtype, activation):
     norm = norm_of(case)
     y, ga = away_from_kinks(matrix(case, dtype), norm), matrix(case, dtype, 1)
     sums = sums_of(program, ga, y, norm, activation, case.groups, case.parts)
-    assert_near_float64(sums, lambda ga, y, *norm: passes.bn_backward_sums(images(ga), images(y), *norm, activation),
+    assert_near_float64(sums, lambda ga, y, *norm: reference.bn_backward_sums(images(ga), images(y), *norm, activation),
                         ga, y, *norm)
 
 
@@ -207,7 +207,7 @@ def test_bn_backward_apply(program, case, dtype, activation, batch_statistics, i
            1 / case.rows, g, 0, out=g)
 
     def function(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor, beta: Tensor, sums: Tensor | None) -> Tensor:
-        return passes.bn_backward_apply(images(ga), images(y), stats, gamma, beta, sums, case.rows,
+        return reference.bn_backward_apply(images(ga), images(y), stats, gamma, beta, sums, case.rows,
                                         activation)[..., 0, 0]
 
     assert_near_float64(g, function, ga, y, *norm, sums)
@@ -227,7 +227,7 @@ def test_what_is_not_a_number_stays_so(program, activation):
     a, zeros, ones = torch.zeros_like(z), torch.zeros(1, 4), torch.ones(1, 4)
     unchanged = torch.stack([zeros, ones]), ones, zeros
     program.call("bn_act_forward", *shape(z), z, *unchanged, *kind(activation), a, 0)
-    torch.testing.assert_close(a, reference.activate(z, activation), equal_nan=True)
+    torch.testing.assert_close(a, torch_ops.activate(z, activation), equal_nan=True)
 
 
 def unaligned(x: Tensor) -> Tensor:
@@ -279,7 +279,7 @@ def test_grid_that_does_not_fit(program):
 def check_statistics(program: Program, aligned: bool = True) -> None:
     x = torch.zeros(2 * 16 * 12 + 1)[1:].view(32, 12).copy_(matrix(Case(16, 12, 2, 16), torch.float32))
     x = x.clone() if aligned else x
-    torch.testing.assert_close(measured(program, x, 2, 16), torch.stack(reference.measure(images(x), 2)))
+    torch.testing.assert_close(measured(program, x, 2, 16), torch.stack(torch_ops.measure(images(x), 2)))
 
 
 # file, what stands there, what is written instead, what is seen

@@ -21,7 +21,8 @@ import fastgan
 import fastgan.nn as fnn
 from fastgan import cli, ops
 from fastgan.errors import FastganError, KernelError
-from fastgan.ops import dispatch, engines, passes
+from fastgan.ops import dispatch, engines, reference
+from fastgan.ops.specs import RunningStats
 from fastgan.ops.triton import tiles
 from fastgan.ops.tuning import Choice, Plan, Problem, Trial, candidates, example, measure, stored, table, use
 from fastgan.ops.tuning.problem import OF
@@ -165,7 +166,7 @@ def test_a_mask_may_differ_where_z_is_tiny(moved, failure, fake):
 
 
 def test_who_forgets_the_running_statistics_is_not_taken(fake):
-    fake["bn_act_forward"] = lambda *given: passes.bn_act_forward(*given[:4], passes.RunningStats(), *given[5:])
+    fake["bn_act_forward"] = lambda *given: reference.bn_act_forward(*given[:4], RunningStats(), *given[5:])
     assert "running" in measure.examine(problem("bn_act_forward")).trials["triton"].failure
 
 
@@ -175,14 +176,14 @@ def raises(*_: Any) -> None:
 
 def warns(*arguments: Any) -> Any:
     warnings.warn("fastgan: goes on with the reference engine", stacklevel=1)
-    return passes.conv_forward(*arguments)
+    return reference.conv_forward(*arguments)
 
 
 @pytest.mark.parametrize(("function", "failure"), [
     (raises, "KernelError: convolve_kernel: out of resource: shared memory"),
     (warns, "UserWarning: fastgan: goes on with the reference engine"),
     (lambda *_: (torch.zeros(1), torch.zeros(1)), "wrong: the shape of y has inf x the allowed error"),
-    (lambda *arguments: tuple(one * torch.nan for one in passes.conv_forward(*arguments)), "wrong: y has inf")],
+    (lambda *arguments: tuple(one * torch.nan for one in reference.conv_forward(*arguments)), "wrong: y has inf")],
     ids=["raises", "warns", "shape", "nan"])
 def test_who_fails_is_named(function, failure, fake):
     fake["conv_forward"] = function
@@ -449,7 +450,7 @@ def test_what_is_known_is_not_measured_at_first_use(gpu, monkeypatch):
 
 def test_who_fails_at_first_use_is_named_once(gpu, fake):
     fake["conv_forward"] = raises
-    with pytest.warns(UserWarning, match="triton is not taken for conv_forward: KernelError: convolve_kernel"):
+    with pytest.warns(UserWarning, match="triton is excluded for conv_forward: KernelError: convolve_kernel"):
         assert ops.tuning.current().choose(problem()._replace(device="cuda")) == "reference"
     assert ops.tuning.current().choose(problem(groups=1)._replace(device="cuda")) == "reference"
 
@@ -509,7 +510,7 @@ def test_a_broken_cache_is_no_obstacle(content):
 def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "file"))
-    assert stored.remember(stored.machine(CPU), kept()).startswith("measurements are not kept: ")
+    assert stored.remember(stored.machine(CPU), kept()).startswith("measurements are not stored: ")
 
 
 @pytest.mark.parametrize(("names", "place"), [
@@ -531,7 +532,7 @@ def test_export_and_read(tmp_path):
 
 
 @pytest.mark.parametrize(("edit", "message"), [
-    (lambda text: text[:100], "is no plan ("), (lambda text: "[]", "is no plan ("),
+    (lambda text: text[:100], "is not a plan ("), (lambda text: "[]", "is not a plan ("),
     (lambda text: text.replace('"format": 4', '"format": 1'), "its format is not that of this version"),
     (lambda text: text.replace('"engine": "plan"', '"engine": "magma"'), "names the engine 'magma'"),
     (lambda text: text.replace('"choice": "reference"', '"choice": "cutlass/4"'),
@@ -547,7 +548,7 @@ def test_plans_that_are_refused(edit, message, tmp_path, monkeypatch):
     with pytest.raises(FastganError, match=r"plan.json") as error:
         stored.read(path, CPU)
     assert message in str(error.value) and "\n" not in str(error.value)
-    with pytest.raises(FastganError, match=r"gone.json is no plan \(No such file or directory\); expected auto"):
+    with pytest.raises(FastganError, match=r"gone.json is not a plan \(No such file or directory\); expected auto"):
         stored.read(tmp_path / "gone.json", CPU)
 
 

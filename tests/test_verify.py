@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from fastgan import cli, presets
 from fastgan.config import Config
 from fastgan.errors import FastganError, KernelError
-from fastgan.ops import dispatch, numerics, reference
+from fastgan.ops import dispatch, numerics, torch_ops
 from fastgan.ops.native import extension
 from fastgan.ops.specs import BlockTensors, ConvSpec, NormSpec
 from fastgan.ops.triton import launch
@@ -99,14 +99,14 @@ def test_a_bias_before_batch_normalisation_is_judged_by_what_cancels():
 
 def around_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """Padding by the image's edge instead of zeros."""
-    right = reference.convolve
+    right = torch_ops.convolve
 
     def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec) -> Tensor:
         if conv.transposed or not any(conv.padding):
             return right(x, weight, bias, conv)
         pads = [pad for pad in reversed(conv.padding) for _ in range(2)]
         return right(F.pad(x, pads, "replicate"), weight, bias, conv._replace(padding=(0, 0)))
-    monkeypatch.setattr(reference, "convolve", convolve)
+    monkeypatch.setattr(torch_ops, "convolve", convolve)
 
 
 def passes_changed(name: str, change: Callable[..., Any]) -> Patch:
@@ -128,7 +128,7 @@ def wrong_momentum(right: Callable[..., Any], *arguments: Any) -> Any:
 
 def biased_variance(monkeypatch: pytest.MonkeyPatch) -> None:
     """The running variance as the normalisation has it, without n / (n - 1)."""
-    right = reference.batch_norm
+    right = torch_ops.batch_norm
 
     def batch_norm(x: Tensor, tensors: BlockTensors, norm: NormSpec) -> Tensor:
         running = tensors.running_var
@@ -137,7 +137,7 @@ def biased_variance(monkeypatch: pytest.MonkeyPatch) -> None:
         count = x.numel() // x.shape[1] // norm.groups
         running.data.copy_(variance + (running - variance) * (count - 1) / count)
         return y
-    monkeypatch.setattr(reference, "batch_norm", batch_norm)
+    monkeypatch.setattr(torch_ops, "batch_norm", batch_norm)
 
 
 def one_percent(right: Callable[..., Tensor], *arguments: Any) -> Tensor:
@@ -195,7 +195,7 @@ def test_kernels_that_were_replaced_by_the_reference_do_not_pass(monkeypatch):
 def test_what_an_engine_raises_is_a_finding(monkeypatch):
     def broken(*args: Any, **options: Any) -> Any:
         raise RuntimeError("an illegal memory access\nand more")
-    monkeypatch.setattr(reference, "convolve", broken)
+    monkeypatch.setattr(torch_ops, "convolve", broken)
     found = compare_block("reference")
     assert not found.passed and found.error == "RuntimeError: an illegal memory access"
 

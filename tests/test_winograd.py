@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError
-from fastgan.ops import passes, reference
+from fastgan.ops import reference, torch_ops
 from fastgan.ops.native import convolve, extension
 from fastgan.ops.native import passes as native_passes
 from fastgan.ops.native.convolve import TILES
@@ -70,8 +70,8 @@ def test_by_panels_of_the_weight(transposed, variant):
 def check_passes(x: Tensor, weight: Tensor, bias: Tensor, conv: ConvSpec, variant: str) -> None:
     """As near to float64 as PyTorch's operators."""
     found = passes_of(native_passes, x, weight, bias, conv, variant=variant)
-    eager = passes_of(passes, x, weight, bias, conv)
-    exact = passes_of(passes, x.double(), weight.double(), bias.double(), conv)
+    eager = passes_of(reference, x, weight, bias, conv)
+    exact = passes_of(reference, x.double(), weight.double(), bias.double(), conv)
     for name, value in exact.items():
         assert used(found[name], eager[name], value, UNITS * EPS[torch.float32] * value.abs().max().item()) <= 1, name
 
@@ -81,7 +81,7 @@ def test_an_error_is_that_of_the_definition_summed_term_by_term(variant):
     torch.manual_seed(0)
     x = torch.randn(8, 128, 16, 16).contiguous(memory_format=torch.channels_last)
     weight, conv = torch.randn(256, 128, 4, 4), ConvSpec((2, 2), (1, 1))
-    exact = reference.convolve(x.double(), weight.double(), None, conv)
+    exact = torch_ops.convolve(x.double(), weight.double(), None, conv)
     columns = torch.nn.functional.unfold(x, 4, padding=1, stride=2)  # (N, Ci * 16, Ho * Wo)
     chain = torch.zeros(8, 256, 64)
     for term, taps in zip(columns.unbind(1), weight.flatten(1).unbind(1), strict=True):

@@ -58,7 +58,7 @@ static inline V linear_combination(Coefficient coefficient, const V* from, int s
 
 // to [ROWS, ROWS] = matrix from matrix^T, with `matrix` [ROWS, TERMS] as a function of row and column
 template <int ROWS, int TERMS, typename V, typename Matrix>
-static inline void sandwich(Matrix matrix, const V* from, V* to) {
+static inline void transform_2d(Matrix matrix, const V* from, V* to) {
     V half[ROWS * TERMS];
 #pragma GCC unroll 8
     for (int i = 0; i < ROWS; ++i)
@@ -75,37 +75,37 @@ static inline void sandwich(Matrix matrix, const V* from, V* to) {
 // V = B^T d B of [M + 1, M + 1]
 template <int M, typename V>
 static inline void fine_transform(const V* d, V* v) {
-    sandwich<M + 1, M + 1>([](int i, int k) { return Points<M>::B[i][k]; }, d, v);
+    transform_2d<M + 1, M + 1>([](int i, int k) { return Points<M>::B[i][k]; }, d, v);
 }
 
 // B p B^T, its adjoint
 template <int M, typename V>
 static inline void fine_adjoint(const V* p, V* d) {
-    sandwich<M + 1, M + 1>([](int i, int k) { return Points<M>::B[k][i]; }, p, d);
+    transform_2d<M + 1, M + 1>([](int i, int k) { return Points<M>::B[k][i]; }, p, d);
 }
 
 // D = A y A^T: [M, M] to [M + 1, M + 1]
 template <int M, typename V>
 static inline void coarse_transform(const V* y, V* d) {
-    sandwich<M + 1, M>([](int i, int k) { return Points<M>::A[i][k]; }, y, d);
+    transform_2d<M + 1, M>([](int i, int k) { return Points<M>::A[i][k]; }, y, d);
 }
 
 // A^T m A, its adjoint
 template <int M, typename V>
 static inline void coarse_adjoint(const V* m, V* y) {
-    sandwich<M, M + 1>([](int i, int k) { return Points<M>::A[k][i]; }, m, y);
+    transform_2d<M, M + 1>([](int i, int k) { return Points<M>::A[k][i]; }, m, y);
 }
 
 // U = G g G^T: [2, 2] to [M + 1, M + 1]
 template <int M, typename V>
 static inline void weight_transform(const V* g, V* u) {
-    sandwich<M + 1, 2>([](int i, int k) { return Points<M>::G[i][k]; }, g, u);
+    transform_2d<M + 1, 2>([](int i, int k) { return Points<M>::G[i][k]; }, g, u);
 }
 
 // G^T u G, its adjoint
 template <int M, typename V>
 static inline void weight_adjoint(const V* u, V* g) {
-    sandwich<2, M + 1>([](int i, int k) { return Points<M>::G[k][i]; }, u, g);
+    transform_2d<2, M + 1>([](int i, int k) { return Points<M>::G[k][i]; }, u, g);
 }
 
 }  // namespace fastgan

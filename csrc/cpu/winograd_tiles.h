@@ -128,6 +128,7 @@ static void load_fine_tile(const FineRows<M>& rows, const float* data, std::int6
     }
 }
 
+// Transforms tile number `number`, at that position; a channel is a column. Pixels outside the image are zero.
 template <int M>
 static void load_coarse_tile(const Convolution& conv, const float* coarse, const TilePosition& at,
                              const TransformedTiles& d, std::int64_t number) {

@@ -35,6 +35,7 @@ class Sample:
 
 
 def sample(args: list[str]) -> int:
+    """`fastgan sample`."""
     options = parsing.parse(Sample, args, "sample")
     from fastgan import pictures
     from fastgan.data import to_uint8
@@ -69,6 +70,7 @@ class Interpolate:
 
 
 def interpolate(args: list[str]) -> int:
+    """`fastgan interpolate`."""
     options = parsing.parse(Interpolate, args, "interpolate")
     from fastgan import pictures
     from fastgan.data import to_uint8

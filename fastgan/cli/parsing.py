@@ -48,11 +48,13 @@ def value_of(flag: str, args: list[str]) -> str | None:
 
 
 def writable(path: Path, option: str = "--out") -> None:
+    """`FastganError` unless the folder of a path exists."""
     if not path.parent.is_dir():
         raise FastganError(f"{option} {path}: no such folder: {path.parent}")
 
 
 def load(folder: Path | None) -> Pretrained:
+    """The generator of a run or an export; of the newest run in runs/ for None."""
     from fastgan import export
     from fastgan.models.pretrained import Pretrained
     from fastgan.trainer import run_files

@@ -33,6 +33,7 @@ class Verify:
 
 
 def verify(args: list[str]) -> int:
+    """`fastgan verify`."""
     options = parsing.parse(Verify, args, "verify")
     parsing.writable(options.out)
     from fastgan.device import pick_device
@@ -57,6 +58,7 @@ class Doctor:
 
 
 def doctor(args: list[str]) -> int:
+    """`fastgan doctor`."""
     parsing.parse(Doctor, args, "doctor")
     from fastgan.verify.doctor import report as findings
 

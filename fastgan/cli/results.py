@@ -30,6 +30,7 @@ class Evaluate:
 
 
 def evaluate(args: list[str]) -> int:
+    """`fastgan evaluate`."""
     options = parsing.parse(Evaluate, args, "evaluate")
     from fastgan import memory
     from fastgan.trainer import evaluate as measuring
@@ -67,6 +68,7 @@ class Export:
 
 
 def export(args: list[str]) -> int:
+    """`fastgan export`."""
     options = parsing.parse(Export, args, "export")
     from fastgan import export as exports
     from fastgan.trainer import run_facts, run_files
@@ -88,7 +90,7 @@ def export(args: list[str]) -> int:
 
 @dataclass
 class Report:
-    """Draw a run, which may still be going on: report.html with pictures over time, curves, plan, certificate and
+    """Draw a run, which may still be going on: report.html with alerts, pictures over time, curves, metrics and
     options."""
 
     folder: Positional[Path | None] = None
@@ -98,6 +100,7 @@ class Report:
 
 
 def report(args: list[str]) -> int:
+    """`fastgan report`."""
     options = parsing.parse(Report, args, "report")
     from fastgan.report import run
     from fastgan.trainer import run_files

@@ -37,6 +37,7 @@ class Tune:
 
 
 def tune(args: list[str]) -> int:
+    """`fastgan tune`."""
     options = parsing.parse(Tune, args, "tune")
     if options.rounds < 1:
         raise FastganError(f"--rounds {options.rounds}: expected 1 or more")

@@ -33,6 +33,7 @@ class Train:
 
 
 def train(args: list[str]) -> int:
+    """`fastgan train`."""
     name = parsing.value_of("--preset", args) or "digits"
     chosen = presets.get(name)
     options = parsing.parse(Train, args, "train", Train(chosen, name))
@@ -55,6 +56,7 @@ class Resume:
 
 
 def resume(args: list[str]) -> int:
+    """`fastgan resume`."""
     from fastgan.trainer import run_files
 
     given = args and not args[0].startswith("-")
@@ -77,6 +79,7 @@ class Presets:
 
 
 def list_presets(args: list[str]) -> int:
+    """`fastgan presets`."""
     name = parsing.parse(Presets, args, "presets").name
     if name is None:
         for key, function in presets.PRESETS.items():

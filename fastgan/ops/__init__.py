@@ -1,102 +1,11 @@
-"""The operation that DCGANs are made of, and the loss at their end, as functions.
+"""The operation that DCGANs consist of, and the loss at their end, as functions.
 
-    conv_bn_act, conv_transpose_bn_act    a convolution with what follows it: batch normalisation, activation
-    logistic_loss                         binary cross-entropy of parts of a batch of logits, with its gradient
-
-`impl` names the engine: "reference" is the definition in PyTorch operators; "native" fused kernels in C++ around a
-library's convolution or a matrix product, where they were compiled; "triton" kernels for NVIDIA GPUs from sm_80 on (and
-in Triton's interpreter); "auto" follows the plan in use, pass by pass (`fastgan.ops.tuning`), and without one is the
-device's default: native on a CPU where it was compiled, else the reference.
+`impl` names the engine: "reference" consists of PyTorch operators; "native" of C++ and CUDA C++ kernels around a
+convolution of PyTorch or our own; "triton" of kernels for NVIDIA GPUs from sm_80 on, which also run in Triton's
+interpreter. "auto" uses the measured choice for each pass (`fastgan.ops.tuning`), and without one the device's default:
+native on a CPU where it was compiled, else the reference.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-
-import torch
-from torch import Tensor
-
-from fastgan.ops import autograd, engines, reference
-from fastgan.ops.arguments import (
-    as_conv_spec,
-    as_norm_spec,
-    check_activation,
-    check_convolution,
-    check_groups,
-    check_impl,
-    check_logits,
-)
-from fastgan.ops.specs import Activation, BlockSpec, BlockTensors, ConvSpec
+from fastgan.ops.functional import conv_bn_act, conv_transpose_bn_act, logistic_loss
 
 __all__ = ["conv_bn_act", "conv_transpose_bn_act", "logistic_loss"]
-
-
-def conv_bn_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, gamma: Tensor | None = None,
-                beta: Tensor | None = None, running_mean: Tensor | None = None, running_var: Tensor | None = None, *,
-                stride: int | tuple[int, int] = 2, padding: int | tuple[int, int] = 1,
-                activation: str = "leaky_relu", negative_slope: float = 0.2, training: bool = True,
-                momentum: float = 0.1, eps: float = 1e-5, stat_groups: int = 1, impl: str = "auto") -> Tensor:
-    """act(batch_norm(conv2d(x, weight) + bias)), as the eager layers compute it.
-
-    Args:
-        x: (N, Ci, H, W), float32, float64, float16 or bfloat16. weight: (Co, Ci, kh, kw), sides 1 to 7. bias: (Co,).
-        gamma, beta: (Co,); both None for no batch normalisation.
-        running_mean, running_var: (Co,), updated in place in training; both None where nothing is tracked, and then
-            the batch's own statistics normalise in evaluation too. float32 or x's dtype, like gamma and beta.
-        stride: 1 to 4. padding: of zeros. Ints or pairs.
-        activation: "none", "relu", "leaky_relu" (with `negative_slope`) or "tanh".
-        stat_groups: G; each of G equal parts of the batch has its own statistics, and the running ones are updated G
-            times in order, as G calls would.
-
-    Returns (N, Co, Ho, Wo), channels_last. Raises `FastganError` (a ValueError) or TypeError, naming the argument.
-    """
-    tensors = BlockTensors(weight, bias, gamma, beta, running_mean, running_var)
-    return _conv_bn_act(x, tensors, as_conv_spec(stride, padding, 0, False),
-                        check_activation(activation, negative_slope), training, momentum, eps, stat_groups, impl)
-
-
-def conv_transpose_bn_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, gamma: Tensor | None = None,
-                          beta: Tensor | None = None, running_mean: Tensor | None = None,
-                          running_var: Tensor | None = None, *, stride: int | tuple[int, int] = 2,
-                          padding: int | tuple[int, int] = 1, output_padding: int | tuple[int, int] = 0,
-                          activation: str = "relu", negative_slope: float = 0.2, training: bool = True,
-                          momentum: float = 0.1, eps: float = 1e-5, stat_groups: int = 1,
-                          impl: str = "auto") -> Tensor:
-    """act(batch_norm(conv_transpose2d(x, weight) + bias)), as the eager layers compute it.
-
-    weight: (Ci, Co, kh, kw). output_padding: less than the stride. Everything else as in `conv_bn_act`.
-    """
-    tensors = BlockTensors(weight, bias, gamma, beta, running_mean, running_var)
-    return _conv_bn_act(x, tensors, as_conv_spec(stride, padding, output_padding, True),
-                        check_activation(activation, negative_slope), training, momentum, eps, stat_groups, impl)
-
-
-def logistic_loss(logits: Tensor, targets: Sequence[float], *, impl: str = "auto") -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy of G equal parts of a batch of logits, and how probable they call an image real.
-
-    Args:
-        logits: (N,), float32, float64, float16 or bfloat16; N > 0 is divisible by G.
-        targets: of each part in order, in [0, 1]: (1, 0) for D on [real; fake], (1,) for G, (0.9, 0) with one-sided
-            label smoothing (Salimans et al. 2016).
-
-    Returns loss (G,), the mean over a part of -t log sigmoid(l) - (1 - t) log(1 - sigmoid(l)), infinite for an infinite
-    logit where that is, else finite; and probability (G,), the mean of sigmoid(l), without gradients. Both are float32
-    (float64 for float64), whatever autocast says. A part with NaN among its logits has NaN. Raises `FastganError` (a
-    ValueError) or TypeError, naming the argument.
-    """
-    check_impl(impl)
-    numbers = check_logits(logits, targets)
-    engine = engines.resolve_for(impl, "logits", logits, logits.dtype)
-    if engine.name != "reference":
-        return autograd.logistic_loss(logits, numbers, engine.name)
-    return reference.logistic_loss(logits, numbers)
-
-
-def _conv_bn_act(x: Tensor, tensors: BlockTensors, conv: ConvSpec, activation: Activation, training: bool,
-                 momentum: float, eps: float, stat_groups: int, impl: str) -> Tensor:
-    check_impl(impl)
-    size = check_convolution(x, tensors.weight, tensors.bias, conv)
-    norm = as_norm_spec(x, tensors, conv, size, training=training, momentum=momentum, eps=eps,
-                        stat_groups=check_groups(x, stat_groups))
-    a = engines.resolve(impl, x).conv_bn_act(x, tensors, BlockSpec(conv, norm, activation))
-    return a.contiguous(memory_format=torch.channels_last)

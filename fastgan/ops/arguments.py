@@ -32,6 +32,7 @@ def check_impl(impl: str) -> None:
 
 
 def check_activation(activation: str, negative_slope: float) -> Activation:
+    """The activation of these arguments; `FastganError` for others."""
     if activation not in ACTIVATIONS:
         raise FastganError(f"activation {activation!r}: expected one of {', '.join(map(repr, ACTIVATIONS))}")
     return Activation(activation, _number("negative_slope", negative_slope))

@@ -1,10 +1,9 @@
-"""a = act(batch_norm(conv(x, weight) + bias)) for autograd: x and a are the tensors between eager PyTorch's layers. And
-the loss.
+"""The operation a = act(batch_norm(conv(x, weight) + bias)) and the loss as autograd functions.
 
-An engine computes the passes (`passes.py`). Saved for backward are the inputs, and y with its mean and rstd, which the
-functions return beside a, marked non-differentiable. Where a gradient of a gradient is asked for (create_graph=True),
-backward computes these again from the inputs, without updating running statistics, and runs the reference's passes on
-them: the saved ones are constants to autograd.
+An engine computes their passes (`reference.py`). Saved for backward are the inputs, and y with its mean and rstd, which
+the functions return beside a, marked non-differentiable. With create_graph=True, backward computes y and its statistics
+again from the inputs, without updating running statistics, and runs the reference's passes on them: to autograd the
+saved ones are constants.
 """
 
 from __future__ import annotations
@@ -17,12 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan.ops import library, passes, reference, synchronised
+from fastgan.ops import library, reference, synchronised, torch_ops
 from fastgan.ops.arguments import as_operand, autocast, check_block
 from fastgan.ops.casts import cast
-from fastgan.ops.passes import RunningStats
-from fastgan.ops.reference import statistics_dtype
-from fastgan.ops.specs import Activation, BlockSpec, BlockTensors, ConvSpec, NormSpec
+from fastgan.ops.specs import Activation, BlockSpec, BlockTensors, ConvSpec, NormSpec, RunningStats
+from fastgan.ops.torch_ops import statistics_dtype
 
 
 def conv_bn_act(x: Tensor, tensors: BlockTensors, spec: BlockSpec, engine: str = "reference") -> Tensor:
@@ -39,7 +37,7 @@ def conv_bn_act(x: Tensor, tensors: BlockTensors, spec: BlockSpec, engine: str =
 
 
 _specs: dict[tuple[Any, ...], BlockSpec] = {}
-_MOST = 4096  # of them
+_SIZE = 4096  # at most
 
 
 def _checked(x: Tensor, tensors: BlockTensors, spec: BlockSpec) -> BlockSpec:
@@ -54,7 +52,7 @@ def _checked(x: Tensor, tensors: BlockTensors, spec: BlockSpec) -> BlockSpec:
         return check_block(x, tensors, spec, max(processes, 1))
     if known is None:
         known = check_block(x, tensors, spec, max(processes, 1))
-        if len(_specs) >= _MOST:
+        if len(_specs) >= _SIZE:
             _specs.clear()
         _specs[key] = known
     return known
@@ -143,7 +141,7 @@ class _ConvAct(torch.autograd.Function):
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
             engine = "reference"
-            a, mask = passes.conv_act_forward(x, *_narrow(x, weight, bias), conv, activation)
+            a, mask = reference.conv_act_forward(x, *_narrow(x, weight, bias), conv, activation)
             saved = mask if mask.numel() else a
         kernels = library.passes_of(engine, ga, weight)
         g = ga if activation.name == "none" else kernels.act_backward(ga, saved, activation)
@@ -172,7 +170,7 @@ class _LogisticLoss(torch.autograd.Function):
             return None, None, None
         logits, gradient = ctx.saved_tensors
         if torch.is_grad_enabled():
-            glogits = reference.logistic_loss_backward(gloss, logits, ctx.targets)
+            glogits = torch_ops.logistic_loss_backward(gloss, logits, ctx.targets)
         else:
             glogits = (gradient.view(len(gloss), -1) * gloss[:, None]).flatten()  # [G, N / G]
         return glogits.to(logits.dtype), None, None
@@ -215,11 +213,11 @@ def _of_batch(y: Tensor, statistics: Tensor, norm: NormSpec) -> tuple[Tensor | N
 def _again(x: Tensor, weight: Tensor, bias: Tensor | None, stats: Tensor, conv: ConvSpec,
            norm: NormSpec) -> tuple[Tensor, Tensor]:
     """y and stats as functions of the inputs."""
-    y, statistics = passes.conv_forward(x, *_narrow(x, weight, bias), conv, _groups(norm, "reference", x.device))
+    y, statistics = reference.conv_forward(x, *_narrow(x, weight, bias), conv, _groups(norm, "reference", x.device))
     if not norm.batch_statistics:
         return y, stats
     of_batch, count = _of_batch(y, statistics, norm)
-    return y, passes.batch_stats(y, of_batch, RunningStats(), count, norm)
+    return y, reference.batch_stats(y, of_batch, RunningStats(), count, norm)
 
 
 def _over_processes(sums: Tensor | None, count: int) -> tuple[Tensor | None, int]:

@@ -1,4 +1,4 @@
-"""The passes of `passes.py` as operators of `torch.library`, so that compilers and fake tensors see them whole.
+"""The passes of `reference.py` as operators of `torch.library`, so that compilers and fake tensors see them whole.
 
 Each takes the name of the engine that computes it before everything else, "native", "triton" or "plan", and the
 specification of the operation spelled out. Autograd is outside of them (`autograd.py`).
@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan.ops import dispatch, passes
+from fastgan.ops import dispatch, reference
 from fastgan.ops.layout import empty
-from fastgan.ops.passes import RunningStats
-from fastgan.ops.reference import statistics_dtype
-from fastgan.ops.specs import Activation, ConvSpec, NormSpec
+from fastgan.ops.specs import Activation, ConvSpec, NormSpec, RunningStats
+from fastgan.ops.torch_ops import statistics_dtype
 
 _CONV = "int[2] stride, int[2] padding, int[2] output_padding, bool transposed"
 _ACT = "str activation, float negative_slope, bool inplace"
@@ -31,7 +30,7 @@ SCHEMAS = {
                       f"{_NORM}, {_ACT}) -> (Tensor, Tensor)",
     "bn_backward_sums": f"(str engine, {_OF_BN}, {_ACT}) -> Tensor",
     "bn_backward_apply": f"(str engine, {_OF_BN}, Tensor? sums, SymInt count, {_ACT}) -> Tensor",
-    "act_backward": f"(str engine, Tensor ga, Tensor kept, {_ACT}) -> Tensor",
+    "act_backward": f"(str engine, Tensor ga, Tensor saved, {_ACT}) -> Tensor",
     "dgrad": f"(str engine, Tensor g, Tensor x, Tensor weight, {_CONV}) -> Tensor",
     "wgrad": f"(str engine, Tensor g, Tensor x, Tensor weight, {_CONV}) -> Tensor",
     "logistic_loss": "(str engine, Tensor logits, float[] targets) -> (Tensor, Tensor, Tensor)",
@@ -39,7 +38,7 @@ SCHEMAS = {
 
 
 class Operators:
-    """An engine's passes as operators, with the names, arguments and results of `fastgan.ops.passes`."""
+    """An engine's passes as operators, with the names, arguments and results of `fastgan.ops.reference`."""
 
     def __init__(self, engine: str) -> None:
         self.engine = engine
@@ -65,8 +64,8 @@ class Operators:
                           sums: Tensor | None, count: int, activation: Activation) -> Tensor:
         return _ops.bn_backward_apply(self.engine, ga, y, stats, gamma, beta, sums, count, *activation)
 
-    def act_backward(self, ga: Tensor, kept: Tensor, activation: Activation) -> Tensor:
-        return _ops.act_backward(self.engine, ga, kept, *activation)
+    def act_backward(self, ga: Tensor, saved: Tensor, activation: Activation) -> Tensor:
+        return _ops.act_backward(self.engine, ga, saved, *activation)
 
     def dgrad(self, g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
         return _ops.dgrad(self.engine, g, x, weight, *conv)
@@ -92,7 +91,7 @@ def passes_of(engine: str, x: Tensor, weight: Tensor) -> Any:
     of PyTorch's operators, so its functions serve in both cases.
     """
     if engine == "reference":
-        return passes
+        return reference
     if (torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or type(x) not in _PLAIN
             or type(weight) not in _PLAIN or torch._C._functorch.peek_interpreter_stack() is not None
             or torch._C._get_tracing_state() is not None or torch.autograd._profiler_enabled()):

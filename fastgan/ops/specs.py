@@ -62,6 +62,8 @@ class Activation(NamedTuple):
 
 
 class BlockSpec(NamedTuple):
+    """A block without its tensors; norm is None without batch normalization."""
+
     conv: ConvSpec
     norm: NormSpec | None = None
     activation: Activation = Activation()
@@ -76,6 +78,14 @@ class BlockTensors(NamedTuple):
     beta: Tensor | None = None
     running_mean: Tensor | None = None
     running_var: Tensor | None = None
+    num_batches_tracked: Tensor | None = None
+
+
+class RunningStats(NamedTuple):
+    """Buffers of a batch normalization, updated in place: mean and var (C,) or None, num_batches_tracked () or None."""
+
+    mean: Tensor | None = None
+    var: Tensor | None = None
     num_batches_tracked: Tensor | None = None
 
 

@@ -65,6 +65,7 @@ def missing(reason: str) -> str:
 
 
 def folded(summary: str, content: str) -> str:
+    """Content that is shown when its summary is opened."""
     return f"<details><summary>{text(summary)}</summary>\n{content}\n</details>"
 
 

@@ -75,11 +75,11 @@ LOSSES = {
 
 
 def gradient_penalty(discriminator: Callable[..., Tensor], real: Tensor, fake: Tensor,
-                     labels: tuple[Tensor, ...], part: Shard = WHOLE) -> Tensor:
+                     labels: tuple[Tensor, ...], shard: Shard = WHOLE) -> Tensor:
     """E[(|grad D(x)| - 1)^2] at points drawn uniformly between real (N, ...) and fake (N, ...), which
-    are a `part` of a batch; a scalar."""
-    count = len(real) * part.of
-    mix = part.take(torch.rand(count, *[1] * (real.dim() - 1), device=real.device, dtype=real.dtype))
+    are a `shard` of a batch; a scalar."""
+    count = len(real) * shard.of
+    mix = shard.take(torch.rand(count, *[1] * (real.dim() - 1), device=real.device, dtype=real.dtype))
     between = torch.lerp(real, fake, mix).requires_grad_()
     (slope,) = torch.autograd.grad(discriminator(between, *labels).sum(), between, create_graph=True)
     return (slope.flatten(1).norm(dim=1) - 1).square().mean()

@@ -43,6 +43,7 @@ class StaticBuffers:
         return fake / real.clamp(min=1e-8)
 
     def tensors(self) -> list[Tensor]:
+        """All buffers."""
         return [self.z, self.z_fresh, self.images, *([] if self.labels is None else [self.labels])]
 
 

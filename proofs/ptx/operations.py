@@ -6,7 +6,7 @@ import copy
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -301,7 +301,8 @@ def configurations(each: list[tuple[int, int]] | None = None) -> Iterator[Run]:
 def on_descriptors(each: list[tuple[int, int]] | None = None) -> Iterator[Run]:
     """Every shipped tile for tensor descriptors in every precision that has one, on sm_90. `each` as above."""
     found = shipped()
-    for (precision, kind), pair in itertools.product(rule.PRECISIONS.items(), each or [None]):
+    pairs: Sequence[tuple[int, int] | None] = each or [None]
+    for (precision, kind), pair in itertools.product(rule.PRECISIONS.items(), pairs):
         pointers = [one for one in found if not one["kernel"].endswith(" tma")
                     and one.get("bytes", kind.dtype.itemsize) == kind.dtype.itemsize]
         gemms, wgrads = ([one for one in found if one["kernel"] == kernel and one["bytes"] == kind.dtype.itemsize]

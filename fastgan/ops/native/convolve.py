@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastgan.errors import FastganError
-from fastgan.ops import reference
+from fastgan.ops import torch_ops
 from fastgan.ops.casts import cast
 from fastgan.ops.layout import channels_last, empty, nhwc
 from fastgan.ops.native import extension
@@ -115,7 +115,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, vari
     how = method("forward", variant, x.device.type, x.dtype, x.shape, weight.shape, conv)
     x = channels_last(x)
     if how.variant == "library":
-        return channels_last(reference.convolve(x, weight, bias, conv))
+        return channels_last(torch_ops.convolve(x, weight, bias, conv))
     out, bias = empty(x, *how.y), None if bias is None else bias.to(x.dtype).contiguous()
     if how.variant == "gemm":
         _GEMM[how.kernel](how.geometry, x, channels_last(weight), bias, out)
@@ -129,7 +129,7 @@ def dgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, *, variant: str 
     how = method("dgrad", variant, x.device.type, x.dtype, x.shape, weight.shape, conv)
     g = channels_last(g)
     if how.variant == "library":
-        return channels_last(reference.convolve_backward(g, channels_last(x), weight, conv, needs_x=True)[0])
+        return channels_last(torch_ops.convolve_backward(g, channels_last(x), weight, conv, needs_x=True)[0])
     out = empty(x, *x.shape)
     if how.variant == "gemm":
         _GEMM[how.kernel](how.geometry, g, channels_last(weight), None, out)
@@ -143,7 +143,7 @@ def wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, *, variant: str 
     how = method("wgrad", variant, x.device.type, x.dtype, x.shape, weight.shape, conv)
     g, x = channels_last(g), channels_last(x)
     if how.variant == "library":
-        out = reference.convolve_backward(g, x, cast(weight, x.dtype), conv, needs_weight=True)[1]
+        out = torch_ops.convolve_backward(g, x, cast(weight, x.dtype), conv, needs_weight=True)[1]
         return channels_last(out).to(weight.dtype)
     fine, coarse = (g, x) if conv.transposed else (x, g)
     out = empty(x, *weight.shape)

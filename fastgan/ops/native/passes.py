@@ -1,4 +1,4 @@
-"""The passes of `fastgan/ops/passes.py` on the compiled kernels, of float32, float16 and bfloat16.
+"""The passes of `fastgan/ops/reference.py` on the compiled kernels, of float32, float16 and bfloat16.
 
 Tensors come and go as (N, C, H, W) and are channels_last in memory, [N, H, W, C]: kernels read them as matrices of
 N*H*W rows and C channels. Statistics, gamma and beta are float32. `variant` names a convolution's (`convolve.py`), ""
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError
-from fastgan.ops import passes
+from fastgan.ops import reference
 from fastgan.ops.layout import channels_last
 from fastgan.ops.native import convolve, extension
 from fastgan.ops.native.convolve import dgrad, wgrad
-from fastgan.ops.passes import RunningStats, logistic_loss
-from fastgan.ops.specs import ACTIVATIONS, Activation, ConvSpec, NormSpec
+from fastgan.ops.reference import logistic_loss
+from fastgan.ops.specs import ACTIVATIONS, Activation, ConvSpec, NormSpec, RunningStats
 
 __all__ = ["act_backward", "bn_act_forward", "bn_backward_apply", "bn_backward_sums", "conv_act_forward",
            "conv_forward", "dgrad", "logistic_loss", "wgrad"]
@@ -37,7 +37,7 @@ def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec,
 def conv_act_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, activation: Activation, *,
                      variant: str = "") -> tuple[Tensor, Tensor]:
     y = convolve.forward(x, weight, bias, conv, variant)
-    mask = passes.mask_of(y, activation)
+    mask = reference.mask_of(y, activation)
     if activation.name == "relu":
         y.relu_()
     elif activation.name == "leaky_relu":
@@ -47,13 +47,13 @@ def conv_act_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvS
     return y, mask
 
 
-def act_backward(ga: Tensor, kept: Tensor, activation: Activation) -> Tensor:
+def act_backward(ga: Tensor, saved: Tensor, activation: Activation) -> Tensor:
     if activation.name == "relu":
-        g = torch.ops.aten.threshold_backward(ga, kept, 0)
-    elif activation.name == "leaky_relu" and kept.dtype != torch.bool:
-        g = torch.ops.aten.leaky_relu_backward(ga, kept, activation.negative_slope, False)
+        g = torch.ops.aten.threshold_backward(ga, saved, 0)
+    elif activation.name == "leaky_relu" and saved.dtype != torch.bool:
+        g = torch.ops.aten.leaky_relu_backward(ga, saved, activation.negative_slope, False)
     else:
-        g = passes.act_backward(ga, kept, activation)
+        g = reference.act_backward(ga, saved, activation)
     return channels_last(g)
 
 
@@ -84,7 +84,7 @@ def bn_act_forward(y: Tensor, statistics: Tensor | None, gamma: Tensor | None, b
     if norm.batch_statistics and statistics is None:
         stats = batch_stats(y, norm.groups, norm.eps, running, norm.momentum)
     else:
-        stats = passes.batch_stats(y, statistics, running, count, norm)
+        stats = reference.batch_stats(y, statistics, running, count, norm)
     a = torch.empty_like(y)
     extension.call(y.device, "bn_act_forward", y, *_normalization(y, stats, gamma, beta, activation), a)
     return a, stats

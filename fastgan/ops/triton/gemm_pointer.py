@@ -177,7 +177,9 @@ def convolve_kernel(
     out = (((n * HO + oh) * WO + ow) * CO)[:, None] + ((phase_h * WO + phase_w) * CO + channel_out)[None, :]  # [BM, BN]
     stored = valid[:, None] & within[None, :]
     if FOLD:
-        stored = stored & inside(oh[:, None] + phase_h[None, :], HO) & inside(ow[:, None] + phase_w[None, :], WO)
+        inside_h = inside(oh[:, None] + phase_h[None, :], HO)  # type: ignore[index]
+        inside_w = inside(ow[:, None] + phase_w[None, :], WO)  # type: ignore[index]
+        stored = stored & inside_h & inside_w
     if mask is not None:
         tl.store(mask + out, (result > 0.0).to(tl.uint8), mask=stored)
     tl.store(y + out, activate(result, slope, ACTIVATION).to(y.dtype.element_ty), mask=stored)

@@ -54,6 +54,7 @@ def through(handler: Handler, arch: int = 80) -> Iterator[None]:
 
 
 def diverted() -> bool:
+    """Whether launches are recorded or executed elsewhere, not on a device."""
     return bool(_through)
 
 

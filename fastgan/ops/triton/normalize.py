@@ -19,8 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgan.ops.passes import RunningStats
-from fastgan.ops.specs import Activation, NormSpec
+from fastgan.ops.specs import Activation, NormSpec, RunningStats
 from fastgan.ops.triton.elementwise import activate, activate_backward
 from fastgan.ops.triton.launch import architecture, launch
 from fastgan.ops.triton.reduce import finish_statistics, finish_sums, moments, reduction

@@ -1,4 +1,4 @@
-"""The passes of `fastgan/ops/passes.py` in Triton kernels, of float32, float16 and bfloat16.
+"""The passes of `fastgan/ops/reference.py` in Triton kernels, of float32, float16 and bfloat16.
 
 Tensors come and go as (N, C, H, W) and are [N, H, W, C] in memory; weights are read, and their gradients written, in
 channels_last order.
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from fastgan.ops.layout import nchw, nhwc
-from fastgan.ops.passes import RunningStats
-from fastgan.ops.specs import Activation, ConvSpec, NormSpec
+from fastgan.ops.specs import Activation, ConvSpec, NormSpec, RunningStats
 from fastgan.ops.triton import gemm_descriptor, gemm_pointer, normalize, wgrad_pointer
 from fastgan.ops.triton.logistic import logistic_loss
 
@@ -20,19 +19,19 @@ __all__ = ["act_backward", "bn_act_forward", "bn_backward_apply", "bn_backward_s
 
 
 def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, groups: int) -> tuple[Tensor, Tensor]:
-    given, more = (nhwc(x), nhwc(weight), bias, conv, _size(x, weight, conv)), {"precision": _precision(x)}
-    out = (gemm_descriptor.convolve(*given, groups=groups, **more)
-           or gemm_pointer.convolve(*given, groups=groups, **more))
+    given, precision = (nhwc(x), nhwc(weight), bias, conv, _size(x, weight, conv)), _precision(x)
+    out = (gemm_descriptor.convolve(*given, groups=groups, precision=precision)
+           or gemm_pointer.convolve(*given, groups=groups, precision=precision))
     return nchw(out.y), x.new_empty(0, dtype=torch.float32) if out.statistics is None else out.statistics
 
 
 def conv_act_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec,
                      activation: Activation) -> tuple[Tensor, Tensor]:
-    given, more = (nhwc(x), nhwc(weight), bias, conv, _size(x, weight, conv)), {"precision": _precision(x)}
-    out = None
-    if not activation.keeps_mask():
-        out = gemm_descriptor.convolve(*given, activation=activation, **more)
-    out = out or gemm_pointer.convolve(*given, activation=activation, masked=activation.keeps_mask(), **more)
+    given, precision = (nhwc(x), nhwc(weight), bias, conv, _size(x, weight, conv)), _precision(x)
+    masked, out = activation.keeps_mask(), None
+    if not masked:
+        out = gemm_descriptor.convolve(*given, activation=activation, precision=precision)
+    out = out or gemm_pointer.convolve(*given, activation=activation, masked=masked, precision=precision)
     return nchw(out.y), x.new_empty(0, dtype=torch.bool) if out.mask is None else nchw(out.mask.view(torch.bool))
 
 
