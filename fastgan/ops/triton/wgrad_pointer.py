@@ -36,11 +36,11 @@ def wgrad_kernel(
     CO: tl.constexpr = CONV.CO
     row = tl.program_id(0) * BM + tl.arange(0, BM)  # [BM]
     split = tl.program_id(2)
-    if RUN:  # [BN], backwards as in `gemm_pointer.py`
-        flat = (tl.program_id(1) + 1) * BN - 1 - tl.arange(0, BN)
+    if RUN:  # [BN]
+        flat = tl.program_id(1) * BN + tl.arange(0, BN)
         kh, element = flat // RUN, flat % RUN
         known = (kh < CONV.KH) & (element < CONV.KW * CI)
-        at_weight = kh * (CONV.KW * CI) + element
+        at_fine, at_weight = kh * (WF * CI) + element, kh * (CONV.KW * CI) + element
     else:
         per_tap: tl.constexpr = (CI + BN - 1) // BN
         tap = tl.program_id(1) // per_tap
@@ -63,15 +63,13 @@ def wgrad_kernel(
         a = tl.load(at_coarse + first * CO, mask=valid[:, None] & (row < CO)[None, :], other=0.0)  # [BK, BM]
         base = fine + (at_line * WF + base_w) * CI  # [BK]
         if RUN:
-            read = inside(kh[:, None] + base_h[None, :], HF)
-            read = read & inside(element[:, None] + (base_w * CI)[None, :], WF * CI)
-            b = tl.load(base[None, :] + (kh * (WF * CI))[:, None] + element[:, None],
-                        mask=read & known[:, None] & valid[None, :], other=0.0).T  # [BK, BN]
+            read = inside(base_h[:, None] + kh[None, :], HF) & valid[:, None]
+            read = read & inside((base_w * CI)[:, None] + element[None, :], WF * CI)
         else:
             read = (inside(base_h + kh, HF) & inside(base_w + kw, WF) & valid)[:, None]
-            if CI % BN != 0:
-                read = read & known[None, :]
-            b = tl.load(base[:, None] + at_fine[None, :], mask=read, other=0.0)
+        if RUN or CI % BN != 0:
+            read = read & known[None, :]
+        b = tl.load(base[:, None] + at_fine[None, :], mask=read, other=0.0)  # [BK, BN]
         products = tl.dot(tl.trans(a), b, products, input_precision=PRECISION)
     size: tl.constexpr = CONV.KH * CONV.KW * CI
     out = split.to(tl.int64) * (CO * size) + row.to(tl.int64)[:, None] * size + at_weight[None, :]  # [BM, BN]
