@@ -386,7 +386,7 @@ def test_the_last_run_counts():
     (["--preset", "dcgan64"], "--preset dcgan64: no preset with convolutions; did you mean dcgan-64"),
     (["--preset", "d2l-gan-gaussian"], "no preset with convolutions"),
     (["--match", "cudnnn"], "--match cudnnn: no implementation has it in its name"),
-    (["--precision", "tf32", "--device", "cpu"], "--precision tf32 on cpu"),
+    (["--precision", "tf32", "--device", "cpu"], "precision tf32 on cpu"),
     (["--rounds", "0"], "--rounds 0"), (["--batch", "1"], "--batch 1"), (["--minutes", "-1"], "--minutes -1")])
 def test_options_that_cannot_be(args, words, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -464,6 +464,6 @@ def _children(pid: int) -> list[int]:
 def test_commands_that_moved_name_their_place(capsys):
     from fastgan import cli
 
-    for name, words in (("bench", "python -m benchmarks, in a clone"), ("cost", "python -m benchmarks.counters")):
+    for name, words in (("bench", "`python -m benchmarks`, in a clone"), ("cost", "python -m benchmarks.counters")):
         assert cli.main([name, "--batch", "4"]) == 2
         assert words in capsys.readouterr().err

@@ -67,7 +67,7 @@ def _install_device(kind: str) -> None:
     from fastgan.ops import dispatch
     from fastgan.train import graph
     from fastgan.train.step import GANStep
-    from proofs.gpu import correctness, kernels, library, prepare, speed, tools
+    from proofs.gpu import correctness, gemms, kernels, library, prepare, speed, tools
 
     torch.set_num_threads(1)
     cuda = _cuda()
@@ -81,8 +81,8 @@ def _install_device(kind: str) -> None:
     correctness.STEPS = 2
     speed.ROUNDS, speed.TURN, speed.TRAINED = 2, 0.0, 8
     kernels.BATCHES, kernels.CALLS, kernels.FLUSH = (8,), 1, 1
-    library.gemms = _gemms
-    library.tile_candidates = partial(_two_of, library.tile_candidates)
+    gemms.gemms = _gemms
+    gemms.tile_candidates = partial(_two_of, gemms.tile_candidates)
     torch.compile = partial(_eagerly, torch.compile)
     if kind == "nvcc" and "FASTGAN_CC" in os.environ:
         os.environ["CC"] = os.environ["CXX"] = os.environ["FASTGAN_CC"]
@@ -123,7 +123,7 @@ def _one_of_each_kind(passes: Callable[..., Any], *given: Any) -> Any:
 
 
 def _gemms(batch: int) -> dict[str, Any]:
-    from proofs.gpu.library import Gemm
+    from proofs.gpu.gemms import Gemm
 
     kinds = "conv_forward", "dgrad", "wgrad"
     return {**{f"{kind} conv": Gemm(kind, (batch, 64, 16, 16), 64, False) for kind in kinds},

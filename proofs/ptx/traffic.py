@@ -25,7 +25,7 @@ from fastgan import presets
 from fastgan.ops.triton.launch import by_name
 from fastgan.train.step import GANStep
 from proofs.ptx.simulator import PLAIN, Launch, executing
-from proofs.ptx.training import given, players
+from proofs.ptx.training import given, variants
 
 BATCH, SECTOR = 32, 32
 MOST_FLOPS, NEAR, FEW_CHANNELS = 1.3, 0.03, 16
@@ -80,9 +80,9 @@ def excess(row: Row) -> Iterator[str]:
 
 def measure(ptxsim: Any) -> list[Row]:
     """Every launch of one step in bfloat16 on sm_80; real and fake images go through D in calls of their own."""
-    player = players(ptxsim, "bf16", 80)["ours"]
+    variant = variants(ptxsim, "bf16", 80)["ours"]
     config = presets.get("dcgan-64")
-    step = GANStep(player.generator, player.discriminator, config.model, config.train)
+    step = GANStep(variant.generator, variant.discriminator, config.model, config.train)
     rows: list[Row] = []
     with torch.autocast("cpu", torch.bfloat16), executing(
             ptxsim, 80, PLAIN, sectors=True, each=lambda launch: rows.append(row(len(rows), launch))):
