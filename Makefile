@@ -15,7 +15,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make check   lint and check types"
 	@echo "make aot     compile all GPU kernels, Triton's and csrc/cuda's, and gate the result (AOT=--quick: what CI runs)"
-	@echo "make bench   what is fast here, and what earned it: a quarter of an hour, then tables and pictures in OUT=bench"
+	@echo "make bench   what is fast here, and what made it fast: a quarter of an hour, then tables and plots in OUT=bench"
 	@echo "make faults  kill fifty runs and resume them, damage files, and search random shapes of convolutions for faults"
 	@echo "make quality score the demo's digits with a classifier (after make demo)"
 	@echo "make walk    a stranger's walk: own images, own network, kill, resume, export (examples/stranger.sh; minutes)"
@@ -36,13 +36,13 @@ check: .venv/installed-dev
 
 # interpreted kernels cannot be compiled
 aot: .venv/installed-dev
-	env -u TRITON_INTERPRET $(PY) proofs/aot.py $(AOT)
+	env -u TRITON_INTERPRET $(PY) -m proofs.aot $(AOT)
 	$(PY) -m proofs.csrc $(filter --quick --update,$(AOT))
 
-# 12 minutes of measuring; what a round, a plan or a compiler has begun then is not cut short
+# 12 minutes of measuring; a round, tuning or a compilation that has begun is not cut short
 bench: .venv/installed
-	$(PY) -m fastgan bench --minutes 12 --out "$(OUT)" $(BENCH)
-	$(PY) -m fastgan report "$(OUT)"
+	$(PY) -m benchmarks --minutes 12 --out "$(OUT)" $(BENCH)
+	$(PY) -m benchmarks.report "$(OUT)"
 
 faults: .venv/installed-dev
 	$(PY) -m proofs.kills $(FAULTS)
@@ -63,7 +63,7 @@ gpu:
 
 rehearse:
 	test -x "$(REHEARSAL)/bin/python" || sh proofs/gpu/venv.sh "$(REHEARSAL)" $(PYTHON)
-	FASTGAN_STAND_IN=tests.gpu_stand_in PTXSIM="$(PTXSIM)" PYTHONPATH=. \
+	FASTGAN_STAND_IN=proofs.gpu.stand_in PTXSIM="$(PTXSIM)" PYTHONPATH=. \
 		"$(REHEARSAL)/bin/python" -m proofs.gpu --seconds 7200 --out build/rehearsal
 
 clean:

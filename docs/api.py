@@ -1,4 +1,8 @@
-"""Write the reference of the public names, from their signatures and docstrings: `python docs/api.py` writes api.md."""
+"""Write the reference of the public names, from their signatures and docstrings.
+
+`python docs/api.py` writes docs/api.md, and the signatures alone to tests/signatures.txt: a change there is a change of
+the interface.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +14,22 @@ from pathlib import Path
 from typing import Any
 
 PAGE = Path(__file__).parent / "api.md"
-# what other people's code may build on, room by room
+SIGNATURES = Path(__file__).parents[1] / "tests" / "signatures.txt"
+# the names that users' code may depend on, by module
 PUBLIC = {
     "fastgan": ["convert", "to_eager", "autotune"],
     "fastgan.nn": ["Chain", "ConvBNAct", "ConvTransposeBNAct", "ConvBNLeakyReLU", "ConvTransposeBNReLU", "stat_groups",
                    "frozen", "use"],
     "fastgan.trainer": ["Trainer"],
     "fastgan.train": ["GANStep", "GraphedStep"],
-    "fastgan.train.distributed": ["group"],
+    "fastgan.trainer.distributed": ["group"],
     "fastgan.trainer.evaluate": ["evaluate"],
     "fastgan.config": ["Config"],
     "fastgan.presets": ["get"],
     "fastgan.data": ["open_dataset", "Loader", "make_feed", "to_model_range", "to_uint8"],
     "fastgan.models": ["build", "DCGANGenerator", "DCGANDiscriminator"],
     "fastgan.models.pretrained": ["Pretrained"],
-    "fastgan.models.exported": ["export", "load"],
+    "fastgan.export": ["export", "load"],
     "fastgan.metrics": ["Metrics"],
     "fastgan.report": ["write"],
     "fastgan.ops": ["conv_bn_act", "conv_transpose_bn_act", "logistic_loss"],
@@ -48,15 +53,30 @@ def page() -> str:
 
 def entry(name: str, thing: Any) -> Iterator[str]:
     """A name with its docstring and, of a class, its public methods and properties."""
-    yield from (f"### {name}", "", *block(name + signature(thing), thing))
-    for key, member in vars(thing).items() if inspect.isclass(thing) else ():
+    yield from (f"### {name}", "")
+    for head, member in members(name, thing):
+        yield from block(head, member)
+
+
+def signatures() -> str:
+    """The whole of signatures.txt."""
+    return "".join(f"{room}.{head}\n" for room, names in PUBLIC.items() for name in names
+                   for head, _ in members(name, getattr(importlib.import_module(room), name)))
+
+
+def members(name: str, thing: Any) -> Iterator[tuple[str, Any]]:
+    """A name and, of a class, its public methods and properties with docstrings: each with its signature."""
+    yield name + signature(thing), thing
+    bases = [base for base in reversed(inspect.getmro(thing)) if base.__module__.startswith("fastgan.")] if (
+        inspect.isclass(thing)) else []
+    for key, member in {key: member for base in bases for key, member in vars(base).items()}.items():
         function = getattr(member, "__func__", member)  # of a classmethod
         if (key.startswith("_") and key != "__call__") or key == "forward" or not inspect.getdoc(function):
             continue
         if isinstance(member, property):
-            yield from block(f"{name}.{key}", member)
+            yield f"{name}.{key}", member
         elif inspect.isfunction(function):
-            yield from block(f"{name}.{key}{signature(function)}", function)
+            yield f"{name}.{key}{signature(function)}", function
 
 
 def block(head: str, thing: Any) -> list[str]:
@@ -71,9 +91,10 @@ def signature(thing: Any) -> str:
     found = inspect.signature(thing)
     kept = [p for p in found.parameters.values() if p.name not in ("self", "cls")]
     result = found.return_annotation if inspect.isfunction(thing) else inspect.Signature.empty
-    # annotations are words, and come quoted
+    # annotations are strings, and are quoted
     return re.sub(r"(: |-> )(['\"])(.*?)\2", r"\1\3", str(found.replace(parameters=kept, return_annotation=result)))
 
 
 if __name__ == "__main__":
     PAGE.write_text(page())
+    SIGNATURES.write_text(signatures())

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         config,
         data,
         errors,
+        export,
         metrics,
         models,
         nn,
@@ -32,13 +33,14 @@ if TYPE_CHECKING:
     from fastgan.train import GANStep, GraphedStep
     from fastgan.trainer import Trainer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = ["Config", "FastganError", "GANStep", "GraphedStep", "Pretrained", "Trainer", "__version__", "autotune",
-           "config", "convert", "data", "errors", "metrics", "models", "nn", "ops", "pictures", "presets", "report",
-           "to_eager", "train", "trainer", "verify"]
+           "config", "convert", "data", "errors", "export", "metrics", "models", "nn", "ops", "pictures", "presets",
+           "report", "to_eager", "train", "trainer", "verify"]
 
-MOVED = {"fastgan.ops.plan": "fastgan.ops.tuning", "fastgan.train.Trainer": "fastgan.Trainer",
-         "fastgan.train.distributed": "fastgan.train.distributed", "fastgan.train.evaluate": "fastgan.trainer.evaluate"}
+MOVED = {"fastgan.models.exported": "fastgan.export", "fastgan.ops.plan": "fastgan.ops.tuning",
+         "fastgan.train.Trainer": "fastgan.Trainer", "fastgan.train.distributed": "fastgan.trainer.distributed",
+         "fastgan.train.evaluate": "fastgan.trainer.evaluate"}
 _HOMES = {"Config": "config", "FastganError": "errors", "GANStep": "train", "GraphedStep": "train",
           "Pretrained": "models.pretrained", "Trainer": "trainer", "autotune": "ops.tuning", "convert": "nn",
           "to_eager": "nn"}

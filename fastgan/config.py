@@ -1,32 +1,32 @@
-"""What an experiment is: plain values in four groups, one for each room that reads them.
+"""The configuration of an experiment: plain values in four groups, one for each package that reads them.
 
 A preset is a value of `Config`; the command line is made from its fields (`--lr 1e-4`, `--image-size 64x96`); the
-run folder keeps it as `training_options.json`. Nothing here imports torch, so that `--help` is instant.
+run folder stores it as `training_options.json`. Nothing here imports torch, so that `--help` is instant.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import os
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
-from fastgan import typed
+from fastgan import validation
 from fastgan.errors import FastganError
+from fastgan.options import metric_names, nearest, option, parse_size
 
 try:
     from tyro.conf import Suppress, arg
-except ImportError:  # only the command line needs its parser, and these notes to it
+except ImportError:  # only the command line needs tyro, and these annotations for it
     Suppress = Annotated[TypeVar("T"), None]  # type: ignore[misc]
 
     def arg(**_: Any) -> None:  # type: ignore[no-redef]
-        pass
+        """Takes the place of tyro's."""
 
 
 class _Paths:
-    """Paths may be given as objects; they are kept as words, as a run's options are."""
+    """Converts fields that are `os.PathLike` to str, as they are stored."""
 
     def __post_init__(self) -> None:
         for key, value in vars(self).items():
@@ -36,7 +36,7 @@ class _Paths:
 
 @dataclass(frozen=True)
 class DataConfig(_Paths):
-    """What is learned: the images, and how they become batches."""
+    """The images, and how they become batches."""
 
     source: Annotated[str, arg(name="data", aliases=["--dataset"])] = "digits"
     """digits | mnist | fashion-mnist | cifar10 | celeba | idx:DIR | folder:DIR | npz:FILE | gaussian"""
@@ -68,7 +68,7 @@ class DataConfig(_Paths):
     """keep a decoded data set on the GPU when it needs no more than this many GB (10^9 bytes); else feed it from pinned
     memory"""
     workers: int = 2
-    """processes that decode when streaming"""
+    """threads that decode when streaming"""
     strict: bool = False
     """stop at the first image that cannot be used instead of skipping it"""
 
@@ -105,7 +105,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig(_Paths):
-    """The game: losses, optimizer and the order of updates."""
+    """Losses, optimizer and the order of updates."""
 
     loss: Literal["bce", "minimax", "softmax", "least-squares", "hinge", "wgan-gp"] = "bce"
     """what discriminator and generator minimise"""
@@ -161,10 +161,14 @@ class TrainConfig(_Paths):
         """Whether there is a gradient penalty in some steps."""
         return self.r1 > 0 or self.loss == "wgan-gp"
 
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Steps of a whole run."""
+        return self.steps or math.ceil(self.epochs * steps_per_epoch)
+
 
 @dataclass(frozen=True)
 class RunConfig(_Paths):
-    """Where it runs and what it leaves behind."""
+    """Where the run computes and what it writes."""
 
     outdir: Annotated[str, arg(aliases=["--outf"])] = "runs"
     """run folders are made here: 00000-digits, 00001-..."""
@@ -214,7 +218,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     def replace(self, **values: Any) -> Config:
-        """A copy with the named fields changed, whichever group they stand in: `config.replace(batch=32, lr=1e-4)`."""
+        """A copy with the named fields changed, in whichever group they are: `config.replace(batch=32, lr=1e-4)`."""
         changed = {name: dataclasses.asdict(getattr(self, name)) for name in GROUPS}
         preset = values.pop("preset", self.preset)
         for key, value in values.items():
@@ -255,7 +259,6 @@ class Config:
         return self
 
 
-METRICS = ("fid", "kid", "is", "score")
 GROUPS: dict[str, type] = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig, "run": RunConfig}
 
 _POSITIVE = ("a number above 0", lambda value: 0 < value < math.inf)
@@ -277,19 +280,14 @@ RULES: dict[str, tuple[str, Any]] = {
 
 def check_types(group: type, values: dict[str, Any]) -> None:
     """`FastganError` for the first value that is not of its field's type."""
-    kinds = typed.fields(group)
+    types = get_type_hints(group)
     for key, value in values.items():
-        if not typed.is_of(value, kinds[key]):
-            raise FastganError(f"{option(key)} {value!r:.80}: expected {typed.words(kinds[key])}")
-
-
-def option(key: str) -> str:
-    """The command line's word for a field."""
-    return "--data" if key == "source" else "--" + key.replace("_", "-")
+        if not validation.matches(value, types[key]):
+            raise FastganError(f"{option(key)} {value!r:.80}: expected {validation.describe(types[key])}")
 
 
 def group_of(key: str) -> str:
-    """The group in which a field stands, or `FastganError` with the nearest names."""
+    """The name of the group of a field, or `FastganError` with the nearest names."""
     for name, group in GROUPS.items():
         if key in {f.name for f in dataclasses.fields(group)}:
             return name
@@ -297,26 +295,9 @@ def group_of(key: str) -> str:
     raise FastganError(f"unknown option {key!r}; {nearest(key, known)}")
 
 
-def nearest(given: str, known: list[str]) -> str:
-    """Words for what was perhaps meant."""
-    close = difflib.get_close_matches(given, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"expected one of {', '.join(known)}"
-
-
-def metric_names(text: str) -> list[str]:
-    """["fid", "kid"] of "fid,kid"; none of ""."""
-    names = [name.strip() for name in text.split(",")] if text else []
-    for name in names:
-        if name not in METRICS:
-            close = difflib.get_close_matches(name, METRICS, n=1)
-            raise FastganError(f"--metrics {text}: unknown {name!r}; expected some of {', '.join(METRICS)}, as in "
-                               f"--metrics fid,kid" + (f"; did you mean {close[0]}?" if close else ""))
-    return list(dict.fromkeys(names))
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """(height, width) of "64" or "64x96"."""
-    parts = str(text).lower().split("x")
-    if len(parts) not in (1, 2) or not all(part.isdecimal() and 0 < int(part) <= 4096 for part in parts):
-        raise FastganError(f"--image-size {text}: expected a side such as 64 or HEIGHTxWIDTH such as 64x96, up to 4096")
-    return int(parts[0]), int(parts[-1])
+def data_shape(config: Config) -> tuple[int, ...]:
+    """(C, H, W) of the images that a configuration trains on, or (2,) of points; the data itself is not read."""
+    if config.model.architecture == "gaussian":
+        return (2,)
+    grey = config.data.source in ("digits", "mnist", "fashion-mnist")
+    return config.data.channels or (1 if grey else 3), *parse_size(config.data.image_size)

@@ -1,4 +1,4 @@
-"""The exception for what a user gave or met and can mend, that of a kernel, and the words of other people's."""
+"""The exceptions of fastgan, and the messages of others in one line."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ class FastganError(ValueError):
 
 
 class KernelError(RuntimeError):
-    """A kernel could not be compiled, loaded or started; names it and says why."""
+    """A kernel could not be compiled, loaded or started; names it and the reason."""
 
 
 def one_line(error: Exception) -> str:
-    """What an exception says, in one line, or its type where it says nothing."""
+    """The message of an exception in one line, or its type where the message is empty."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an exception says, or its type where it says nothing."""
+    """The first line of the message of an exception, or its type where the message is empty."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def from_signal_handler(error: Exception) -> bool:
-    """Whether a signal handler written in Python raised it, in the middle of whatever was running: PyTorch's does when
-    a process of a DataLoader dies."""
+    """Whether a signal handler written in Python raised it, during unrelated code: PyTorch's does when a process of a
+    DataLoader ends."""
     handlers = {getattr(signal.getsignal(number), "__code__", None) for number in signal.valid_signals()}
     return any(frame.f_code in handlers for frame, _ in traceback.walk_tb(error.__traceback__))

@@ -1,4 +1,4 @@
-"""Files that are either the old one or the whole new one, never half of it; others' JSON; where the cache lies."""
+"""Files that are replaced as a whole or not at all; JSON of any origin; the cache folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import errno
 import json
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ StrPath: TypeAlias = "str | os.PathLike[str]"
 
 @contextmanager
 def replacing(path: StrPath) -> Iterator[BinaryIO]:
-    """A stream whose content takes the place of `path` when the block ends well: written aside, synced, renamed.
+    """A stream whose content replaces `path` when the block ends without an error: written aside, synced, renamed.
 
     Raises `FastganError` when the disk is full or the folder cannot be written; `path` is then as it was.
     """
@@ -40,14 +39,14 @@ def replacing(path: StrPath) -> Iterator[BinaryIO]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what `replacing` was writing below `folder` when its process was killed; nobody else may write there."""
+    """Delete temporary files of `replacing` below `folder`, of a process that was killed; no other may write there."""
     for aside in folder.rglob(".*.tmp"):
         with contextlib.suppress(OSError):
             aside.unlink()
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises OSError where it cannot be read, ValueError where it is no JSON."""
+    """The content of a JSON file. Raises OSError where it cannot be read, ValueError where it is no JSON."""
     try:
         return json.loads(path.read_text("utf-8"))
     except RecursionError:
@@ -55,17 +54,9 @@ def read_json(path: Path) -> Any:
 
 
 def cache_folder() -> Path:
-    """Where what was found out once is kept: FASTGAN_CACHE, or the user's cache directory as the system has it."""
-    named = os.environ.get("FASTGAN_CACHE")
-    if named:
-        return Path(named).expanduser()
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
-    elif sys.platform == "darwin":
-        base = "~/Library/Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "fastgan"
+    """The folder for measurements and downloads: FASTGAN_CACHE, or fastgan in XDG_CACHE_HOME, by default ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("FASTGAN_CACHE") or Path(base, "fastgan")).expanduser()
 
 
 def reason(error: OSError) -> str:

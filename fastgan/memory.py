@@ -1,4 +1,4 @@
-"""How much memory a process may have, how to keep what it frees, and whether an exception says that it ran out."""
+"""The memory limit of a process, how to keep freed memory, and how to recognise an exception for lack of memory."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ import torch
 _GROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-# what PyTorch's allocators say on a CPU, on Linux and macOS, and on Windows
-_SAID = ("can't allocate memory", "not enough memory")
+# in the messages of PyTorch's CPU allocators on Linux and macOS, and on Windows
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
 
 
 def limit() -> int:
     """Bytes that this process may have: the machine's memory, less where its container, control group or `ulimit -v`
-    allows less; without bound where the system does not tell."""
+    allows less; sys.maxsize where none is known."""
     return min(_limits())
 
 
 def ran_out(error: Exception) -> bool:
     """Whether an exception means that memory ran out, on the host or on a device."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(said in str(error) for said in _SAID)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def keep_freed() -> None:
@@ -58,7 +59,7 @@ def _limits() -> Iterator[int]:
 
 
 def _group_files() -> Iterator[Path]:
-    """Where the limits of the control groups stand in which this process is, and of those above; of both versions."""
+    """The files with the limits of this process's control groups, and of those above; of both versions."""
     with contextlib.suppress(OSError):
         for line in _MEMBERSHIP.read_text().splitlines():
             _, kinds, group = line.split(":", 2)

@@ -1,4 +1,4 @@
-"""Pictures for people: grids of samples, fakes beside reals, scatter plots, loss curves, strips and animations."""
+"""Pictures: grids of samples, fakes beside real images, scatter plots, loss curves and animations."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from fastgan.files import StrPath, replacing
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -20,7 +21,7 @@ _GAP = 2  # pixels between tiles
 
 
 def grid(images: Tensor, columns: int | None = None) -> Image.Image:
-    """Images (N, C, H, W) uint8 as tiles, near a square unless `columns` is given; small ones enlarged to 64 pixels."""
+    """Images (N, C, H, W) uint8 as tiles, in `columns` or nearly a square; small images are enlarged to 64 pixels."""
     count, channels, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows, scale = math.ceil(count / columns), max(1, 64 // max(height, width))
@@ -46,7 +47,7 @@ def side_by_side(fakes: Tensor, reals: Tensor) -> Image.Image:
 
 
 def animation(images: Tensor, path: StrPath, milliseconds: int = 60) -> None:
-    """Frames (N, C, H, W) uint8 there and back again as an endlessly repeated gif."""
+    """Frames (N, C, H, W) uint8 forwards and backwards as an endlessly repeated GIF."""
     frames = [grid(image[None]).convert("RGB") for image in images]
     with replacing(path) as stream:
         frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:] + frames[-2:0:-1],
@@ -61,7 +62,7 @@ def save(image: Image.Image, path: StrPath) -> None:
 
 def scatter(path: StrPath, **points: Tensor) -> None:
     """Named clouds of points (N, 2) in one plot."""
-    figure = _figure(figsize=(5, 5))
+    figure = new_figure(figsize=(5, 5))
     axes = figure.add_subplot()
     for name, cloud in points.items():
         axes.scatter(cloud[:, 0].numpy(), cloud[:, 1].numpy(), s=12, alpha=0.7, label=name)
@@ -70,34 +71,46 @@ def scatter(path: StrPath, **points: Tensor) -> None:
 
 
 def loss_curves(records: Sequence[Mapping[str, Any]], path: StrPath) -> None:
-    """Losses above, D's beliefs below, by step; thin lines are the records, thick ones their running median."""
-    figure = _figure(figsize=(9, 6))
+    """Losses above, outputs of the discriminator below, by step."""
+    figure = new_figure(figsize=(9, 6))
     above, below = figure.subplots(2, 1, sharex=True)
     for axes, names in ((above, {"loss_d": "discriminator", "loss_g": "generator"}),
                         (below, {"d_real": "D(x), real", "d_fake": "D(G(z)), generated"})):
         for i, (key, name) in enumerate(names.items()):
-            steps, values = (np.array([r[k] for r in records if key in r], float) for k in ("step", key))
-            axes.plot(steps, values, color=f"C{i}", alpha=0.25, linewidth=0.8)
-            axes.plot(steps, smooth(values), color=f"C{i}", linewidth=1.8, label=name)
-        axes.grid(alpha=0.3)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)  # above, never over, the curves
+            plot_curve(axes, [(record["step"], record[key]) for record in records if key in record], name, f"C{i}")
+        legend_above(axes)
     above.set_ylabel("loss")
     below.set_ylabel("output of D")
     below.set_xlabel("step")
     _save_figure(figure, path)
 
 
+def plot_curve(axes: Axes, points: Sequence[tuple[float, float]], label: str, color: str) -> None:
+    """(step, value) as a thin line, and their running median as a thick one."""
+    steps, values = np.array(points, float).reshape(-1, 2).T
+    axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+    axes.plot(steps, smooth(values), color=color, linewidth=1.8, label=label, marker="o" if len(points) < 12 else None)
+
+
+def legend_above(axes: Axes) -> None:
+    """A legend that never covers the curves, and a grid."""
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
+
+
 def smooth(values: np.ndarray) -> np.ndarray:
-    """A centred running median over a twentieth of the curve, mirrored at its ends: no outlier moves it."""
+    """A centred running median over a twentieth of the curve, mirrored at its ends, which outliers do not move."""
     if not len(values):
         return values
     half = max(len(values) // 40, 1)
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(values, half, "symmetric"), 2 * half + 1)
-    return np.asarray(np.median(windows[:, :: math.ceil(half / 50)], axis=1))  # a hundred of a window say as much
+    # up to a hundred values of a window suffice
+    return np.asarray(np.median(windows[:, :: math.ceil(half / 50)], axis=1))
 
 
-def _figure(**options: Any) -> Figure:
-    from matplotlib.figure import Figure  # a quarter of a second, which most runs of a command do not need
+def new_figure(**options: Any) -> Figure:
+    """An empty matplotlib figure."""
+    from matplotlib.figure import Figure  # importing it takes a quarter of a second
 
     return Figure(dpi=120, layout="constrained", **options)
 

@@ -31,6 +31,7 @@ def get(name: str, **values: Any) -> Config:
 
 
 def preset(function: Callable[[], Config]) -> Callable[[], Config]:
+    """Register a function as the preset of its name."""
     PRESETS[function.__name__.replace("_", "-")] = function
     return function
 

@@ -1,9 +1,9 @@
 """Compile every kernel that training steps launch, for GPUs that are not there, and gate what the compiler made of it.
 
-    make aot                                          # everything; the gates are those of fastgan/verify/binary.py
+    make aot                                          # everything; the gates are in proofs/gates.py
     make aot AOT=--quick                              # what CI runs
-    python proofs/aot.py --presets dcgan-64 --archs 90 --precisions bf16 --batches 128
-    python proofs/aot.py --update                     # this run becomes docs/results/aot.csv and aot.md; with --quick,
+    python -m proofs.aot --presets dcgan-64 --archs 90 --precisions bf16 --batches 128
+    python -m proofs.aot --update                     # this run becomes docs/results/aot.csv and aot.md; with --quick,
                                                       # what CI compares
 
 Launches are recorded from real networks, for each preset, batch size and precision, with D on [real; fake] in one call
@@ -31,9 +31,11 @@ from typing import Any, NamedTuple, TypeVar
 from tqdm import tqdm
 
 from fastgan import presets
-from fastgan.verify import binary
-from fastgan.verify.binary import DEVICES, Binary, Job
-from fastgan.verify.launches import PRECISIONS, record, training_step
+from fastgan.ops.numerics import PRECISIONS
+from proofs import compiled, gates
+from proofs.compiled import Binary, Job
+from proofs.gates import DEVICES
+from proofs.launches import record, training_step
 
 ROOT = Path(__file__).resolve().parent.parent
 BASELINE = ROOT / "docs" / "results" / "aot.csv"
@@ -76,7 +78,7 @@ FULL = tuple(Case(*each) for each in itertools.product(PRESETS, BATCHES, TENSOR_
 def recorded(case: Case) -> dict[str, Job]:
     """The jobs of a case, D's two halves together and apart."""
     config = presets.get(case.preset)
-    return {key: job for together in (True, False) for key, job in binary.jobs(
+    return {key: job for together in (True, False) for key, job in compiled.jobs(
         record(training_step(config, case.batch, case.precision, together=together), case.arch), case.arch).items()}
 
 
@@ -93,17 +95,17 @@ def collect(found: Iterable[tuple[Case, dict[str, Job]]]) -> tuple[list[Job], di
 
 def row(found: Binary, users: list[Case]) -> Row:
     """One line of the table; without figures where nothing was compiled."""
-    job, given = found.job, found.job.arguments
+    job, given = found.job, found.job.given
     tile = "x".join(str(given[side]) for side in ("BM", "BN", "BK", "BT", "BC") if side in given)
-    narrow = binary.narrow_operands(found)
-    issue = binary.issue(found)
+    narrow = gates.narrow_operands(found)
+    issue = gates.issue(found)
     operands = {name: found.loads.get(name, 0) for name in job.operands()}
     return {
-        "kernel": job.kernel.removesuffix("_kernel"), "problem": binary.problem(job),
-        "precision": binary.precision(job), "arch": str(job.arch), "tile": tile,
+        "kernel": job.kernel.removesuffix("_kernel"), "problem": compiled.problem(job),
+        "precision": compiled.precision(job), "arch": str(job.arch), "tile": tile,
         "warps": str(job.options["num_warps"]), "stages": str(job.options["num_stages"]),
         "registers": str(found.registers), "stack": str(found.stack + found.local), "shared": str(found.shared),
-        "programs_per_sm": "" if found.error else str(binary.occupancy(found)),
+        "programs_per_sm": "" if found.error else str(gates.occupancy(found)),
         "issue": "" if issue is None else f"{issue:.2f}",
         "tensor_cores": "+".join((*found.ptx, *found.sass)),
         "loads": " ".join(f"{name}:{width}" for name, width in operands.items()),
@@ -165,7 +167,7 @@ def table(rows: list[Row]) -> Iterator[str]:
 
 def page(rows: list[Row]) -> Iterator[str]:
     """The GEMMs of dcgan-64 in bfloat16 as a table for docs: kernels by architectures."""
-    some = [each for each in rows if each["kernel"] in ("convolve", "wgrad") and each["precision"] == "bf16"
+    some = [each for each in rows if f"{each['kernel']}_kernel" in compiled.GEMMS and each["precision"] == "bf16"
             and "dcgan-64" in each["used_by"].split()]
     archs = sorted({int(each["arch"]) for each in some})
     yield PAGE.format(version("triton"))
@@ -205,10 +207,10 @@ def run(chosen: argparse.Namespace) -> int:
     with ProcessPoolExecutor(chosen.workers, multiprocessing.get_context("spawn")) as pool:
         all_cases = cases(chosen)
         jobs, users = collect(zip(all_cases, progress(pool, recorded, all_cases, "record"), strict=True))
-        found = list(progress(pool, binary.build, jobs, "compile"))
+        found = list(progress(pool, compiled.build, jobs, "compile"))
     rows = sorted((row(each, users[each.job.key]) for each in found),
                   key=lambda of: (int(of["arch"]), of["kernel"], of["problem"], of["precision"], of["tile"], of["key"]))
-    failed = [f"{name(row(each, users[each.job.key]))}: {words}" for each in found for words in binary.failures(each)]
+    failed = [f"{name(row(each, users[each.job.key]))}: {words}" for each in found for words in gates.failures(each)]
     baseline = read(BASELINE)
     if not chosen.update:
         failed += regressions(rows, baseline)
@@ -217,9 +219,9 @@ def run(chosen: argparse.Namespace) -> int:
     if chosen.update and not failed:
         write(BASELINE, [{**each, "seconds": ""} for each in rows])  # a busy machine's seconds would change each line
         BASELINE.with_suffix(".md").write_text("\n".join(page(rows)) + "\n")
-    compiled = [each.seconds for each in found if each.seconds is not None]
+    seconds = [each.seconds for each in found if each.seconds is not None]
     known = {old["key"] for old in baseline}
-    print(f"{len(rows)} kernels of {len(all_cases)} cases, {len(compiled)} compiled now ({sum(compiled):.0f} s of "
+    print(f"{len(rows)} kernels of {len(all_cases)} cases, {len(seconds)} compiled now ({sum(seconds):.0f} s of "
           f"compilation), {time.perf_counter() - started:.0f} s in all, Triton {version('triton')}; "
           f"{sum(each['key'] not in known for each in rows)} not in the baseline; table in {chosen.out}")
     print(*(f"FAIL {line}" for line in failed), sep="\n", end="\n" if failed else "")
@@ -233,10 +235,11 @@ def progress(pool: ProcessPoolExecutor, function: Callable[[Item], Result], item
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser("python -m proofs.aot", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     options: list[tuple[str, type, Sequence[Any], Sequence[Any] | None]] = [
         ("presets", str, PRESETS, sorted(presets.PRESETS)), ("batches", int, BATCHES, None),
-        ("precisions", str, TENSOR_CORES, PRECISIONS), ("archs", int, sorted(DEVICES), sorted(DEVICES))]
+        ("precisions", str, TENSOR_CORES, list(PRECISIONS)), ("archs", int, sorted(DEVICES), sorted(DEVICES))]
     for option, kind, default, accepted in options:
         parser.add_argument(f"--{option}", nargs="+", type=kind, default=default, choices=accepted,
                             help=f"default: {' '.join(map(str, default))}")

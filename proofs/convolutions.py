@@ -11,7 +11,7 @@ process dies.
 
     eager        PyTorch's own layers: what the search finds where nothing is guarded
     layer        the same layers in a `Chain`, which calls them as they are
-    reference    `fastgan.ops.chain`, by autograd
+    reference    the reference engine, by autograd
     passes       the definition of each pass, with explicit gradients
     library      the native engine around the library's convolution
     native       the native engine as it chooses by itself
@@ -34,13 +34,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastgan import ops
 from fastgan.errors import first_line
 from fastgan.nn import Chain
-from fastgan.ops import passes
-from fastgan.ops.layers import Convolution
+from fastgan.ops import reference, torch_ops
 from fastgan.ops.native import passes as native
-from fastgan.ops.specs import ConvSpec
+from fastgan.ops.specs import BlockSpec, BlockTensors, ConvSpec
 
 BATCH = 100  # shapes of a process
 PATIENCE = 300.0  # seconds in which a process must have done what it does in a few
@@ -170,26 +168,26 @@ def _layer(case: Case, x: Tensor, weight: Tensor, bias: Tensor, g: Tensor) -> li
     return by_autograd(run, x, weight, bias, g)
 
 
-def _convolution(case: Case, weight: Tensor, bias: Tensor) -> Convolution:
-    return Convolution(weight, bias, case.stride, case.padding, case.output_padding, case.transposed)
+def _spec(case: Case) -> ConvSpec:
+    return ConvSpec(case.stride, case.padding, case.output_padding, case.transposed)
 
 
 def _reference(case: Case, x: Tensor, weight: Tensor, bias: Tensor, g: Tensor) -> list[Tensor]:
     def run(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return ops.chain(x, [ops.Block(_convolution(case, weight, bias))], impl="reference")
+        return torch_ops.conv_bn_act(x, BlockTensors(weight, bias), BlockSpec(_spec(case)))
 
     return by_autograd(run, x, weight, bias, g)
 
 
 def _by_passes(engine: Any, case: Case, x: Tensor, weight: Tensor, bias: Tensor, g: Tensor,
                **variant: str) -> list[Tensor]:
-    conv = ConvSpec(case.stride, case.padding, case.output_padding, case.transposed)
+    conv = _spec(case)
     y, _ = engine.conv_forward(x, weight, bias, conv, 0, **variant)
     return [y, engine.dgrad(g, x, weight, conv, **variant), engine.wgrad(g, x, weight, conv, **variant)]
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., list[Tensor]]] = {
-    "eager": _eager, "layer": _layer, "reference": _reference, "passes": partial(_by_passes, passes),
+    "eager": _eager, "layer": _layer, "reference": _reference, "passes": partial(_by_passes, reference),
     "library": partial(_by_passes, native, variant="library"), "native": partial(_by_passes, native)}
 NAMES = ("y", "gx", "gweight", "gbias", "gradient of a gradient: weight", "gradient of a gradient: gy")
 

@@ -67,9 +67,6 @@ class Browser:
         for kind in ("rawKeyDown", "keyUp"):
             self.tell("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key])
 
-    def hover(self, x: float, y: float) -> None:
-        self.tell("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
-
     def picture(self, path: Path) -> None:
         """The whole page as a PNG."""
         data = self.tell("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"]

@@ -35,14 +35,16 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(params=["triton", "native-library", "native-gemm"])
-def impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Each engine of kernels, the native one with each variant of its convolutions."""
     name, _, variant = request.param.partition("-")
+    convolve.method.cache_clear()
     if variant:
-        monkeypatch.setattr(convolve, "chosen", lambda *given: given[-1] or variant)
+        monkeypatch.setattr(convolve, "default", lambda *given: variant)
     elif request.node.callspec.params.get("dtype") == torch.bfloat16:
         pytest.skip("Triton's interpreter computes bfloat16 wrongly")
-    return name
+    yield name
+    convolve.method.cache_clear()
 
 
 @pytest.fixture

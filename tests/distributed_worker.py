@@ -19,13 +19,14 @@ from torch import Tensor
 
 from fastgan import presets
 from fastgan.config import Config, ModelConfig, TrainConfig
-from fastgan.data.part import Part
+from fastgan.data.order import Shard
 from fastgan.errors import FastganError
 from fastgan.models import build
 from fastgan.nn import use
-from fastgan.train import distributed, grad_allreduce
 from fastgan.train.step import GANStep
-from fastgan.trainer import Trainer
+from fastgan.trainer import Trainer, distributed
+from fastgan.trainer.grad_allreduce import GradAllreduce
+from fastgan.trainer.loop import TrainingLoop
 
 BATCH, STEPS = 64, 5
 SETTINGS: dict[str, tuple[str, torch.dtype, dict[str, Any]]] = {
@@ -38,7 +39,7 @@ SETTINGS: dict[str, tuple[str, torch.dtype, dict[str, Any]]] = {
 }
 
 
-def trained(name: str, part: Part, sync_bn: bool = True) -> dict[str, Tensor]:
+def trained(name: str, part: Shard, sync_bn: bool = True) -> dict[str, Tensor]:
     """Parameters, running statistics and what the last step told, after `STEPS` steps of this part of each batch."""
     impl, dtype, options = SETTINGS[name]
     torch.manual_seed(0)
@@ -48,7 +49,8 @@ def trained(name: str, part: Part, sync_bn: bool = True) -> dict[str, Tensor]:
     if "unused" in name:
         networks[1].register_parameter("unused", torch.nn.Parameter(torch.ones(3, dtype=dtype)))
     config = TrainConfig(**{"ema": 0.9, "lr": 1e-3, "sync_bn": sync_bn, **options})
-    step = GANStep(*networks, model, config, precision="fp32", part=part)
+    processes = GradAllreduce(part) if part.of > 1 else None
+    step = GANStep(*networks, model, config, precision="fp32", processes=processes)
     batches = torch.rand(STEPS, BATCH, 1, 16, 16, dtype=dtype, generator=torch.Generator().manual_seed(1)) * 2 - 1
     for number, batch in enumerate(batches):
         if "frozen" in name:
@@ -119,9 +121,9 @@ def stopped(outdir: Path) -> int:
 
 def broken() -> list[float]:
     """`finite` of a step in which only process 1 has NaN."""
-    part = Part(distributed.world().rank, 2)
+    part = Shard(distributed.world().rank, 2)
     networks = build(ModelConfig(nz=8, ngf=4, ndf=4), (1, 16, 16))
-    step = GANStep(*networks, ModelConfig(nz=8), TrainConfig(), precision="fp32", part=part)
+    step = GANStep(*networks, ModelConfig(nz=8), TrainConfig(), precision="fp32", processes=GradAllreduce(part))
     before = [p.clone() for p in networks[0].parameters()]
     record = step(torch.full((4, 1, 16, 16), torch.nan if part.rank else 0.5))
     assert all(map(torch.equal, before, networks[0].parameters()))
@@ -130,7 +132,7 @@ def broken() -> list[float]:
 
 def scenarios(folder: Path) -> None:
     with distributed.group() as world:
-        part = Part(world.rank, world.size)
+        part = Shard(world.rank, world.size)
         found: dict[str, Any] = {name: trained(name, part) for name in SETTINGS}
         found["local"] = trained("reference float64", part, sync_bn=False)
         found["seen"] = seen(experiment(folder / "seen"))
@@ -153,7 +155,7 @@ def failing() -> str:
         raise FastganError("no room")
 
     try:
-        distributed.agree(fail)
+        distributed.on_rank_0(fail)
     except FastganError as error:
         return str(error)
     return ""
@@ -162,21 +164,21 @@ def failing() -> str:
 def killed(arguments: list[str]) -> int:
     from fastgan.cli import main
 
-    play = Trainer._play
+    make_step = TrainingLoop.make_step
 
-    def once(self: Trainer) -> None:
-        if self.step.steps == 4 and self.world.rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    def once(self: TrainingLoop) -> None:
+        rank, restarts = distributed.world().rank, os.environ["TORCHELASTIC_RESTART_COUNT"]
+        if (self.step.steps, rank, restarts) == (4, 1, "0"):
             os.kill(os.getpid(), signal.SIGKILL)
-        play(self)
+        make_step(self)
 
-    Trainer._play = once  # type: ignore[method-assign]
+    TrainingLoop.make_step = once  # type: ignore[method-assign]
     return main(arguments)
 
 
 if __name__ == "__main__":
     faulthandler.dump_traceback_later(240, exit=True)  # whoever waits for nobody says where
     torch.set_num_threads(1)
-    grad_allreduce.BYTES = 4096  # several buckets, of networks as small as these
     if sys.argv[2:3] == ["kill"]:
         sys.exit(killed(sys.argv[3:]))
     scenarios(Path(sys.argv[1]))

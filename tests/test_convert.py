@@ -232,7 +232,8 @@ class Listed(nn.Module):
 def test_sequences_that_are_held_elsewhere(monkeypatch, hold, get, fused):
     """A converted network refers to its own modules, as the given one does; the report claims what has run."""
     net, blocks, reference = fastgan.convert(Listed(hold, get).double()), [], engines.REFERENCE
-    counting = reference._replace(block=lambda *given: (blocks.append(given), reference.block(*given))[1])
+    counting = reference._replace(
+        conv_bn_act=lambda *given: (blocks.append(given), reference.conv_bn_act(*given))[1])
     monkeypatch.setattr(engines, "resolve", lambda *given: counting)
     assert not any(" as PyTorch operators" in line and "to run" not in line for line in net.fastgan_report)
     net(image())

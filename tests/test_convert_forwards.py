@@ -343,16 +343,39 @@ def test_errors_are_those_of_eager(shape):
 
 def test_threads():
     eager, converted = both()
-    expected, found = eager.eval()(image()), []
+    x, found, kind = image(), [], type(converted)
+    expected = eager.eval()(x)
     converted.eval()
-    threads = [threading.Thread(target=lambda: found.append(converted(image()))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: [found.append(converted(x)) for _ in range(20)]) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 4
+    assert len(found) == 80 and type(converted) is kind
     for one in found:
         torch.testing.assert_close(one, expected)
+
+
+def test_distributed_data_parallel(tmp_path):
+    eager, converted = both()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped = [nn.parallel.DistributedDataParallel(network) for network in (eager, converted)]
+        for _ in range(3):
+            outputs = [network(image()) for network in wrapped]
+            torch.testing.assert_close(*outputs)
+            for y in outputs:
+                y.sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    for one, other in zip(eager.parameters(), converted.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    assert len(fused(converted)) == 2
+
+
+def test_data_parallel_on_a_cpu_runs_the_network():
+    eager, converted = both()
+    torch.testing.assert_close(nn.DataParallel(converted)(image()), eager(image()))
 
 
 def test_phases_of_training():

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-from fastgan.data.order import Order, Position
-from fastgan.data.part import Part
-from fastgan.errors import FastganError
+from fastgan.data.order import Order, Position, Shard
 from fastgan.nn import Chain
 from fastgan.nn.groups import outside_of_stages
-from fastgan.train import distributed
-from fastgan.trainer import Trainer, checkpoint
+from fastgan.trainer import Trainer, checkpoint, distributed
 from tests import distributed_worker as worker
 
 # How far parameters, statistics and losses may be from those of one process, after steps that move parameters by up to
@@ -65,13 +61,13 @@ def furthest(left: dict[str, Any], right: dict[str, Any]) -> float:
 
 @pytest.mark.parametrize("name", worker.SETTINGS)
 def test_two_processes_compute_what_one_computes(found, name):
-    one = worker.trained(name, Part())
+    one = worker.trained(name, Shard())
     assert furthest(found[0][name], one) < ALLOWED[name.split()[1].strip(",")]
 
 
 def test_with_statistics_of_their_own_they_do_not(found):
     """The test above can fail."""
-    assert furthest(found[0]["local"], worker.trained("reference float64", Part())) > 1e-4
+    assert furthest(found[0]["local"], worker.trained("reference float64", Shard())) > 1e-4
 
 
 @pytest.mark.parametrize("name", worker.SETTINGS)
@@ -138,19 +134,6 @@ def test_nan_of_one_process_stops_all(found):
 
 def test_error_on_rank_0_is_raised_by_all(found):
     assert [each["rank 0 fails"] for each in found] == ["no room", "no room"]
-
-
-def test_rank_0_says_for_all_what_all_fail_with(monkeypatch):
-    """Whoever of them is heard first."""
-    store = torch.distributed.HashStore()
-    monkeypatch.setattr(distributed, "_store", store)
-    monkeypatch.setattr(distributed, "world", lambda: distributed.World(1, 3))
-    store.set("ended2", "no such folder")
-    later = threading.Timer(0.2, lambda: store.set("ended0", "no such folder"))
-    later.start()
-    assert isinstance(distributed._tell(FastganError("no such folder")), SystemExit)
-    later.join()
-    assert str(distributed._tell(FastganError("another thing"))) == "another thing"
 
 
 def test_no_thread_of_the_group_is_left(found):

@@ -19,10 +19,12 @@ import torch
 from torch import nn
 
 from fastgan import cli, presets
+from fastgan import export as exported
 from fastgan.errors import FastganError
-from fastgan.models import build, exported
-from fastgan.models.exported import card
-from fastgan.models.exported.forms import FORMS
+from fastgan.export import card
+from fastgan.export.formats import FORMATS, TOLERANCE
+from fastgan.export.sequential import to_sequential
+from fastgan.models import build
 from fastgan.models.pretrained import Pretrained
 from fastgan.trainer import Trainer, checkpoint
 from tests.dcgan_example import named, networks
@@ -70,7 +72,7 @@ def trained(name: str) -> Pretrained:
     return source
 
 
-@pytest.fixture(scope="module", params=FORMS)
+@pytest.fixture(scope="module", params=FORMATS)
 def drawn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every source exported in one form, and drawn from by a process that lacks fastgan and what need not be there."""
     form, root = request.param, tmp_path_factory.mktemp(request.param)
@@ -86,11 +88,11 @@ def drawn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_the_same_images_without_fastgan(drawn, name):
-    source, form = trained(name), next(form for form in FORMS if drawn.name.startswith(form))
+    source, form = trained(name), next(form for form in FORMATS if drawn.name.startswith(form))
     z, labels = (torch.from_numpy(np.load(drawn / name / f"{given}.npy")) for given in ("z", "labels"))
     ours = source.draw(z, labels if source.classes else None)
     found = np.load(drawn / name / "export" / "drawn.npz")
-    within = FORMS[form].within * max(1, ours.abs().max())
+    within = TOLERANCE[form] * max(1, ours.abs().max())
     assert ours.std() > 0.05
     assert np.abs(found["images"] - ours.numpy()).max() <= within
     # of the statistics of a batch, one image alone is another
@@ -208,14 +210,14 @@ def test_what_the_example_cannot_build_is_refused(tmp_path, changes, shape, clas
     config = presets.get("digits", **NARROW, **changes)
     generator, _ = build(config.model, shape, len(classes))
     with pytest.raises(FastganError, match=f"this was trained with {reason}; that example's networks have"):
-        exported.export(Pretrained(generator, config.model, shape, classes, False), exported.EXAMPLE, tmp_path)
+        exported.export(Pretrained(generator, config.model, shape, classes, False), exported.PYTORCH_EXAMPLE, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_bad_input_is_told_in_a_line(run, capsys, monkeypatch):
     error = fails(capsys, "--format", "tflite")
     assert "invalid choice 'tflite' for argument '--format'. Expected one of" in error
-    assert all(repr(form) in error for form in exported.FORMATS)
+    assert all(repr(form) in error for form in exported.FORMAT_NAMES)
     assert "no trained generator in nowhere" in fails(capsys, "nowhere")
     assert f"--out {run} has a config.json that was not exported" in fails(capsys, str(run), "--out", str(run))
     assert "--out /proc/nowhere: cannot make this folder" in fails(capsys, "--out", "/proc/nowhere")
@@ -251,7 +253,7 @@ def test_nothing_is_written_when_the_images_differ(tmp_path, monkeypatch):
 def test_the_generator_itself_is_left_as_it_was():
     source = trained("batch statistics")
     before = {name: tensor.clone() for name, tensor in source.generator.state_dict().items()}
-    made = exported.plain(source)
+    made = to_sequential(source)
     for parameter in made.parameters():
         parameter.data.zero_()
     assert source.generator.training

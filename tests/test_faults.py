@@ -8,7 +8,6 @@ import json
 import multiprocessing
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -23,13 +22,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import fastgan
 from fastgan import cli
 from fastgan.config import DataConfig
 from fastgan.data import open_dataset
-from fastgan.data.loader import lost_worker
 from fastgan.errors import FastganError
 from fastgan.models.pretrained import Pretrained
 from fastgan.trainer import Trainer, checkpoint, lock, run_files
@@ -136,17 +133,6 @@ def test_the_newest_run_is_that_of_the_highest_number(tiny, tmp_path):
     assert run_files.create(tmp_path, tiny()).name == "100001-digits"
 
 
-def test_others_files_beside_the_runs(tmp_path):
-    for name in ("99999-digits", "100000-digits"):
-        (tmp_path / name).mkdir()
-        run_files.mark_launch(tmp_path / name, ["ours"])
-    (tmp_path / "zz").mkdir()
-    (tmp_path / "zz" / "launch").write_bytes(b"\xff")
-    (tmp_path / "zzz" / "launch").mkdir(parents=True)
-    assert run_files.of_launch(tmp_path, []) is None and run_files.of_launch(tmp_path, ["theirs"]) is None
-    assert run_files.of_launch(tmp_path, ["ours"]) == tmp_path / "100000-digits"
-
-
 def test_a_folder_is_one_process_at_a_time(tiny):
     trainer = Trainer(tiny(steps=3))
     with pytest.raises(FastganError, match=rf"digits is in use by process {os.getpid()} on .*; expected one"):
@@ -243,34 +229,15 @@ def test_a_disk_that_is_really_full(tiny, small_disk):
 
 
 def streamed(folder: Path, **values: Any) -> dict[str, Any]:
-    """Options for 8 images in `folder` that two processes decode."""
+    """Options for 8 images in `folder` that two threads decode."""
     folder.mkdir()
     for number in range(8):
         Image.new("L", (16, 16), number).save(folder / f"{number}.png")
     return {"source": f"folder:{folder}", "cache_gb": 1e-9, "workers": 2, "batch": 4, "snap": 100, **values}
 
 
-@posix
-def test_a_worker_is_killed(tiny, tmp_path):
-    trainer = Trainer(tiny(**streamed(tmp_path / "images", steps=100_000)))
-    fetch = trainer.feed.fetch
-
-    def kill_one() -> Any:
-        if trainer.step.steps == 3:
-            workers = multiprocessing.active_children()
-            assert len(workers) == 2
-            os.kill(workers[0].pid, signal.SIGKILL)
-        return fetch()
-
-    trainer.feed.fetch = kill_one  # type: ignore[method-assign]
-    # the signal is told by a handler; where the next batch was being waited for, PyTorch may only see that it is gone
-    with pytest.raises(FastganError, match=r"^process \d+, which decodes images, was ended( by signal Killed)?; .*"
-                                           rf"to go on: fastgan resume {trainer.folder}$"):
-        trainer.fit()
-
-
 @pytest.mark.filterwarnings("ignore:.*the next readable image takes its place")
-def test_images_that_are_removed_while_it_trains(tiny, tmp_path, capfd):
+def test_images_that_are_removed_while_it_trains(tiny, tmp_path):
     trainer = Trainer(tiny(**streamed(tmp_path / "images", steps=100_000)))
     fetch = trainer.feed.fetch
 
@@ -283,19 +250,6 @@ def test_images_that_are_removed_while_it_trains(tiny, tmp_path, capfd):
     with pytest.raises(FastganError, match=r"^none of 8 images can be used; the first: .*; expected at least one that "
                                            r"can$"):
         trainer.fit()
-    assert "child process" not in capfd.readouterr().err  # of an iterator that an exception held, in new workers
-
-
-@pytest.mark.parametrize(("error", "words"), [
-    (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that"),
-     "process 7, which decodes images, was ended by signal Bus error"),
-    (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"),
-     "process 7, 8, which decodes images, was ended"),
-    (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "a process that decodes images was ended"),
-    (RuntimeError("CUDA out of memory"), None), (BrokenPipeError(errno.EPIPE, "Broken pipe"), None),
-], ids=["shared memory", "seen late", "amid a batch", "other error", "other connection"])
-def test_words_for_a_lost_worker(error, words):
-    assert lost_worker(error) == words
 
 
 def test_a_line_of_which_the_disk_takes_half(tmp_path):
@@ -372,20 +326,6 @@ def test_a_file_that_nobody_thought_of(monkeypatch, capsys):
         cli.main(["doctor", "--debug"])
 
 
-@pytest.mark.parametrize("moved", [-100_000, 0], ids=["backwards", "standing-still"])
-def test_clock(tiny, monkeypatch, moved):
-    """TensorBoard orders a run's files by the times in their names."""
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now)
-    folder = Trainer(tiny(steps=3, tensorboard=True)).fit()
-    monkeypatch.setattr(time, "time", lambda: now + moved)
-    Trainer.resume(folder, tiny(tensorboard=True)).fit()
-    points = EventAccumulator(str(folder)).Reload().Scalars("Loss/D")
-    records = read_stats(folder / "stats.jsonl")
-    assert [record["step"] for record in records] == [point.step for point in points] == [1, 2, 3, 4, 5, 6]
-    assert [point.value for point in points] == pytest.approx([record["loss_d"] for record in records])
-
-
 def test_a_clock_that_does_not_tick(tiny, monkeypatch):
     monkeypatch.setattr(time, "perf_counter", lambda: 1.0)
     assert read_stats(Trainer(tiny(steps=1)).fit() / "stats.jsonl")[0]["sec_per_step"] > 0
@@ -398,7 +338,7 @@ def test_the_gpu_is_gone(tiny, capsys):
     with pytest.raises(FastganError, match="--device cuda: expected auto or one that is here: --device cpu"):
         Trainer.resume(folder)
     config = run_files.read_options(folder).replace(device="cpu")
-    with pytest.raises(FastganError, match=r"--precision tf32 on cpu: .*; or fp32"):
+    with pytest.raises(FastganError, match=r"precision tf32 on cpu: .*; or fp32"):
         Trainer.resume(folder, config)
     with pytest.raises(FastganError, match=r"--graph on: CUDA graphs need a CUDA device.*expected auto or off"):
         Trainer.resume(folder, config.replace(precision="fp32"))
@@ -453,7 +393,7 @@ def test_a_generator_that_would_fill_the_memory(tiny):
     described = json.loads((folder / "config.json").read_text())
     described["model"]["ngf"] = 10**8
     (folder / "config.json").write_text(json.dumps(described))
-    with pytest.raises(FastganError, match=r"cannot read the generator in .* has one of \(8, 8, 4, 4\)"):
+    with pytest.raises(FastganError, match=r"cannot read the generator in .* main\.0\.weight is 8x8x4x4"):
         Pretrained.load(folder)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from fastgan.data.resident import Resident
 from fastgan.data.streamed import Streamed
 from fastgan.errors import FastganError
 from tests.streams import Machine
-from tests.test_data import noise, write_images
+from tests.test_data import decoding_threads, noise, write_images
 
 CPU, CUDA, META = torch.device("cpu"), torch.device("cuda"), torch.device("meta")
 POLICIES = ["drop", "keep", "pad", "rollover"]
@@ -261,7 +260,7 @@ def test_an_unusable_image_is_said_when_its_batch_is_needed(tmp_path, workers):
     case = Case(f"files-workers-{workers}", tmp_path, "drop", strict=True, flip=False)
     expected, feed = case.expected(1), case.feed()
     second = Order(10, 4, "drop", SEED).indices(Position(0, 4))
-    path = case.dataset.files.paths[second[0]]
+    path = case.dataset.paths[second[0]]
     path.write_bytes(b"not a picture")
     assert_same([step(feed)], expected)
     with pytest.raises(FastganError, match=path.name):
@@ -270,13 +269,13 @@ def test_an_unusable_image_is_said_when_its_batch_is_needed(tmp_path, workers):
     feed.close()
 
 
-def test_close_ends_the_workers(tmp_path):
+def test_close_ends_the_threads(tmp_path):
     case = Case("files-workers-2", tmp_path, "drop", flip=False)
     feed, expected = case.feed(), case.expected(5)
     given = [step(feed)]
-    assert len(multiprocessing.active_children()) == 2
+    assert decoding_threads() == 2
     feed.close()
-    assert multiprocessing.active_children() == []
+    assert decoding_threads() == 0
     assert_same(given + [step(feed) for _ in range(4)], expected)
     feed.close()
 

@@ -28,11 +28,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fastgan import export as exported
 from fastgan import presets
 from fastgan.config import DataConfig
 from fastgan.data import open_dataset
 from fastgan.errors import FastganError
-from fastgan.models import DCGANGenerator, exported
+from fastgan.models import DCGANGenerator
 from fastgan.models.pretrained import Pretrained
 from fastgan.ops.tuning import Choice, Plan, Problem, Trial, stored, table
 from fastgan.trainer import Trainer, checkpoint, run_files

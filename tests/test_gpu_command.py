@@ -1,4 +1,4 @@
-"""`python -m proofs.gpu` without a GPU: every part on a stand-in (gpu_stand_in.py), and what faults leave of it."""
+"""`python -m proofs.gpu` without a GPU: every part on a stand-in device, and what faults leave of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from proofs.gpu import __main__ as command
 from proofs.gpu import folder, jobs, rows, tables
 from proofs.gpu.child import Worker
 from proofs.gpu.rows import Row, read
-from tests.gpu_stand_in import DEVICE
+from proofs.gpu.stand_in import DEVICE
 
 ROOT = Path(__file__).parents[1]
 PTXSIM = (ROOT / os.environ.get("PTXSIM", "../shared/tools/ptxsim")).resolve()
@@ -78,7 +78,7 @@ def environment(tools: Path, **more: str) -> dict[str, str]:
     """Of a rehearsal; it sees no tyro."""
     (tools / "tyro.py").write_text("raise ImportError('not installed here')\n")
     path = os.pathsep.join(filter(None, (more.pop("PYTHONPATH", ""), str(tools), str(ROOT))))
-    return {**os.environ, "FASTGAN_STAND_IN": "tests.gpu_stand_in", "PTXSIM": str(PTXSIM), "OMP_NUM_THREADS": "1",
+    return {**os.environ, "FASTGAN_STAND_IN": "proofs.gpu.stand_in", "PTXSIM": str(PTXSIM), "OMP_NUM_THREADS": "1",
             "PATH": f"{tools}:{os.environ['PATH']}", "FASTGAN_CC": str(tools / "fake-cc"), **more, "PYTHONPATH": path}
 
 

@@ -1,6 +1,6 @@
 """GraphedStep: it computes what the step computes, in the order that CUDA needs, and gives up in words, not silently.
 
-On a stand-in for torch.cuda whose graphs are tapes (tests/simulated.py).
+On a stand-in for torch.cuda whose graphs are tapes (proofs/simulated).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastgan.train import graph
 from fastgan.train.graph import GraphedStep
 from fastgan.train.snapshot import Snapshot, distance
 from fastgan.train.step import GANStep
-from tests.simulated import PREVIOUS_ERROR, SimulatedCuda, same_bits
+from proofs.simulated import PREVIOUS_ERROR, SimulatedCuda, same_bits
 from tests.small_step import SmallStep, batches
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -85,8 +85,8 @@ def assert_same_training(make_step: Callable[[], SmallStep], calls: int = 10,
     return graphed
 
 
-def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    return capsys.readouterr().err.splitlines()
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "fastgan"]
 
 
 CAPTURE = """
@@ -137,11 +137,11 @@ def test_order_of_events(cuda):
         "synchronize", "reset graph 1", "reset graph 2"]
 
 
-def test_ten_calls_are_ten_steps(cuda, capsys):
+def test_ten_calls_are_ten_steps(cuda, caplog):
     graphed = assert_same_training(SmallStep)
     assert graphed.failure == "" and graphed.description == "one CUDA graph a step"
     assert cuda.events.count("replay graph 1") == cuda.events.count("replay graph 2") == 5 + 3
-    assert said(capsys) == []
+    assert logged(caplog) == []
 
 
 def test_resumed_in_place_in_the_middle(cuda):
@@ -156,7 +156,7 @@ def test_resumed_in_place_in_the_middle(cuda):
     assert cuda._made["graph"] == 2
 
 
-def test_replaced_state_is_captured_again(cuda, capsys):
+def test_replaced_state_is_captured_again(cuda, caplog):
     def load(step: SmallStep, number: int) -> None:
         if number == 5:
             step.adam_d.load_state_dict(copy.deepcopy(step.adam_d.state_dict()))
@@ -165,16 +165,16 @@ def test_replaced_state_is_captured_again(cuda, capsys):
     assert assert_same_training(SmallStep, between=load).failure == ""
     assert cuda._made["graph"] == 4
     assert {"reset graph 1", "reset graph 2", "make pool 2"} <= set(cuda.events)
-    assert said(capsys) == ["fastgan: the step's state has moved in memory; capturing its CUDA graphs again"]
+    assert logged(caplog) == ["the step's state has moved in memory; capturing its CUDA graphs again"]
 
 
-def test_state_that_moves_all_the_time_is_trained_eagerly(cuda, capsys):
+def test_state_that_moves_all_the_time_is_trained_eagerly(cuda, caplog):
     def move(step: SmallStep, number: int) -> None:
         step.count = step.count.clone()
 
     graphed = assert_same_training(SmallStep, between=move)
     assert graphed.description == "eager: the step's state moves in memory from call to call"
-    assert cuda._made["graph"] == 2 and len(said(capsys)) == 2
+    assert cuda._made["graph"] == 2 and len(logged(caplog)) == 2
 
 
 class Frozen(GANStep):
@@ -188,14 +188,14 @@ class Frozen(GANStep):
         super().__init__(generator, discriminator, ModelConfig(nz=3), TrainConfig(d_steps=2), precision="fp32")
 
 
-def test_frozen_parameters_are_captured_again(cuda, capsys):
+def test_frozen_parameters_are_captured_again(cuda, caplog):
     """Also where the same ones train as before: a graph trains those that trained when it was captured."""
     def freeze(step: Frozen, number: int) -> None:
         step.discriminator[0].requires_grad_(4 <= number < 8 or number >= 12)
 
     assert assert_same_training(Frozen, calls=16, between=freeze).failure == ""
     assert cuda._made["graph"] == 2 * 4
-    assert said(capsys) == 3 * ["fastgan: the step's state has moved in memory; capturing its CUDA graphs again"]
+    assert logged(caplog) == 3 * ["the step's state has moved in memory; capturing its CUDA graphs again"]
 
 
 class Waits(SmallStep):
@@ -238,17 +238,17 @@ class Elsewhere(SmallStep):
 
 @pytest.mark.parametrize(("make_step", "reason"), [
     (Waits, "aten._local_scalar_dense.default: the host waits for the device, or memory is replaced (CaptureRefused "
-            "at simulated.py:"),
+            "at tape.py:"),
     (WaitsInCapture, "aten._local_scalar_dense.default: the host waits"),
     (Fails, "no step of Adam in a capture: capturable is False (RuntimeError at test_graph.py:"),
     (HostNoise, "3 replays end "),
     (Replaces, "the step replaces tensors of its state; expected a step that changes them in place"),
 ], ids=["item", "item-in-capture", "error-of-the-step", "noise-of-the-host", "replaced-state"])
-def test_what_cannot_be_captured_is_trained_eagerly(cuda, capsys, make_step, reason):
+def test_what_cannot_be_captured_is_trained_eagerly(cuda, caplog, make_step, reason):
     graphed = assert_same_training(make_step)
     assert graphed.failure.startswith(reason)
     assert graphed.description == f"eager: {graphed.failure}"
-    assert said(capsys) == [f"fastgan: training goes on without CUDA graphs: {graphed.failure}"]
+    assert logged(caplog) == [f"training goes on without CUDA graphs: {graphed.failure}"]
     assert graphed._captured == {} and graphed.inputs == () and cuda.current_stream().name == "main"
 
 
@@ -258,7 +258,7 @@ def test_graph_of_replaced_state_is_never_replayed(cuda):
     assert cuda.events[-4:] == ["captured graph 1", "synchronize", "reset graph 1", "set random state"]
 
 
-def test_end_of_capture_that_fails(cuda, capsys, monkeypatch):
+def test_end_of_capture_that_fails(cuda, caplog, monkeypatch):
     cuda.refusal = PREVIOUS_ERROR
     monkeypatch.setattr(Snapshot, "renew_generator", lambda self: cuda.events.append("renew generator"))
     step = told(cuda)
@@ -268,7 +268,7 @@ def test_end_of_capture_that_fails(cuda, capsys, monkeypatch):
     assert all(map(same_bits, step.state(), before)) and same_bits(torch.get_rng_state(), state)
     assert cuda.current_stream().name == "main"
     assert cuda.events == [*capture("D", 1)[:12], "reset graph 1", "renew generator", "set random state"]
-    assert graphed.failure.startswith(cuda.refusal) and len(said(capsys)) == 1
+    assert graphed.failure.startswith(cuda.refusal) and len(logged(caplog)) == 1
 
 
 def test_second_phase_that_fails_ends_the_first(cuda):
@@ -283,7 +283,7 @@ def test_second_phase_that_fails_ends_the_first(cuda):
     assert "reset graph 1" in cuda.events
 
 
-def test_replay_that_disagrees(cuda, capsys):
+def test_replay_that_disagrees(cuda, caplog):
     """By a thousandth of what three steps change in one tensor."""
     steps: list[SmallStep] = []
 
@@ -295,7 +295,7 @@ def test_replay_that_disagrees(cuda, capsys):
     graphed = assert_same_training(make)
     assert graphed.failure.startswith("3 replays end ")
     assert graphed.failure.endswith("which end 0.0e+00 from each other")
-    assert len(said(capsys)) == 1
+    assert len(logged(caplog)) == 1
 
 
 def test_replay_that_miscounts(cuda):
@@ -420,7 +420,7 @@ def test_outputs_are_static(cuda):
     assert graphed._captured["D"].outputs.keys() == {"loss_d"}
 
 
-def test_error_of_a_replay(cuda, capsys):
+def test_error_of_a_replay(cuda, caplog):
     graphed, calls = GraphedStep(SmallStep()), batches(6)
     for given in calls[:4]:
         graphed(*given)

@@ -18,7 +18,7 @@ from fastgan.errors import FastganError, KernelError
 from fastgan.ops import dispatch, engines
 from fastgan.ops.native import convolve as native_convolve
 from fastgan.ops.native import extension
-from fastgan.ops.triton import convolve, launch, normalize, reduce, wgrad
+from fastgan.ops.triton import gemm_pointer, launch, normalize, reduce, wgrad_pointer
 
 pytestmark = pytest.mark.usefixtures("one_thread", "forgetful")
 
@@ -67,8 +67,8 @@ def test_missing_triton(monkeypatch):
 
 
 def test_native_engine_that_was_not_built(monkeypatch):
-    reason = extension._load("fastgan._not_there", "a C++17 compiler")
-    monkeypatch.setitem(extension._found, "cpu", reason)
+    reason = extension._load("a C++17 compiler", "fastgan._not_there")
+    monkeypatch.setitem(extension._modules, "cpu", reason)
     result = assert_warns_once(lambda: train("native"), "was not built (No module named 'fastgan._not_there'): install "
                                "a C++17 compiler, then fastgan again|goes on with the reference engine")
     torch.testing.assert_close(result, train("reference"), rtol=0, atol=0)
@@ -91,7 +91,7 @@ def no_image(*arguments: Any) -> None:
 
 def test_compiled_kernel_that_cannot_be_started(monkeypatch):
     """As csrc/cuda/launch.h says it, on a device that it was not compiled for."""
-    monkeypatch.setattr(extension.of(torch.device("cpu")), "measure", no_image)
+    monkeypatch.setattr(extension.of(torch.device("cpu")), "batch_stats", no_image)
     result = assert_warns_once(lambda: train("native"), "measure kernel, grid of 1x1x1: no kernel image|"
                                "fastgan::bn_act_forward goes on with the reference engine")
     torch.testing.assert_close(result, train("reference"))
@@ -107,7 +107,7 @@ def lose_the_device(monkeypatch: pytest.MonkeyPatch, capturing: bool = False) ->
 
 def test_lost_device_is_no_kernels_fault(monkeypatch):
     """An earlier kernel's error comes back from every later launch, and says nothing of that kernel."""
-    monkeypatch.setattr(extension.of(torch.device("cpu")), "measure", no_image)
+    monkeypatch.setattr(extension.of(torch.device("cpu")), "batch_stats", no_image)
     lose_the_device(monkeypatch)
     with pytest.raises(RuntimeError, match="an illegal memory access was encountered"):
         train("native")
@@ -115,7 +115,7 @@ def test_lost_device_is_no_kernels_fault(monkeypatch):
 
 
 def test_nobody_waits_for_the_device_in_a_capture(monkeypatch):
-    monkeypatch.setattr(extension.of(torch.device("cpu")), "measure", no_image)
+    monkeypatch.setattr(extension.of(torch.device("cpu")), "batch_stats", no_image)
     lose_the_device(monkeypatch, capturing=True)
     with pytest.warns(UserWarning, match="goes on with the reference engine"):
         train("native")
@@ -126,7 +126,7 @@ def test_native_engine_of_another_interpreter(monkeypatch, tmp_path):
     """Or of another processor, or half copied: what the dynamic linker refuses."""
     (tmp_path / "foreign.so").write_bytes(b"not compiled for anything")
     monkeypatch.syspath_prepend(tmp_path)
-    module, reason = extension._load("foreign", "a C++17 compiler")
+    module, reason = extension._load("a C++17 compiler", "foreign")
     assert module is None and reason.startswith("the native engine cannot be loaded: ") and "foreign.so" in reason
 
 
@@ -159,7 +159,7 @@ class Broken:
 
 
 @pytest.mark.parametrize(("module", "kernel", "operators"), [
-    (convolve, "convolve_kernel", ["conv_forward", "dgrad"]), (wgrad, "wgrad_kernel", ["wgrad"]),
+    (gemm_pointer, "convolve_kernel", ["conv_forward", "dgrad"]), (wgrad_pointer, "wgrad_kernel", ["wgrad"]),
     (normalize, "bn_act_forward_kernel", ["bn_act_forward"]),
     (normalize, "bn_backward_sums_kernel", ["bn_backward_sums"]),
     (normalize, "bn_backward_apply_kernel", ["bn_backward_apply"]),
@@ -191,7 +191,7 @@ def test_out_of_memory_is_no_reason_to_go_on(monkeypatch):
         def __getitem__(self, grid: Any) -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(convolve, "convolve_kernel", Full("convolve_kernel"))
+    monkeypatch.setattr(gemm_pointer, "convolve_kernel", Full("convolve_kernel"))
     with pytest.raises(torch.OutOfMemoryError):
         train("triton")
 
@@ -209,8 +209,8 @@ def test_error_of_a_signal_handler_is_no_kernels_fault(monkeypatch, impl):
         def __getitem__(self, grid: Any) -> Any:
             return self
 
-    module = convolve if impl == "triton" else extension.of(torch.device("cpu"))
-    kernel = "convolve_kernel" if impl == "triton" else "measure"
+    module = gemm_pointer if impl == "triton" else extension.of(torch.device("cpu"))
+    kernel = "convolve_kernel" if impl == "triton" else "batch_stats"
     monkeypatch.setattr(module, kernel, Interrupted(kernel))
     before = signal.signal(signal.SIGINT, handler)
     try:
@@ -251,7 +251,7 @@ def test_refused_dtype_of_the_native_engine():
 
 @pytest.mark.parametrize(("layers", "size", "message"), [
     ([nn.Conv2d(4, 5, 3)], 8, "Ci = 3 as in x"),
-    ([nn.ConvTranspose2d(3, 5, 3), nn.BatchNorm2d(4)], 8, "batch normalisation of 4 channels after .* makes 5"),
+    ([nn.ConvTranspose2d(3, 5, 3), nn.BatchNorm2d(4)], 8, "batch normalization of 4 channels after .* with 5 output"),
     ([nn.Conv2d(3, 5, 3)], 2, "too small for a kernel of 3x3"),
     ([nn.Conv2d(3, 5, 8)], 7, None),
     ([nn.Conv2d(3, 5, 8, bias=False), nn.BatchNorm2d(5)], 8, None),
@@ -263,7 +263,7 @@ def test_layers_that_do_not_fit(impl, layers, size, message, monkeypatch):
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a kernel was launched")
 
-    for module in (convolve, normalize, reduce, wgrad):
+    for module in (gemm_pointer, normalize, reduce, wgrad_pointer):
         monkeypatch.setattr(module, "launch", refuse)
     monkeypatch.setattr(native_convolve, "forward", refuse)
     with pytest.raises((FastganError, RuntimeError, ValueError), match=message):

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from fastgan import ops
-from fastgan.ops.triton import convolve, launch, normalize, reduce, wgrad
+from fastgan.ops.triton import gemm_descriptor, gemm_pointer, launch, normalize, reduce, wgrad_pointer
 from tests.test_ops import each_kind
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-LAUNCHING = (convolve, normalize, reduce, wgrad)  # the modules that launch the kernels of an operation
+# the modules that launch the kernels of an operation
+LAUNCHING = (gemm_descriptor, gemm_pointer, normalize, reduce, wgrad_pointer)
 NAMES = ("x", "weight", "bias", "gamma", "beta")
 
 

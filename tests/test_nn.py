@@ -113,11 +113,11 @@ def blocks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         engine = resolve(impl, x)
         seen.append(0)
 
-        def block(*arguments: Any) -> Tensor:
+        def conv_bn_act(*arguments: Any) -> Tensor:
             seen[-1] += 1
-            return engine.block(*arguments)
+            return engine.conv_bn_act(*arguments)
 
-        return engine._replace(block=block)
+        return engine._replace(conv_bn_act=conv_bn_act)
 
     monkeypatch.setattr(engines, "resolve", counting)
     return seen

@@ -14,27 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan import ops
 from fastgan.errors import FastganError
+from fastgan.ops import torch_ops
+from proofs.cases import CASES, name, results
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-# (N, Ci, H, W), Co, kernel, stride, padding, output_padding, bias, statistic groups
-CASES = [
-    ((4, 3, 17, 19), 5, (4, 4), 2, 1, 0, False, 1),
-    ((6, 5, 7, 11), 3, (3, 3), 1, 1, 0, True, 3),
-    ((2, 1, 13, 5), 7, (5, 5), 3, 2, (2, 1), True, 1),
-    ((4, 7, 1, 1), 11, (4, 6), 1, 0, 0, False, 2),
-    ((1, 2, 9, 23), 3, (7, 2), (4, 2), (3, 0), (3, 0), True, 1),
-    ((3, 3, 5, 3), 2, (1, 1), 2, 0, 1, False, 1),
-    ((4, 25, 7, 5), 3, (2, 3), 2, 1, 1, True, 4),
-]
-
-
-def name(case: tuple[Any, ...]) -> str:
-    shape, co, kernel, stride, padding, extra, bias, groups = case
-    words = ["x".join(map(str, shape)), f"co{co}", "k" + "x".join(map(str, kernel)), f"s{stride}p{padding}o{extra}"]
-    text = "-".join(words + ["bias"] * bias + [f"g{groups}"])
-    return text.replace("(", "").replace(")", "").replace(", ", "x")
-
 
 each_kind = pytest.mark.parametrize("transposed", [False, True], ids=["conv", "transpose"])
 each_case = pytest.mark.parametrize(("case", "transposed"), [
@@ -84,18 +67,6 @@ class Eager(nn.Module):
 def draw(case: tuple[Any, ...], dtype: torch.dtype = torch.float64) -> Tensor:
     torch.manual_seed(1)
     return torch.randn(case[0], dtype=torch.float64).to(dtype)
-
-
-def results(function: Any, x: Tensor, network: nn.Module) -> dict[str, Tensor]:
-    """Output, every gradient, and the buffers afterwards."""
-    x = x.detach().requires_grad_()
-    y = function(x)
-    torch.manual_seed(2)
-    inputs = {"x": x, **{key: p for key, p in network.named_parameters() if p.requires_grad}}
-    weights = torch.randn(y.shape, dtype=torch.float64).to(y.dtype)
-    grads = torch.autograd.grad((y * weights).sum(), list(inputs.values()))
-    return {"y": y.detach(), **dict(zip(inputs, grads, strict=True)),
-            **{key: b.clone() for key, b in network.named_buffers() if "tracked" not in key}}
 
 
 def assert_same(left: dict[str, Tensor], right: dict[str, Tensor], **tolerance: float) -> None:
@@ -266,9 +237,9 @@ def test_empty_batch(transposed):
 def test_cumulative_average_without_a_count_is_refused():
     zeros = torch.zeros(2)
     with pytest.raises(FastganError, match="momentum None without num_batches_tracked"):
-        ops.update_running_statistics(zeros, zeros, None, zeros[None], zeros[None], 4, None)
+        torch_ops.update_running_statistics(zeros, zeros, None, zeros[None], zeros[None], 4, None)
     with pytest.raises(FastganError, match="count 1: expected more than 1"):
-        ops.update_running_statistics(zeros, zeros, None, zeros[None], zeros[None], 1, 0.1)
+        torch_ops.update_running_statistics(zeros, zeros, None, zeros[None], zeros[None], 1, 0.1)
 
 
 GOOD: dict[str, Any] = {"x": torch.zeros(4, 3, 8, 8), "weight": torch.zeros(5, 3, 4, 4), "bias": torch.zeros(5),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastgan.ops.layers import Convolution
 from fastgan.ops.native import convolve
-from tests.test_winograd import check_passes, isa  # noqa: F401 (a fixture)
+from fastgan.ops.specs import ConvSpec
+from tests.test_native_rows import isa  # noqa: F401 (a fixture)
+from tests.test_winograd import check_passes
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -28,22 +29,21 @@ def test_every_pass(case, transposed, isa):  # noqa: F811
     ci, co = (coarse, fine) if transposed else (fine, coarse)
     torch.manual_seed(0)
     x = torch.randn(count, ci, height, width).contiguous(memory_format=torch.channels_last)
-    convolution = Convolution(torch.randn(coarse, fine, *kernel), torch.randn(co), stride, padding,
-                              extra if transposed else (0, 0), transposed)
-    check_passes(x, convolution, "patches")
+    conv = ConvSpec(stride, padding, extra if transposed else (0, 0), transposed)
+    check_passes(x, torch.randn(coarse, fine, *kernel), torch.randn(co), conv, "patches")
 
 
 def test_the_same_bits_with_any_number_of_threads():
     torch.manual_seed(0)
-    x, g = torch.randn(20, 12, 12, 3), torch.randn(20, 6, 6, 48)
-    convolution = Convolution(torch.randn(48, 3, 4, 4), None, (2, 2), (1, 1), (0, 0), False)
+    x, g, weight = torch.randn(20, 3, 12, 12), torch.randn(20, 48, 6, 6), torch.randn(48, 3, 4, 4)
+    conv = ConvSpec((2, 2), (1, 1))
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            found.append([convolve.forward(x, convolution, "patches"),
-                          convolve.dgrad(g, x, convolution, "patches"),
-                          convolve.wgrad(g, x, convolution, "patches")])
+            found.append([convolve.forward(x, weight, None, conv, "patches"),
+                          convolve.dgrad(g, x, weight, conv, variant="patches"),
+                          convolve.wgrad(g, x, weight, conv, variant="patches")])
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))

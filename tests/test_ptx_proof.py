@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import launches
 from fastgan.ops import numerics
 from fastgan.verify import kinks
-from fastgan.verify.cost import launched
 from proofs.ptx import logistic, operations, rule, simulator, traffic
 
 KERNEL = """.visible .entry k(
@@ -96,36 +96,35 @@ def test_eager_tf32(layer):
 
 
 CONVOLUTION = {"x": torch.zeros(6, 8, 8, 3), "weight": torch.zeros(5, 4, 4, 3), "y": torch.zeros(6, 4, 4, 5),
-               "mask": None, "partials": None, "blocks": None, "statistics": None, "bias": None,
-               "H": 8, "W": 8, "HO": 4, "WO": 4, "CI": 3, "CO": 5,
-               "KH": 4, "KW": 4, "TRANSPOSED": False, "ACTIVATION": "relu"}
+               "mask": None, "statistics": None, "bias": None, "CI": 3, "CO": 5, "KH": 4,
+               "KW": 4, "TRANSPOSED": False, "ACTIVATION": "relu"}
 
 
 def test_operations_and_bytes_of_a_layer():
     flops = 2 * 6 * 4 * 4 * 5 * 3 * 4 * 4
-    assert launched.flops("convolve_kernel", CONVOLUTION) == flops
-    assert launched.flops("convolve_kernel", {**CONVOLUTION, "TRANSPOSED": True}) == 4 * flops
-    given = {"coarse": torch.zeros(6, 4, 4, 5), "HC": 4, "WC": 4, "A": 5, "B": 3, "KH": 4, "KW": 4}
-    assert launched.flops("wgrad_kernel", given) == flops
-    assert launched.flops("bn_act_forward_kernel", given) == 0
+    assert launches.flops("convolve_kernel", CONVOLUTION) == flops
+    assert launches.flops("convolve_kernel", {**CONVOLUTION, "TRANSPOSED": True}) == 4 * flops
+    given = {"coarse": torch.zeros(6, 4, 4, 5), "CO": 5, "CI": 3, "KH": 4, "KW": 4}
+    assert launches.flops("wgrad_kernel", given) == flops
+    assert launches.flops("bn_act_forward_kernel", {"y": torch.zeros(6)}) == 0
     read, written = 4 * (6 * 8 * 8 * 3 + 5 * 4 * 4 * 3), 4 * (6 * 4 * 4 * 5)
-    assert launched.moved("convolve_kernel", CONVOLUTION) == (read, written)
-    parts = {"partials": torch.zeros(3, 2, 5), "blocks": torch.zeros(3, 1, 5), "statistics": torch.zeros(2, 1, 5),
-             "tickets": torch.zeros(9)}
-    measured = launched.moved("convolve_kernel", {**CONVOLUTION, **parts})  # which reads y and the parts again
+    assert launches.moved("convolve_kernel", CONVOLUTION) == (read, written)
+    parts = {"partials": torch.zeros(3, 2, 5), "blocks": torch.zeros(3, 1, 5), "result": torch.zeros(2, 1, 5),
+             "statistics": (), "tickets": torch.zeros(9)}
+    measured = launches.moved("convolve_kernel", {**CONVOLUTION, **parts})  # which reads y and the parts again
     assert measured == (read + written + 4 * (30 + 15), written + 4 * (30 + 15 + 10))
     norm = {"y": torch.zeros(6), "running_mean": torch.zeros(1), "stats": torch.zeros(2), "a": torch.zeros(6)}
-    assert launched.moved("bn_act_forward_kernel", {**norm, "statistics": torch.zeros(2)}) == (24 + 8 + 4, 24 + 8 + 4)
-    assert launched.moved("bn_act_forward_kernel", {**norm, "statistics": None}) == (24 + 4, 24 + 8)
+    assert launches.moved("bn_act_forward_kernel", {**norm, "statistics": torch.zeros(2)}) == (24 + 8 + 4, 24 + 8 + 4)
+    assert launches.moved("bn_act_forward_kernel", {**norm, "statistics": None}) == (24 + 4, 24 + 8)
     loss = {"logits": torch.zeros(6), "gradient": torch.zeros(6), "loss": torch.zeros(2), "ones": (1.0, 0.0)}
-    assert launched.moved("logistic_kernel", loss) == (24, 32)
-    assert launched.words("logistic_kernel", loss) == "2 parts"
+    assert launches.moved("logistic_kernel", loss) == (24, 32)
+    assert launches.layer("logistic_kernel", loss) == "2 parts"
 
 
 def test_gates():
     right = traffic.Row(0, "convolve", "3->5", "64x64x64", 1.0, 1.0, 1.0, 9.0, 0.2, 5.0, 1.0, 20.0)
     assert not list(traffic.excess(right))
-    for key, value in [("mma_flops", 1.3), ("mma_flops", 0.9), ("load", 1.04), ("load", 0.96),
+    for key, value in [("mma_flops", 1.35), ("mma_flops", 0.9), ("load", 1.04), ("load", 0.96),
                        ("store", 1.04)]:
         assert len(list(traffic.excess(right._replace(**{key: value})))) == 1
     assert not list(traffic.excess(right._replace(load=1.2, megabytes=0.01)))
@@ -137,7 +136,8 @@ def test_every_shipped_tile_is_tried_in_every_way():
     expected = {(arch, precision, one["kernel"], *one["tile"], warps, stages)
                 for one in operations.shipped() for arch in (80, 90)
                 for precision, kind in numerics.PRECISIONS.items() for warps in (2, 4, 8) for stages in (1, 2, 3, 4)
-                if one.get("bytes", kind.dtype.itemsize) == kind.dtype.itemsize}
+                if one.get("bytes", kind.dtype.itemsize) == kind.dtype.itemsize
+                and not (one["kernel"].endswith("tma") and (arch == 80 or warps == 2 or precision == "fp32"))}
     assert tried == expected
 
 

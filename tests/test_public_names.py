@@ -15,6 +15,7 @@ import fastgan
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "numpy", "PIL", "matplotlib", "triton")
+STEP = "fastgan.GANStep(net, net, fastgan.config.ModelConfig(), fastgan.config.TrainConfig())"
 # what torch and others import beyond what is asked for is left out: it takes most of a minute
 OPTIONS = """[mypy]
 [mypy-torch.*,numpy.*,PIL.*,matplotlib.*,torchvision.*,triton.*,tyro.*]
@@ -57,9 +58,8 @@ def test_a_type_checker_sees_types(tmp_path):
         "fastgan.Trainer.resume('runs/x').fit()": "pathlib.Path",
         "fastgan.presets.get('digits')": "fastgan.config.Config",
         "fastgan.Pretrained.load('runs/x')": "fastgan.models.pretrained.Pretrained",
-        "fastgan.GraphedStep": "def (step: fastgan.train.graph.Capturable) -> fastgan.train.graph.GraphedStep",
-        "fastgan.GANStep(net, net, fastgan.config.ModelConfig(), fastgan.config.TrainConfig())":
-            "fastgan.train.step.GANStep",
+        f"fastgan.GraphedStep({STEP})": "fastgan.train.graph.GraphedStep",
+        STEP: "fastgan.train.step.GANStep",
         "fastgan.verify.certificate('digits')": "dict[str, Any]",
         "fastgan.FastganError('')": "fastgan.errors.FastganError",
         "fastgan.data.open_dataset(fastgan.Config().data)": "fastgan.data.dataset.Dataset",

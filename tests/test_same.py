@@ -9,8 +9,7 @@ from torch import nn
 from fastgan.nn import Chain
 from fastgan.nn.chain import block, flat, read
 from fastgan.nn.same_padding import ConvSame, ConvTransposeSame
-from fastgan.ops import passes
-from fastgan.ops.specs import ConvSpec
+from fastgan.ops import reference
 from tests.plain.formulas import tf_conv2d, tf_conv2d_transpose
 
 # (large, small, kernel, stride); the first five are the presets'
@@ -62,13 +61,12 @@ def test_gradient_spelt_out(large, small, kernel, stride, kind):
     layer: nn.Module = ConvSame(3, 4, kernel, stride, large)
     if kind == "transposed":
         layer = ConvTransposeSame(3, 4, kernel, stride, small, large)
-    convolution = block(layer.double(), None, None).convolution
+    tensors, (conv, _, _) = block(layer.double(), None, None)
     side = small if kind == "transposed" else large
     x = torch.randn(2, 3, side, side, dtype=torch.float64, requires_grad=True)
     y = layer(x)
     gy = torch.randn_like(y)
-    weight, conv = convolution.weight, ConvSpec(*convolution[2:])
-    given = passes.dgrad(gy, x, weight, conv), passes.wgrad(gy, x, weight, conv)
+    given = reference.dgrad(gy, x, tensors.weight, conv), reference.wgrad(gy, x, tensors.weight, conv)
     torch.testing.assert_close(given, torch.autograd.grad(y, [x, layer.weight], gy))
 
 

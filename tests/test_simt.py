@@ -11,10 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastgan.ops import passes, reference
-from fastgan.ops.layers import ACTIVATIONS, Activation
-from fastgan.ops.passes import RunningStats
-from fastgan.ops.specs import NormSpec
+from fastgan.ops import reference, torch_ops
+from fastgan.ops.specs import ACTIVATIONS, Activation, NormSpec, RunningStats
 from tests import simt
 from tests.near import KINK, assert_near
 from tests.simt import CSRC, DTYPES, Argument, Program, SimtError, build
@@ -98,12 +96,10 @@ def assert_near_float64(ours: Tensor, function: Callable[..., Tensor], *tensors:
 def measured(program: Program, x: Tensor, groups: int, parts: int, eps: float = -1.0,
              running: RunningStats = RunningStats(), momentum: float = 0.1) -> Tensor:  # noqa: B008
     """Statistics [2, G, C]."""
-    partials = nan(3, groups, parts, x.shape[1])
-    called(program, "measure", *shape(x, groups), x, parts, partials, 0, out=partials)
     results = [[t if t is None else t.clone() for t in (*running, nan(2, groups, x.shape[1]))] for _ in range(2)]
     for seed, (*buffers, out) in enumerate(results):
-        program.call("finish_statistics", partials, x.shape[1], groups, parts, eps, *buffers, momentum, out, 0,
-                     seed=seed)
+        program.call("batch_stats", *shape(x, groups), x, eps, *buffers, momentum, parts,
+                     nan(3, groups, parts, x.shape[1]), out, 0, seed=seed)
     torch.testing.assert_close(*results, rtol=0, atol=0)
     for buffer, updated in zip(running, results[0], strict=False):
         if buffer is not None:
@@ -115,8 +111,8 @@ def measured(program: Program, x: Tensor, groups: int, parts: int, eps: float = 
 def test_statistics(program, case, dtype):
     x = matrix(case, dtype)
     out = measured(program, x, case.groups, case.parts)
-    assert_near_float64(out[0], lambda x: reference.measure(images(x), case.groups)[0], x)
-    assert_near_float64(out[1], lambda x: reference.measure(images(x), case.groups)[1], x)
+    assert_near_float64(out[0], lambda x: torch_ops.measure(images(x), case.groups)[0], x)
+    assert_near_float64(out[1], lambda x: torch_ops.measure(images(x), case.groups)[1], x)
 
 
 @each_dtype
@@ -136,7 +132,7 @@ def test_running_statistics(program, momentum):
     ours, theirs = (RunningStats(torch.linspace(-1, 1, 25), torch.linspace(0.5, 2, 25), torch.tensor(4))
                     for _ in range(2))
     out = measured(program, x, groups, 2, 1e-5, ours, -1.0 if momentum is None else momentum)
-    expected = passes.batch_stats(images(x), None, theirs, 9, NormSpec(True, momentum, 1e-5, groups))
+    expected = reference.batch_stats(images(x), None, theirs, 9, NormSpec(True, momentum, 1e-5, groups))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
 
@@ -164,7 +160,8 @@ def norm_of(case: Case) -> Norm:
 def defined(y: Tensor, stats: Tensor, gamma: Tensor, beta: Tensor, activation: Activation) -> Tensor:
     """act(batch_norm(y)) with these statistics, in PyTorch operators."""
     statistics, norm = torch.stack([stats[0], stats[1]**-2]), NormSpec(True, None, 0.0, stats.shape[1])
-    return passes.bn_act_forward(images(y), statistics, gamma, beta, RunningStats(), 0, norm, activation)[0][..., 0, 0]
+    a, _ = reference.bn_act_forward(images(y), statistics, gamma, beta, RunningStats(), 0, norm, activation)
+    return a[..., 0, 0]
 
 
 def away_from_kinks(y: Tensor, norm: Norm) -> Tensor:
@@ -183,7 +180,7 @@ def test_bn_act_forward(program, case, dtype, activation):
 def sums_of(program: Program, ga: Tensor, y: Tensor, norm: Norm, activation: Activation, groups: int,
             parts: int) -> Tensor:
     """[2, G, C] of `bn_backward_sums`."""
-    partials, sums = None if parts == 1 else nan(2, groups, parts, y.shape[1]), nan(2, groups, y.shape[1])
+    partials, sums = nan(2, groups, parts, y.shape[1]), nan(2, groups, y.shape[1])
     return called(program, "bn_backward_sums", *shape(y, groups), ga, y, *norm, *kind(activation), parts, partials,
                   sums, 0, out=sums)
 
@@ -193,7 +190,7 @@ def test_bn_backward_sums(program, case, dtype, activation):
     norm = norm_of(case)
     y, ga = away_from_kinks(matrix(case, dtype), norm), matrix(case, dtype, 1)
     sums = sums_of(program, ga, y, norm, activation, case.groups, case.parts)
-    assert_near_float64(sums, lambda ga, y, *norm: passes.bn_backward_sums(images(ga), images(y), *norm, activation),
+    assert_near_float64(sums, lambda ga, y, *norm: reference.bn_backward_sums(images(ga), images(y), *norm, activation),
                         ga, y, *norm)
 
 
@@ -210,7 +207,7 @@ def test_bn_backward_apply(program, case, dtype, activation, batch_statistics, i
            1 / case.rows, g, 0, out=g)
 
     def function(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor, beta: Tensor, sums: Tensor | None) -> Tensor:
-        return passes.bn_backward_apply(images(ga), images(y), stats, gamma, beta, sums, case.rows,
+        return reference.bn_backward_apply(images(ga), images(y), stats, gamma, beta, sums, case.rows,
                                         activation)[..., 0, 0]
 
     assert_near_float64(g, function, ga, y, *norm, sums)
@@ -224,45 +221,13 @@ def test_nothing_flows_through_running_statistics(program):
     torch.testing.assert_close(g, (norm[0][1, 0] * norm[1]).expand(4, 8))
 
 
-@pytest.mark.parametrize("in_place", [False, True], ids=["out", "in-place"])
-@pytest.mark.parametrize("size", [(50, 24), (7, 3), (64, 3), (1, 1)], ids=lambda size: "x".join(map(str, size)))
-@each_dtype
-@each_activation
-def test_activation_alone(program, activation, dtype, size, in_place):
-    z, ga = matrix(Case(*size, 1, 1), dtype), matrix(Case(*size, 1, 1), dtype, 1)
-    expected = reference.activate(z, activation)
-    given = z.clone()
-    a = given if in_place else torch.full_like(z, torch.nan)
-    called(program, "bn_act_forward", *shape(z), given, None, None, None, *kind(activation), a, 0, out=a)
-    torch.testing.assert_close(a, expected)
-    given = ga.clone()
-    g = given if in_place else torch.full_like(ga, torch.nan)
-    called(program, "act_backward", *shape(a), given, a, *kind(activation), g, 0, out=g)
-    assert_near_float64(g, lambda ga, a: passes.act_backward(ga, a, activation), ga, a)
-
-
 @each_activation
 def test_what_is_not_a_number_stays_so(program, activation):
     z = torch.tensor([[torch.nan, torch.inf, -torch.inf, 0.0]])
-    a = torch.zeros_like(z)
-    program.call("bn_act_forward", *shape(z), z, None, None, None, *kind(activation), a, 0)
-    torch.testing.assert_close(a, reference.activate(z, activation), equal_nan=True)
-
-
-@each_dtype
-@pytest.mark.parametrize("size", [1, 300])
-@pytest.mark.parametrize("targets", [(1.0,), (0.9, 0.0), tuple(i / 20 for i in range(21))], ids=len)
-def test_logistic(program, targets, size, dtype):
-    torch.manual_seed(size)
-    logits = (4 * torch.randn(len(targets) * size)).to(dtype)
-    loss, probability, gradient = nan(len(targets)), nan(len(targets)), nan(len(logits))
-    called(program, "logistic", len(logits), 1, len(targets), DTYPES[dtype], logits, torch.tensor(targets), loss,
-           probability, gradient, 0, out=loss)
-    in_float32 = torch.tensor(targets).tolist()  # as the kernel is given them
-    exact_loss, exact_probability, exact_gradient = passes.logistic_loss(logits.double(), in_float32)
-    torch.testing.assert_close(loss.double(), exact_loss, rtol=3e-6, atol=1e-7)
-    torch.testing.assert_close(probability.double(), exact_probability, rtol=3e-6, atol=1e-7)
-    torch.testing.assert_close(gradient.double(), exact_gradient, rtol=3e-6, atol=1e-7 / size)
+    a, zeros, ones = torch.zeros_like(z), torch.zeros(1, 4), torch.ones(1, 4)
+    unchanged = torch.stack([zeros, ones]), ones, zeros
+    program.call("bn_act_forward", *shape(z), z, *unchanged, *kind(activation), a, 0)
+    torch.testing.assert_close(a, torch_ops.activate(z, activation), equal_nan=True)
 
 
 def unaligned(x: Tensor) -> Tensor:
@@ -284,9 +249,7 @@ def test_unaligned_addresses(program, dtype, which):
         a, g, of = torch.empty_like(y), torch.empty_like(y), (*norm.values(), *kind(activation))
         program.call("bn_act_forward", *shape(y, 2), y, *of, a, 0)
         program.call("bn_backward_apply", *shape(y, 2), ga, y, *of, sums, 1 / 40, g, 0)
-        alone = torch.empty_like(y)
-        program.call("act_backward", *shape(y), ga, y, *kind(activation), alone, 0)
-        return [a, g, alone]
+        return [a, g]
 
     given = {**aligned, which: unaligned(aligned[which])}
     torch.testing.assert_close(everything(**given), everything(**aligned), rtol=0, atol=0)
@@ -301,7 +264,6 @@ def test_no_rows(program, dtype):
     case, activation = Case(0, 5, 1, 1), Activation("relu")
     y, norm = matrix(case, dtype), norm_of(case)
     program.call("bn_act_forward", *shape(y), y, *norm, *kind(activation), y, 0)
-    program.call("act_backward", *shape(y), y, y, *kind(activation), y, 0)
     program.call("bn_backward_apply", *shape(y), y, y, *norm, *kind(activation), None, 1.0, y, 0)
     assert not measured(program, y, 1, 1).any()
     assert not sums_of(program, y, y, norm, activation, 1, 1).any()
@@ -310,24 +272,25 @@ def test_no_rows(program, dtype):
 def test_grid_that_does_not_fit(program):
     x = torch.zeros(70000, 1)
     with pytest.raises(SimtError, match="measure kernel, grid of 1x70000x1: invalid configuration argument"):
-        program.call("measure", *shape(x, 70000), x, 1, nan(3, 70000, 1, 1), 0)
+        program.call("batch_stats", *shape(x, 70000), x, 0.0, None, None, None, 0.0, 1, nan(3, 70000, 1, 1),
+                     nan(2, 70000, 1), 0)
 
 
 def check_statistics(program: Program, aligned: bool = True) -> None:
     x = torch.zeros(2 * 16 * 12 + 1)[1:].view(32, 12).copy_(matrix(Case(16, 12, 2, 16), torch.float32))
     x = x.clone() if aligned else x
-    torch.testing.assert_close(measured(program, x, 2, 16), torch.stack(reference.measure(images(x), 2)))
+    torch.testing.assert_close(measured(program, x, 2, 16), torch.stack(torch_ops.measure(images(x), 2)))
 
 
 # file, what stands there, what is written instead, what is seen
 MISTAKES = {
-    "no-barrier-before-reading": ("tile.h", "    __syncthreads();\n    Value total;", "    Value total;", "wrong"),
+    "no-barrier-before-reading": ("tile.h", "    __syncthreads();\n    Value total{};", "    Value total{};", "wrong"),
     "no-barrier-before-writing": ("tile.h", "    __syncthreads();  // the next", "    // the next", "wrong"),
-    "barrier-not-for-all": ("tile.h", "    __syncthreads();\n    Value total;",
-                            "    if (lane < 1 << bits) __syncthreads();\n    Value total;", "deadlock"),
+    "barrier-not-for-all": ("tile.h", "    __syncthreads();\n    Value total{};",
+                            "    if (lane < 1 << bits) __syncthreads();\n    Value total{};", "deadlock"),
     "thread-that-leaves": ("statistics.cu", "    Moments moments[V];",
-                           "    if (!place.inside) return;\n    Moments moments[V];", "deadlock"),
-    "one-row-more": ("statistics.cu", "i < many;", "i <= many;", "heap-buffer-overflow"),
+                           "    if (!tile.inside) return;\n    Moments moments[V];", "deadlock"),
+    "one-row-more": ("statistics.cu", "i < steps;", "i <= steps;", "heap-buffer-overflow"),
     "one-part-more": ("statistics.cu", "part < parts;", "part <= parts;", "heap-buffer-overflow"),
     "one-channel-more": ("tile.h", "inside(channel < channels)", "inside(channel <= channels)", "heap-buffer-overflow"),
     "one-warp-more": ("tile.h", "other < WARPS;", "other <= WARPS;", "index 8 out of bounds"),

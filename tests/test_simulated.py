@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import batch_norm
 
-from tests.simulated import CaptureRefused, StaleMemory, assert_replays_equal_eager, record, same_bits
+from proofs.simulated import CaptureRefused, StaleMemory, assert_replays_equal_eager, record, same_bits
 from tests.small_step import SmallStep, batches, make_adam
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -20,7 +20,7 @@ from fastgan.ops import tuning as plan
 from fastgan.ops.tuning import candidates
 from fastgan.train.losses import LOSSES
 from fastgan.train.metrics_buffer import FIELDS
-from fastgan.train.static_buffers import Held
+from fastgan.train.static_buffers import StaticBuffers
 from fastgan.train.step import GANStep, Savings
 
 SHAPES = {"tf": (1, 28, 28), "oreilly": (1, 28, 28), "gaussian": (2,), "dcgan": (3, 16, 16)}
@@ -60,8 +60,8 @@ def moments(step: GANStep) -> list[Tensor]:
             for tensor in (adam.updates, *(moment for state in adam.state.values() for moment in state.values()))]
 
 
-def holding(step: GANStep, real: Tensor, fake: Tensor) -> Held:
-    held = Held(step.noise.nz, real, None, step.config.real_first, real.dtype)
+def holding(step: GANStep, real: Tensor, fake: Tensor) -> StaticBuffers:
+    held = StaticBuffers(step.noise.nz, real, None, step.config.real_first, real.dtype)
     held.real.copy_(real)
     held.fake.copy_(fake)
     return held
@@ -239,7 +239,7 @@ def test_networks_of_layers_alone_see_channels_last(impl):
     for discriminator in (step.discriminator, layers if impl == "none" else fastgan.convert(layers, impl)):
         other = GANStep(step.generator, discriminator, presets.get("dcgan-64", nz=8).model, step.config)
         other(batch(step))
-        assert other.held.images.is_contiguous(memory_format=torch.channels_last)
+        assert other.buffers.images.is_contiguous(memory_format=torch.channels_last)
 
 
 class Returns(nn.Module):
@@ -331,8 +331,8 @@ def test_draws_and_passes(fakes):
     step.draw = lambda given: draws.append(draw(given)) or draws[-1]
     step(real)
     assert len(draws) == (2 if fakes == "fresh-z" else 1)
-    assert torch.equal(step.held.z, draws[0])
-    assert fakes != "fresh-z" or torch.equal(step.held.z_fresh, draws[1])
+    assert torch.equal(step.buffers.z, draws[0])
+    assert fakes != "fresh-z" or torch.equal(step.buffers.z_fresh, draws[1])
     assert step.generator.main[1].num_batches_tracked - runs == (1 if fakes == "reuse" else 2)
     assert step.discriminator.main[3].num_batches_tracked == 3
 
@@ -395,12 +395,12 @@ def test_batch_that_is_not_finite_changes_nothing(bad, eps_hat):
     assert torch.equal(step.ema.updates, updates)
     assert all(torch.equal(old, new) for old, new in zip(adams, moments(step), strict=True))
 
-    held = [t.clone() for t in (step.held.z, step.held.real)]
+    held = [t.clone() for t in (step.buffers.z, step.buffers.real)]
     record = step(real)  # halted: the broken step again, whatever is given
     assert not math.isfinite(record["loss_d"]) and record["finite"] == 0
-    assert torch.equal(step.held.z, held[0]) and torch.equal(step.held.real.isfinite(), held[1].isfinite())
+    assert torch.equal(step.buffers.z, held[0]) and torch.equal(step.buffers.real.isfinite(), held[1].isfinite())
     assert changed(before, parameters(step)) == set() and step.t == 1
-    last = step.ring.read(0, 2)
+    last = step.metrics_buffer.read(0, 2)
     assert [row["finite"] for row in last] == [1, 0] and not math.isfinite(last[1]["loss_d"])
 
     step.load_state_dict(copy.deepcopy(step.state_dict()))  # whoever goes on must say so
@@ -623,9 +623,9 @@ def test_half_precision(precision):
         torch.manual_seed(2)
         records.append([step(real) for real in reals][-1])
     assert handles and dtypes == {torch.bfloat16 if precision == "bf16" else torch.float16}
-    assert half.held.images.dtype in dtypes  # as D's first convolution would round them
+    assert half.buffers.images.dtype in dtypes  # as D's first convolution would round them
     assert all(tensor.dtype in (torch.float32, torch.int64, torch.int32) for tensor in half.state()
-               if not any(tensor is other for other in (half.held.images, *half.casts.tensors())))
+               if not any(tensor is other for other in (half.buffers.images, *half.casts.tensors())))
     assert half.judge(reals[0]).dtype == torch.float32
     assert records[0]["finite"] == 1
     for key, value in records[1].items():
@@ -688,13 +688,13 @@ def test_ring():
     records = []
     for seed in range(5):
         records.append(step(batch(step, seed)))
-        rows = step.ring.read(0, step.steps)
+        rows = step.metrics_buffer.read(0, step.steps)
         assert len(rows) == min(3, seed + 1)
         for row, record in zip(rows, records[-3:], strict=True):
             assert row.keys() == set(FIELDS)
             assert {key for key in row if not math.isnan(row[key])} == set(record)
             assert all(row[key] == pytest.approx(value.item(), rel=1e-6) for key, value in record.items())
-    assert step.ring.read(4, 5) == rows[-1:] or math.isnan(rows[-1]["loss_g"])
+    assert step.metrics_buffer.read(4, 5) == rows[-1:] or math.isnan(rows[-1]["loss_g"])
 
 
 def test_diversity():

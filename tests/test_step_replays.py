@@ -17,8 +17,8 @@ from fastgan.data.dataset import MemoryDataset
 from fastgan.models import build
 from fastgan.train.losses import LOSSES
 from fastgan.train.step import GANStep, Savings
-from fastgan.trainer.fetch_step import FedStep
-from tests.simulated import CaptureRefused, assert_replays_equal_eager
+from fastgan.trainer.fetch_step import FetchStep
+from proofs.simulated import CaptureRefused, assert_replays_equal_eager
 from tests.small_step import Asking
 
 SHAPES = {"digits": (1, 16, 16), "mxnet-dcgan-mnist": (3, 16, 16), "oreilly-gan-mnist": (1, 28, 28),
@@ -83,7 +83,7 @@ def test_option(fields):
 @pytest.mark.parametrize(("last_batch", "flip"), list(itertools.product(["drop", "rollover", "pad"], [False, True])))
 def test_with_data_on_the_device(last_batch, flip):
     """Fetching is part of the replay: over the end of an epoch, with a refill by the host in between."""
-    def fed() -> FedStep:
+    def fed() -> FetchStep:
         generator = torch.Generator().manual_seed(3)
         data = torch.randint(256, (18, 3, 16, 16), dtype=torch.uint8, generator=generator)
         dataset = MemoryDataset(name="noise", data=data)
@@ -93,7 +93,7 @@ def test_with_data_on_the_device(last_batch, flip):
     assert_replays_equal_eager(fed, [()], count=12)
 
 
-class Prepared(FedStep):
+class Prepared(FetchStep):
     """The host's part before each step, as the trainer does it."""
 
     def phase(self) -> Any:

@@ -19,16 +19,15 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fastgan import export as exported
 from fastgan import pictures, report
 from fastgan.config import Config, RunConfig
 from fastgan.errors import FastganError
-from fastgan.models import build, exported, weights
+from fastgan.models import build, weights
 from fastgan.models.pretrained import Pretrained
 from fastgan.ops.tuning import Plan, stored
-from fastgan.trainer import Trainer, checkpoint, evaluate, loop, run_facts, run_files
+from fastgan.trainer import Trainer, checkpoint, evaluate, loop, run_facts, run_files, run_pictures
 from fastgan.trainer.log import TAGS, RunLog
-from fastgan.verify.cost.counted import Experiment
-from fastgan.verify.cost.memory import estimate
 from proofs.kills import same
 from tests.test_data import write_idx, write_images
 
@@ -51,7 +50,7 @@ def final_state(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(("count", "classes", "columns"), [(64, 3, 9), (64, 2, 8), (64, 10, 10), (100, 10, 10),
                                                            (12, 12, 12), (64, 0, None), (8, 10, None), (64, 17, None)])
 def test_each_class_has_its_columns_near_a_square(count, classes, columns):
-    assert loop._columns(count, classes) == columns
+    assert run_pictures.columns(count, classes) == columns
 
 
 def test_run_folder(tiny):
@@ -165,8 +164,8 @@ def test_signal_while_a_record_is_written(tiny, monkeypatch):
 
 
 def test_signal_before_the_first_step(tiny, monkeypatch):
-    monkeypatch.setattr(Trainer, "_train", lambda *arguments, train=Trainer._train: (
-        signal.raise_signal(signal.SIGTERM), train(*arguments)))
+    monkeypatch.setattr(loop.TrainingLoop, "run", lambda self, run=loop.TrainingLoop.run: (
+        signal.raise_signal(signal.SIGTERM), run(self)))
     config = tiny(snap=100)
     folder = Trainer(config).fit()
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step000000.pt"]
@@ -454,17 +453,6 @@ def test_learns_the_gaussian(tmp_path, tiny):
 def test_side_by_side_pictures(tiny):
     folder = Trainer(tiny(pictures="side-by-side")).fit()
     assert Image.open(folder / "fakes000003.png").size == (2 * (2 * 66 + 2) + 16, 2 * 66 + 2 + 32)
-
-
-def test_memory_estimate(tiny):
-    config = tiny(ema=0.5)
-    one, two = (estimate(Experiment(config, batch, "fp32", (1, 16, 16))) for batch in (512, 1024))
-    params = Trainer(config).step
-    counts = [sum(p.numel() for p in network.parameters()) for network in (params.generator, params.discriminator)]
-    assert [one["generator"], one["discriminator"]] == counts
-    assert one["state"] == two["state"] == 4 * (4 * sum(counts) + counts[0])
-    # beyond the state nearly all grows with the batch
-    assert 1.9 < (two["peak"] - two["state"]) / (one["peak"] - one["state"]) <= 2.1
 
 
 def test_full_disk_while_logging(tiny, monkeypatch):

@@ -1,4 +1,4 @@
-"""The trainer with its step in a graph: a stand-in for CUDA replays it (tests/simulated.py)."""
+"""The trainer with its step in a graph: a stand-in for CUDA replays it (proofs/simulated)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from fastgan.errors import FastganError
 from fastgan.train import GraphedStep, graph
 from fastgan.trainer import Trainer, checkpoint
-from tests.simulated import SimulatedCuda
+from proofs.simulated import SimulatedCuda
 from tests.test_train import final_state, same
 
 
@@ -72,8 +72,8 @@ def test_resumed_run_in_graphs(tiny, cuda):
 
 def test_host_looks_only_every_k_steps(tiny, cuda, monkeypatch):
     trainer, looks = graphed(tiny(steps=12, log_every=5, snap=6)), []
-    read = trainer.step.ring.read
-    monkeypatch.setattr(trainer.step.ring, "read", lambda start, stop: looks.append((start, stop)) or read(start, stop))
+    buffer, read = trainer.step.metrics_buffer, trainer.step.metrics_buffer.read
+    monkeypatch.setattr(buffer, "read", lambda start, stop: looks.append((start, stop)) or read(start, stop))
     folder = trainer.fit()
     assert looks == [(0, 5), (5, 6), (6, 10), (10, 12)]
     assert [json.loads(line)["step"] for line in (folder / "stats.jsonl").read_text().splitlines()] == [5, 10, 12]
@@ -109,7 +109,7 @@ def test_graph_where_there_is_none(tiny):
 
 
 def test_precision_where_there_is_none(tiny):
-    with pytest.raises(FastganError, match="--precision tf32 on cpu: expected an NVIDIA GPU"):
+    with pytest.raises(FastganError, match="precision tf32 on cpu: expected an NVIDIA GPU"):
         Trainer(tiny(precision="tf32"))
 
 

@@ -20,15 +20,15 @@ from torch.nn import functional as F
 from fastgan import cli, presets
 from fastgan.config import Config
 from fastgan.errors import FastganError, KernelError
-from fastgan.ops import dispatch, numerics, reference
-from fastgan.ops.layers import BatchNorm
+from fastgan.ops import dispatch, numerics, torch_ops
 from fastgan.ops.native import extension
+from fastgan.ops.specs import BlockTensors, ConvSpec, NormSpec
 from fastgan.ops.triton import launch
-from fastgan.ops.tuning import candidates
 from fastgan.train import graph
 from fastgan.train.graph import GraphedStep
-from fastgan.verify import certificate, checks, game, kinks, machine, operations, steps, table
-from tests.simulated import SimulatedCuda
+from fastgan.verify import blocks, certificate, checks, kinks, machine, step_comparison, table
+from fastgan.verify.result import Result, run
+from proofs.simulated import SimulatedCuda
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -45,38 +45,45 @@ def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "_failed", set())
 
 
-def examined(impl: str, name: str = "D2", precision: str = "fp32", side: int = 16) -> operations.Found:
+def compare_block(impl: str, name: str = "D2", precision: str = "fp32", side: int = 16) -> Result:
     """One block of the tiny preset: by default conv, bn, leaky relu."""
-    stage = next(stage for stage in checks.stages_of(tiny(side)) if stage.name.startswith(name))
-    return operations.examine(stage, impl, numerics.PRECISIONS[precision], 4, CPU)
+    block = next(block for block in checks.blocks_of(tiny(side)) if block.name.startswith(name))
+    return run(lambda: blocks.compare(block, impl, numerics.PRECISIONS[precision], 4, CPU), impl)
 
 
-def small_game(side: int = 16, count: int = 2) -> game.Game:
-    config = tiny(side)
-    return game.Game(checks._networks(config), config, game.given(config, (1, side, side), 4, count),
-                     numerics.PRECISIONS["fp32"], CPU)
+def small_setup(side: int = 16, count: int = 2) -> step_comparison.Setup:
+    return step_comparison.make_setup(tiny(side), 4, count, "fp32", CPU)
 
 
-def failed(found: operations.Found) -> set[str]:
+def compare_steps(setup: step_comparison.Setup, impl: str) -> Result:
+    return run(lambda: step_comparison.compare(setup, impl), impl)
+
+
+def compare_graph(setup: step_comparison.Setup) -> Result:
+    allowed = step_comparison.compare(setup, "reference")
+    return run(lambda: step_comparison.compare_graph(setup, "reference", allowed), "reference")
+
+
+def failed(found: Result) -> set[str]:
     return {name for name, one in found.quantities.items() if one.used > 1}
 
 
-def test_stages_have_the_shapes_of_the_network():
-    stages = checks.stages_of(presets.get("dcgan-64"))
-    assert [stage.name for stage in stages] == [
+def test_blocks_have_the_shapes_of_the_network():
+    found = checks.blocks_of(presets.get("dcgan-64"))
+    assert [block.name for block in found] == [
         "G1 100x1x1 -> 512x4x4, 4x4T/1 bn relu", "G2 512x4x4 -> 256x8x8, 4x4T/2 bn relu",
         "G3 256x8x8 -> 128x16x16, 4x4T/2 bn relu", "G4 128x16x16 -> 64x32x32, 4x4T/2 bn relu",
         "G5 64x32x32 -> 3x64x64, 4x4T/2 tanh", "D1 3x64x64 -> 64x32x32, 4x4/2 leaky",
         "D2 64x32x32 -> 128x16x16, 4x4/2 bn leaky", "D3 128x16x16 -> 256x8x8, 4x4/2 bn leaky",
         "D4 256x8x8 -> 512x4x4, 4x4/2 bn leaky", "D5 512x4x4 -> 1x1x1, 4x4/1"]
-    assert [stage.groups for stage in stages] == [1] * 5 + [2] * 5
+    assert [block.groups for block in found] == [1] * 5 + [2] * 5
 
 
 @pytest.mark.parametrize(("impl", "name", "precision"), [
     ("triton", "G2", "fp16"), ("triton", "G3", "fp32"), ("triton", "D1", "fp16"), ("triton", "D2", "fp32"),
     ("native", "G2", "bf16"), ("native", "G3", "fp16"), ("native", "D1", "bf16"), ("native", "D2", "fp32")])
 def test_kernels_pass(impl, name, precision):
-    found = examined(impl, name, precision)
+    found = compare_block(impl, name, precision)
     assert found.passed and not found.error
     names = {"output", "input gradient", "weight gradient"}
     names |= {"gamma gradient", "beta gradient", "running mean", "running variance"} if name in ("G2", "D2") else set()
@@ -84,22 +91,22 @@ def test_kernels_pass(impl, name, precision):
 
 
 def test_a_bias_before_batch_normalisation_is_judged_by_what_cancels():
-    stage = checks.stages_of(presets.get("tf-dcgan-mnist"))[0]
-    assert "bias bn" in stage.name
-    found = operations.examine(stage, "reference", numerics.PRECISIONS["fp32"], 4, CPU)
+    block = checks.blocks_of(presets.get("tf-dcgan-mnist"))[0]
+    assert "bias bn" in block.name
+    found = run(lambda: blocks.compare(block, "reference", numerics.PRECISIONS["fp32"], 4, CPU), "reference")
     assert found.passed and found.quantities["bias gradient"].ours < 1e-5
 
 
 def around_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """Padding by the image's edge instead of zeros."""
-    right = reference.convolve
+    right = torch_ops.convolve
 
-    def convolve(x: Tensor, convolution: Any) -> Tensor:
-        if convolution.transposed or not any(convolution.padding):
-            return right(x, convolution)
-        pads = [pad for pad in reversed(convolution.padding) for _ in range(2)]
-        return right(F.pad(x, pads, "replicate"), convolution._replace(padding=(0, 0)))
-    monkeypatch.setattr(reference, "convolve", convolve)
+    def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec) -> Tensor:
+        if conv.transposed or not any(conv.padding):
+            return right(x, weight, bias, conv)
+        pads = [pad for pad in reversed(conv.padding) for _ in range(2)]
+        return right(F.pad(x, pads, "replicate"), weight, bias, conv._replace(padding=(0, 0)))
+    monkeypatch.setattr(torch_ops, "convolve", convolve)
 
 
 def passes_changed(name: str, change: Callable[..., Any]) -> Patch:
@@ -121,15 +128,16 @@ def wrong_momentum(right: Callable[..., Any], *arguments: Any) -> Any:
 
 def biased_variance(monkeypatch: pytest.MonkeyPatch) -> None:
     """The running variance as the normalisation has it, without n / (n - 1)."""
-    right = reference.batch_norm
+    right = torch_ops.batch_norm
 
-    def batch_norm(x: Tensor, norm: BatchNorm, groups: int = 1) -> Tensor:
-        variance = norm.running_var.clone()
-        y = right(x, norm, groups)
-        count = x.numel() // x.shape[1] // groups
-        norm.running_var.data.copy_(variance + (norm.running_var - variance) * (count - 1) / count)
+    def batch_norm(x: Tensor, tensors: BlockTensors, norm: NormSpec) -> Tensor:
+        running = tensors.running_var
+        variance = running.clone()
+        y = right(x, tensors, norm)
+        count = x.numel() // x.shape[1] // norm.groups
+        running.data.copy_(variance + (running - variance) * (count - 1) / count)
         return y
-    monkeypatch.setattr(reference, "batch_norm", batch_norm)
+    monkeypatch.setattr(torch_ops, "batch_norm", batch_norm)
 
 
 def one_percent(right: Callable[..., Tensor], *arguments: Any) -> Tensor:
@@ -167,9 +175,9 @@ FAULTS: dict[str, tuple[str, str, Patch, set[str]]] = {
 def test_a_fault_is_found_and_named(monkeypatch, fault):
     impl, name, patch, expected = FAULTS[fault]
     side = 32 if patch is around_image else 16
-    assert impl != "reference" or examined(impl, name, side=side).passed
+    assert impl != "reference" or compare_block(impl, name, side=side).passed
     patch(monkeypatch)
-    found = examined(impl, name, side=side)
+    found = compare_block(impl, name, side=side)
     assert not found.passed and expected <= failed(found), found
     if patch is not around_image:  # which spoils everything that comes after
         assert failed(found) == expected
@@ -179,16 +187,16 @@ def test_kernels_that_were_replaced_by_the_reference_do_not_pass(monkeypatch):
     def broken(*args: Any) -> Any:
         raise KernelError("convolve_kernel: out of resources")
     passes_changed("conv_forward", broken)(monkeypatch)
-    found = examined("triton")
+    found = compare_block("triton")
     assert not failed(found) and not found.passed and "out of resources" in found.error
-    assert "conv_forward failed before" in examined("triton").error
+    assert "conv_forward failed before" in compare_block("triton").error
 
 
 def test_what_an_engine_raises_is_a_finding(monkeypatch):
     def broken(*args: Any, **options: Any) -> Any:
         raise RuntimeError("an illegal memory access\nand more")
-    monkeypatch.setattr(reference, "convolve", broken)
-    found = examined("reference")
+    monkeypatch.setattr(torch_ops, "convolve", broken)
+    found = compare_block("reference")
     assert not found.passed and found.error == "RuntimeError: an illegal memory access"
 
 
@@ -204,7 +212,7 @@ def test_slopes_in_doubt():
 
 @pytest.mark.parametrize("impl", ["native", "triton"])
 def test_steps_of_kernels_pass(impl):
-    found = steps.examine(small_game(count=1), impl)
+    found = compare_steps(small_setup(count=1), impl)
     assert found.passed, found
     assert set(found.quantities) == {f"{network} {what}" for network in ("generator", "discriminator")
                                      for what in ("parameters", "running means", "running variances")}
@@ -215,10 +223,10 @@ def test_steps_of_kernels_pass(impl):
     (around_image, {"discriminator parameters", "generator parameters"}),
 ], ids=["running variance is biased", "padding is the edge"])
 def test_steps_with_a_fault_do_not_pass(monkeypatch, patch, expected):
-    played = small_game(32)
-    assert steps.examine(played, "reference").passed
+    setup = small_setup(32)
+    assert compare_steps(setup, "reference").passed
     patch(monkeypatch)
-    found = steps.examine(played, "reference")
+    found = compare_steps(setup, "reference")
     assert not found.error and expected <= failed(found)
 
 
@@ -241,9 +249,9 @@ class WithOneNumberMore(GraphedStep):
 ], ids=["right", "frozen noise", "one random number more"])
 def test_graphed_steps_are_compared_with_steps_one_by_one(monkeypatch, kind, expected):
     monkeypatch.setattr(graph, "cuda", SimulatedCuda())
-    monkeypatch.setattr(steps, "GraphedStep", kind)
-    played = small_game()
-    found = steps.examine_graph(played, "reference", steps.examine(played, "reference").quantities)
+    monkeypatch.setattr(step_comparison, "GraphedStep", kind)
+    setup = small_setup()
+    found = compare_graph(setup)
     assert not found.error and expected <= failed(found) and found.passed == (not expected)
 
 
@@ -251,8 +259,8 @@ def test_steps_that_were_not_captured_are_not_said_to_be_right(monkeypatch):
     cuda = SimulatedCuda()
     cuda.refusal = "no memory for a graph"
     monkeypatch.setattr(graph, "cuda", cuda)
-    played = small_game()
-    found = steps.examine_graph(played, "reference", steps.examine(played, "reference").quantities)
+    setup = small_setup()
+    found = compare_graph(setup)
     assert not found.passed and "not captured: no memory for a graph" in found.error
 
 
@@ -272,11 +280,11 @@ def test_precisions_of_each_device(monkeypatch):
 
 
 def test_steps_are_compared_in_every_precision_that_trains_and_as_a_graph_where_there_is_one(monkeypatch):
-    monkeypatch.setattr(steps, "why_no_graph", lambda device: "")
+    monkeypatch.setattr(step_comparison, "why_no_graph", lambda device: "")
     engine = checks.Engine("reference", ("fp32", "tf32", "bf16", "fp16"), "")
-    planned, missing = checks.plan(tiny(), [engine], 4, 3, torch.device("cuda"))
-    assert not missing and len([check for check in planned if check.part == "operations"]) == 6 * 4
-    assert [(check.what, check.precision) for check in planned if check.part == "steps"] == [
+    all_checks, missing = checks.plan(tiny(), [engine], 4, 3, torch.device("cuda"))
+    assert not missing and len([check for check in all_checks if check.part == "operations"]) == 6 * 4
+    assert [(check.what, check.precision) for check in all_checks if check.part == "steps"] == [
         ("3 steps", "fp32"), ("3 steps as a CUDA graph", "fp32"), ("3 steps", "tf32"),
         ("3 steps as a CUDA graph", "tf32"), ("3 steps", "bf16"), ("3 steps as a CUDA graph", "bf16")]
 
@@ -300,7 +308,6 @@ def test_command_writes_a_certificate(capsys, tmp_path):
     assert "1 step as a CUDA graph: not checked: no CUDA device" in out
     found = json.loads(path.read_text())
     assert found["passed"] and len(found["operations"]) == 6 and len(found["steps"]) == 1
-    assert {words.partition(";")[0] for words in found["plan"].values()} == {candidates.default(torch.device("cpu"))}
     assert found["engines"]["triton"] == "not asked for"
     assert {"device", "driver", "fastgan", "python", "torch", "triton", "CUDA", "cuDNN", "commit"} == set(
         found["machine"])

@@ -24,7 +24,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_it_is_resumed(run, capsys):
     """With a plan of its own: that of another version of the kernels is measured again, which is told."""
     assert cli.main(["resume", str(run), "--steps", "5"]) == 0
-    assert "plan.json is no plan (its format is not that of this version)" in capsys.readouterr().err
+    assert "plan.json is not a plan (its format is not that of this version)" in capsys.readouterr().err
     before, after = (torch.load(run / "checkpoints" / f"step00000{step}.pt", weights_only=True) for step in (3, 5))
     assert before.keys() == after.keys()
 
@@ -40,4 +40,4 @@ def test_its_plan_is_refused_in_a_line(run, capsys):
     assert cli.main(["train", "--preset", "digits", "--steps", "1", "--plan", str(run / "plan.json"), "--outf",
                      str(run / "new")]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("fastgan: error: ") and "is no plan (its format is not that of this version)" in last
+    assert last.startswith("fastgan: error: ") and "is not a plan (its format is not that of this version)" in last

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastgan import _cpu
 from fastgan.errors import FastganError
-from fastgan.ops import passes, reference
-from fastgan.ops.layers import Convolution
-from fastgan.ops.native import convolve
+from fastgan.ops import reference, torch_ops
+from fastgan.ops.native import convolve, extension
 from fastgan.ops.native import passes as native_passes
-from fastgan.ops.native.winograd import TILES
+from fastgan.ops.native.convolve import TILES
+from fastgan.ops.numerics import rms
 from fastgan.ops.specs import ConvSpec
-from tests.near import EPS, MARGIN, UNITS, rms
+from tests.near import EPS, UNITS, used
+from tests.test_native_rows import isa  # noqa: F401 (a fixture)
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -38,25 +37,18 @@ each_case = pytest.mark.parametrize(
 each_tile = pytest.mark.parametrize("variant", TILES)
 
 
-@pytest.fixture(params=_cpu.isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _cpu.isa()
-    _cpu.use(request.param)
-    yield request.param
-    _cpu.use(before)
-
-
-def draw(case: str, transposed: bool) -> tuple[Tensor, Convolution]:
+def draw(case: str, transposed: bool) -> tuple[Tensor, Tensor, Tensor, ConvSpec]:
+    """x, weight, bias and the convolution."""
     torch.manual_seed(0)
     shape, co, padding, output_padding = CASES[case]
     weight = torch.randn(*((shape[1], co) if transposed else (co, shape[1])), 4, 4)
     x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
-    return x, Convolution(weight, torch.randn(co), (2, 2), padding, output_padding, transposed)
+    return x, weight, torch.randn(co), ConvSpec((2, 2), padding, output_padding, transposed)
 
 
-def passes_of(engine: ModuleType, x: Tensor, convolution: Convolution, **variant: str) -> dict[str, Tensor]:
+def passes_of(engine: ModuleType, x: Tensor, weight: Tensor, bias: Tensor, conv: ConvSpec,
+              **variant: str) -> dict[str, Tensor]:
     """What an engine's convolution passes make of the same numbers."""
-    conv, weight, bias = ConvSpec(*convolution[2:]), convolution.weight, convolution.bias
     y, _ = engine.conv_forward(x, weight, bias, conv, 0, **variant)
     g = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(x.dtype)
     return {"y": y, "gx": engine.dgrad(g, x, weight, conv, **variant),
@@ -65,7 +57,7 @@ def passes_of(engine: ModuleType, x: Tensor, convolution: Convolution, **variant
 
 @each_tile
 @each_case
-def test_every_pass(case, transposed, variant, isa):
+def test_every_pass(case, transposed, variant, isa):  # noqa: F811
     check_passes(*draw(case, transposed), variant)
 
 
@@ -75,29 +67,27 @@ def test_by_panels_of_the_weight(transposed, variant):
     check_passes(*draw(LARGE, transposed), variant)
 
 
-def check_passes(x: Tensor, convolution: Convolution, variant: str) -> None:
+def check_passes(x: Tensor, weight: Tensor, bias: Tensor, conv: ConvSpec, variant: str) -> None:
     """As near to float64 as PyTorch's operators."""
-    weight, bias = convolution[:2]
-    assert bias is not None
-    found, eager = passes_of(native_passes, x, convolution, variant=variant), passes_of(passes, x, convolution)
-    exact = passes_of(passes, x.double(), convolution._replace(weight=weight.double(), bias=bias.double()))
+    found = passes_of(native_passes, x, weight, bias, conv, variant=variant)
+    eager = passes_of(reference, x, weight, bias, conv)
+    exact = passes_of(reference, x.double(), weight.double(), bias.double(), conv)
     for name, value in exact.items():
-        allowed = MARGIN * rms(eager[name] - value) + UNITS * EPS[torch.float32] * value.abs().max().item()
-        assert rms(found[name] - value) <= allowed, name
+        assert used(found[name], eager[name], value, UNITS * EPS[torch.float32] * value.abs().max().item()) <= 1, name
 
 
 @each_tile
 def test_an_error_is_that_of_the_definition_summed_term_by_term(variant):
     torch.manual_seed(0)
     x = torch.randn(8, 128, 16, 16).contiguous(memory_format=torch.channels_last)
-    convolution = Convolution(torch.randn(256, 128, 4, 4), None, (2, 2), (1, 1))
-    exact = reference.convolve(x.double(), convolution._replace(weight=convolution.weight.double()))
+    weight, conv = torch.randn(256, 128, 4, 4), ConvSpec((2, 2), (1, 1))
+    exact = torch_ops.convolve(x.double(), weight.double(), None, conv)
     columns = torch.nn.functional.unfold(x, 4, padding=1, stride=2)  # (N, Ci * 16, Ho * Wo)
     chain = torch.zeros(8, 256, 64)
-    for term, taps in zip(columns.unbind(1), convolution.weight.flatten(1).unbind(1), strict=True):
+    for term, taps in zip(columns.unbind(1), weight.flatten(1).unbind(1), strict=True):
         chain += taps[:, None] * term[:, None]
-    found = convolve.forward(convolve.nhwc(x), convolution, variant)
-    error, chained = (rms(y - exact) for y in (convolve.nchw(found), chain.view_as(exact)))
+    found = convolve.forward(x, weight, None, conv, variant)
+    error, chained = (rms(y - exact) for y in (found, chain.view_as(exact)))
     assert error < (0.5 if variant == "winograd-2x2" else 1.0) * chained
 
 
@@ -118,33 +108,34 @@ def test_threads_change_no_bit(transposed, variant):
 @each_tile
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_bias_may_be_a_slice(transposed, variant):
-    x, convolution = draw("wider than a vector", transposed)
-    assert convolution.bias is not None
-    sliced = torch.stack([convolution.bias, torch.full_like(convolution.bias, torch.nan)], 1)[:, 0]
-    one, other = (convolve.forward(convolve.nhwc(x), convolution._replace(bias=bias), variant)
-                  for bias in (convolution.bias, sliced))
+    x, weight, bias, conv = draw("wider than a vector", transposed)
+    sliced = torch.stack([bias, torch.full_like(bias, torch.nan)], 1)[:, 0]
+    one, other = (convolve.forward(x, weight, each, conv, variant) for each in (bias, sliced))
     assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize(("dtype", "kernel", "stride"), [
     (torch.bfloat16, 4, (2, 2)), (torch.float32, 3, (2, 2)), (torch.float32, 4, (2, 1))])
 def test_refused_for_other_convolutions(dtype, kernel, stride):
-    x, convolution = torch.zeros(1, 8, 8, 16, dtype=dtype), Convolution(
-        torch.zeros(5, 16, kernel, kernel, dtype=dtype), None, stride, (1, 1))
+    x, weight = torch.zeros(1, 16, 8, 8, dtype=dtype), torch.zeros(5, 16, kernel, kernel, dtype=dtype)
     with pytest.raises(FastganError, match="variant 'winograd-2x2': expected one of library, gemm here"):
-        convolve.forward(x, convolution, "winograd-2x2")
+        convolve.forward(x, weight, None, ConvSpec(stride, (1, 1)), "winograd-2x2")
 
 
 @pytest.mark.parametrize(("given", "message"), [
-    ({"tile": 3}, "tile 3: expected 2 or 4"),
+    ({"tile": 3}, "tile 3: expected 0, 2 or 4"),
     ({"images": 0}, "images 0: expected 1 or more"),
     ({"fine": (4, 0, 3)}, "fine, coarse 0: expected 1 or more"),
+    ({"kernel": (4, 3)}, "kernel 3: expected 4"),
+    ({"stride": (1, 2)}, "stride 1: expected 2"),
+    ({"tile": 0, "stride": (0, 2)}, "stride 0: expected 1 or more"),
     ({"padding": (-1, 0)}, "padding -1: expected 0 or more"),
-    ({"x": 0}, "x: expected an address, got null"),
-    ({"x": 6}, "x: expected an address divisible by 4"),
+    ({"x": 0}, "from: expected an address, got null"),
+    ({"x": 6}, "from: expected an address divisible by 4"),
 ])
 def test_numbers_are_checked_once_more(given, message):
-    arguments = {"tile": 2, "images": 1, "fine": (4, 4, 3), "coarse": (2, 2, 5), "padding": (1, 1), "x": 64,
-                 "weight": 64, "bias": 0, "out": 64, "queue": 1, **given}
+    numbers = {"tile": 2, "images": 1, "fine": (4, 4, 3), "coarse": (2, 2, 5), "kernel": (4, 4), "stride": (2, 2),
+               "padding": (1, 1), "x": 64, **given}
+    x = numbers.pop("x")
     with pytest.raises(ValueError, match=message):
-        _cpu.winograd_gather(*arguments.values())
+        extension.of(torch.device("cpu")).to_coarse(convolve.Geometry(**numbers), x, 64, None, 64, 1)

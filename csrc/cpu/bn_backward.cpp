@@ -3,100 +3,104 @@
 //     sums    sum gz and sum gz * xhat,   gz = ga * act'(z),  z = gamma * xhat + beta,  xhat = (y - mean) * rstd
 //     apply   g = gamma * rstd * (gz - (sum gz + xhat * sum gz * xhat) / M)
 //
-// Each panel is summed line by line in float64; panels are added in order, so that results repeat bit for bit.
+// Each block is summed row by row in float64; blocks are added in order, so that results repeat bit for bit.
+#include <optional>
+
 #include "normalization.h"
 #include "scratch.h"
 
-namespace fastgan::FASTGAN_ISA {
+namespace fastgan {
 
-// gz and xhat of a line of a panel
-template <Activation kind>
-static inline void gz_and_xhat(const float* ga, const float* y, std::int64_t count, const Coefficients& by, float slope,
-                               float* gz, float* xhat) {
-    for (std::int64_t i = 0; i < count; ++i) {
-        xhat[i] = (y[i] - by.mean[i]) * by.rstd[i];
-        gz[i] = activation_backward_from_input<kind>(ga[i], by.gamma[i] * xhat[i] + by.beta[i], slope);
+// gz and xhat of a packed row
+struct PackedRow {
+    float gz[BLOCK_CHANNELS], xhat[BLOCK_CHANNELS];
+
+    template <Activation kind, typename T>
+    void load(Kind<kind>, const T* ga, const T* y, std::int64_t size, const Coefficients& by, float slope) {
+        float ga_buffer[BLOCK_CHANNELS], y_buffer[BLOCK_CHANNELS];
+        const float *gradients = widen(ga, size, ga_buffer), *values = widen(y, size, y_buffer);
+        for (std::int64_t i = 0; i < size; ++i) {
+            xhat[i] = (values[i] - by.mean[i]) * by.rstd[i];
+            gz[i] = activation_backward<kind>(gradients[i], by.gamma[i] * xhat[i] + by.beta[i], slope);
+        }
     }
-}
+};
 
+// sums, xhat_sums [C] at the channels of a block
 template <Activation kind, typename T>
-static void sum_panel(const T* ga, const T* y, const Panel& panel, const Coefficients& by, float slope, double* sums,
+static void sum_block(const T* ga, const T* y, const RowBlock& block, const Coefficients& by, float slope, double* sums,
                       double* xhat_sums) {
-    float ga_room[WIDTH], y_room[WIDTH], gz[WIDTH], xhat[WIDTH];
-    double line[WIDTH] = {}, xhat_line[WIDTH] = {};
-    for (std::int64_t l = 0; l < panel.lines(); ++l) {
-        const std::int64_t at = panel.at(l), length = panel.length(l);
-        gz_and_xhat<kind>(widen(ga + at, length, ga_room), widen(y + at, length, y_room), length, by, slope, gz, xhat);
-        for (std::int64_t i = 0; i < length; ++i) line[i] += gz[i];
-        for (std::int64_t i = 0; i < length; ++i) xhat_line[i] += gz[i] * xhat[i];
+    PackedRow packed;
+    double sum[BLOCK_CHANNELS] = {}, xhat_sum[BLOCK_CHANNELS] = {};
+    for (std::int64_t row = 0; row < block.packed_rows(); ++row) {
+        const std::int64_t begin = block.begin(row), size = block.size(row);
+        packed.load(Kind<kind>(), ga + begin, y + begin, size, by, slope);
+        for (std::int64_t i = 0; i < size; ++i) sum[i] += packed.gz[i];
+        for (std::int64_t i = 0; i < size; ++i) xhat_sum[i] += packed.gz[i] * packed.xhat[i];
     }
-    for (std::int64_t i = 0; i < panel.columns; ++i) {
-        sums[i] = folded(line, panel, i);
-        xhat_sums[i] = folded(xhat_line, panel, i);
-    }
+    block.sum_packed(sum, sums);
+    block.sum_packed(xhat_sum, xhat_sums);
 }
 
 void bn_backward_sums(const Shape& shape, const void* ga, const void* y, const Normalization& normalization,
-                      std::int64_t, float*, float* sums, std::int64_t queue) {
-    const Panels panels(shape);
-    const std::int64_t parts = panels.parts, channels = shape.channels, size = shape.groups * parts * channels;
-    const Rooms<double> room(1, 2 * size);  // [2, G, parts, C]
-    double* partials = room.first;
-    over_panels(panels, normalization, queue,
-                [&](auto type, auto kind, const Panel& panel, const Coefficients& by) {
+                      const Workspace&, float* sums, std::int64_t threads) {
+    const RowBlocks blocks(shape);
+    const std::int64_t parts = blocks.parts, channels = shape.channels, size = shape.groups * parts * channels;
+    const ScratchPool<double> partials(1, 2 * size);  // [2, G, parts, C]
+    for_each_block(blocks, normalization, threads,
+                   [&](auto type, auto kind, const RowBlock& block, const Coefficients& by) {
         using T = decltype(type);
-        double* to = partials + (panel.group * parts + panel.part) * channels + panel.channel;
-        sum_panel<decltype(kind)::value>(static_cast<const T*>(ga), static_cast<const T*>(y), panel, by,
-                                         normalization.slope, to, to + size);
+        double* to = partials.data + (block.group * parts + block.part) * channels;
+        sum_block<kind()>(static_cast<const T*>(ga), static_cast<const T*>(y), block, by, normalization.slope, to,
+                          to + size);
     });
     for (std::int64_t i = 0; i < 2 * shape.groups; ++i) {
-        double* total = partials + i * parts * channels;  // of the first part: the others are added, row by row
+        double* total = partials.data + i * parts * channels;  // of the first part, to which the others are added
         for (std::int64_t t = 1; t < parts; ++t)
             for (std::int64_t c = 0; c < channels; ++c) total[c] += total[t * channels + c];
         for (std::int64_t c = 0; c < channels; ++c) sums[i * channels + c] = static_cast<float>(total[c]);
     }
 }
 
-// sums / M of a panel's channels; none where running statistics have normalized, through which nothing flows
+// sums / M of a packed row's elements
 struct Means {
-    float gz[WIDTH], gz_xhat[WIDTH];
-    bool known;
+    float gz[BLOCK_CHANNELS], gz_xhat[BLOCK_CHANNELS];
 
-    Means(const Shape& shape, const Panel& panel, const float* sums, float inverse_count)
-        : known(sums != nullptr) {
-        if (!known) return;
-        const float* at = sums + panel.group * shape.channels;
-        repeated(at, panel, gz);
-        repeated(at + shape.groups * shape.channels, panel, gz_xhat);
+    Means(const Shape& shape, const RowBlock& block, const float* sums, float inverse_count) {
+        block.repeat(sums + block.group * shape.channels, gz);
+        block.repeat(sums + (shape.groups + block.group) * shape.channels, gz_xhat);
         for (float& mean : gz) mean *= inverse_count;
         for (float& mean : gz_xhat) mean *= inverse_count;
     }
 };
 
+// means: null where running statistics have normalized, through which nothing flows
 template <Activation kind, typename T>
-static void apply_panel(const T* ga, const T* y, const Panel& panel, const Coefficients& by, const Means& means,
+static void apply_block(const T* ga, const T* y, const RowBlock& block, const Coefficients& by, const Means* means,
                         float slope, T* g) {
-    float ga_room[WIDTH], y_room[WIDTH], gz[WIDTH], xhat[WIDTH], room[WIDTH];
-    for (std::int64_t l = 0; l < panel.lines(); ++l) {
-        const std::int64_t at = panel.at(l), length = panel.length(l);
-        gz_and_xhat<kind>(widen(ga + at, length, ga_room), widen(y + at, length, y_room), length, by, slope, gz, xhat);
-        float* to = place(g + at, room);
-        if (means.known)
-            for (std::int64_t i = 0; i < length; ++i) gz[i] -= means.gz[i] + xhat[i] * means.gz_xhat[i];
-        for (std::int64_t i = 0; i < length; ++i) to[i] = by.gamma[i] * by.rstd[i] * gz[i];
-        settle(to, length, g + at);
+    PackedRow packed;
+    float buffer[BLOCK_CHANNELS], *gz = packed.gz;
+    for (std::int64_t row = 0; row < block.packed_rows(); ++row) {
+        const std::int64_t begin = block.begin(row), size = block.size(row);
+        packed.load(Kind<kind>(), ga + begin, y + begin, size, by, slope);
+        float* to = output_buffer(g + begin, buffer);
+        if (means != nullptr)
+            for (std::int64_t i = 0; i < size; ++i) gz[i] -= means->gz[i] + packed.xhat[i] * means->gz_xhat[i];
+        for (std::int64_t i = 0; i < size; ++i) to[i] = by.gamma[i] * by.rstd[i] * gz[i];
+        store_rounded(to, size, g + begin);
     }
 }
 
 void bn_backward_apply(const Shape& shape, const void* ga, const void* y, const Normalization& normalization,
-                       const float* sums, float inverse_count, void* g, std::int64_t queue) {
-    over_panels(Panels(shape), normalization, queue,
-                [&](auto type, auto kind, const Panel& panel, const Coefficients& by) {
+                       const float* sums, float inverse_count, void* g, std::int64_t threads) {
+    for_each_block(RowBlocks(shape), normalization, threads,
+                   [&](auto type, auto kind, const RowBlock& block, const Coefficients& by) {
         using T = decltype(type);
-        apply_panel<decltype(kind)::value>(static_cast<const T*>(ga), static_cast<const T*>(y), panel, by,
-                                           Means(shape, panel, sums, inverse_count), normalization.slope,
-                                           static_cast<T*>(g));
+        std::optional<Means> means;
+        if (sums != nullptr) means.emplace(shape, block, sums, inverse_count);
+        apply_block<kind()>(static_cast<const T*>(ga), static_cast<const T*>(y), block, by,
+                            means ? &*means : nullptr, normalization.slope, static_cast<T*>(g));
     });
 }
 
-}  // namespace fastgan::FASTGAN_ISA
+}  // namespace fastgan

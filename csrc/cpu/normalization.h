@@ -1,30 +1,30 @@
-// The normalization of a panel: its channels' coefficients, side by side as its lines are.
+// A batch normalization as the blocks of a matrix read it, and the loop over blocks for each type and activation.
 #pragma once
 
-#include "convert.h"
-#include "panel.h"
+#include <type_traits>
 
-namespace fastgan::FASTGAN_ISA {
+#include "elements.h"
+#include "row_blocks.h"
 
+namespace fastgan {
+
+// The coefficients of a packed row's elements
 struct Coefficients {
-    float mean[WIDTH], rstd[WIDTH], gamma[WIDTH], beta[WIDTH];
+    float mean[BLOCK_CHANNELS], rstd[BLOCK_CHANNELS], gamma[BLOCK_CHANNELS], beta[BLOCK_CHANNELS];
 
-    Coefficients(const Normalization& from, const Panel& panel, const Shape& shape) {
-        if (from.stats == nullptr) return;  // and nothing reads them
-        const float* stats = from.stats + panel.group * shape.channels;
-        repeated(stats, panel, mean);
-        repeated(stats + shape.groups * shape.channels, panel, rstd);
-        repeated(from.gamma, panel, gamma);
-        repeated(from.beta, panel, beta);
+    Coefficients(const Normalization& normalization, const RowBlock& block, const Shape& shape) {
+        const float* stats = normalization.stats + block.group * shape.channels;
+        block.repeat(stats, mean);
+        block.repeat(stats + shape.groups * shape.channels, rstd);
+        block.repeat(normalization.gamma, gamma);
+        block.repeat(normalization.beta, beta);
     }
 };
 
-// body(Kind{}) for the activation
 template <Activation kind>
-struct Kind {
-    static constexpr Activation value = kind;
-};
+using Kind = std::integral_constant<Activation, kind>;
 
+// body(Kind<activation>)
 template <typename Body>
 static inline void with_activation(Activation activation, Body body) {
     if (activation == Activation::none) body(Kind<Activation::none>{});
@@ -33,19 +33,19 @@ static inline void with_activation(Activation activation, Body body) {
     if (activation == Activation::tanh) body(Kind<Activation::tanh>{});
 }
 
-// body(T{}, Kind{}, panel, coefficients) for every panel of a matrix, on `queue` threads
+// body(T{}, Kind{}, block, coefficients) for every block of a matrix, on `threads` threads
 template <typename Body>
-static inline void over_panels(const Panels& panels, const Normalization& normalization, std::int64_t queue,
-                               Body body) {
-    with_type(panels.shape.dtype, [&](auto type) {
+static inline void for_each_block(const RowBlocks& blocks, const Normalization& normalization, std::int64_t threads,
+                                  Body body) {
+    with_type(blocks.shape.dtype, [&](auto type) {
         with_activation(normalization.activation, [&](auto kind) {
-#pragma omp parallel for num_threads(queue) schedule(static)
-            for (std::int64_t task = 0; task < panels.count(); ++task) {
-                const Panel panel = panels[task];
-                body(type, kind, panel, Coefficients(normalization, panel, panels.shape));
+#pragma omp parallel for num_threads(threads) schedule(static)
+            for (std::int64_t task = 0; task < blocks.count(); ++task) {
+                const RowBlock block = blocks[task];
+                body(type, kind, block, Coefficients(normalization, block, blocks.shape));
             }
         });
     });
 }
 
-}  // namespace fastgan::FASTGAN_ISA
+}  // namespace fastgan

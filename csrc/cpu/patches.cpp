@@ -1,170 +1,171 @@
-// Convolutions between a fine image of few channels and a coarse one, as products of patches that stay in the cache.
+// Convolutions as products of patches that stay in the cache, for fine images of few channels.
 //
 // With A the coarse image [pixels, C], P the patches of the fine one [pixels, K], K = kh * kw * channels, and W [C, K]:
 //
-//     to coarse    A = P W^T + bias
-//     to fine      F = bias + the sum of what patches A W have for each pixel
+//     to_coarse    A = P W^T + bias
+//     to_fine      F = bias + the sum of what patches A W have for each pixel
 //     wgrad        W = A^T P
 //
-// for a few lines of coarse pixels at a time. K is some fifty numbers: as matrices in memory, P and A W would be read
+// for a few rows of coarse pixels at a time. K is some fifty numbers: as matrices in memory, P and A W would be read
 // and written for nothing.
+#include "convolution.h"
+
+#include <algorithm>
 #include <cstring>
 
 #include "gemm.h"
-#include "panel.h"
 #include "scratch.h"
 
-namespace fastgan::FASTGAN_ISA {
+namespace fastgan {
 
 constexpr std::int64_t PIXELS = 96;  // about so many at a time
 constexpr std::int64_t PARTS = 16;   // sums of wgrad, added in order: by the sizes alone, results repeat
 
-// What all passes know of their sizes.
-struct Sizes {
-    const Images& fine;
-    const Window& window;
-    std::int64_t coarse, depth, row, width, lines;
+struct Patches {
+    const Convolution& conv;
+    std::int64_t depth, stride, rows;  // K; from a patch to the next; coarse rows at a time
 
-    Sizes(const Images& fine, const Window& window, std::int64_t coarse)
-        : fine(fine), window(window), coarse(coarse), depth(window.kernel_h * window.kernel_w * fine.channels),
-          row(panels_of(depth) * TILE_COLUMNS), width(window.width), lines(most(1, PIXELS / window.width)) {}
+    explicit Patches(const Convolution& conv)
+        : conv(conv), depth(conv.kernel_h * conv.kernel_w * conv.fine), stride(panels_of(depth) * NR),
+          rows(std::max<std::int64_t>(1, PIXELS / conv.coarse_w)) {}
 
-    // elements of a line that has all pixels of a row of patches
-    std::int64_t length() const { return ((width - 1) * window.stride_w + window.kernel_w) * fine.channels; }
-    std::int64_t pixels() const { return lines * width; }
-    std::int64_t line_size() const { return window.kernel_h * length() + LANES; }
-    std::int64_t patch_size() const { return pixels() * row + LANES; }
+    // Elements of a fine row that has all pixels of a row of patches
+    std::int64_t row_length() const { return ((conv.coarse_w - 1) * conv.stride_w + conv.kernel_w) * conv.fine; }
+    std::int64_t rows_size() const { return conv.kernel_h * row_length() + VECTOR; }
+    std::int64_t size() const { return rows * conv.coarse_w * stride + VECTOR; }
+    std::int64_t fine_size() const { return conv.fine_h * conv.fine_w * conv.fine; }
 
-    // coarse line `line` of an image
-    const float* pixel(const float* coarse_image, std::int64_t image, std::int64_t line) const {
-        return coarse_image + (image * window.height + line) * width * coarse;
+    const float* coarse_row(const float* coarse, std::int64_t image, std::int64_t row) const {
+        return coarse + (image * conv.coarse_h + row) * conv.coarse_w * conv.coarse;
+    }
+
+    // The kernel_h rows of a fine image from `top` on, between zeros for the padding
+    void copy_rows(const float* image, std::int64_t top, float* to) const {
+        const std::int64_t length = row_length(), left = std::min(conv.pad_w * conv.fine, length);
+        const std::int64_t inside = std::min(conv.fine_w * conv.fine, length - left);
+        for (std::int64_t y = top; y < top + conv.kernel_h; ++y, to += length) {
+            std::memset(to, 0, length * sizeof(float));
+            if (y >= 0 && y < conv.fine_h)
+                std::memcpy(to + left, image + y * conv.fine_w * conv.fine, inside * sizeof(float));
+        }
+    }
+
+    // patches [count * coarse_w, stride] of coarse rows [first, first + count); `fine_rows` is memory for the rows of
+    // the fine image that one of them needs. What is copied beyond a row of a patch is overwritten by the next, or is
+    // beyond the depth.
+    void gather(const float* fine, std::int64_t image, std::int64_t first, std::int64_t count, float* fine_rows,
+                float* patches) const {
+        const std::int64_t length = conv.kernel_w * conv.fine, step = conv.stride_w * conv.fine;
+        for (std::int64_t i = first; i < first + count; ++i) {
+            copy_rows(fine + image * fine_size(), i * conv.stride_h - conv.pad_h, fine_rows);
+            for (std::int64_t j = 0; j < conv.coarse_w; ++j, patches += stride)
+                for (std::int64_t a = 0; a < conv.kernel_h; ++a)
+                    for (std::int64_t k = 0; k < length; k += VECTOR)
+                        store(patches + a * length + k, load<Vector>(fine_rows + a * row_length() + j * step + k));
+        }
+    }
+
+    // image [H, W, fine] += what the patches [coarse_w, stride] of coarse row i have for its pixels
+    void scatter_add(std::int64_t i, const float* patches, float* image) const {
+        const std::int64_t length = conv.kernel_w * conv.fine;
+        for (std::int64_t a = 0; a < conv.kernel_h; ++a) {
+            const std::int64_t y = i * conv.stride_h - conv.pad_h + a;
+            if (y < 0 || y >= conv.fine_h) continue;
+            for (std::int64_t j = 0; j < conv.coarse_w; ++j) {
+                const std::int64_t x = j * conv.stride_w - conv.pad_w;
+                const std::int64_t first = std::max<std::int64_t>(0, -x) * conv.fine;
+                const std::int64_t last = std::min(length, (conv.fine_w - x) * conv.fine);
+                const float* from = patches + j * stride + a * length;
+                float* to = image + (y * conv.fine_w + x) * conv.fine;
+                for (std::int64_t k = first; k < last; ++k) to[k] += from[k];
+            }
+        }
     }
 };
 
-// to [panels of columns, rows, TILE_COLUMNS], of element (i, j) at from[i * row + j * step]; zero beyond the columns
+// to [panels of columns, rows, NR], of element (i, j) at from[i * row + j * step]; zero beyond the columns
 static void pack(const float* from, std::int64_t rows, std::int64_t columns, std::int64_t row, std::int64_t step,
                  float* to) {
     for (std::int64_t panel = 0; panel < panels_of(columns); ++panel) {
-        for (std::int64_t i = 0; i < rows; ++i, to += TILE_COLUMNS) {
-            for (std::int64_t j = 0; j < TILE_COLUMNS; ++j) {
-                const std::int64_t column = panel * TILE_COLUMNS + j;
+        for (std::int64_t i = 0; i < rows; ++i, to += NR) {
+            for (std::int64_t j = 0; j < NR; ++j) {
+                const std::int64_t column = panel * NR + j;
                 to[j] = column < columns ? from[i * row + column * step] : 0.0f;
             }
         }
     }
 }
 
-// The kernel_h lines of an image from `top` on, between zeros for the padding
-static void copy_lines(const Sizes& s, const float* image, std::int64_t top, float* lines) {
-    const std::int64_t channels = s.fine.channels, length = s.length(), left = least(s.window.pad_w * channels, length);
-    const std::int64_t inside = least(s.fine.width * channels, length - left);
-    for (std::int64_t y = top; y < top + s.window.kernel_h; ++y, lines += length) {
-        std::memset(lines, 0, length * sizeof(float));
-        if (y >= 0 && y < s.fine.height)
-            std::memcpy(lines + left, image + y * s.fine.width * channels, inside * sizeof(float));
-    }
-}
-
-// patches [count * width, row] of coarse lines [first, first + count); `lines` is room for those of the fine image that
-// one of them needs. What is copied beyond a run is overwritten by the next, or lies beyond the depth.
-static void load_patches(const Sizes& s, const float* x, std::int64_t image, std::int64_t first, std::int64_t count,
-                         float* lines, float* patches) {
-    const std::int64_t run = s.window.kernel_w * s.fine.channels, step = s.window.stride_w * s.fine.channels;
-    const float* from = x + image * s.fine.height * s.fine.width * s.fine.channels;
-    for (std::int64_t i = first; i < first + count; ++i) {
-        copy_lines(s, from, i * s.window.stride_h - s.window.pad_h, lines);
-        for (std::int64_t j = 0; j < s.width; ++j, patches += s.row)
-            for (std::int64_t a = 0; a < s.window.kernel_h; ++a)
-                for (std::int64_t k = 0; k < run; k += LANES)
-                    store(patches + a * run + k, load<Vector>(lines + a * s.length() + j * step + k));
-    }
-}
-
-void patches_to_coarse(const Images& fine, const float* x, const Window& window, const float* weight, const float* bias,
-                       std::int64_t coarse, float* out, std::int64_t queue) {
-    const Sizes s(fine, window, coarse);
-    const std::int64_t columns = panels_of(coarse) * TILE_COLUMNS, tasks = ceiling(window.height, s.lines);
-    const Rooms<float> b_room(1, columns * s.depth), line_room(queue, s.line_size()), patch_room(queue, s.patch_size());
-    const Rooms<float> product_room(queue, s.pixels() * columns);
-    pack(weight, s.depth, coarse, 1, s.depth, b_room.first);
-#pragma omp parallel for num_threads(queue) schedule(static)
-    for (std::int64_t task = 0; task < fine.count * tasks; ++task) {
-        const std::int64_t image = task / tasks, first = task % tasks * s.lines;
-        const std::int64_t count = least(s.lines, window.height - first);
-        float* to = out + (image * window.height + first) * s.width * coarse;
-        float* products = columns == coarse ? to : product_room.mine();
-        load_patches(s, x, image, first, count, line_room.mine(), patch_room.mine());
-        gemm(count * s.width, coarse, s.depth, {patch_room.mine(), s.row, 1},
-             {b_room.first, s.depth * TILE_COLUMNS, TILE_COLUMNS}, products, columns);
+void patches_to_coarse(const Convolution& conv, const float* fine, const float* weight, const float* bias,
+                       float* coarse, std::int64_t threads) {
+    const Patches p(conv);
+    const std::int64_t columns = panels_of(conv.coarse) * NR, tasks = ceil_div(conv.coarse_h, p.rows);
+    const ScratchPool<float> weight_pool(1, columns * p.depth), row_pool(threads, p.rows_size());
+    const ScratchPool<float> patch_pool(threads, p.size()), product_pool(threads, p.rows * conv.coarse_w * columns);
+    pack(weight, p.depth, conv.coarse, 1, p.depth, weight_pool.data);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (std::int64_t task = 0; task < conv.images * tasks; ++task) {
+        const std::int64_t image = task / tasks, first = task % tasks * p.rows;
+        const std::int64_t count = std::min(p.rows, conv.coarse_h - first), pixels = count * conv.coarse_w;
+        float* to = coarse + (image * conv.coarse_h + first) * conv.coarse_w * conv.coarse;
+        float* patches = patch_pool.of_this_thread();
+        float* products = columns == conv.coarse ? to : product_pool.of_this_thread();
+        p.gather(fine, image, first, count, row_pool.of_this_thread(), patches);
+        gemm(pixels, conv.coarse, p.depth, {patches, p.stride, 1}, {weight_pool.data, p.depth * NR, NR}, products,
+             columns);
         if (products == to && bias == nullptr) continue;
-        for (std::int64_t j = 0; j < count * s.width; ++j)
-            for (std::int64_t c = 0; c < coarse; ++c)
-                to[j * coarse + c] = products[j * columns + c] + (bias == nullptr ? 0.0f : bias[c]);
+        for (std::int64_t j = 0; j < pixels; ++j)
+            for (std::int64_t c = 0; c < conv.coarse; ++c)
+                to[j * conv.coarse + c] = products[j * columns + c] + (bias == nullptr ? 0.0f : bias[c]);
     }
 }
 
-// image [H, W, channels] += what the patches [width, row] of coarse line i have for its pixels
-static void add_patches(const Sizes& s, std::int64_t i, const float* patches, float* image) {
-    const Window& window = s.window;
-    const std::int64_t channels = s.fine.channels, run = window.kernel_w * channels;
-    for (std::int64_t a = 0; a < window.kernel_h; ++a) {
-        const std::int64_t y = i * window.stride_h - window.pad_h + a;
-        if (y < 0 || y >= s.fine.height) continue;
-        for (std::int64_t j = 0; j < s.width; ++j) {
-            const std::int64_t x = j * window.stride_w - window.pad_w;
-            const std::int64_t first = most(0, -x) * channels, last = least(run, (s.fine.width - x) * channels);
-            const float* from = patches + j * s.row + a * run;
-            float* to = image + (y * s.fine.width + x) * channels;
-            for (std::int64_t k = first; k < last; ++k) to[k] += from[k];
-        }
-    }
-}
-
-void patches_to_fine(const Images& fine, const float* x, const Window& window, const float* weight, const float* bias,
-                     std::int64_t coarse, float* out, std::int64_t queue) {
-    const Sizes s(fine, window, coarse);
-    const std::int64_t size = fine.height * fine.width * fine.channels;
-    const Rooms<float> b_room(1, s.row * coarse), product_room(queue, s.pixels() * s.row);
-    pack(weight, coarse, s.depth, s.depth, 1, b_room.first);
-#pragma omp parallel for num_threads(queue) schedule(static)
-    for (std::int64_t image = 0; image < fine.count; ++image) {
-        float* to = out + image * size;
-        for (std::int64_t k = 0; k < size; ++k) to[k] = bias == nullptr ? 0.0f : bias[k % fine.channels];
-        for (std::int64_t first = 0; first < window.height; first += s.lines) {
-            const std::int64_t count = least(s.lines, window.height - first);
-            gemm(count * s.width, s.depth, coarse, {s.pixel(x, image, first), coarse, 1},
-                 {b_room.first, coarse * TILE_COLUMNS, TILE_COLUMNS}, product_room.mine(), s.row);
+void patches_to_fine(const Convolution& conv, const float* coarse, const float* weight, const float* bias, float* fine,
+                     std::int64_t threads) {
+    const Patches p(conv);
+    const ScratchPool<float> weight_pool(1, p.stride * conv.coarse), patch_pool(threads, p.size());
+    pack(weight, conv.coarse, p.depth, p.depth, 1, weight_pool.data);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (std::int64_t image = 0; image < conv.images; ++image) {
+        float *to = fine + image * p.fine_size(), *patches = patch_pool.of_this_thread();
+        for (std::int64_t k = 0; k < p.fine_size(); ++k) to[k] = bias == nullptr ? 0.0f : bias[k % conv.fine];
+        for (std::int64_t first = 0; first < conv.coarse_h; first += p.rows) {
+            const std::int64_t count = std::min(p.rows, conv.coarse_h - first);
+            gemm(count * conv.coarse_w, p.depth, conv.coarse, {p.coarse_row(coarse, image, first), conv.coarse, 1},
+                 {weight_pool.data, conv.coarse * NR, NR}, patches, p.stride);
             for (std::int64_t i = 0; i < count; ++i)
-                add_patches(s, first + i, product_room.mine() + i * s.width * s.row, to);
+                p.scatter_add(first + i, patches + i * conv.coarse_w * p.stride, to);
         }
     }
 }
 
-void patches_wgrad(const Images& fine, const float* x, const float* coarse_image, const Window& window,
-                   std::int64_t coarse, float* gradient, std::int64_t queue) {
-    const Sizes s(fine, window, coarse);
-    const std::int64_t each = most(1, ceiling(fine.count, PARTS)), parts = ceiling(fine.count, each);
-    const Rooms<float> sum_room(1, parts * coarse * s.row);
-    const Rooms<float> line_room(queue, s.line_size()), patch_room(queue, s.patch_size());
-#pragma omp parallel for num_threads(queue) schedule(dynamic)
+void patches_wgrad(const Convolution& conv, const float* fine, const float* coarse, float* gradient,
+                   std::int64_t threads) {
+    const Patches p(conv);
+    const std::int64_t each = std::max<std::int64_t>(1, ceil_div(conv.images, PARTS));
+    const std::int64_t parts = ceil_div(conv.images, each), size = conv.coarse * p.stride;
+    const ScratchPool<float> sum_pool(1, parts * size);
+    const ScratchPool<float> row_pool(threads, p.rows_size()), patch_pool(threads, p.size());
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (std::int64_t part = 0; part < parts; ++part) {
-        float *sums = sum_room.first + part * coarse * s.row, *patches = patch_room.mine();
-        for (std::int64_t image = part * each; image < least((part + 1) * each, fine.count); ++image) {
-            for (std::int64_t first = 0; first < window.height; first += s.lines) {
-                const std::int64_t count = least(s.lines, window.height - first);
-                load_patches(s, x, image, first, count, line_room.mine(), patches);
-                gemm(coarse, s.depth, count * s.width, {s.pixel(coarse_image, image, first), 1, coarse},
-                     {patches, TILE_COLUMNS, s.row}, sums, s.row, image > part * each || first > 0);
+        float *sums = sum_pool.data + part * size, *patches = patch_pool.of_this_thread();
+        for (std::int64_t image = part * each; image < std::min((part + 1) * each, conv.images); ++image) {
+            for (std::int64_t first = 0; first < conv.coarse_h; first += p.rows) {
+                const std::int64_t count = std::min(p.rows, conv.coarse_h - first);
+                p.gather(fine, image, first, count, row_pool.of_this_thread(), patches);
+                gemm(conv.coarse, p.depth, count * conv.coarse_w,
+                     {p.coarse_row(coarse, image, first), 1, conv.coarse}, {patches, NR, p.stride}, sums, p.stride,
+                     image > part * each || first > 0);
             }
         }
     }
-    for (std::int64_t c = 0; c < coarse; ++c) {
-        for (std::int64_t k = 0; k < s.depth; ++k) {
+    for (std::int64_t c = 0; c < conv.coarse; ++c) {
+        for (std::int64_t k = 0; k < p.depth; ++k) {
             float sum = 0.0f;
-            for (std::int64_t part = 0; part < parts; ++part) sum += sum_room.first[(part * coarse + c) * s.row + k];
-            gradient[c * s.depth + k] = sum;
+            for (std::int64_t part = 0; part < parts; ++part) sum += sum_pool.data[part * size + c * p.stride + k];
+            gradient[c * p.depth + k] = sum;
         }
     }
 }
 
-}  // namespace fastgan::FASTGAN_ISA
+}  // namespace fastgan

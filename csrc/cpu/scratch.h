@@ -1,5 +1,5 @@
 // Memory for intermediate results that outlives the call: it is given out again, so that a pass does not begin with
-// page faults, in huge pages where the system has them, as tiles are written all over it.
+// page faults, in huge pages where the system has them, as blocks are written all over it.
 #pragma once
 
 #include <cstdint>
@@ -10,48 +10,58 @@
 #include <sys/mman.h>
 #endif
 
-#include "threads.h"
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
-namespace fastgan::FASTGAN_ISA {
+namespace fastgan {
 
-// A thread's pieces, taken and given back in the order of a stack; each grows to the largest that was asked for.
-class Scratch {
+inline std::int64_t thread_number() {
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+// The buffers of a thread, taken and given back in the order of a stack; each grows to the largest size asked for.
+class ScratchStack {
 public:
     void* take(std::int64_t bytes) {
-        Piece& piece = pieces[taken];
-        if (!KEEPS || piece.bytes < bytes) {
-            std::free(piece.memory);
-            piece = Piece{};
-            piece.memory = std::malloc(static_cast<std::size_t>(bytes + PAGE));
-            if (piece.memory == nullptr) throw std::bad_alloc();
-            piece.bytes = bytes;
+        Buffer& buffer = buffers[taken];
+        if (!IS_REUSED || buffer.bytes < bytes) {
+            std::free(buffer.memory);
+            buffer = Buffer{};
+            buffer.memory = std::malloc(static_cast<std::size_t>(bytes + PAGE));
+            if (buffer.memory == nullptr) throw std::bad_alloc();
+            buffer.bytes = bytes;
 #ifdef MADV_HUGEPAGE
-            if (KEEPS)
-                madvise(aligned(piece.memory), static_cast<std::size_t>(bytes / PAGE * PAGE), MADV_HUGEPAGE);
+            if (IS_REUSED)
+                madvise(aligned(buffer.memory), static_cast<std::size_t>(bytes / PAGE * PAGE), MADV_HUGEPAGE);
 #endif
         }
         ++taken;
-        return aligned(piece.memory);
+        return aligned(buffer.memory);
     }
     void give_back() { --taken; }
 
-    ~Scratch() {
-        for (Piece& piece : pieces) std::free(piece.memory);
+    ~ScratchStack() {
+        for (Buffer& buffer : buffers) std::free(buffer.memory);
     }
 
 private:
 #ifdef __SANITIZE_ADDRESS__
-    static constexpr bool KEEPS = false;  // exactly what was asked for: its ends are guarded
+    static constexpr bool IS_REUSED = false;  // exactly what was asked for: its ends are guarded
     static constexpr std::int64_t PAGE = 1;
 #else
-    static constexpr bool KEEPS = true;
+    static constexpr bool IS_REUSED = true;
     static constexpr std::int64_t PAGE = 2 << 20;
 #endif
-    struct Piece {
+    struct Buffer {
         void* memory = nullptr;
         std::int64_t bytes = 0;
     };
-    Piece pieces[5];
+    Buffer buffers[5];
     int taken = 0;
 
     static void* aligned(void* memory) {
@@ -59,21 +69,21 @@ private:
     }
 };
 
-static thread_local Scratch scratch;
+inline thread_local ScratchStack scratch_stack;
 
-// `count` elements for each thread of a loop: taken before the loop, out of which no exception may come.
+// `count` elements for each of `threads` threads: taken before a parallel loop, out of which no exception may come.
 template <typename T>
-struct Rooms {
+struct ScratchPool {
     std::int64_t count;
-    T* first;
+    T* data;
 
-    Rooms(std::int64_t threads, std::int64_t count)
-        : count(count), first(static_cast<T*>(scratch.take(threads * count * static_cast<std::int64_t>(sizeof(T))))) {}
-    ~Rooms() { scratch.give_back(); }
-    Rooms(const Rooms&) = delete;
-    Rooms& operator=(const Rooms&) = delete;
+    ScratchPool(std::int64_t threads, std::int64_t count)
+        : count(count), data(static_cast<T*>(scratch_stack.take(threads * count * std::int64_t{sizeof(T)}))) {}
+    ~ScratchPool() { scratch_stack.give_back(); }
+    ScratchPool(const ScratchPool&) = delete;
+    ScratchPool& operator=(const ScratchPool&) = delete;
 
-    T* mine() const { return first + this_thread() * count; }
+    T* of_this_thread() const { return data + thread_number() * count; }
 };
 
-}  // namespace fastgan::FASTGAN_ISA
+}  // namespace fastgan

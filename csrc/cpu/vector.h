@@ -1,25 +1,23 @@
-// A vector of float32 of the processor that this file is compiled for, and a loop over channels that uses it.
+// Vectors of float32 of the processor that this is compiled for, VECTOR elements each, and a loop over channels.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#include "kernels.h"
-
-namespace fastgan::FASTGAN_ISA {
+namespace fastgan {
 
 #if defined(__AVX512F__)
-constexpr int LANES = 16;
+constexpr std::int64_t VECTOR = 16;
 #elif defined(__AVX__)
-constexpr int LANES = 8;
+constexpr std::int64_t VECTOR = 8;
 #elif defined(__GNUC__)
-constexpr int LANES = 4;
+constexpr std::int64_t VECTOR = 4;
 #else
-constexpr int LANES = 1;
+constexpr std::int64_t VECTOR = 1;
 #endif
 
 #ifdef __GNUC__
-typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
+typedef float Vector __attribute__((vector_size(VECTOR * sizeof(float))));
 #else
 typedef float Vector;
 #endif
@@ -36,19 +34,19 @@ static inline void store(float* to, V value) {
     std::memcpy(to, &value, sizeof value);
 }
 
-// Asks for the TILE_COLUMNS = 2 * LANES elements that begin there.
+// Prefetches the NR = 2 * VECTOR elements from there on.
 static inline void prefetch(const float* from) {
 #ifdef __GNUC__
-    for (int i = 0; i < 2 * LANES; i += 16) __builtin_prefetch(from + i);
+    for (std::int64_t i = 0; i < 2 * VECTOR; i += 16) __builtin_prefetch(from + i);
 #endif
 }
 
-// body(V{}, c) for vectors of channels from c on, then for the rest of them one by one
+// body(Vector{}, c) for the vector of channels from c on, as long as there are VECTOR of them, then body(float{}, c)
 template <typename Body>
-static inline void over_channels(std::int64_t channels, Body body) {
+static inline void for_each_vector(std::int64_t channels, Body body) {
     std::int64_t c = 0;
-    for (; c + LANES <= channels; c += LANES) body(Vector{}, c);
-    for (; LANES > 1 && c < channels; ++c) body(float{}, c);
+    for (; c + VECTOR <= channels; c += VECTOR) body(Vector{}, c);
+    for (; VECTOR > 1 && c < channels; ++c) body(float{}, c);
 }
 
-}  // namespace fastgan::FASTGAN_ISA
+}  // namespace fastgan

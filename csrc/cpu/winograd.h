@@ -18,10 +18,9 @@
 // the rounding error of F(2, 2), about that of the definition summed term by term.
 #pragma once
 
-#include "fastgan/activation.h"
 #include "vector.h"
 
-namespace fastgan::FASTGAN_ISA {
+namespace fastgan {
 
 template <int M>
 struct Points;
@@ -43,7 +42,7 @@ struct Points<4> {
 
 // sum_k matrix(k) * from[k * step], without the terms that are zero
 template <int TERMS, typename V, typename Coefficient>
-static inline V combined(Coefficient coefficient, const V* from, int step) {
+static inline V linear_combination(Coefficient coefficient, const V* from, int step) {
     V sum{};
     bool begun = false;
 #pragma GCC unroll 8
@@ -59,54 +58,54 @@ static inline V combined(Coefficient coefficient, const V* from, int step) {
 
 // to [ROWS, ROWS] = matrix from matrix^T, with `matrix` [ROWS, TERMS] as a function of row and column
 template <int ROWS, int TERMS, typename V, typename Matrix>
-static inline void both_ways(Matrix matrix, const V* from, V* to) {
+static inline void transform_2d(Matrix matrix, const V* from, V* to) {
     V half[ROWS * TERMS];
 #pragma GCC unroll 8
     for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 8
         for (int j = 0; j < TERMS; ++j)
-            half[i * TERMS + j] = combined<TERMS>([&](int k) { return matrix(i, k); }, from + j, TERMS);
+            half[i * TERMS + j] = linear_combination<TERMS>([&](int k) { return matrix(i, k); }, from + j, TERMS);
 #pragma GCC unroll 8
     for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 8
         for (int j = 0; j < ROWS; ++j)
-            to[i * ROWS + j] = combined<TERMS>([&](int k) { return matrix(j, k); }, half + i * TERMS, 1);
+            to[i * ROWS + j] = linear_combination<TERMS>([&](int k) { return matrix(j, k); }, half + i * TERMS, 1);
 }
 
 // V = B^T d B of [M + 1, M + 1]
 template <int M, typename V>
 static inline void fine_transform(const V* d, V* v) {
-    both_ways<M + 1, M + 1>([](int i, int k) { return Points<M>::B[i][k]; }, d, v);
+    transform_2d<M + 1, M + 1>([](int i, int k) { return Points<M>::B[i][k]; }, d, v);
 }
 
 // B p B^T, its adjoint
 template <int M, typename V>
 static inline void fine_adjoint(const V* p, V* d) {
-    both_ways<M + 1, M + 1>([](int i, int k) { return Points<M>::B[k][i]; }, p, d);
+    transform_2d<M + 1, M + 1>([](int i, int k) { return Points<M>::B[k][i]; }, p, d);
 }
 
 // D = A y A^T: [M, M] to [M + 1, M + 1]
 template <int M, typename V>
 static inline void coarse_transform(const V* y, V* d) {
-    both_ways<M + 1, M>([](int i, int k) { return Points<M>::A[i][k]; }, y, d);
+    transform_2d<M + 1, M>([](int i, int k) { return Points<M>::A[i][k]; }, y, d);
 }
 
 // A^T m A, its adjoint
 template <int M, typename V>
 static inline void coarse_adjoint(const V* m, V* y) {
-    both_ways<M, M + 1>([](int i, int k) { return Points<M>::A[k][i]; }, m, y);
+    transform_2d<M, M + 1>([](int i, int k) { return Points<M>::A[k][i]; }, m, y);
 }
 
 // U = G g G^T: [2, 2] to [M + 1, M + 1]
 template <int M, typename V>
 static inline void weight_transform(const V* g, V* u) {
-    both_ways<M + 1, 2>([](int i, int k) { return Points<M>::G[i][k]; }, g, u);
+    transform_2d<M + 1, 2>([](int i, int k) { return Points<M>::G[i][k]; }, g, u);
 }
 
 // G^T u G, its adjoint
 template <int M, typename V>
 static inline void weight_adjoint(const V* u, V* g) {
-    both_ways<2, M + 1>([](int i, int k) { return Points<M>::G[k][i]; }, u, g);
+    transform_2d<2, M + 1>([](int i, int k) { return Points<M>::G[k][i]; }, u, g);
 }
 
-}  // namespace fastgan::FASTGAN_ISA
+}  // namespace fastgan

@@ -1,158 +1,145 @@
 // The tiles of a fine and a coarse image: loaded and transformed, or made of their products.
 //
-// Tiles are numbered over all images; a row of them is a band, and as images follow one another, so do bands.
+// Tiles are numbered over all images, row by row of tiles.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 
-#include "panel.h"
+#include "convolution.h"
+#include "gemm.h"
 #include "winograd.h"
 
-namespace fastgan::FASTGAN_ISA {
+namespace fastgan {
 
 // Tiles of M x M coarse pixels over all images.
 template <int M>
 struct Tiles {
     static constexpr int POINTS = (M + 1) * (M + 1);
-    const Polyphase& p;
-    std::int64_t across, down;
+    const Convolution& conv;
+    std::int64_t columns, rows;  // of tiles, in an image
 
-    explicit Tiles(const Polyphase& p)
-        : p(p), across(ceiling(p.coarse_w, M)), down(ceiling(p.coarse_h, M)) {}
+    explicit Tiles(const Convolution& conv)
+        : conv(conv), columns(ceil_div(conv.coarse_w, M)), rows(ceil_div(conv.coarse_h, M)) {}
 
-    std::int64_t bands() const { return p.images * down; }
+    std::int64_t all_rows() const { return conv.images * rows; }
 
-    // Of about `size` tiles, as many blocks as keep all threads busy.
-    std::int64_t bands_in_block(std::int64_t size, std::int64_t threads) const {
-        const std::int64_t blocks = ceiling(ceiling(bands() * across, size), threads) * threads;
-        return ceiling(bands(), blocks);
+    // Rows of tiles in each of the blocks of about `size` tiles; there are as many as keep all threads busy.
+    std::int64_t rows_in_block(std::int64_t size, std::int64_t threads) const {
+        const std::int64_t blocks = ceil_div(ceil_div(all_rows() * columns, size), threads) * threads;
+        return ceil_div(all_rows(), blocks);
     }
 };
 
-// What a tile is: its image, and its first coarse row and column.
-struct Place {
+// The image of a tile, and its first coarse row and column.
+struct TilePosition {
     std::int64_t image, y, x;
 };
 
-// body(place, number) for the tiles of bands [from, to)
+// body(position, number) for the tiles of rows [first, last), counted from 0
 template <int M, typename Body>
-static inline void over_tiles(const Tiles<M>& tiles, std::int64_t from, std::int64_t to, Body body) {
-    for (std::int64_t band = from, number = 0; band < to; ++band)
-        for (std::int64_t i = 0; i < tiles.across; ++i, ++number)
-            body(Place{band / tiles.down, band % tiles.down * M, i * M}, number);
+static inline void for_each_tile(const Tiles<M>& tiles, std::int64_t first, std::int64_t last, Body body) {
+    for (std::int64_t row = first, number = 0; row < last; ++row)
+        for (std::int64_t i = 0; i < tiles.columns; ++i, ++number)
+            body(TilePosition{row / tiles.rows, row % tiles.rows * M, i * M}, number);
 }
 
-// Transformed tiles or their products, [POINTS, slabs, tiles, width]: the columns of a tile lie in slabs of `width`.
-struct Transformed {
+// Transformed tiles or their products, [POINTS, columns / width, tiles, width].
+struct TransformedTiles {
     float* data;
-    std::int64_t step;         // from a point to the next
-    std::int64_t slab, width;  // from a slab to the next, and its columns
-    std::int64_t row;          // from a tile to the next
+    std::int64_t point;         // from a point to the next
+    std::int64_t group, width;  // from a group of columns to the next, and their number
+    std::int64_t row;           // from a tile to the next
 
     // of point 0
     float* at(std::int64_t tile, std::int64_t column) const {
-        return data + column / width * slab + tile * row + column % width;
+        return data + column / width * group + tile * row + column % width;
     }
 };
 
-// Where the pixels of a phase of a tile lie, (M + 1)^2 fine ones: element, or -1 outside the image.
-template <int M>
-struct FinePixels {
-    std::int64_t at[(M + 1) * (M + 1)];
-
-    FinePixels(const Polyphase& p, const Place& place, int phase) {
-        for (int i = 0; i <= M; ++i) {
-            for (int j = 0; j <= M; ++j) {
-                const std::int64_t y = 2 * (place.y + i) + phase / 2 - p.pad_h;
-                const std::int64_t x = 2 * (place.x + j) + phase % 2 - p.pad_w;
-                const bool inside = y >= 0 && y < p.fine_h && x >= 0 && x < p.fine_w;
-                at[i * (M + 1) + j] = inside ? ((place.image * p.fine_h + y) * p.fine_w + x) * p.fine : -1;
-            }
-        }
-    }
-};
-
-// body(V{}, c, points) for vectors of channels makes their POINTS; they are written to columns from `first` on, CHUNK
-// vectors of a point at a time, as each point lies in a page of its own.
+// body(V{}, c, points) for vectors of channels makes their POINTS, which are written to columns from `first` on, CHUNK
+// vectors of a point at a time, as each point is in a page of its own.
 template <int POINTS, typename Body>
-static inline void in_chunks(std::int64_t channels, const Transformed& to, std::int64_t tile, std::int64_t first,
-                             Body body) {
+static inline void store_points(std::int64_t channels, const TransformedTiles& to, std::int64_t tile,
+                                std::int64_t first, Body body) {
     constexpr int CHUNK = 4;
     Vector points[CHUNK][POINTS];
     std::int64_t c = 0;
-    for (; c + CHUNK * LANES <= channels; c += CHUNK * LANES) {
-        for (int i = 0; i < CHUNK; ++i) body(Vector{}, c + i * LANES, points[i]);
+    for (; c + CHUNK * VECTOR <= channels; c += CHUNK * VECTOR) {
+        for (int i = 0; i < CHUNK; ++i) body(Vector{}, c + i * VECTOR, points[i]);
         float* out = to.at(tile, first + c);
         for (int k = 0; k < POINTS; ++k)
-            for (int i = 0; i < CHUNK; ++i) store(out + k * to.step + i * LANES, points[i][k]);
+            for (int i = 0; i < CHUNK; ++i) store(out + k * to.point + i * VECTOR, points[i][k]);
     }
-    over_channels(channels - c, [&](auto lanes, std::int64_t more) {
-        decltype(lanes) rest[POINTS];
-        body(lanes, c + more, rest);
+    for_each_vector(channels - c, [&](auto vector, std::int64_t more) {
+        decltype(vector) rest[POINTS];
+        body(vector, c + more, rest);
         float* out = to.at(tile, first + c + more);
-        for (int k = 0; k < POINTS; ++k) store(out + k * to.step, rest[k]);
+        for (int k = 0; k < POINTS; ++k) store(out + k * to.point, rest[k]);
     });
 }
 
-// The pixels that a band of tiles sees of a fine image, [2 M + 2, width, fine]; zero outside. Tiles overlap: memory is
+// The rows of a fine image that a row of tiles reads, [2 M + 2, width, fine]; zero outside. Tiles overlap: memory is
 // read once, and in order.
 template <int M>
-struct Lines {
+struct FineRows {
     static constexpr int HEIGHT = 2 * M + 2;
-    const Polyphase& p;
+    const Convolution& conv;
     std::int64_t width;
 
-    explicit Lines(const Tiles<M>& tiles) : p(tiles.p), width(2 * (tiles.across * M + 1)) {}
+    explicit FineRows(const Tiles<M>& tiles) : conv(tiles.conv), width(2 * (tiles.columns * M + 1)) {}
 
-    std::int64_t size() const { return HEIGHT * width * p.fine; }
+    std::int64_t size() const { return HEIGHT * width * conv.fine; }
 
-    // of the band whose first coarse row is y
-    void fetch(const float* image, std::int64_t y, float* lines) const {
-        const std::int64_t begin = least(p.pad_w, width), end = most(begin, least(p.pad_w + p.fine_w, width));
-        for (int i = 0; i < HEIGHT; ++i, lines += width * p.fine) {
-            const std::int64_t row = 2 * y + i - p.pad_h;
-            const bool inside = row >= 0 && row < p.fine_h;
-            clear(lines, inside ? begin : width);
+    // For the row of tiles whose first coarse row is y
+    void copy(const float* image, std::int64_t y, float* to) const {
+        const std::int64_t begin = std::min(conv.pad_w, width);
+        const std::int64_t end = std::max(begin, std::min(conv.pad_w + conv.fine_w, width));
+        for (int i = 0; i < HEIGHT; ++i, to += width * conv.fine) {
+            const std::int64_t row = 2 * y + i - conv.pad_h;
+            const bool inside = row >= 0 && row < conv.fine_h;
+            clear(to, inside ? begin : width);
             if (!inside) continue;
-            std::memcpy(lines + begin * p.fine, image + (row * p.fine_w - p.pad_w + begin) * p.fine,
-                        (end - begin) * p.fine * sizeof(float));
-            clear(lines + end * p.fine, width - end);
+            std::memcpy(to + begin * conv.fine, image + (row * conv.fine_w - conv.pad_w + begin) * conv.fine,
+                        (end - begin) * conv.fine * sizeof(float));
+            clear(to + end * conv.fine, width - end);
         }
     }
 
-    void clear(float* pixel, std::int64_t count) const { std::memset(pixel, 0, count * p.fine * sizeof(float)); }
+    void clear(float* pixel, std::int64_t count) const { std::memset(pixel, 0, count * conv.fine * sizeof(float)); }
 };
 
-// A tile of a band's lines, transformed: channel c of a phase is column phase * pitch + c.
+// Transforms tile number `number`, whose first column is x; channel c of a phase is column phase * phase_columns + c.
 template <int M>
-static void fine_tile(const Lines<M>& lines, const float* band, std::int64_t x, const Transformed& v,
-                      std::int64_t number, std::int64_t pitch) {
+static void load_fine_tile(const FineRows<M>& rows, const float* data, std::int64_t x, const TransformedTiles& v,
+                           std::int64_t number, std::int64_t phase_columns) {
     constexpr int POINTS = (M + 1) * (M + 1);
-    const std::int64_t channels = lines.p.fine;
+    const std::int64_t channels = rows.conv.fine;
     for (int phase = 0; phase < 4; ++phase) {
-        const float* first = band + (phase / 2 * lines.width + 2 * x + phase % 2) * channels;
-        in_chunks<POINTS>(channels, v, number, phase * pitch, [&](auto lanes, std::int64_t c, auto* u) {
-            using V = decltype(lanes);
+        const float* first = data + (phase / 2 * rows.width + 2 * x + phase % 2) * channels;
+        store_points<POINTS>(channels, v, number, phase * phase_columns, [&](auto vector, std::int64_t c, auto* u) {
+            using V = decltype(vector);
             V d[POINTS];
             for (int i = 0; i <= M; ++i)
                 for (int j = 0; j <= M; ++j)
-                    d[i * (M + 1) + j] = load<V>(first + 2 * (i * lines.width + j) * channels + c);
+                    d[i * (M + 1) + j] = load<V>(first + 2 * (i * rows.width + j) * channels + c);
             fine_transform<M>(d, u);
         });
     }
 }
 
+// Transforms tile number `number`, at that position; a channel is a column. Pixels outside the image are zero.
 template <int M>
-static void coarse_tile(const Polyphase& p, const float* coarse, const Place& at, const Transformed& d,
-                        std::int64_t number) {
-    const float* image = coarse + at.image * p.coarse_h * p.coarse_w * p.coarse;
-    in_chunks<(M + 1) * (M + 1)>(p.coarse, d, number, 0, [&](auto lanes, std::int64_t c, auto* points) {
-        using V = decltype(lanes);
+static void load_coarse_tile(const Convolution& conv, const float* coarse, const TilePosition& at,
+                             const TransformedTiles& d, std::int64_t number) {
+    const float* image = coarse + at.image * conv.coarse_h * conv.coarse_w * conv.coarse;
+    store_points<(M + 1) * (M + 1)>(conv.coarse, d, number, 0, [&](auto vector, std::int64_t c, auto* points) {
+        using V = decltype(vector);
         V y[M * M];
         for (int i = 0; i < M; ++i) {
             for (int j = 0; j < M; ++j) {
-                const bool inside = at.y + i < p.coarse_h && at.x + j < p.coarse_w;
-                const float* pixel = image + ((at.y + i) * p.coarse_w + at.x + j) * p.coarse;
+                const bool inside = at.y + i < conv.coarse_h && at.x + j < conv.coarse_w;
+                const float* pixel = image + ((at.y + i) * conv.coarse_w + at.x + j) * conv.coarse;
                 y[i * M + j] = inside ? load<V>(pixel + c) : V{};
             }
         }
@@ -160,55 +147,59 @@ static void coarse_tile(const Polyphase& p, const float* coarse, const Place& at
     });
 }
 
-// `columns` channels, from c0 on, of the coarse pixels of a tile, from its products m[k * step + c].
+// Channels [first, first + count) of the coarse pixels of a tile, from its products m[k * point + c].
 template <int M>
-static void coarse_out(const Polyphase& p, const float* m, std::int64_t step, const float* bias, const Place& at,
-                       std::int64_t c0, std::int64_t columns, float* coarse) {
-    float* image = coarse + at.image * p.coarse_h * p.coarse_w * p.coarse + c0;
-    over_channels(columns, [&](auto lanes, std::int64_t c) {
-        using V = decltype(lanes);
+static void store_coarse_tile(const Convolution& conv, const float* m, std::int64_t point, const float* bias,
+                              const TilePosition& at, std::int64_t first, std::int64_t count, float* coarse) {
+    float* image = coarse + at.image * conv.coarse_h * conv.coarse_w * conv.coarse + first;
+    for_each_vector(count, [&](auto vector, std::int64_t c) {
+        using V = decltype(vector);
         V products[(M + 1) * (M + 1)], y[M * M];
-        for (int k = 0; k < (M + 1) * (M + 1); ++k) products[k] = load<V>(m + k * step + c);
+        for (int k = 0; k < (M + 1) * (M + 1); ++k) products[k] = load<V>(m + k * point + c);
         coarse_adjoint<M>(products, y);
-        const V more = bias == nullptr ? V{} : load<V>(bias + c0 + c);
-        for (int i = 0; i < M && at.y + i < p.coarse_h; ++i)
-            for (int j = 0; j < M && at.x + j < p.coarse_w; ++j)
-                store(image + ((at.y + i) * p.coarse_w + at.x + j) * p.coarse + c, y[i * M + j] + more);
+        const V shift = bias == nullptr ? V{} : load<V>(bias + first + c);
+        for (int i = 0; i < M && at.y + i < conv.coarse_h; ++i)
+            for (int j = 0; j < M && at.x + j < conv.coarse_w; ++j)
+                store(image + ((at.y + i) * conv.coarse_w + at.x + j) * conv.coarse + c, y[i * M + j] + shift);
     });
 }
 
-// The same of a phase of its fine pixels. A first row or column that the tile before has made already is added to.
+// The same of a phase of its (M + 1)^2 fine pixels. The first row and column are added to what the tiles before have
+// stored there.
 template <int M>
-static void fine_out(const Polyphase& p, const float* m, std::int64_t step, const float* bias, const Place& place,
-                     int phase, std::int64_t c0, std::int64_t columns, float* fine) {
+static void store_fine_tile(const Convolution& conv, const float* m, std::int64_t point, const float* bias,
+                            const TilePosition& at, int phase, std::int64_t first, std::int64_t count, float* fine) {
     constexpr int POINTS = (M + 1) * (M + 1);
-    const FinePixels<M> pixels(p, place, phase);
-    over_channels(columns, [&](auto lanes, std::int64_t c) {
-        using V = decltype(lanes);
-        const V more = bias == nullptr ? V{} : load<V>(bias + c0 + c);
+    float* image = fine + at.image * conv.fine_h * conv.fine_w * conv.fine + first;
+    const std::int64_t top = 2 * at.y + phase / 2 - conv.pad_h, left = 2 * at.x + phase % 2 - conv.pad_w;
+    for_each_vector(count, [&](auto vector, std::int64_t c) {
+        using V = decltype(vector);
+        const V shift = bias == nullptr ? V{} : load<V>(bias + first + c);
         V products[POINTS], d[POINTS];
-        for (int k = 0; k < POINTS; ++k) products[k] = load<V>(m + k * step + c);
+        for (int k = 0; k < POINTS; ++k) products[k] = load<V>(m + k * point + c);
         fine_adjoint<M>(products, d);
         for (int k = 0; k < POINTS; ++k) {
-            if (pixels.at[k] < 0) continue;
-            float* pixel = fine + pixels.at[k] + c0 + c;
-            const bool is_shared = (k <= M && place.y > 0) || (k % (M + 1) == 0 && place.x > 0);
-            store(pixel, d[k] + (is_shared ? load<V>(pixel) : more));
+            const int i = k / (M + 1), j = k % (M + 1);
+            const std::int64_t y = top + 2 * i, x = left + 2 * j;
+            if (y < 0 || y >= conv.fine_h || x < 0 || x >= conv.fine_w) continue;
+            float* pixel = image + (y * conv.fine_w + x) * conv.fine + c;
+            const bool is_shared = (i == 0 && at.y > 0) || (j == 0 && at.x > 0);
+            store(pixel, d[k] + (is_shared ? load<V>(pixel) : shift));
         }
     });
 }
 
-// Rows and columns at the end of an image that no tile reaches: the bias.
+// The bias in rows and columns at the end of an image that no tile reaches.
 template <int M>
 static void fill_rest(const Tiles<M>& tiles, std::int64_t image, const float* bias, float* fine) {
-    const Polyphase& p = tiles.p;
-    const std::int64_t h = 2 * (tiles.down * M + 1) - p.pad_h, w = 2 * (tiles.across * M + 1) - p.pad_w;
-    for (std::int64_t y = 0; y < p.fine_h; ++y) {
-        for (std::int64_t x = y < h ? w : 0; x < p.fine_w; ++x) {
-            float* pixel = fine + ((image * p.fine_h + y) * p.fine_w + x) * p.fine;
-            for (std::int64_t c = 0; c < p.fine; ++c) pixel[c] = bias == nullptr ? 0.0f : bias[c];
+    const Convolution& conv = tiles.conv;
+    const std::int64_t h = 2 * (tiles.rows * M + 1) - conv.pad_h, w = 2 * (tiles.columns * M + 1) - conv.pad_w;
+    for (std::int64_t y = 0; y < conv.fine_h; ++y) {
+        for (std::int64_t x = y < h ? w : 0; x < conv.fine_w; ++x) {
+            float* pixel = fine + ((image * conv.fine_h + y) * conv.fine_w + x) * conv.fine;
+            for (std::int64_t c = 0; c < conv.fine; ++c) pixel[c] = bias == nullptr ? 0.0f : bias[c];
         }
     }
 }
 
-}  // namespace fastgan::FASTGAN_ISA
+}  // namespace fastgan

@@ -5,11 +5,10 @@
 //
 // Sums are taken in two launches: of parts of the rows, and of these in a fixed order, so that results repeat bit for
 // bit.
-#include "kernels.h"
 #include "map.h"
 #include "normalization.h"
 
-namespace fastgan::cuda {
+namespace fastgan {
 namespace {
 
 constexpr int BITS = 3;  // 2^3 channels of a block that adds up parts: 32 bytes, a memory access
@@ -20,30 +19,30 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) bn_backward_sums_kernel(
     const T* __restrict__ ga, const T* __restrict__ y, int64_t rows, int64_t each,  // of a group, of a part
     int64_t channels, int bits, const __grid_constant__ Normalization normalization,
     float* __restrict__ sums) {  // [2, groups, parts, channels]
-    const Place place(blockIdx.z, bits, V, channels);
-    const Coefficients<V> by(normalization, channels, place);
-    const int64_t columns = channels / V, begin = blockIdx.x * each, many = place.count(min(each, rows - begin));
-    const int64_t first = (blockIdx.y * rows + begin + place.row) * columns + place.column;
-    Sums of[V];
+    const ThreadTile tile(blockIdx.z, bits, V, channels);
+    const Coefficients<V> by(normalization, channels, tile);
+    const int64_t columns = channels / V, begin = blockIdx.x * each, count = tile.count(min(each, rows - begin));
+    const int64_t first = (blockIdx.y * rows + begin + tile.row) * columns + tile.column;
+    Sums<2> of[V] = {};
 #pragma unroll 2
-    for (int64_t i = 0; i < many; ++i) {
-        const int64_t index = first + i * place.step * columns;
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t index = first + i * tile.step * columns;
         float gradient[V], value[V];
         load<V>(ga, index, gradient);
         load<V>(y, index, value);
 #pragma unroll
         for (int v = 0; v < V; ++v) {
             const float xhat = by.xhat(value[v], v);
-            const float gz = activation_backward_from_input<kind>(gradient[v], by.z(xhat, v), normalization.slope);
+            const float gz = activation_backward<kind>(gradient[v], by.z(xhat, v), normalization.slope);
             of[v] = merge(of[v], {gz, gz * xhat});
         }
     }
-    const Sums total = merge_rows(of, bits);
+    const Sums<2> total = merge_rows(of, bits);
     const int64_t channel = merged_channel(blockIdx.z, bits, V, channels);
     if (channel < channels) {
         float* at = sums + (static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x) * channels + channel;
-        at[0] = total.first;
-        at[static_cast<int64_t>(gridDim.y) * gridDim.x * channels] = total.second;
+        at[0] = total.sum[0];
+        at[static_cast<int64_t>(gridDim.y) * gridDim.x * channels] = total.sum[1];
     }
 }
 
@@ -51,14 +50,14 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) bn_backward_sums_kernel(
 __global__ void __launch_bounds__(THREADS, BLOCKS) add_parts_kernel(
     const float* __restrict__ partials,  // [2 * groups, parts, channels]
     int64_t channels, int64_t parts, float* __restrict__ sums) {  // [2 * groups, channels]
-    const Place place(blockIdx.x, BITS, 1, channels);
-    Sum of[1];
-    if (place.inside) {
-        const float* at = partials + blockIdx.y * parts * channels + place.channel;
-        for (int64_t part = place.row; part < parts; part += place.step) of[0].of += at[part * channels];
+    const ThreadTile tile(blockIdx.x, BITS, 1, channels);
+    Sums<1> of[1] = {};
+    if (tile.inside) {
+        const float* at = partials + blockIdx.y * parts * channels + tile.channel;
+        for (int64_t part = tile.row; part < parts; part += tile.step) of[0].sum[0] += at[part * channels];
     }
-    const Sum total = merge_rows(of, BITS);
-    if (place.row == 0 && place.inside) sums[blockIdx.y * channels + place.channel] = total.of;
+    const Sums<1> total = merge_rows(of, BITS);
+    if (tile.row == 0 && tile.inside) sums[blockIdx.y * channels + tile.channel] = total.sum[0];
 }
 
 template <typename T, int V, Activation kind>
@@ -66,22 +65,22 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) bn_backward_apply_kernel(
     const T* ga, const T* y, int64_t rows, int64_t channels, int bits,
     const __grid_constant__ Normalization normalization, const float* __restrict__ sums,  // [2, groups, channels]
     float inverse_count, T* g) {
-    const Place place(blockIdx.z, bits, V, channels);
-    const Coefficients<V> by(normalization, channels, place);
+    const ThreadTile tile(blockIdx.z, bits, V, channels);
+    const Coefficients<V> by(normalization, channels, tile);
     const bool batch_statistics = sums != nullptr;  // through running ones nothing flows, not even NaN
     float gz_mean[V] = {}, gz_xhat_mean[V] = {};
-    if (batch_statistics && place.inside) {
-        load_floats(sums + blockIdx.y * channels, place.column, gz_mean);
-        load_floats(sums + (gridDim.y + blockIdx.y) * channels, place.column, gz_xhat_mean);
+    if (batch_statistics && tile.inside) {
+        load_floats(sums + blockIdx.y * channels, tile.column, gz_mean);
+        load_floats(sums + (gridDim.y + blockIdx.y) * channels, tile.column, gz_xhat_mean);
     }
 #pragma unroll
     for (int v = 0; v < V; ++v) {
         gz_mean[v] *= inverse_count;
         gz_xhat_mean[v] *= inverse_count;
     }
-    map_rows<V>(place, rows, channels, {ga, y}, g, [&](const float(&of)[2], int v) {
+    map_rows<V>(tile, rows, channels, {ga, y}, g, [&](const float(&of)[2], int v) {
         const float xhat = by.xhat(of[1], v);
-        const float gz = activation_backward_from_input<kind>(of[0], by.z(xhat, v), normalization.slope);
+        const float gz = activation_backward<kind>(of[0], by.z(xhat, v), normalization.slope);
         const float through = batch_statistics ? gz_mean[v] + xhat * gz_xhat_mean[v] : 0.0f;
         return by.gamma[v] * by.rstd[v] * (gz - through);
     });
@@ -90,38 +89,30 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) bn_backward_apply_kernel(
 }  // namespace
 
 void bn_backward_sums(const Shape& shape, const void* ga, const void* y, const Normalization& normalization,
-                      int64_t parts, float* partials, float* sums, int64_t queue) {
-    with_elements(shape, {ga, y, normalization.stats, normalization.gamma, normalization.beta}, [&](auto type, auto v) {
-        with_activation(normalization.activation, [&](auto kind) {
-            using T = typename decltype(type)::type;
-            constexpr int V = v;
-            const int bits = bits_for(shape.channels, V);
-            launch("bn_backward_sums", bn_backward_sums_kernel<T, V, kind()>,
-                   {parts, shape.groups, ceiling(shape.channels, V << bits)}, queue, static_cast<const T*>(ga),
-                   static_cast<const T*>(y), shape.group_rows(), ceiling(shape.group_rows(), parts), shape.channels,
-                   bits, normalization, parts > 1 ? partials : sums);
-        });
+                      const Workspace& workspace, float* sums, int64_t stream) {
+    const int64_t parts = workspace.parts;
+    with_kernel(shape, normalization, {ga, y}, [&](auto type, auto v, auto kind, int bits) {
+        using T = typename decltype(type)::type;
+        launch("bn_backward_sums", bn_backward_sums_kernel<T, v(), kind()>,
+               {parts, shape.groups, ceil_div(shape.channels, v << bits)}, stream, static_cast<const T*>(ga),
+               static_cast<const T*>(y), shape.group_rows(), ceil_div(shape.group_rows(), parts), shape.channels, bits,
+               normalization, parts > 1 ? workspace.partials : sums);
     });
     if (parts > 1) {
-        launch("add_parts", add_parts_kernel, {ceiling(shape.channels, 1 << BITS), 2 * shape.groups}, queue, partials,
-               shape.channels, parts, sums);
+        launch("add_parts", add_parts_kernel, {ceil_div(shape.channels, 1 << BITS), 2 * shape.groups}, stream,
+               workspace.partials, shape.channels, parts, sums);
     }
 }
 
 void bn_backward_apply(const Shape& shape, const void* ga, const void* y, const Normalization& normalization,
-                       const float* sums, float inverse_count, void* g, int64_t queue) {
+                       const float* sums, float inverse_count, void* g, int64_t stream) {
     if (shape.rows == 0) return;
-    with_elements(shape, {ga, y, g, normalization.stats, normalization.gamma, normalization.beta, sums},
-                  [&](auto type, auto v) {
-        with_activation(normalization.activation, [&](auto kind) {
-            using T = typename decltype(type)::type;
-            constexpr int V = v;
-            const int bits = bits_for(shape.channels, V);
-            launch("bn_backward_apply", bn_backward_apply_kernel<T, V, kind()>, map_grid(shape, V, bits), queue,
-                   static_cast<const T*>(ga), static_cast<const T*>(y), shape.group_rows(), shape.channels, bits,
-                   normalization, sums, inverse_count, static_cast<T*>(g));
-        });
+    with_kernel(shape, normalization, {ga, y, g, sums}, [&](auto type, auto v, auto kind, int bits) {
+        using T = typename decltype(type)::type;
+        launch("bn_backward_apply", bn_backward_apply_kernel<T, v(), kind()>, map_grid(shape, v, bits), stream,
+               static_cast<const T*>(ga), static_cast<const T*>(y), shape.group_rows(), shape.channels, bits,
+               normalization, sums, inverse_count, static_cast<T*>(g));
     });
 }
 
-}  // namespace fastgan::cuda
+}  // namespace fastgan

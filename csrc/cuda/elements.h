@@ -12,7 +12,7 @@
 
 #include "fastgan/kernels.h"
 
-namespace fastgan::cuda {
+namespace fastgan {
 
 __device__ inline float widen(float value) { return value; }
 __device__ inline float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
@@ -55,12 +55,6 @@ __device__ inline void store(T* to, std::int64_t index, const float (&value)[V])
     }
 }
 
-template <int V>
-__device__ inline void fill(float (&value)[V], float with) {
-#pragma unroll
-    for (int v = 0; v < V; ++v) value[v] = with;
-}
-
 // The V float32 that belong to those elements, in accesses of 16 bytes
 template <int V>
 __device__ inline void load_floats(const float* from, std::int64_t index, float (&value)[V]) {
@@ -92,20 +86,25 @@ void with_type(DType dtype, F f) {
     }
 }
 
-// f(Type<T>, V as a constant): V elements are 16 bytes where rows of all matrices are made of whole 16 bytes and all
-// addresses are multiples of 16, else 1
+// Whether all are multiples of 16 bytes
+inline bool is_aligned(std::initializer_list<const void*> addresses) {
+    bool all = true;
+    for (const void* address : addresses) all = all && reinterpret_cast<std::uintptr_t>(address) % 16 == 0;
+    return all;
+}
+
+// f(Type<T>, V as a constant): V elements are 16 bytes where all addresses are aligned and rows are made of whole 16
+// bytes, else 1
 template <typename F>
-void with_elements(const Shape& shape, std::initializer_list<const void*> addresses, F f) {
+void with_elements(const Shape& shape, bool aligned, F f) {
     with_type(shape.dtype, [&](auto type) {
-        constexpr int many = 16 / sizeof(typename decltype(type)::type);
-        bool whole = shape.channels % many == 0;
-        for (const void* address : addresses) whole = whole && reinterpret_cast<std::uintptr_t>(address) % 16 == 0;
-        if (whole) {
-            f(type, std::integral_constant<int, many>());
+        constexpr int V = 16 / sizeof(typename decltype(type)::type);
+        if (aligned && shape.channels % V == 0) {
+            f(type, std::integral_constant<int, V>());
         } else {
             f(type, std::integral_constant<int, 1>());
         }
     });
 }
 
-}  // namespace fastgan::cuda
+}  // namespace fastgan

@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <string>
 
-namespace fastgan::cuda {
+namespace fastgan {
 
 constexpr int WARP = 32, WARPS = 8, THREADS_BITS = 8, THREADS = 1 << THREADS_BITS;  // of every block
 constexpr int BLOCKS = 2;  // at least, on a multiprocessor; not told, ptxas spills for the sake of more
@@ -20,13 +20,13 @@ struct Grid {
 };
 
 template <typename... Parameters, typename... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), Grid grid, std::int64_t queue, Arguments... arguments) {
+void launch(const char* name, void (*kernel)(Parameters...), Grid grid, std::int64_t stream, Arguments... arguments) {
     cudaError_t error = cudaErrorInvalidConfiguration;
     if (grid.fits()) {
         cudaLaunchConfig_t config{};
         config.gridDim = dim3(grid.x, grid.y, grid.z);
         config.blockDim = dim3(THREADS);
-        config.stream = reinterpret_cast<cudaStream_t>(queue);
+        config.stream = reinterpret_cast<cudaStream_t>(stream);
         error = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
         cudaGetLastError();  // or the next launch would report this one's failure
     }
@@ -37,4 +37,4 @@ void launch(const char* name, void (*kernel)(Parameters...), Grid grid, std::int
     }
 }
 
-}  // namespace fastgan::cuda
+}  // namespace fastgan

@@ -4,38 +4,38 @@
 #include "elements.h"
 #include "tile.h"
 
-namespace fastgan::cuda {
+namespace fastgan {
 
 constexpr int DEEP = 8;  // rows of each thread
 
 // grid (parts of a group's rows, groups, tiles of channels)
 inline Grid map_grid(const Shape& shape, int V, int bits) {
-    return {ceiling(shape.group_rows(), (THREADS >> bits) * DEEP), shape.groups, ceiling(shape.channels, V << bits)};
+    return {ceil_div(shape.group_rows(), (THREADS >> bits) * DEEP), shape.groups, ceil_div(shape.channels, V << bits)};
 }
 
 // to = f(elements of `from`, index among the thread's channels) for the rows of a thread; a group has `rows`. `to` may
 // be one of `from`. Four loads are started before the first store: the compiler would not move them past it.
 template <int V, int N, typename T, typename F>
-__device__ inline void map_rows(const Place& place, std::int64_t rows, std::int64_t channels, const T* const (&from)[N],
-                                T* to, F f) {
+__device__ inline void map_rows(const ThreadTile& tile, std::int64_t rows, std::int64_t channels,
+                                const T* const (&from)[N], T* to, F f) {
     constexpr int AHEAD = 4 / N;
-    const std::int64_t columns = channels / V, begin = static_cast<std::int64_t>(blockIdx.x) * DEEP * place.step;
-    const int many = min(place.count(rows - begin), static_cast<std::int64_t>(DEEP));
-    const std::int64_t first = (blockIdx.y * rows + begin + place.row) * columns + place.column;
-    const std::int64_t step = place.step * columns;
+    const std::int64_t columns = channels / V, begin = static_cast<std::int64_t>(blockIdx.x) * DEEP * tile.step;
+    const int count = min(tile.count(rows - begin), static_cast<std::int64_t>(DEEP));
+    const std::int64_t first = (blockIdx.y * rows + begin + tile.row) * columns + tile.column;
+    const std::int64_t step = tile.step * columns;
 #pragma unroll 1
-    for (int i = 0; i < many; i += AHEAD) {
+    for (int i = 0; i < count; i += AHEAD) {
         float value[AHEAD][N][V];
 #pragma unroll
         for (int row = 0; row < AHEAD; ++row) {
 #pragma unroll
             for (int n = 0; n < N; ++n) {
-                if (i + row < many) load<V>(from[n], first + (i + row) * step, value[row][n]);
+                if (i + row < count) load<V>(from[n], first + (i + row) * step, value[row][n]);
             }
         }
 #pragma unroll
         for (int row = 0; row < AHEAD; ++row) {
-            if (i + row >= many) return;
+            if (i + row >= count) return;
             float result[V];
 #pragma unroll
             for (int v = 0; v < V; ++v) {
@@ -49,11 +49,4 @@ __device__ inline void map_rows(const Place& place, std::int64_t rows, std::int6
     }
 }
 
-// The same elements as a matrix of 2^n channels, so that 3 channels, as images have, are loaded 16 bytes at a time too.
-inline Shape flat(const Shape& shape) {
-    std::int64_t channels = 256;
-    while (shape.size() % channels != 0) channels /= 2;
-    return {shape.size() / channels, channels, 1, shape.dtype};
-}
-
-}  // namespace fastgan::cuda
+}  // namespace fastgan

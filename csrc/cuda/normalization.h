@@ -1,29 +1,24 @@
-// A normalization as a thread reads it: the vectors for its channels; and the kind of activation.
+// A normalization as a thread reads it: the vectors for its channels; and the choice of a kernel by activation.
 #pragma once
 
 #include <type_traits>
 
 #include "elements.h"
-#include "fastgan/activation.h"
 #include "tile.h"
 
-namespace fastgan::cuda {
+namespace fastgan {
 
-// Of a thread's V channels; without statistics the normalization that changes nothing.
+// Of a thread's V channels
 template <int V>
 struct Coefficients {
-    float mean[V], rstd[V], gamma[V], beta[V];
+    float mean[V] = {}, rstd[V] = {}, gamma[V] = {}, beta[V] = {};
 
-    __device__ Coefficients(const Normalization& from, std::int64_t channels, const Place& place) {
-        fill(mean, 0.0f);
-        fill(rstd, 1.0f);
-        fill(gamma, 1.0f);
-        fill(beta, 0.0f);
-        if (from.stats == nullptr || !place.inside) return;
-        load_floats(from.stats + blockIdx.y * channels, place.column, mean);
-        load_floats(from.stats + (gridDim.y + blockIdx.y) * channels, place.column, rstd);
-        load_floats(from.gamma, place.column, gamma);
-        load_floats(from.beta, place.column, beta);
+    __device__ Coefficients(const Normalization& from, std::int64_t channels, const ThreadTile& tile) {
+        if (!tile.inside) return;
+        load_floats(from.stats + blockIdx.y * channels, tile.column, mean);
+        load_floats(from.stats + (gridDim.y + blockIdx.y) * channels, tile.column, rstd);
+        load_floats(from.gamma, tile.column, gamma);
+        load_floats(from.beta, tile.column, beta);
     }
 
     __device__ float xhat(float y, int v) const { return (y - mean[v]) * rstd[v]; }
@@ -33,15 +28,20 @@ struct Coefficients {
 template <Activation kind>
 using Kind = std::integral_constant<Activation, kind>;
 
-// f(Kind<activation>)
+// f(Type<T>, V as a constant, Kind<activation>, bits): by `with_elements`, for all addresses that a kernel is given
 template <typename F>
-void with_activation(Activation activation, F f) {
-    switch (activation) {
-        case Activation::none: return f(Kind<Activation::none>());
-        case Activation::relu: return f(Kind<Activation::relu>());
-        case Activation::leaky_relu: return f(Kind<Activation::leaky_relu>());
-        case Activation::tanh: return f(Kind<Activation::tanh>());
-    }
+void with_kernel(const Shape& shape, const Normalization& normalization, std::initializer_list<const void*> addresses,
+                 F f) {
+    bool aligned = is_aligned(addresses) && is_aligned({normalization.stats, normalization.gamma, normalization.beta});
+    with_elements(shape, aligned, [&](auto type, auto v) {
+        const int bits = bits_for(shape.channels, v);
+        switch (normalization.activation) {
+            case Activation::none: return f(type, v, Kind<Activation::none>(), bits);
+            case Activation::relu: return f(type, v, Kind<Activation::relu>(), bits);
+            case Activation::leaky_relu: return f(type, v, Kind<Activation::leaky_relu>(), bits);
+            case Activation::tanh: return f(type, v, Kind<Activation::tanh>(), bits);
+        }
+    });
 }
 
-}  // namespace fastgan::cuda
+}  // namespace fastgan

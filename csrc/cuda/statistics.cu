@@ -1,32 +1,42 @@
-// Mean and variance of each channel, in two launches: parts of the rows, by Welford's updates in each thread and Chan's
-// merge above it, and then their merge. The order is fixed, so that results repeat bit for bit.
+// Mean and variance of each channel of y [M, C], in two launches: of parts of the rows, by Welford's updates in each
+// thread and Chan's merge above it, and then their merge. The order is fixed, so that results repeat bit for bit. Chan,
+// Golub, LeVeque (1979), "Updating formulae and a pairwise algorithm for computing sample variances".
 #include <algorithm>
 
 #include "elements.h"
-#include "fastgan/moments.h"
-#include "kernels.h"
 #include "tile.h"
 
-namespace fastgan::cuda {
+namespace fastgan {
 namespace {
 
 constexpr int64_t PART = 1 << 15;     // elements of a part: some sixteen accesses of each thread
-constexpr int64_t MOST_PARTS = 1024;  // that the second launch reads
+constexpr int64_t MAX_PARTS = 1024;  // that the second launch reads
 constexpr int BITS = 3;               // 2^3 channels of a block of the second launch: 32 bytes, a memory access
+
+struct Moments {
+    float count, mean, m2;  // m2: sum of (y - mean)^2
+};
+
+__device__ inline Moments merge(Moments a, Moments b) {
+    const float count = a.count + b.count;
+    if (count == 0.0f) return a;
+    const float delta = b.mean - a.mean, share = b.count / count;
+    return {count, a.mean + delta * share, a.m2 + b.m2 + delta * delta * a.count * share};
+}
 
 // grid (parts, groups, tiles of channels)
 template <typename T, int V>
-__global__ void __launch_bounds__(THREADS, BLOCKS) measure_kernel(const T* __restrict__ x,  // [groups * rows, channels]
+__global__ void __launch_bounds__(THREADS, BLOCKS) measure_kernel(const T* __restrict__ y,  // [groups * rows, channels]
                                                           int64_t rows, int64_t each,  // of a group, of a part
                                                           int64_t channels, int bits, float* __restrict__ partials) {
-    const Place place(blockIdx.z, bits, V, channels);
-    const int64_t columns = channels / V, begin = blockIdx.x * each, many = place.count(min(each, rows - begin));
-    const int64_t first = (blockIdx.y * rows + begin + place.row) * columns + place.column;
+    const ThreadTile tile(blockIdx.z, bits, V, channels);
+    const int64_t columns = channels / V, begin = blockIdx.x * each, steps = tile.count(min(each, rows - begin));
+    const int64_t first = (blockIdx.y * rows + begin + tile.row) * columns + tile.column;
     float count = 0.0f, mean[V] = {}, m2[V] = {};
 #pragma unroll 4
-    for (int64_t i = 0; i < many; ++i) {
+    for (int64_t i = 0; i < steps; ++i) {
         float value[V];
-        load<V>(x, first + i * place.step * columns, value);
+        load<V>(y, first + i * tile.step * columns, value);
         count += 1.0f;
         const float share = __fdividef(1.0f, count);  // to 2 units: it steers the mean, and the next row steers back
 #pragma unroll
@@ -58,28 +68,28 @@ __device__ void update(const RunningStats& running, int64_t channel, int64_t gro
     running.var[channel] = (1.0f - factor) * running.var[channel] + factor * unbiased;
 }
 
-__global__ void __launch_bounds__(THREADS, BLOCKS) finish_statistics_kernel(
+__global__ void __launch_bounds__(THREADS, BLOCKS) merge_parts_kernel(
     const float* __restrict__ partials,  // [3, groups, parts, channels]
     int64_t channels, int64_t groups, int64_t parts, float eps, const __grid_constant__ RunningStats running,
-    float* __restrict__ out) {  // [2, groups, channels]
-    const Place place(blockIdx.x, BITS, 1, channels);
+    float* __restrict__ stats) {  // [2, groups, channels]
+    const ThreadTile tile(blockIdx.x, BITS, 1, channels);
     const int64_t size = groups * parts * channels;
     for (int64_t group = 0; group < groups; ++group) {
         Moments moments[1] = {};
-        if (place.inside) {
-            const float* at = partials + group * parts * channels + place.channel;
-            for (int64_t part = place.row; part < parts; part += place.step) {
+        if (tile.inside) {
+            const float* at = partials + group * parts * channels + tile.channel;
+            for (int64_t part = tile.row; part < parts; part += tile.step) {
                 const float* of = at + part * channels;
                 moments[0] = merge(moments[0], {of[0], of[size], of[2 * size]});
             }
         }
         const Moments total = merge_rows(moments, BITS);
-        if (place.row == 0 && place.inside) {
+        if (tile.row == 0 && tile.inside) {
             const float var = total.m2 / fmaxf(total.count, 1.0f);
-            float* at = out + group * channels + place.channel;
+            float* at = stats + group * channels + tile.channel;
             at[0] = total.mean;
             at[groups * channels] = eps < 0.0f ? var : 1.0f / sqrtf(var + eps);
-            if (running.mean != nullptr) update(running, place.channel, group, total);
+            if (running.mean != nullptr) update(running, tile.channel, group, total);
         }
     }
 }
@@ -91,28 +101,25 @@ __global__ void count_batches_kernel(int64_t* num_batches_tracked, int64_t group
 
 }  // namespace
 
-int64_t parts(int64_t group_rows, int64_t channels) {
-    return std::max<int64_t>(1, std::min({ceiling(group_rows * channels, PART), group_rows, MOST_PARTS}));
+int64_t parts_of(int64_t group_rows, int64_t channels) {
+    return std::max<int64_t>(1, std::min({ceil_div(group_rows * channels, PART), group_rows, MAX_PARTS}));
 }
 
-void measure(const Shape& shape, const void* x, int64_t parts, float* partials, int64_t queue) {
-    with_elements(shape, {x}, [&](auto type, auto v) {
+void batch_stats(const Shape& shape, const void* y, float eps, const RunningStats& running, const Workspace& workspace,
+                 float* stats, int64_t stream) {
+    const int64_t parts = workspace.parts;
+    with_elements(shape, is_aligned({y}), [&](auto type, auto v) {
         using T = typename decltype(type)::type;
-        constexpr int V = v;
-        const int bits = bits_for(shape.channels, V);
-        launch("measure", measure_kernel<T, V>, {parts, shape.groups, ceiling(shape.channels, V << bits)}, queue,
-               static_cast<const T*>(x), shape.group_rows(), ceiling(shape.group_rows(), parts),
-               shape.channels, bits, partials);
+        const int bits = bits_for(shape.channels, v);
+        launch("measure", measure_kernel<T, v()>, {parts, shape.groups, ceil_div(shape.channels, v << bits)}, stream,
+               static_cast<const T*>(y), shape.group_rows(), ceil_div(shape.group_rows(), parts), shape.channels, bits,
+               workspace.partials);
     });
-}
-
-void finish_statistics(const float* partials, int64_t channels, int64_t groups, int64_t parts, float eps,
-                       const RunningStats& running, float* out, int64_t queue) {
-    launch("finish_statistics", finish_statistics_kernel, {ceiling(channels, 1 << BITS)}, queue, partials, channels,
-           groups, parts, eps, running, out);
+    launch("merge_parts", merge_parts_kernel, {ceil_div(shape.channels, 1 << BITS)}, stream, workspace.partials,
+           shape.channels, shape.groups, parts, eps, running, stats);
     if (running.num_batches_tracked != nullptr) {
-        launch("count_batches", count_batches_kernel, {1}, queue, running.num_batches_tracked, groups);
+        launch("count_batches", count_batches_kernel, {1}, stream, running.num_batches_tracked, shape.groups);
     }
 }
 
-}  // namespace fastgan::cuda
+}  // namespace fastgan

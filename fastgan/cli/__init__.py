@@ -1,4 +1,4 @@
-"""The command line's front door: answers at once where it can, else hands over to `commands.py`."""
+"""The command line: --help and --version at once, commands by `commands.py`."""
 
 from __future__ import annotations
 
@@ -28,12 +28,7 @@ Train DCGAN-style networks, and draw from them.
                 what eager PyTorch computes  fastgan verify --preset dcgan-64
   tune          measure which engine is
                 fastest here, pass by pass   fastgan tune --preset dcgan-64 --batch 64
-  bench         measure what is fast here,
-                and what earned it           fastgan bench --suite step --batch 64
   report        a run as one page            fastgan report runs/00000-digits
-                or results of bench          fastgan report bench
-  cost          what a step must cost at
-                least on a GPU, a model      fastgan cost --preset dcgan-64 --batch 128 --gpu h100
   doctor        what is installed, and whether it is ready
 
 `fastgan COMMAND --help` lists a command's options; `fastgan train --preset NAME --help` shows that preset's values.
@@ -44,7 +39,7 @@ Train DCGAN-style networks, and draw from them.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
-    The exit code is 0, 1 for a certificate that says no, 2 after an error, or 128 + signal after Ctrl-C or SIGTERM.
+    The exit code is 0, 1 for a failed certificate, 2 after an error, or 128 + signal after Ctrl-C or SIGTERM.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -66,14 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         interrupted = isinstance(error, KeyboardInterrupt)
         print("fastgan: interrupted" if interrupted else f"fastgan: error: {_printable(error)}", file=sys.stderr)
         return 130 if interrupted else 2
-    except BrokenPipeError:  # `fastgan presets | head`: nobody listens any more, the flush at exit included
+    except BrokenPipeError:  # `fastgan presets | head` has closed the pipe; the flush at exit must not fail either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:  # of a file that nobody has thought of
+    except OSError as error:  # of a file without a message of its own
         if "--debug" in args:
             raise
-        told = f"fastgan: error: {error.filename or 'a file'}: {error.strerror or error}"
-        print(_printable(told), file=sys.stderr)
+        message = f"fastgan: error: {error.filename or 'a file'}: {error.strerror or error}"
+        print(_printable(message), file=sys.stderr)
         return 2
 
 

@@ -1,4 +1,4 @@
-"""The subcommands: each parses its options, calls the library, prints what came of it. torch is imported late."""
+"""The subcommands: each parses its options, imports what it needs, calls it and prints the result."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from fastgan.errors import FastganError
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": training.train, "resume": training.resume, "sample": drawing.sample, "interpolate": drawing.interpolate,
     "evaluate": results.evaluate, "export": results.export, "presets": training.list_presets, "verify": proof.verify,
-    "tune": speed.tune, "bench": speed.bench, "report": results.report, "cost": speed.cost, "doctor": proof.doctor}
+    "tune": speed.tune, "report": results.report, "doctor": proof.doctor}
 
-MOVED = {"plan": "fastgan tune"}
+MOVED = {"plan": "`fastgan tune`", "bench": "`python -m benchmarks`, in a clone of the repository",
+         "cost": "`python -m benchmarks.counters`, in a clone of the repository"}
 
 
 def run(name: str, args: list[str]) -> int:
     """The exit code of the subcommand called `name`."""
     if name in MOVED:
-        raise FastganError(f"`fastgan {name}` is now `{MOVED[name]}`")
+        raise FastganError(f"`fastgan {name}` is now {MOVED[name]}")
     if name not in COMMANDS:
         raise FastganError(f"unknown command {name!r}; {nearest(name, list(COMMANDS))}")
     return COMMANDS[name](args)

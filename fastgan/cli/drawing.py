@@ -35,10 +35,11 @@ class Sample:
 
 
 def sample(args: list[str]) -> int:
+    """`fastgan sample`."""
+    options = parsing.parse(Sample, args, "sample")
     from fastgan import pictures
     from fastgan.data import to_uint8
 
-    options = parsing.parse(Sample, args, "sample")
     if options.columns is not None and options.columns < 1:
         raise FastganError(f"--columns {options.columns}: expected 1 or more")
     source, seeds = parsing.load(options.folder), _parse_seeds(options.seeds)
@@ -69,10 +70,11 @@ class Interpolate:
 
 
 def interpolate(args: list[str]) -> int:
+    """`fastgan interpolate`."""
+    options = parsing.parse(Interpolate, args, "interpolate")
     from fastgan import pictures
     from fastgan.data import to_uint8
 
-    options = parsing.parse(Interpolate, args, "interpolate")
     source, seeds = parsing.load(options.folder), _parse_seeds(options.seeds)
     if len(seeds) < 2 or options.frames < 2:
         raise FastganError(f"--seeds {options.seeds} --frames {options.frames}: expected at least 2 of each")

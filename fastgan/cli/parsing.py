@@ -1,7 +1,8 @@
-"""What the subcommands share: options out of words, one line for what does not parse, the run that is meant."""
+"""Shared by the subcommands: parsing of options with errors of one line, and the run that is the default."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import re
@@ -39,24 +40,24 @@ def _one_line(framed: str) -> str:
 
 
 def value_of(flag: str, args: list[str]) -> str | None:
-    """The value that follows `flag`, in either spelling: --preset NAME, --preset=NAME."""
-    for i, word in enumerate(args):
-        if word == flag and i + 1 < len(args):
-            return args[i + 1]
-        if word.startswith(flag + "="):
-            return word.partition("=")[2]
-    return None
+    """The value of one option, before the others are parsed."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(flag, nargs="?", dest="value")
+    value: str | None = parser.parse_known_args(args)[0].value
+    return value
 
 
 def writable(path: Path, option: str = "--out") -> None:
+    """`FastganError` unless the folder of a path exists."""
     if not path.parent.is_dir():
         raise FastganError(f"{option} {path}: no such folder: {path.parent}")
 
 
 def load(folder: Path | None) -> Pretrained:
-    from fastgan.models import exported
+    """The generator of a run or an export; of the newest run in runs/ for None."""
+    from fastgan import export
     from fastgan.models.pretrained import Pretrained
     from fastgan.trainer import run_files
 
     folder = folder or run_files.newest(Path("runs"))
-    return exported.load(folder) if exported.is_export(folder) else Pretrained.load(folder)
+    return export.load(folder) if export.is_export(folder) else Pretrained.load(folder)

@@ -33,10 +33,11 @@ class Verify:
 
 
 def verify(args: list[str]) -> int:
+    """`fastgan verify`."""
     options = parsing.parse(Verify, args, "verify")
     parsing.writable(options.out)
+    from fastgan.device import pick_device
     from fastgan.files import replacing
-    from fastgan.train.host import pick_device
     from fastgan.verify import certificate, table
 
     if pick_device(options.device).type == "cpu":
@@ -53,10 +54,11 @@ def verify(args: list[str]) -> int:
 
 @dataclass
 class Doctor:
-    """Say what is installed, what can be used, and whether fastgan is ready."""
+    """Show what is installed, what can be used, and whether fastgan is ready."""
 
 
 def doctor(args: list[str]) -> int:
+    """`fastgan doctor`."""
     parsing.parse(Doctor, args, "doctor")
     from fastgan.verify.doctor import report as findings
 

@@ -30,6 +30,7 @@ class Evaluate:
 
 
 def evaluate(args: list[str]) -> int:
+    """`fastgan evaluate`."""
     options = parsing.parse(Evaluate, args, "evaluate")
     from fastgan import memory
     from fastgan.trainer import evaluate as measuring
@@ -67,58 +68,47 @@ class Export:
 
 
 def export(args: list[str]) -> int:
+    """`fastgan export`."""
     options = parsing.parse(Export, args, "export")
-    from fastgan.models import exported
+    from fastgan import export as exports
     from fastgan.trainer import run_facts, run_files
 
     if options.push is not None:
-        exported.need("hub", "--push")
+        exports.require("hub", "--push")
     folder = run_files.newest(Path("runs")) if options.folder is None else options.folder
     home = folder.parent if folder.is_file() else folder
     out = options.out or home / "export" / options.format
     is_run = home == folder
-    files = exported.export(
+    files = exports.export(
         parsing.load(folder), options.format, out, facts=run_facts.facts(folder) if is_run else None,
-        discriminator=run_facts.discriminator(folder) if is_run and options.format == exported.EXAMPLE else None)
+        discriminator=run_facts.discriminator(folder) if is_run and options.format == exports.PYTORCH_EXAMPLE else None)
     print(*(out / name for name in files), sep="\n")
     if options.push is not None:
-        from fastgan.models.exported import hub
-
-        print(f"pushed: {hub.push(options.push, out, files)}")
+        print(f"pushed: {exports.push(options.push, out, files)}")
     return 0
 
 
 @dataclass
 class Report:
-    """Draw what lies in a folder: a run, or results of `fastgan bench`. Measures nothing.
-
-    Of a run, which may still be going on: report.html with pictures over time, curves, plan, certificate and options.
-    Of results, the last run of each workload: README.md with tables, pictures, and report.html, which holds all of it.
-    """
+    """Draw a run, which may still be going on: report.html with alerts, pictures over time, curves, metrics and
+    options."""
 
     folder: Positional[Path | None] = None
-    """a run folder, or one where bench.csv lies; when not given bench/ where it lies there, else the newest run"""
+    """a run folder; the newest one in runs/ when not given"""
     out: Path | None = None
-    """page of a run to write; report.html in the folder when not given"""
+    """page to write; report.html in the folder when not given"""
 
 
 def report(args: list[str]) -> int:
+    """`fastgan report`."""
     options = parsing.parse(Report, args, "report")
-    from fastgan.bench import report as results
     from fastgan.report import run
     from fastgan.trainer import run_files
 
-    name = results.results.NAME
-    folder = options.folder or (Path("bench") if Path("bench", name).is_file() else run_files.newest(Path("runs")))
-    if run.is_run(folder):
-        if options.out is not None:
-            parsing.writable(options.out)
-        print(run.write(folder, options.out))
-        return 0
-    if not (folder / name).is_file():
-        raise FastganError(f"{folder}: neither a run nor results lie there; expected a folder such as "
-                           "runs/00000-digits, or one in which `fastgan bench --out` has left bench.csv")
+    folder = options.folder or run_files.newest(Path("runs"))
+    if not run.is_run(folder):
+        raise FastganError(f"{folder} is not a run folder; expected one such as runs/00000-digits")
     if options.out is not None:
-        raise FastganError(f"--out {options.out}: the pages of results go into their own folder; expected no --out")
-    print(*results.write(folder), sep="\n")
+        parsing.writable(options.out)
+    print(run.write(folder, options.out))
     return 0

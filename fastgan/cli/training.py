@@ -33,6 +33,7 @@ class Train:
 
 
 def train(args: list[str]) -> int:
+    """`fastgan train`."""
     name = parsing.value_of("--preset", args) or "digits"
     chosen = presets.get(name)
     options = parsing.parse(Train, args, "train", Train(chosen, name))
@@ -55,7 +56,8 @@ class Resume:
 
 
 def resume(args: list[str]) -> int:
-    from fastgan.trainer import Trainer, run_files
+    """`fastgan resume`."""
+    from fastgan.trainer import run_files
 
     given = args and not args[0].startswith("-")
     asked_for_help = any(word in args for word in ("-h", "--help"))
@@ -63,6 +65,8 @@ def resume(args: list[str]) -> int:
     before = Config() if asked_for_help and not given else run_files.read_options(folder)
     options = parsing.parse(Resume, args, "resume", Resume(before, folder))
     config = _given_wins(options.config, before)
+    from fastgan.trainer import Trainer
+
     return _fit(lambda: Trainer.resume(folder, config), config)
 
 
@@ -75,6 +79,7 @@ class Presets:
 
 
 def list_presets(args: list[str]) -> int:
+    """`fastgan presets`."""
     name = parsing.parse(Presets, args, "presets").name
     if name is None:
         for key, function in presets.PRESETS.items():
@@ -95,7 +100,7 @@ def _given_wins(given: Config, base: Config) -> Config:
 
 
 def _fit(make: Callable[[], Trainer], config: Config) -> int:
-    from fastgan.train import distributed
+    from fastgan.trainer import distributed
 
     with _shortage_in_words(config), distributed.group() as world:
         trainer = make()
@@ -122,19 +127,19 @@ def _shortage_in_words(config: Config) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         from fastgan import memory
-        from fastgan.verify.cost import shortage
+        from fastgan.trainer.step_memory import shortage
 
         if not memory.ran_out(error):
             raise
-        raise FastganError(shortage.words(config)) from error
+        raise FastganError(shortage(config)) from error
 
 
 def _dry_run(config: Config) -> int:
     """What would run; nothing is written."""
     from fastgan.data import open_dataset
-    from fastgan.train.host import pick_device
+    from fastgan.device import pick_device
     from fastgan.train.precision import choose
-    from fastgan.trainer.loop import open_metrics
+    from fastgan.trainer.evaluate import open_metrics
 
     device = pick_device(config.validate().run.device)
     precision = choose(config.run.precision, device)
@@ -146,21 +151,19 @@ def _dry_run(config: Config) -> int:
 
 
 def _facts(config: Config, dataset: Dataset, device: str, precision: str, processes: int = 1) -> dict[str, str]:
-    """What runs, and the memory that a step needs of each process, by the model of `fastgan cost`."""
+    """What runs, and the memory that a step needs of each process."""
     from fastgan.data import Loader
-    from fastgan.trainer.loop import length
-    from fastgan.verify.cost.counted import Experiment
-    from fastgan.verify.cost.memory import estimate
+    from fastgan.trainer.step_memory import estimate
 
     per_epoch = Loader(dataset, config.data, config.run.seed).steps_per_epoch
     classes = len(dataset.classes) if config.data.cond else 0
-    need = estimate(Experiment(config, config.data.batch // processes, precision, dataset.shape, classes))
+    need = estimate(config, config.data.batch // processes, precision, dataset.shape, classes)
     return {"data": dataset.summary(),
-            "networks": f"generator {need['generator']:,} parameters, discriminator {need['discriminator']:,}",
+            "networks": f"generator {need.generator:,} parameters, discriminator {need.discriminator:,}",
             "device": f"{device}{f', {processes} processes' * (processes > 1)}; precision {precision}, "
                       f"engine {config.run.impl}",
-            "steps": f"{length(config, per_epoch)} ({per_epoch} an epoch)",
-            "memory (model)": f"{need['peak'] / 2**20:,.0f} MB at the peak of a step, {need['state'] / 2**20:,.0f} of "
+            "steps": f"{config.train.total_steps(per_epoch)} ({per_epoch} an epoch)",
+            "memory (model)": f"{need.peak / 2**20:,.0f} MB at the peak of a step, {need.state / 2**20:,.0f} of "
                               "them weights, gradients and Adam"}
 
 

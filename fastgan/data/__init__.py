@@ -1,6 +1,6 @@
-"""Images and how they become batches: `open_dataset` reads a source, `make_feed` brings its batches to a training step.
+"""Images and their batches: `open_dataset` reads a source, `make_feed` provides its batches to a training step.
 
-`Loader` hands out the same batches one by one, as they come from the source.
+`Loader` returns the same batches one by one, as bytes.
 """
 
 from fastgan.data.dataset import Dataset

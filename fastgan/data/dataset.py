@@ -1,4 +1,4 @@
-"""What a set of images is once it has been opened: held in memory, or decoded from its files again and again."""
+"""Opened data sets: all images in memory, or image files that are decoded for every batch."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fastgan.data.decode import ImageFiles
+from fastgan.data.decode import Decoder, Failures, nothing_readable
 
 
 @dataclass(eq=False, kw_only=True)
 class Dataset(ABC):
-    """The face that both kinds share.
+    """The common interface.
 
     `labels` is int64 (N,), indices into `classes`, or None with no classes. `skipped` lists (path, reason) of images
-    left out; a streamed set learns of them while it is read.
+    that were left out; a streamed data set appends to it while it is read.
     """
 
     name: str
     labels: Tensor | None = None
     classes: list[str] = field(default_factory=list)
-    skipped: list[tuple[str, str]] = field(default_factory=list)
+    skipped: Failures = field(default_factory=list)
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -35,9 +35,9 @@ class Dataset(ABC):
         """(C, H, W) of one image; (2,) of one gaussian point."""
 
     @property
-    @abstractmethod
     def bytes_in_memory(self) -> int:
         """Bytes of decoded pixels; 0 when streamed."""
+        return 0
 
     @property
     @abstractmethod
@@ -62,7 +62,7 @@ class Dataset(ABC):
 
 @dataclass(eq=False, kw_only=True)
 class MemoryDataset(Dataset):
-    """Everything in one tensor on the host: uint8 (N, C, H, W), or float32 (N, 2) for gaussian points."""
+    """One tensor on the host: uint8 (N, C, H, W), or float32 (N, 2) for gaussian points."""
 
     data: Tensor
 
@@ -88,27 +88,38 @@ class MemoryDataset(Dataset):
 
 @dataclass(eq=False, kw_only=True)
 class StreamedDataset(Dataset):
-    """Image files that are decoded whenever a batch needs them; names are taken relative to `root`."""
+    """Image files that are decoded whenever a batch needs them; the fingerprint has names relative to `root`."""
 
-    files: ImageFiles
+    paths: list[Path]
+    decoder: Decoder
     root: Path
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.paths)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.files.decoder.shape
-
-    @property
-    def bytes_in_memory(self) -> int:
-        return 0
+        return self.decoder.shape
 
     @cached_property
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
-        for path in self.files.paths:
-            # a name may be no text, and has surrogates then
+        for path in self.paths:
+            # a file name that is not UTF-8 contains surrogates
             facts = f"{path.relative_to(self.root).as_posix()} {path.stat().st_size}\n"
             digest.update(facts.encode(errors="surrogatepass"))
         return digest.hexdigest()
+
+    def read(self, start: int) -> tuple[Tensor, int, Failures]:
+        """The first readable image from index `start` on, its index, and the failures before it.
+
+        The first image follows the last. Raises `FastganError` if no image is readable.
+        """
+        failures: Failures = []
+        for offset in range(len(self)):
+            index = (start + offset) % len(self)
+            image = self.decoder.attempt(self.paths[index])
+            if isinstance(image, Tensor):
+                return image, index, failures
+            failures.append((str(self.paths[index]), str(image)))
+        raise nothing_readable(failures)

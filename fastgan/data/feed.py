@@ -1,11 +1,11 @@
-"""How batches reach a training step that has no host decision in it.
+"""Batches for a training step without host decisions.
 
-    feed.prepare()           host: the next batch is there
-    real, labels = fetch()   device: eagerly, or captured in a CUDA graph and replayed
-    feed.done()              host: the position moves on
+    feed.prepare()           host: provide the next batch
+    real, labels = fetch()   device: eager, or captured in a CUDA graph and replayed
+    feed.done()              host: advance the position
 
-Data that fits lies on the device, where `fetch` gathers it (`Resident`); other data travels there batch by batch while
-the step before computes (`Streamed`). Both hand out the batches of `Loader`, in its order.
+A data set that fits stays on the device, where `fetch` gathers from it (`Resident`). Other batches are copied to the
+device while the previous step computes (`Streamed`). Both return the batches of `Loader`, in its order.
 """
 
 from __future__ import annotations
@@ -18,55 +18,54 @@ from torch import Tensor
 from fastgan.config import DataConfig
 from fastgan.data.dataset import Dataset, MemoryDataset
 from fastgan.data.loader import LoaderState
-from fastgan.data.part import WHOLE, Part
+from fastgan.data.order import WHOLE, Shard
 from fastgan.data.resident import Resident
 from fastgan.data.streamed import Streamed
 
 
 class Feed(Protocol):
-    """An endless source of batches; `prepare`, `fetch` and a replay of `fetch` belong on the same stream."""
+    """An endless source of batches; call `prepare`, `fetch` and replays of `fetch` on the same stream."""
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches of one epoch."""
 
     def prepare(self) -> int:
-        """See to it that the next batch is there; returns how many images it has.
+        """Provide the next batch; returns how many images it has.
 
-        That is the batch size, or fewer for the short last batch of `last_batch="keep"`, which no graph of a full batch
-        can replay. Once more before `done` it changes nothing. Raises `FastganError` for an image that cannot be used.
+        That is the batch size, or fewer for the short last batch of `last_batch="keep"`, which a graph of a full batch
+        cannot replay. A second call before `done` has no effect. Raises `FastganError` for an unusable image.
         """
 
     def fetch(self) -> tuple[Tensor, Tensor | None]:
-        """The prepared batch: images float32 (B, C, H, W) as the networks see them, channels_last, or points (B, 2);
+        """The prepared batch: images float32 (B, C, H, W) in the networks' range, channels_last, or points (B, 2);
         labels int64 (B,) or None.
 
-        Device work alone, on tensors that keep their addresses. Good until the next `prepare`, which may write into it.
+        Runs on the device only, on tensors that keep their addresses. Valid until the next `prepare`.
         """
 
     def done(self) -> None:
-        """The step with the prepared batch has been started: the position moves behind it."""
+        """The step on the prepared batch has been launched: advance the position."""
 
     def state(self) -> list[Tensor]:
-        """Device tensors that `fetch` changes and a later one reads; save them after `prepare`, restore in place."""
+        """Device tensors that `fetch` changes and later calls read; save them after `prepare`, restore in place."""
 
     def state_dict(self) -> LoaderState:
-        """The position behind the last `done`, as plain numbers."""
+        """The position after the last `done`, as plain numbers."""
 
     def load_state_dict(self, state: LoaderState) -> None:
-        """Continue exactly there; raises `FastganError` for a position beyond the data."""
+        """Continue at that position; raises `FastganError` for a position beyond the data."""
 
     def close(self) -> None:
-        """End the worker processes, if there are any."""
+        """End the threads, if there are any."""
 
 
-def make_feed(dataset: Dataset, config: DataConfig, seed: int, device: torch.device, part: Part = WHOLE) -> Feed:
-    """The feed of a part of each batch that suits the data; raises `FastganError` for a batch larger than the data."""
-    if isinstance(dataset, MemoryDataset) and fits(dataset, config, device):
-        return Resident(dataset, config, seed, device, part)
-    return Streamed(dataset, config, seed, device, part)
+def make_feed(dataset: Dataset, config: DataConfig, seed: int, device: torch.device, shard: Shard = WHOLE) -> Feed:
+    """`Resident` for data in memory that may stay on the device (on the CPU it is there already), else `Streamed`.
 
-
-def fits(dataset: MemoryDataset, config: DataConfig, device: torch.device) -> bool:
-    """Whether the data may stay on the device; on the CPU it is there already."""
-    return device.type == "cpu" or dataset.bytes_in_memory / 1e9 <= config.gpu_data_gb
+    Of each batch, the feed provides `shard`. Raises `FastganError` for a batch larger than the data.
+    """
+    if isinstance(dataset, MemoryDataset) and (
+            device.type == "cpu" or dataset.bytes_in_memory / 1e9 <= config.gpu_data_gb):
+        return Resident(dataset, config, seed, device, shard)
+    return Streamed(dataset, config, seed, device, shard)

@@ -1,7 +1,7 @@
-"""In which order the images are seen: a pure function of the seed and the position.
+"""The order in which images are used: a pure function of the seed and the position.
 
-The order of epoch e is a random permutation drawn from (seed, e) alone. Whoever knows the seed can continue from any
-(epoch, cursor); there is no generator state to save, and the global generators are never touched.
+The order of epoch e is a random permutation drawn from (seed, e) alone. Training can therefore continue from any
+(epoch, cursor) without a saved generator state, and the global random generators are never used.
 """
 
 from __future__ import annotations
@@ -13,12 +13,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastgan.data.part import WHOLE, Part
 from fastgan.errors import FastganError
 
 
+class Shard(NamedTuple):
+    """The rows of a batch that process `rank` of `of` processes computes: contiguous, equal in number, in rank order.
+
+    Random numbers for images are drawn for the whole batch, and each process takes its shard of them. The random state
+    is then the same in all processes, and results do not depend on the number of processes.
+    """
+
+    rank: int = 0
+    of: int = 1
+
+    def take(self, whole: Tensor) -> Tensor:
+        """This shard's rows of `whole` (N, ...), where N is a multiple of `of`."""
+        return whole if self.of == 1 else whole.chunk(self.of)[self.rank]
+
+
+WHOLE = Shard()
+
+
 class Position(NamedTuple):
-    """The next image to be seen: `cursor` images of epoch `epoch` have been."""
+    """The position of the next image: `cursor` images of epoch `epoch` have been used."""
 
     epoch: int
     cursor: int
@@ -27,20 +44,20 @@ class Position(NamedTuple):
 class Order:
     """Batches of indices into `length` images.
 
-    `last_batch` says what becomes of the r < batch images that are left at an epoch's end: "drop" skips them, "keep"
-    gives a short batch, "pad" fills it from the start of the same epoch's order, and "rollover" completes it from the
-    next epoch's order and goes on behind there, like TensorFlow's next_batch. Indices are int64 tensors. Positions are
-    those of whole batches; what is handed out is their `part`.
+    `last_batch` decides about the r < batch images that remain at the end of an epoch: "drop" skips them, "keep" gives
+    a short batch, "pad" fills the batch from the start of the same epoch's order, and "rollover" completes it from the
+    next epoch's order and continues after these, like TensorFlow's next_batch. Indices are int64 tensors. Positions
+    count whole batches; `indices` returns the rows of `shard`.
     """
 
-    def __init__(self, length: int, batch: int, last_batch: str, seed: int, part: Part = WHOLE) -> None:
+    def __init__(self, length: int, batch: int, last_batch: str, seed: int, shard: Shard = WHOLE) -> None:
         if batch > length:
             raise FastganError(f"--batch {batch}: larger than the data; expected at most its {length} images")
         self.length = length
         self.batch = batch
         self.last_batch = last_batch
         self.seed = seed
-        self.part = part
+        self.shard = shard
         self._latest: tuple[int, Tensor] | None = None
 
     @property
@@ -50,8 +67,8 @@ class Order:
         return whole + (rest > 0 and self.last_batch in ("keep", "pad"))
 
     def indices(self, position: Position) -> Tensor:
-        """The part of the batch at a position: int64 (B,)."""
-        return self.part.take(self._whole(position))
+        """The shard's indices of the batch at a position: int64 (B,)."""
+        return self.shard.take(self._whole(position))
 
     def _whole(self, position: Position) -> Tensor:
         order = self._permutation(position.epoch)
@@ -64,28 +81,28 @@ class Order:
         return chosen
 
     def after(self, position: Position) -> Position:
-        """Where the batch after the one at `position` begins."""
+        """The position of the batch after the one at `position`."""
         epoch, cursor = position.epoch, position.cursor + self.batch
         if self.last_batch == "rollover" and cursor > self.length:
             return Position(epoch + 1, cursor - self.length)
-        return self.settle(Position(epoch, cursor))
+        return self._valid(Position(epoch, cursor))
 
-    def settle(self, position: Position) -> Position:
-        """`position`, or the start of the next epoch where this one has no batch left."""
+    def _valid(self, position: Position) -> Position:
+        """`position`, or the start of the next epoch where this epoch has no batch left."""
         needed = self.batch if self.last_batch == "drop" else 1
         return position if position.cursor + needed <= self.length else Position(position.epoch + 1, 0)
 
     def size(self, position: Position) -> int:
-        """Images of the part of the batch at a position; fewer only where a short last batch is kept."""
+        """Images in the shard of the batch at a position; fewer only where a short last batch is kept."""
         whole = min(self.batch, self.length - position.cursor) if self.last_batch == "keep" else self.batch
-        return whole // self.part.of
+        return whole // self.shard.of
 
     def resume(self, epoch: int, cursor: int, name: str) -> Position:
-        """The position that another order of the same data reached; raises `FastganError` where `name` has none."""
+        """A position that another order of the same data reached; raises `FastganError` if `name` has no such image."""
         if epoch < 0 or not 0 <= cursor < self.length:
             raise FastganError(f"cannot resume at image {cursor} of epoch {epoch}; expected an image "
                                f"below {self.length}, the size of {name}: is it the same data?")
-        return self.settle(Position(epoch, cursor))
+        return self._valid(Position(epoch, cursor))
 
     def walk(self, position: Position) -> Iterator[list[int]]:
         """All batches from a position on, without end."""

@@ -10,22 +10,22 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from fastgan.data.part import WHOLE, Part
+from fastgan.data.order import WHOLE, Shard
 
 MAX_RESIZED_PIXELS = 2**26
 CHUNK_BYTES = 2**24
 
 
 class UnusableImage(ValueError):
-    """An image that cannot be read or does not fit; its words are the reason, without the image's name."""
+    """An image that cannot be read or does not fit; the message is the reason, without the image's name."""
 
 
 def to_channels(images: Tensor, channels: int) -> Tensor:
     """Grey (1), RGB (3) or RGBA (4) images from any of them: uint8 (N, C, H, W) -> uint8 (N, channels, H, W).
 
-    Grey becomes RGB by repetition; RGB becomes grey by ITU-R 601 luma, as in Pillow; a new alpha is opaque. Losing
-    alpha composites over white: that is how a transparent picture is usually seen, whereas the colours stored under
-    transparent pixels are arbitrary.
+    Grey becomes RGB by repetition; RGB becomes grey by ITU-R 601 luma, as in Pillow; a new alpha channel is opaque.
+    Where alpha is dropped, images are composited over white, as transparent images are usually shown: the colours
+    stored under transparent pixels are arbitrary.
     """
     if images.shape[1] == channels:
         return images
@@ -52,7 +52,7 @@ def _luma(images: Tensor) -> Tensor:
 
 
 def fit_images(images: Tensor, size: tuple[int, int], fit: str) -> Tensor:
-    """Images of the wanted (height, width): uint8 (N, C, h, w) -> uint8 (N, C, height, width).
+    """Images of the given (height, width): uint8 (N, C, h, w) -> uint8 (N, C, height, width).
 
     `crop` scales until the target is just covered and cuts the centre, with torchvision's rounding in
     Resize + CenterCrop; `stretch` ignores the aspect ratio; `none` only cuts the centre. Alpha is resized like any
@@ -79,7 +79,7 @@ def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def prepare(images: Tensor, channels: int, size: tuple[int, int], fit: str) -> Tensor:
-    """`to_channels` and `fit_images` over a whole set, in chunks that bound the memory between the two.
+    """`to_channels` and `fit_images` of a whole data set, in chunks to bound the memory.
 
     uint8 (N, C, h, w), any strides -> uint8 (N, channels, *size), contiguous. Raises `UnusableImage`.
     """
@@ -91,17 +91,17 @@ def prepare(images: Tensor, channels: int, size: tuple[int, int], fit: str) -> T
     return prepared
 
 
-def to_model_range(batch: Tensor, *, flip: bool, unit_range: bool, dtype: torch.dtype, part: Part = WHOLE) -> Tensor:
-    """What the networks see: uint8 (B, C, H, W) -> `dtype` (B, C, H, W) in [-1, 1], channels_last.
+def to_model_range(batch: Tensor, *, flip: bool, unit_range: bool, dtype: torch.dtype, shard: Shard = WHOLE) -> Tensor:
+    """Input of the networks: uint8 (B, C, H, W) -> `dtype` (B, C, H, W) in [-1, 1], channels_last.
 
     `unit_range` gives [0, 1]. `flip` mirrors each image with probability 1/2, drawn from the global generator of the
-    batch's device, for the whole batch of which this is a `part`; nothing waits for the host. A floating-point batch
-    (the gaussian set) is only cast.
+    batch's device for the whole batch, of which this is a `shard`; nothing waits for the host. A floating-point batch
+    (the gaussian data) is only cast.
     """
     if batch.is_floating_point():
         return batch.to(dtype)
     if flip:
-        mirrored = part.take(torch.rand(len(batch) * part.of, dtype=torch.float32, device=batch.device)) < 0.5
+        mirrored = shard.take(torch.rand(len(batch) * shard.of, dtype=torch.float32, device=batch.device)) < 0.5
         batch = torch.where(mirrored[:, None, None, None], batch.flip(-1), batch)
     # half precisions cannot subtract 1 without losing the grey levels near 0: scale in float32, then round once
     images = batch.to(torch.promote_types(dtype, torch.float32), memory_format=torch.channels_last)
@@ -110,6 +110,6 @@ def to_model_range(batch: Tensor, *, flip: bool, unit_range: bool, dtype: torch.
 
 
 def to_uint8(images: Tensor, unit_range: bool) -> Tensor:
-    """Pictures of what the networks made: the inverse of `to_model_range`, clamped and rounded; any shape -> uint8."""
+    """Images as bytes: the inverse of `to_model_range`, clamped and rounded; any shape -> uint8."""
     levels = images.float() * 255 if unit_range else (images.float() + 1) * 127.5
     return levels.clamp(0, 255).round().to(torch.uint8)

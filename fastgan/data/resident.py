@@ -1,7 +1,7 @@
-"""A data set on the device, gathered there by a queue of indices: the host only refills the queue.
+"""A data set on the device: batches are gathered there by a queue of indices, which the host refills.
 
-    queue   int64 (R, B)   the images of the coming R batches
-    cursor  int64 (1,)     the row that the next fetch reads, and advances
+    queue   int64 (R, B)   indices of the next R batches
+    cursor  int64 (1,)     the row that the next fetch reads; the fetch advances it
 """
 
 from __future__ import annotations
@@ -12,33 +12,32 @@ from torch import Tensor
 from fastgan.config import DataConfig
 from fastgan.data.dataset import MemoryDataset
 from fastgan.data.loader import LoaderState
-from fastgan.data.order import Order, Position
-from fastgan.data.part import WHOLE, Part
+from fastgan.data.order import WHOLE, Order, Position, Shard
 from fastgan.data.pixels import to_model_range
 
 MAX_QUEUED = 2**22  # indices, 32 MiB
 
 
 class Resident:
-    """The `Feed` of a set whose images, uint8 (N, C, H, W), or points, float32 (N, 2), and labels are on the device.
+    """The `Feed` of images uint8 (N, C, H, W), or points float32 (N, 2), and labels that stay on the device.
 
-    A short last batch has a row of its own, of which only the front counts.
+    A short last batch has a row of its own, of which only the first elements are used.
     """
 
     def __init__(self, dataset: MemoryDataset, config: DataConfig, seed: int, device: torch.device,
-                 part: Part = WHOLE) -> None:
+                 shard: Shard = WHOLE) -> None:
         self.config = config
         self._name = dataset.name
-        self._order = Order(len(dataset), config.batch, config.last_batch, seed, part)
+        self._order = Order(len(dataset), config.batch, config.last_batch, seed, shard)
         self._position = Position(0, 0)
         self._pin = device.type == "cuda"
         self._data = dataset.data.to(device)
         self._labels = None if dataset.labels is None else dataset.labels.to(device)
-        self._size = config.batch // part.of
+        self._size = config.batch // shard.of
         rows = min(self._order.batches_per_epoch, max(1, MAX_QUEUED // self._size))
         self._queue = torch.zeros(rows, self._size, dtype=torch.int64, device=device)
         self._cursor = torch.zeros(1, dtype=torch.int64, device=device)
-        self._ahead = 0  # rows that no step has used yet
+        self._ahead = 0  # queued rows that no step has used
 
     @property
     def steps_per_epoch(self) -> int:
@@ -52,10 +51,10 @@ class Resident:
 
     def fetch(self) -> tuple[Tensor, Tensor | None]:
         chosen = self._queue.index_select(0, self._cursor)[0, : self._size]
-        # a warm-up may fetch more batches than are queued: it meets old rows, never memory behind the queue
+        # a warm-up may fetch more batches than are queued: it reads old rows, never beyond the queue
         self._cursor.add_(1).remainder_(len(self._queue))
         images = to_model_range(self._data.index_select(0, chosen), flip=self.config.flip,
-                                unit_range=self.config.unit_range, dtype=torch.float32, part=self._order.part)
+                                unit_range=self.config.unit_range, dtype=torch.float32, shard=self._order.shard)
         return images, None if self._labels is None else self._labels.index_select(0, chosen)
 
     def done(self) -> None:
@@ -73,10 +72,10 @@ class Resident:
         self._ahead = 0
 
     def close(self) -> None:
-        """Nothing to end: no process works for it."""
+        """There are no threads to end."""
 
     def _refill(self) -> None:
-        """Queue the batches from the position on, about an epoch of them, in the same storage."""
+        """Queue the batches from the position on, up to an epoch, in the same storage."""
         rows = torch.zeros(self._queue.shape, dtype=torch.int64)
         position = self._position
         for row in rows:
@@ -84,7 +83,7 @@ class Resident:
             row[: len(chosen)] = chosen
             position = self._order.after(position)
         if self._pin:
-            rows = rows.pin_memory()  # new for each refill: the copy out of the last one may not have begun
+            rows = rows.pin_memory()  # a new buffer each time: the previous copy may still be reading the last one
         self._queue.copy_(rows, non_blocking=self._pin)
         self._cursor.zero_()
         self._ahead = len(rows)

@@ -1,4 +1,4 @@
-"""Names of data to data: `open_dataset`."""
+"""`open_dataset`: the data set that a name such as "digits" or "folder:DIR" stands for."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from torch import Tensor
 
 from fastgan import memory
 from fastgan.config import DataConfig, nearest, option, parse_size
+from fastgan.data.arrays import Arrays, read_idx_folder, read_npz
 from fastgan.data.dataset import Dataset, MemoryDataset
-from fastgan.data.decode import nothing_readable, unusable
-from fastgan.data.folder import find_images, label_by_folder, open_files, printable, without_empty_classes
-from fastgan.data.idx import read_idx_folder
-from fastgan.data.npz import read_npz
+from fastgan.data.folder import find_images, label_by_folder, open_files, printable
 from fastgan.data.pixels import UnusableImage, prepare
 from fastgan.errors import FastganError, first_line, one_line
 from fastgan.files import reason
@@ -25,16 +23,15 @@ NAMED = ["digits", *TORCHVISION, "gaussian"]
 LOCAL = {"idx": "idx:DIR", "folder": "folder:DIR", "npz": "npz:FILE"}
 UNDIVIDED = {"digits", "folder", "gaussian"}
 
-Part = tuple[np.ndarray, np.ndarray | None]  # images uint8 (N, H, W) or (N, H, W, C), labels (N,)
 Items = TypeVar("Items", Tensor, list[Path])
 
 
 def open_dataset(config: DataConfig, seed: int = 0) -> Dataset:
-    """The images that `config.source` names, of the wanted size, channels and split.
+    """The images that `config.source` names, of the configured size, channels and split.
 
-    Arrays are held in memory; image files as well when they need no more than `config.cache_gb`, else they are
-    streamed. The set's name is that of the source, or of the folder or file without its path. `seed` draws the
-    gaussian points. Raises `FastganError` for anything missing, damaged, not permitted or not understood.
+    Arrays are held in memory. Image files are decoded into memory when they need no more than `config.cache_gb`, else
+    they are streamed. The data set is named after the source, or after the folder or file without its path. `seed` is
+    for the gaussian points. Raises `FastganError` for data that is missing, damaged, not permitted or unknown.
     """
     try:
         return _open(config, seed)
@@ -55,7 +52,7 @@ def _open(config: DataConfig, seed: int) -> Dataset:
         raise FastganError(f"{option('source')} {config.source}: unknown; {nearest(kind, [*NAMED, *LOCAL.values()])}")
     if kind in UNDIVIDED and config.split == "test":
         raise FastganError(f"--split test: {config.source} is not divided; expected train or all")
-    path = Path(argument).expanduser().absolute()  # so that an error names the place where the data was looked for
+    path = Path(argument).expanduser().absolute()  # errors name the absolute path
     match kind:
         case "idx":
             return _open_arrays(read_idx_folder(path, config.split), printable(path.resolve().name), config)
@@ -73,26 +70,21 @@ def _open(config: DataConfig, seed: int) -> Dataset:
 
 
 def _open_folder(folder: Path, config: DataConfig) -> Dataset:
-    """Classes are those of the whole folder, so that a label means the same whatever is held out."""
-    found = find_images(folder)
-    paths, (labels, classes), failures = without_empty_classes(found, label_by_folder(found, folder))
-    if config.strict and failures:
-        raise unusable(*failures[0])
-    if not paths:
-        raise nothing_readable(failures)
+    """Classes are those of the whole folder: a label means the same for every holdout."""
+    paths = find_images(folder)
+    labels, classes = label_by_folder(paths, folder)
     labels = labels if labels is None else _after_holdout(labels, config)
-    dataset = open_files(_after_holdout(paths, config), folder, printable(folder.resolve().name), (labels, classes),
-                         config)
-    dataset.skipped = [*failures, *dataset.skipped]
-    return dataset
+    return open_files(_after_holdout(paths, config), folder, printable(folder.resolve().name), (labels, classes),
+                      config)
 
 
-def _open_arrays(parts: list[Part], name: str, config: DataConfig, classes: list[str] | None = None) -> MemoryDataset:
-    """Parts one after the other, without the held-out images; classes are named by their number if not given."""
-    shapes = {images.shape[1:] for images, _ in parts}
+def _open_arrays(splits: list[Arrays], name: str, config: DataConfig, classes: list[str] | None = None
+                 ) -> MemoryDataset:
+    """Splits one after the other, without the held-out images; classes are named by their numbers if not given."""
+    shapes = {images.shape[1:] for images, _ in splits}
     if len(shapes) > 1:
-        raise FastganError(f"{name}: images of {' and '.join(map(str, shapes))}; expected one shape in all parts")
-    images = torch.from_numpy(_join([images for images, _ in parts]))
+        raise FastganError(f"{name}: images of {' and '.join(map(str, shapes))}; expected one shape in all splits")
+    images = torch.from_numpy(_concatenate([images for images, _ in splits]))
     images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
     images = _after_holdout(images, config)
     channels, size = config.channels or images.shape[1], parse_size(config.image_size)
@@ -101,22 +93,17 @@ def _open_arrays(parts: list[Part], name: str, config: DataConfig, classes: list
         data = prepare(images, channels, size, config.fit)
     except UnusableImage as error:
         raise FastganError(f"{name}: no image can be used: {error}; expected another --image-size or --fit") from error
-    labels = _join_labels([labels for _, labels in parts])
-    if labels is None:
+    labels = [labels for _, labels in splits if labels is not None]
+    if len(labels) < len(splits):
         return MemoryDataset(name=name, data=data)
-    classes = classes or [str(label) for label in range(int(labels.max()) + 1)]
-    return MemoryDataset(name=name, data=data, labels=_after_holdout(labels, config), classes=classes)
+    joined = torch.from_numpy(_concatenate(labels).astype(np.int64))
+    classes = classes or [str(label) for label in range(int(joined.max()) + 1)]
+    return MemoryDataset(name=name, data=data, labels=_after_holdout(joined, config), classes=classes)
 
 
-def _join(arrays: list[np.ndarray]) -> np.ndarray:
-    """One after the other; a single one as it is, as a copy may be more than memory holds."""
+def _concatenate(arrays: list[np.ndarray]) -> np.ndarray:
+    """A single array is not copied: a copy may not fit into memory."""
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-
-def _join_labels(labels: list[np.ndarray | None]) -> Tensor | None:
-    """int64 (N,), or None unless every part has labels."""
-    known = [array for array in labels if array is not None]
-    return torch.from_numpy(_join(known).astype(np.int64)) if len(known) == len(labels) else None
 
 
 def _after_holdout(items: Items, config: DataConfig) -> Items:
@@ -128,13 +115,13 @@ def _after_holdout(items: Items, config: DataConfig) -> Items:
 
 
 def _check_memory(needed: int, config: DataConfig) -> None:
-    held = memory.limit()
-    if needed > held:
+    available = memory.limit()
+    if needed > available:
         raise FastganError(f"--image-size {config.image_size}: {config.source} would need {needed / 1e9:.1f} GB; "
-                           f"expected at most this machine's {held / 1e9:.1f} GB, or images as files: folder:DIR")
+                           f"expected at most this machine's {available / 1e9:.1f} GB, or images as files: folder:DIR")
 
 
-def _read_digits() -> Part:
+def _read_digits() -> Arrays:
     """scikit-learn's handwritten digits, 8x8 in 17 grey levels: (1797, 8, 8) and (1797,)."""
     from sklearn.datasets import load_digits  # slow to import
 
@@ -152,30 +139,29 @@ def _open_gaussian(config: DataConfig, seed: int) -> MemoryDataset:
 def _open_fetched(kind: str, config: DataConfig) -> MemoryDataset:
     """A torchvision set of arrays; split "all" is train followed by test."""
     trains = {"train": [True], "test": [False], "all": [True, False]}[config.split]
-    fetched = [_fetch(kind, config, train=train) for train in trains]
-    parts: list[Part] = [(np.asarray(part.data), np.asarray(part.targets)) for part in fetched]
-    return _open_arrays(parts, kind, config, classes=fetched[0].classes)
+    sets = [_fetch(kind, config, train=train) for train in trains]
+    splits: list[Arrays] = [(np.asarray(each.data), np.asarray(each.targets)) for each in sets]
+    return _open_arrays(splits, kind, config, classes=sets[0].classes)
 
 
 def _open_celeba(config: DataConfig) -> Dataset:
-    """CelebA's aligned faces, without labels; split "all" also has its validation part."""
+    """CelebA's aligned faces, without labels; split "all" includes its validation images."""
     celeba = _fetch("celeba", config, split=config.split)
     root = Path(celeba.root, celeba.base_folder, "img_align_celeba")
     paths = _after_holdout([root / name for name in celeba.filename], config)
     return open_files(paths, root, "celeba", (None, []), config)
 
 
-def _fetch(kind: str, config: DataConfig, **part: Any) -> Any:
-    """torchvision's own dataset object, downloaded below `data_root` if it is not there."""
+def _fetch(kind: str, config: DataConfig, **split: Any) -> Any:
+    """torchvision's dataset object, downloaded into `data_root` if it is not there."""
     try:
         from torchvision import datasets  # slow to import
-    except Exception as error:  # one that was built for another torch raises anything
+    except Exception as error:  # torchvision built for another torch raises many types
         raise FastganError(f"{option('source')} {kind}: torchvision cannot be imported ({first_line(error)}); expected "
                            "it installed: pip install torchvision") from error
     root = Path(config.data_root).expanduser().absolute()
     try:
-        return getattr(datasets, TORCHVISION[kind])(root, download=True, **part)
-    # from the network, torchvision and its helpers raise nearly anything
-    except Exception as error:
+        return getattr(datasets, TORCHVISION[kind])(root, download=True, **split)
+    except Exception as error:  # torchvision and the network raise many types
         raise FastganError(f"{option('source')} {kind}: not in {root}, and the download failed: {one_line(error)}; "
                            "expected a connection, or local files as idx:DIR or folder:DIR") from error

@@ -1,6 +1,6 @@
-"""Batches from the host, each on its way to the device while the step before it computes.
+"""Batches from the host, copied to the device while the previous step computes.
 
-    loader -> pinned memory -> staging, by a stream of its own -> static buffers, by the step's stream -> fetch
+    loader -> pinned memory -> staging buffer, on a copy stream -> static buffers, on the step's stream -> fetch
 
 The static buffers keep their addresses, so that a captured `fetch` can be replayed.
 """
@@ -13,31 +13,31 @@ from torch import Tensor
 from fastgan.config import DataConfig
 from fastgan.data.dataset import Dataset, MemoryDataset
 from fastgan.data.loader import Loader, LoaderState
-from fastgan.data.part import WHOLE, Part
+from fastgan.data.order import WHOLE, Shard
 from fastgan.data.pixels import to_model_range
 from fastgan.errors import FastganError
 
-cuda = torch.cuda  # the tests put another in its place, whose streams run as late, or as early, as waits allow
+cuda = torch.cuda  # tests replace it by streams that run as late, or as early, as their waits allow
 
 
 class Streamed:
-    """The `Feed` of image files that are decoded again and again, and of a set in memory that the device cannot hold.
+    """The `Feed` of image files that are decoded for every batch, and of data in memory that the device cannot hold.
 
-    A short last batch fills the front of the buffers.
+    A short last batch uses the first rows of the buffers.
     """
 
     def __init__(self, dataset: Dataset, config: DataConfig, seed: int, device: torch.device,
-                 part: Part = WHOLE) -> None:
-        self.config, self._part = config, part
-        self._loader = Loader(dataset, config, seed, part)
-        self._size = config.batch // part.of  # of the batch in the static buffers
+                 shard: Shard = WHOLE) -> None:
+        self.config, self._shard = config, shard
+        self._loader = Loader(dataset, config, seed, shard)
+        self._size = config.batch // shard.of  # of the batch in the static buffers
         self._position = self._loader.state_dict()
         images = dataset.data.dtype if isinstance(dataset, MemoryDataset) else torch.uint8
         self._static = [torch.empty(self._size, *dataset.shape, dtype=images, device=device)]
         if dataset.labels is not None:
             self._static.append(torch.empty(self._size, dtype=torch.int64, device=device))
         self._staging = Staging(self._static, device) if device.type == "cuda" else None
-        self._coming: list[Tensor] = []  # the next batch on the host, empty while there is none
+        self._next: list[Tensor] = []  # the next batch on the host, [images, labels] or [images]; empty if not loaded
         self._ready = False  # whether the next batch is in the static buffers
 
     @property
@@ -46,25 +46,25 @@ class Streamed:
 
     def prepare(self) -> int:
         if not self._ready:
-            if not self._coming:
+            if not self._next:
                 self._load()
             self._take()
         return self._size
 
     def fetch(self) -> tuple[Tensor, Tensor | None]:
-        images, *labels = (part[: self._size] for part in self._static)
+        images, *labels = (buffer[: self._size] for buffer in self._static)
         images = to_model_range(images, flip=self.config.flip, unit_range=self.config.unit_range, dtype=torch.float32,
-                                part=self._part)
+                                shard=self._shard)
         return images, labels[0] if labels else None
 
     def done(self) -> None:
-        """Also starts the next batch on its way, now that the device has work."""
+        """Also loads the next batch and starts its copy, while the device computes."""
         self._position = self._loader.state_dict()
         self._ready = False
         try:
             self._load()
         except FastganError:
-            # the steps so far are good, and this may have been the last: let it be said when the batch is needed
+            # this may have been the last step: `prepare` raises the error again when the batch is needed
             self.load_state_dict(self._position)
 
     def state(self) -> list[Tensor]:
@@ -76,54 +76,53 @@ class Streamed:
     def load_state_dict(self, state: LoaderState) -> None:
         self._loader.load_state_dict(state)
         self._position = self._loader.state_dict()
-        self._coming, self._ready = [], False
+        self._next, self._ready = [], False
 
     def close(self) -> None:
         self._loader.close()
 
     def _load(self) -> None:
-        self._coming = [part for part in self._loader.next_batch() if part is not None]
+        self._next = [tensor for tensor in self._loader.next_batch() if tensor is not None]
         if self._staging is not None:
-            self._staging.send(self._coming)
+            self._staging.send(self._next)
 
     def _take(self) -> None:
-        self._size = len(self._coming[0])
-        static = [part[: self._size] for part in self._static]
+        self._size = len(self._next[0])
+        static = [buffer[: self._size] for buffer in self._static]
         if self._staging is not None:
             self._staging.take(static)
         else:
-            copy(self._coming, static)
-        self._coming, self._ready = [], True
+            copy(self._next, static)
+        self._next, self._ready = [], True
 
 
 class Staging:
-    """Room for one batch on the device, filled by a stream of its own.
+    """A buffer for one batch on the device, filled on its own stream.
 
-    Two waits keep the batch whole: it is taken only when it has arrived, and the next one is let in only when it has
-    been taken.
+    Two events order the copies: a batch is taken after it has arrived, and the next one is sent after that.
     """
 
     def __init__(self, like: list[Tensor], device: torch.device) -> None:
         self._device = device
         self._stream = cuda.Stream(device)
         self._arrived, self._taken = cuda.Event(), cuda.Event()
-        # memory of the copy stream's own pool: no other stream can still be using it, or be given it too early
+        # allocated from the copy stream's pool: no other stream can still be using this memory
         with cuda.stream(self._stream):
-            self._room = [torch.empty_like(part) for part in like]
+            self._buffers = [torch.empty_like(tensor) for tensor in like]
 
     def send(self, batch: list[Tensor]) -> None:
-        """Start a batch in pageable host memory on its way."""
-        pinned = [part.pin_memory() for part in batch]  # new each time: the last copy may not have begun
+        """Start the copy of a batch in pageable host memory."""
+        pinned = [tensor.pin_memory() for tensor in batch]  # new each time: the previous copy may not have begun
         self._stream.wait_event(self._taken)
         with cuda.stream(self._stream):
-            copy(pinned, [part[: len(batch[0])] for part in self._room], non_blocking=True)
+            copy(pinned, [buffer[: len(batch[0])] for buffer in self._buffers], non_blocking=True)
         self._arrived.record(self._stream)
 
     def take(self, targets: list[Tensor]) -> None:
         """Copy the batch that was sent into `targets`, on the current stream."""
         current = cuda.current_stream(self._device)
         current.wait_event(self._arrived)
-        copy([part[: len(targets[0])] for part in self._room], targets)
+        copy([buffer[: len(targets[0])] for buffer in self._buffers], targets)
         self._taken.record(current)
 
 

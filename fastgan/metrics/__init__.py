@@ -1,5 +1,5 @@
-"""How good a generator's images are, in numbers, against the real ones: `Metrics`."""
+"""Quality of a generator's images, in numbers, relative to real images: `Metrics`."""
 
-from fastgan.metrics.measured import Metrics
+from fastgan.metrics.metrics import Metrics
 
 __all__ = ["Metrics"]

@@ -1,4 +1,4 @@
-"""The networks, and how pictures are drawn from a generator."""
+"""The networks, their weights in files, and drawing from a generator."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def build(config: ModelConfig, shape: tuple[int, ...], num_classes: int = 0) -> 
     Raises `FastganError` for a shape that the architecture cannot make.
     """
     default = torch.get_default_dtype()
-    try:  # not cast afterwards: initialisers would draw other numbers
+    try:  # a cast afterwards would change what the initialisers draw
         torch.set_default_dtype(torch.float32)
         return _build(config, shape, num_classes)
     finally:

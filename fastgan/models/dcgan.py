@@ -5,7 +5,7 @@
 
 The depth follows from the size: the image is halved while both sides stay whole and at least 4, so 64x64 has four
 stages between it and 4x4, and 64x96 four between it and 4x6. Layers and state_dict keys are those of PyTorch's DCGAN
-example (`main.0.weight`, ...), run as a `fastgan.nn.Chain`; the discriminator returns logits instead of probabilities.
+example (`main.0.weight`, ...), in a `fastgan.nn.Chain`; the discriminator returns logits instead of probabilities.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _WIDEST = 16  # channels double at each halving up to this multiple of the base 
 
 
 def halvings(height: int, width: int) -> int:
-    """How often an image is halved on its way down to the base; `FastganError` for a size that cannot be made."""
+    """The number of stages, each of which halves the image; `FastganError` for a size that a DCGAN cannot make."""
     if height % 16 or width % 16 or min(height, width) < 16:
         raise FastganError(
             f"image size {height}x{width}: a DCGAN makes sides divisible by 16, such as 16, 32, 64x96 or 128")
@@ -72,7 +72,7 @@ class DCGANGenerator(nn.Module):
 
 
 class DCGANDiscriminator(nn.Module):
-    """Images to logits: positive where the discriminator believes that the image is real.
+    """Images to logits, which are positive for images classified as real.
 
     Args:
         ndf: channels of the first stage. nc: image channels. image_size: side, or (H, W).
@@ -109,7 +109,7 @@ class DCGANDiscriminator(nn.Module):
 def initialise(network: nn.Module, gamma_std: float, fix_gamma: bool) -> None:
     """Convolutions from N(0, 0.02), batch normalisation scales from N(1, gamma_std), or 1 and held there.
 
-    Label embeddings start from N(0, 0.1): at PyTorch's N(0, 1) they are as strong as z, and the generator learns to
+    Label embeddings start from N(0, 0.1): with PyTorch's N(0, 1) they are as large as z, and the generator learns to
     ignore z within a class.
     """
     for module in network.modules():

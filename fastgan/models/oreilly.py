@@ -19,7 +19,7 @@ class OReillyGenerator(nn.Module):
     """Four 5x5 transposed convolutions of stride 2, batch normalisation and relu between them, tanh at the end.
 
     The document gives each transposed convolution a bias of 0.1 but never adds it. In front of batch normalisation a
-    bias cancels, so the first three carry theirs, constant; the last one's would change the picture and is left out.
+    bias cancels, so the first three have theirs, constant; the last one's would change the image and is left out.
 
     Shape: z (N, 100) -> (N, 1, 28, 28).
     """
@@ -32,7 +32,7 @@ class OReillyGenerator(nn.Module):
         for channels, out, small, large in ((25, 256, 2, 3), (256, 128, 3, 6), (128, 64, 6, 12)):
             layers += [ConvTransposeSame(channels, out, 5, 2, small, large),
                        nn.BatchNorm2d(out, bn_eps, bn_momentum), nn.ReLU(inplace=True)]
-        # VALID padding to 28: the last row and column lie outside every tap, hence output_padding
+        # VALID padding to 28: no tap reaches the last row and column, hence output_padding
         last = nn.ConvTranspose2d(64, 1, 5, 2, output_padding=1, bias=False)
         self.main = Chain(*layers, last, nn.Tanh())
         for module in self.main:

@@ -1,4 +1,4 @@
-"""From seeds to pictures: the noise, paths between latents, and drawing from a trained generator."""
+"""The noise, paths between latents, and drawing from a trained generator."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Noise:
         return z.normal_(self.mean, 1, generator=generator)
 
     def from_seeds(self, seeds: Sequence[int]) -> Tensor:
-        """One latent a seed, (len(seeds), nz): the same on every device and in every company."""
+        """One latent per seed, (len(seeds), nz): independent of the device and of the other seeds."""
         return torch.cat([self(1, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
     def walk(self, seeds: Sequence[int], count: int) -> Tensor:
@@ -34,8 +34,8 @@ class Noise:
     def path(self, start: Tensor, end: Tensor, count: int) -> Tensor:
         """`count` latents (count, nz) from start (nz,) to end (nz,), both included.
 
-        Along the sphere for normal noise, whose mass lies near a shell that a straight line would leave; straight for
-        uniform noise.
+        Along the sphere for normal noise, which is concentrated near a sphere that a straight line would leave;
+        straight for uniform noise.
         """
         t = torch.linspace(0, 1, count, dtype=start.dtype)[:, None]
         if self.kind == "uniform":
@@ -49,17 +49,17 @@ class Noise:
 
 @torch.no_grad()
 def draw(generator: nn.Module, z: Tensor, labels: Tensor | None = None, *, batch_statistics: bool = False) -> Tensor:
-    """Images (or points) for z (N, nz) on the CPU, in float32; leaves mode and running statistics as they were.
+    """Images (or points) for z (N, nz) on the CPU, in float32; mode and running statistics are not changed.
 
     With `batch_statistics` batch normalisation uses this batch's own statistics, else the running ones.
     """
-    where = next(generator.parameters())
+    like = next(generator.parameters())
     was_training, buffers = generator.training, [b.clone() for b in generator.buffers()]
     generator.train(batch_statistics)
-    given = () if labels is None else (labels.to(where.device),)
     chunk = len(z) if batch_statistics else 256
-    images = [generator(part.to(where), *(g[i * chunk:][:chunk] for g in given)).float().cpu()
-              for i, part in enumerate(z.split(chunk))]
+    inputs = [z.split(chunk)] if labels is None else [z.split(chunk), labels.split(chunk)]
+    images = [generator(latents.to(like), *(part.to(like.device) for part in classes)).float().cpu()
+              for latents, *classes in zip(*inputs, strict=True)]
     generator.train(was_training)
     for buffer, saved in zip(generator.buffers(), buffers, strict=True):
         buffer.copy_(saved)

@@ -1,4 +1,4 @@
-"""Weights that somebody else has written: a state_dict in a file, read without running code, put into a network."""
+"""Weights from files of other programs: a state_dict, read without executing code, loaded into a network."""
 
 from __future__ import annotations
 
@@ -15,41 +15,42 @@ from fastgan.errors import FastganError, first_line
 from fastgan.files import StrPath
 
 _WRAPPERS = {"module", "_orig_mod"}  # attributes in which DataParallel and torch.compile keep a network
-_WRITTEN_BY = "expected what torch.save(netG.state_dict(), PATH) writes"
+_EXPECTED = "expected what torch.save(netG.state_dict(), PATH) writes"
 
 
 def read(path: StrPath) -> dict[str, Tensor]:
-    """The state_dict in `path`, of safetensors or of torch.save, onto the CPU, under the names of `unwrapped`.
+    """The state_dict in `path`, of safetensors or of torch.save, on the CPU, under the names of `unwrapped`.
 
-    Raises `FastganError` when it is missing, damaged, or holds anything but tensors by name. Code in it is never run.
+    Raises `FastganError` when the file is missing, damaged, or contains anything but tensors by name. Code in it is
+    never executed.
     """
     try:
         if Path(path).suffix == ".safetensors":
             return unwrapped(safetensors.torch.load_file(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # foreign or damaged files fail in many ways
-        raise FastganError(f"cannot read weights from {path}: {why_not(error)}; {_WRITTEN_BY}") from error
+    except Exception as error:  # damaged files, or files of other programs, raise many types
+        raise FastganError(f"cannot read weights from {path}: {load_error(error)}; {_EXPECTED}") from error
     if not isinstance(state, dict):
-        raise FastganError(f"{path} is no state_dict, it holds a {type(state).__name__}; {_WRITTEN_BY}")
+        raise FastganError(f"{path} is no state_dict, it holds a {type(state).__name__}; {_EXPECTED}")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise FastganError(f"{path} is no state_dict: its {name!r} is a {type(value).__name__}; {_WRITTEN_BY}")
+            raise FastganError(f"{path} is no state_dict: its {name!r} is a {type(value).__name__}; {_EXPECTED}")
     return unwrapped(state)
 
 
 def unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`state` under the names that it has without DataParallel and torch.compile, around the network or a part of it.
+    """`state` without the name prefixes of DataParallel and torch.compile around the network or a submodule.
 
-    As it is where two names would become one.
+    Unchanged if two names would become equal.
     """
     names = {".".join(part for part in name.split(".") if part not in _WRAPPERS): name for name in state}
     return {new: state[name] for new, name in names.items()} if len(names) == len(state) else dict(state)
 
 
 def put(state: dict[str, Tensor], network: nn.Module, path: StrPath) -> None:
-    """Load `state`, which was read from `path`, into `network`; onto the CPU when that lies on the meta device.
+    """Load `state`, which was read from `path`, into `network`; onto the CPU if the network is on the meta device.
 
-    Raises `FastganError` that names the first entry which the network has otherwise.
+    Raises `FastganError` that names the first entry that does not fit the network.
     """
     expected = network.state_dict()
     for name, tensor in expected.items():
@@ -62,7 +63,7 @@ def put(state: dict[str, Tensor], network: nn.Module, path: StrPath) -> None:
     for name in state:
         if name not in expected:
             raise FastganError(f"{path} has {name}, which is not expected; the last that is: {list(expected)[-1]}")
-    if next(network.parameters()).is_meta:
+    if any(parameter.is_meta for parameter in network.parameters()):
         network.to_empty(device="cpu")
     network.load_state_dict(state)
 
@@ -71,8 +72,8 @@ def _size(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a single number"
 
 
-def why_not(error: Exception) -> str:
-    """Why a file could not be read, or what it holds not be loaded, in a few words: the first name of several."""
+def load_error(error: Exception) -> str:
+    """A short reason why `torch.load`, or `load_state_dict` on its result, failed."""
     if isinstance(error, OSError):
         return error.strerror or first_line(error)
     if code := re.search(r"GLOBAL (\S+)", str(error)):
@@ -81,6 +82,6 @@ def why_not(error: Exception) -> str:
         return f"it has {'no ' * (key[1] == 'Missing')}{key[2]}"
     if size := re.search(r"size mismatch for ([^:]+)", str(error)):
         return f"its {size[1]} has another size"
-    # torch's own words here advise to load it all the same, or are those of a step of its unpickler
-    nothing_said = isinstance(error, (pickle.UnpicklingError, struct.error, LookupError, EOFError, ValueError))
-    return "it is damaged or something else" if nothing_said else first_line(error)
+    # torch's own message recommends weights_only=False, or names a step of its unpickler
+    is_damaged = isinstance(error, (pickle.UnpicklingError, struct.error, LookupError, EOFError, ValueError))
+    return "it is damaged or something else" if is_damaged else first_line(error)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeGuard
 
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import parametrize
 
-from fastgan import ops
 from fastgan.nn.same_padding import ConvSame, ConvTransposeSame
-from fastgan.ops import convolutions, synchronised
+from fastgan.ops import convolutions, engines, synchronised
 from fastgan.ops.arguments import LARGEST_KERNEL, LARGEST_STRIDE, check_activation, check_groups, check_impl
+from fastgan.ops.specs import Activation, BlockSpec, BlockTensors, ConvSpec, NormSpec
 
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d, ConvSame, ConvTransposeSame)
 _ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Tanh)
@@ -65,7 +65,10 @@ class Chain(nn.Sequential):
         groups = self.stat_groups if self.stat_groups == 1 else check_groups(input, self.stat_groups)
         for part in read(flat(self)):
             if isinstance(part, list):
-                input = run_blocks(input, [block(*layers) for layers in part], groups, self.impl)
+                conv_bn_act, output = engines.resolve(self.impl, input).conv_bn_act, input
+                for layers in part:
+                    output = conv_bn_act(output, *block(*layers, groups))
+                input = in_eager_format(output, input, (layers[0].weight for layers in part))
             else:
                 with _guard(part, input):
                     input = _in_parts(part, input, groups)
@@ -96,11 +99,9 @@ def disabled() -> bool:
     return os.environ.get("FASTGAN_DISABLE") == "1"
 
 
-def run_blocks(x: Tensor, blocks: Sequence[ops.Block], groups: int, impl: str) -> Tensor:
-    """x through `blocks`; the result has the memory format that eager layers give it, as `view` may follow."""
-    output = ops.chain(x, blocks, stat_groups=groups, impl=impl)
-    channels_last = any(map(_is_channels_last, (x, *(block.convolution.weight for block in blocks))))
-    return output if channels_last else output.contiguous()
+def in_eager_format(a: Tensor, x: Tensor, weights: Iterable[Any]) -> Tensor:
+    """a, the result of convolutions of x, in the memory format that eager layers give it, as `view` may follow."""
+    return a if any(map(_is_channels_last, (x, *weights))) else a.contiguous()
 
 
 def _is_channels_last(x: Tensor) -> bool:
@@ -261,6 +262,7 @@ def named_layers(chain: nn.Sequential, name: str) -> Iterator[tuple[str, nn.Modu
 
 
 def join(name: str, key: str) -> str:
+    """The name of a child in the network."""
     return f"{name}.{key}" if name else key
 
 
@@ -314,29 +316,29 @@ def why_not_geometry(kernel: Sequence[int], stride: Sequence[int], padding: Sequ
     return ""
 
 
-def block(convolution: nn.Module, norm: nn.Module | None, activation: nn.Module | None) -> ops.Block:
-    """The layers as data, with the training flags they now have."""
+def block(convolution: nn.Module, norm: nn.Module | None, activation: nn.Module | None,
+          groups: int = 1) -> tuple[BlockTensors, BlockSpec]:
+    """The layers of a block as data, with the training flags that they now have."""
     assert isinstance(convolution, _CONVOLUTIONS) and (norm is None or isinstance(norm, nn.BatchNorm2d))
     transposed = isinstance(convolution, nn.ConvTranspose2d)
     padding, extra = convolution.padding, convolution.output_padding if transposed else (0, 0)
     if isinstance(convolution, (ConvSame, ConvTransposeSame)):
         padding, extra = convolution.stage_padding, convolution.stage_output_padding
-    return ops.Block(
-        ops.Convolution(convolution.weight, convolution.bias, convolution.stride, padding, extra, transposed),  # type: ignore[arg-type]
-        None if norm is None else _norm(norm), ops.Activation() if activation is None else _activation(activation))
-
-
-def _norm(norm: nn.BatchNorm2d) -> ops.BatchNorm:
-    """As `nn.BatchNorm2d.forward` decides."""
+    conv = ConvSpec(convolution.stride, padding, extra, transposed)  # type: ignore[arg-type]
+    act = Activation() if activation is None else _activation(activation)
+    if norm is None:
+        return BlockTensors(convolution.weight, convolution.bias), BlockSpec(conv, None, act)
+    # as `nn.BatchNorm2d.forward` decides
     mean, var, training = norm.running_mean, norm.running_var, norm.training
     updates = training and norm.track_running_stats
-    keeps = updates or not training
-    return ops.BatchNorm(norm.weight, norm.bias, mean if keeps else None, var if keeps else None,
-                         norm.num_batches_tracked if updates else None, training or (mean is None and var is None),
-                         norm.momentum, norm.eps)
+    if training and not updates:
+        mean = var = None
+    tensors = BlockTensors(convolution.weight, convolution.bias, norm.weight, norm.bias, mean, var,
+                           norm.num_batches_tracked if updates else None)
+    return tensors, BlockSpec(conv, NormSpec(training or mean is None, norm.momentum, norm.eps, groups), act)
 
 
-def _activation(module: nn.Module) -> ops.Activation:
+def _activation(module: nn.Module) -> Activation:
     if isinstance(module, nn.LeakyReLU):
-        return ops.Activation("leaky_relu", module.negative_slope, module.inplace)
-    return ops.Activation("relu", inplace=module.inplace) if isinstance(module, nn.ReLU) else ops.Activation("tanh")
+        return Activation("leaky_relu", module.negative_slope, module.inplace)
+    return Activation("relu", inplace=module.inplace) if isinstance(module, nn.ReLU) else Activation("tanh")

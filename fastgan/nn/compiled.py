@@ -47,16 +47,18 @@ class CompiledForward:
         return {**vars(self), "function": None}
 
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        kind, eager = type(module), module._eager_class
+        eager = module._eager_class
         if self.failed:
             return eager.forward(module, *args, **kwargs)
         if self.function is None:
             self.function = _compile(eager.forward, self.impl)
         count = runs.count
         error: Exception | None = None
+        kind = converted_class(eager)
+        changes_class = type(module) is kind  # a forward may ask for its class, and write to it
         _settings.begin(module)
         try:
-            if kind is converted_class(eager):  # a forward may ask for its class, and write to it
+            if changes_class:
                 object.__setattr__(module, "__class__", eager)
             result = self.function(module, *args, **kwargs)
         except Exception as raised:
@@ -65,7 +67,8 @@ class CompiledForward:
                 raise
             error = raised
         finally:
-            object.__setattr__(module, "__class__", kind)
+            if changes_class:
+                object.__setattr__(module, "__class__", kind)
             wrote = _settings.end()
         reason = "it writes an attribute of a class"  # in PyTorch up to 2.11, Dynamo does so once
         if error is not None:
@@ -102,7 +105,7 @@ class CompiledForward:
         """Report that a call ran no graph, if only because Dynamo's limit of recompilations was reached."""
         self.warned = True
         self.report.put([self.name or "the network"], text)
-        _log.warning("fastgan: %s: %s", self.name or "the network", text)
+        _log.warning(f"fastgan: {self.name or 'the network'}: {text}")
 
 
 def _compile(forward: Any, impl: str) -> Any:

@@ -100,8 +100,8 @@ def _class_for(module: nn.Module) -> type[nn.Module] | None:
         try:
             return converted_class(kind)
         except Exception as error:  # raised by a metaclass or __init_subclass__ of the user's
-            _log.warning("fastgan: %s cannot be subclassed, so its forward is not fused: %s", kind.__name__,
-                         first_line(error))
+            _log.warning(f"fastgan: {kind.__name__} cannot be subclassed, so its forward is not fused: "
+                         f"{first_line(error)}")
     return None
 
 

@@ -20,9 +20,10 @@ from torch import Tensor, fx
 from torch._dynamo import register_backend
 from torch.nn import functional as F
 
-from fastgan.nn.chain import disabled, run_blocks, why_not_geometry
-from fastgan.ops import Activation, BatchNorm, Block, Convolution
+from fastgan.nn.chain import disabled, in_eager_format, why_not_geometry
+from fastgan.ops import engines
 from fastgan.ops.arguments import check_impl
+from fastgan.ops.specs import Activation, BlockSpec, BlockTensors, ConvSpec, NormSpec
 
 
 class Layers(NamedTuple):
@@ -68,12 +69,13 @@ if not entry_points(group="torch_dynamo_backends", name="fastgan"):  # a clone t
 
 
 class _Match(NamedTuple):
-    """A block as it is in a graph: its tensors are nodes. counter: the node that counts the batches, if there is one."""
+    """A block of a graph. Its tensors are nodes; counter: the node that counts the batches, if there is one."""
 
-    block: Block
-    norm: fx.Node | None
-    counter: fx.Node | None
+    tensors: BlockTensors
+    spec: BlockSpec
     last: fx.Node
+    norm: fx.Node | None = None
+    counter: fx.Node | None = None
 
 
 def _fuse(graph: fx.Graph, impl: str, inputs: dict[fx.Node, Any]) -> list[Layers]:
@@ -82,14 +84,12 @@ def _fuse(graph: fx.Graph, impl: str, inputs: dict[fx.Node, Any]) -> list[Layers
     matched: set[fx.Node | None] = set()
     for node in list(graph.nodes):
         if node.target in _CONVOLUTIONS:
-            convolution, reason = _convolution(node)
-            if convolution is None:
-                layers.append(Layers(_tensors(node.all_input_nodes[1:], inputs), "", reason))
+            match = _match(node)
+            if isinstance(match, str):
+                layers.append(Layers(_tensors(node.all_input_nodes[1:], inputs), "", match))
                 continue
-            match = _match(node, convolution)
             matched.add(match.norm)
-            layers.append(Layers(_tensors([convolution.weight, *(match.block.norm or ())], inputs), _kinds(match.block),
-                                 ""))
+            layers.append(Layers(_tensors(match.tensors, inputs), _kinds(match.spec), ""))
             _replace(graph, node, match, impl)
         elif node.target is F.batch_norm and node not in matched:
             reason = "it does not follow a fusable convolution directly, as the only user of its result"
@@ -97,10 +97,10 @@ def _fuse(graph: fx.Graph, impl: str, inputs: dict[fx.Node, Any]) -> list[Layers
     return layers
 
 
-def _kinds(block: Block) -> str:
-    names = ["ConvTranspose2d" if block.convolution.transposed else "Conv2d"]
-    names += ["BatchNorm2d"] if block.norm is not None else []
-    names += [_NAMES[block.activation.name]] if block.activation.name != "none" else []
+def _kinds(spec: BlockSpec) -> str:
+    names = ["ConvTranspose2d" if spec.conv.transposed else "Conv2d"]
+    names += ["BatchNorm2d"] if spec.norm is not None else []
+    names += [_NAMES[spec.activation.name]] if spec.activation.name != "none" else []
     return " + ".join(names)
 
 
@@ -108,10 +108,10 @@ _NAMES = {"relu": "ReLU", "leaky_relu": "LeakyReLU", "tanh": "Tanh"}
 _Options = Callable[..., tuple[Any, ...]]
 _CONVOLUTIONS: dict[Any, _Options] = {
     torch.conv2d: lambda input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1:
-        (input, Convolution(weight, bias, stride, padding), dilation, groups),
+        (input, weight, bias, (stride, padding, 0), dilation, groups),
     torch.conv_transpose2d:
         lambda input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1:
-        (input, Convolution(weight, bias, stride, padding, output_padding, True), dilation, groups),
+        (input, weight, bias, (stride, padding, output_padding), dilation, groups),
 }
 _relu: _Options = lambda input, inplace=False: (input, Activation("relu", inplace=inplace))  # noqa: E731
 _relu_: _Options = lambda input: (input, Activation("relu", inplace=True))  # noqa: E731
@@ -132,55 +132,57 @@ def _bind(options: _Options, node: fx.Node) -> tuple[Any, ...] | None:
         return None
 
 
-def _convolution(node: fx.Node) -> tuple[Convolution | None, str]:
-    """The convolution of a node; or None and the reason."""
-    bound = _bind(_CONVOLUTIONS[node.target], node)
-    if bound is None:
-        return None, "it is called with unusual arguments"
-    x, convolution, dilation, groups = bound
-    for value in (x, convolution.weight):
-        tensor = value.meta.get("example_value") if isinstance(value, fx.Node) else None
-        if not isinstance(tensor, Tensor) or tensor.dim() != 4 or not tensor.is_floating_point():
-            return None, "its input or weight is no floating-point tensor of 4 dimensions"
-    stride, padding, output_padding, dilation = (
-        (value, value) if isinstance(value, int) else value
-        for value in (convolution.stride, convolution.padding, convolution.output_padding, dilation))
-    reason = why_not_geometry(convolution.weight.meta["example_value"].shape[2:], stride, padding, dilation, groups)
-    if reason:
-        return None, reason
-    return convolution._replace(stride=tuple(stride), padding=tuple(padding), output_padding=tuple(output_padding)), ""
-
-
-def _match(node: fx.Node, convolution: Convolution) -> _Match:
-    """The longest block that begins with the convolution of a node."""
-    match = _Match(Block(convolution), None, None, node)
+def _match(node: fx.Node) -> _Match | str:
+    """The longest block that begins with the convolution of a node; or why it is not fused."""
+    match = _convolution(node)
+    if isinstance(match, str):
+        return match
     following = _only_user(node)
     if following is not None and following.target is F.batch_norm:
-        norm, count = _batch_norm(following, node)
-        if norm is None or not _adjacent(node, following, count):
+        normalised = _with_norm(match, following)
+        if normalised is None:
             return match
-        match = _Match(Block(convolution, norm), following, count, following)
-        following = _only_user(following)
+        match, following = normalised, _only_user(following)
     if following is not None and following.target in _ACTIVATIONS:
         bound = _bind(_ACTIVATIONS[following.target], following)
         if bound is not None and bound[0] is match.last and _adjacent(match.last, following, None):
-            match = match._replace(block=match.block._replace(activation=bound[1]), last=following)
+            match = match._replace(spec=match.spec._replace(activation=bound[1]), last=following)
     return match
+
+
+def _convolution(node: fx.Node) -> _Match | str:
+    bound = _bind(_CONVOLUTIONS[node.target], node)
+    if bound is None or node.all_input_nodes[0] is not bound[0]:
+        return "it is called with unusual arguments"
+    x, weight, bias, sizes, dilation, groups = bound
+    for value in (x, weight):
+        tensor = value.meta.get("example_value") if isinstance(value, fx.Node) else None
+        if not isinstance(tensor, Tensor) or tensor.dim() != 4 or not tensor.is_floating_point():
+            return "its input or weight is no floating-point tensor of 4 dimensions"
+    geometry: Any = [(value, value) if isinstance(value, int) else value if isinstance(value, str) else tuple(value)
+                     for value in (*sizes, dilation)]
+    stride, padding, output_padding, dilation = geometry
+    conv = ConvSpec(stride, padding, output_padding, node.target is torch.conv_transpose2d)
+    reason = why_not_geometry(weight.meta["example_value"].shape[2:], stride, padding, dilation, groups)
+    return reason or _Match(BlockTensors(weight, bias), BlockSpec(conv), node)
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _batch_norm(node: fx.Node, y: fx.Node) -> tuple[BatchNorm | None, fx.Node | None]:
-    """The batch normalisation of y by a node, and the node before it that counts its batches."""
+def _with_norm(match: _Match, node: fx.Node) -> _Match | None:
+    """A convolution with the batch normalisation of its result by a node."""
     bound = _bind(_batch_norm_options, node)
-    if bound is None or bound[0] is not y or not isinstance(bound[5], bool):
-        return None, None
+    if bound is None or bound[0] is not match.last or not isinstance(bound[5], bool):
+        return None
     _, gamma, beta, mean, var, training, momentum, eps = bound
-    count = node.prev if training and _counts(node.prev) else None
-    number: Any = None if count is None else count.all_input_nodes[0]
-    return BatchNorm(gamma, beta, mean, var, number, training, momentum, eps), count
+    counter = node.prev if training and _counts(node.prev) else None
+    if not _adjacent(match.last, node, counter):
+        return None
+    number: Any = None if counter is None else counter.all_input_nodes[0]
+    tensors = BlockTensors(*match.tensors[:2], gamma, beta, mean, var, number)
+    return _Match(tensors, match.spec._replace(norm=NormSpec(training, momentum, eps)), node, node, counter)
 
 
 def _counts(node: fx.Node) -> bool:
@@ -197,13 +199,13 @@ def _batch_norm_options(input: Any, running_mean: Any, running_var: Any, weight:
     return input, weight, bias, running_mean, running_var, training, momentum, eps
 
 
-def _adjacent(node: fx.Node, following: fx.Node, count: fx.Node | None) -> bool:
+def _adjacent(node: fx.Node, following: fx.Node, counter: fx.Node | None) -> bool:
     """Whether nothing between two nodes could be affected if the first were computed with the second."""
     # the result of a convolution has one user, so only what writes to its input or weight would matter
     harmless = (*_CONVOLUTIONS, _run) if node.target in _CONVOLUTIONS else ()
     between = node.next
     while between is not following:
-        if between is not count and between.op not in ("placeholder", "get_attr") and between.target not in harmless:
+        if between is not counter and between.op not in ("placeholder", "get_attr") and between.target not in harmless:
             return False
         between = between.next
     return True
@@ -211,10 +213,10 @@ def _adjacent(node: fx.Node, following: fx.Node, count: fx.Node | None) -> bool:
 
 def _replace(graph: fx.Graph, node: fx.Node, match: _Match, impl: str) -> None:
     """The nodes of a match by one call, merged with the call of the blocks before it."""
-    plain = tuple(None if part is None else tuple(part) for part in match.block)  # a graph nests no NamedTuples
-    x, blocks, before = node.all_input_nodes[0], [plain], None
+    spec = tuple(None if part is None else tuple(part) for part in match.spec)  # a graph nests no NamedTuples
+    x, blocks, before = node.all_input_nodes[0], [(tuple(match.tensors), *spec)], None
     if x.target is _run and _only_user(x) is node and _adjacent(x, node, None):
-        x, blocks, before = x.all_input_nodes[0], [*x.args[1], plain], x  # type: ignore[misc]
+        x, blocks, before = x.all_input_nodes[0], [*x.args[1], *blocks], x  # type: ignore[misc]
     with graph.inserting_after(match.last):
         call = graph.call_function(_run, (x, blocks, impl))
     call.meta = dict(match.last.meta)
@@ -225,8 +227,11 @@ def _replace(graph: fx.Graph, node: fx.Node, match: _Match, impl: str) -> None:
 
 
 def _run(x: Tensor, blocks: list[tuple[Any, ...]], impl: str) -> Tensor:
-    return run_blocks(x, [Block(Convolution(*convolution), norm and BatchNorm(*norm), Activation(*activation))
-                          for convolution, norm, activation in blocks], 1, impl)
+    conv_bn_act, output = engines.resolve(impl, x).conv_bn_act, x
+    for tensors, conv, norm, activation in blocks:
+        spec = BlockSpec(ConvSpec(*conv), norm and NormSpec(*norm), Activation(*activation))
+        output = conv_bn_act(output, BlockTensors(*tensors), spec)
+    return in_eager_format(output, x, [tensors[0] for tensors, *_ in blocks])
 
 
 def _tensors(nodes: Iterable[Any], inputs: dict[fx.Node, Any]) -> list[Tensor]:

@@ -48,6 +48,7 @@ def _reachable(model: nn.Module) -> list[nn.Module]:
 
 
 def is_opaque(module: nn.Module) -> bool:
+    """Whether a module is a wrapper or compiled, so that what is in it is not converted."""
     return (isinstance(module, (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel))
             or "_orig_mod" in module._modules or module._compiled_call_impl is not None)
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError
-from fastgan.ops.layers import ACTIVATIONS, ENGINES, Activation, BatchNorm, Convolution
+from fastgan.ops.dispatch import ENGINES
+from fastgan.ops.specs import ACTIVATIONS, Activation, BlockSpec, BlockTensors, ConvSpec, NormSpec
 
 LARGEST_KERNEL, LARGEST_STRIDE = 7, 4
 # found at import: torch.compile of PyTorch 2.9 to 2.11 cannot trace the question
@@ -31,22 +32,32 @@ def check_impl(impl: str) -> None:
 
 
 def check_activation(activation: str, negative_slope: float) -> Activation:
+    """The activation of these arguments; `FastganError` for others."""
     if activation not in ACTIVATIONS:
         raise FastganError(f"activation {activation!r}: expected one of {', '.join(map(repr, ACTIVATIONS))}")
     return Activation(activation, _number("negative_slope", negative_slope))
 
 
-def check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int | tuple[int, int],
-                      padding: int | tuple[int, int], output_padding: int | tuple[int, int],
-                      transposed: bool) -> tuple[Convolution, tuple[int, int]]:
-    """The convolution and (Ho, Wo) of what it makes of x (N, Ci, H, W); layers may have any `output_padding`."""
+def as_conv_spec(stride: int | tuple[int, int], padding: int | tuple[int, int],
+                 output_padding: int | tuple[int, int], transposed: bool) -> ConvSpec:
+    """Of arguments of a function, which take a smaller output_padding than those of layers."""
+    spec = ConvSpec(_pair("stride", stride, 1, LARGEST_STRIDE), _pair("padding", padding, 0, None),
+                    _pair("output_padding", output_padding, 0, None), transposed)
+    if any(extra >= step for extra, step in zip(spec.output_padding, spec.stride, strict=True)) and any(
+            spec.output_padding):
+        raise FastganError(f"output_padding {output_padding!r}: expected less than the stride, {stride!r}")
+    return spec
+
+
+def check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec) -> tuple[int, int]:
+    """(Ho, Wo) of the result for x (N, Ci, H, W)."""
     _tensor("x", x, 4, "(N, Ci, H, W)")
-    names = "(Ci, Co, kh, kw)" if transposed else "(Co, Ci, kh, kw)"
+    names = "(Ci, Co, kh, kw)" if conv.transposed else "(Co, Ci, kh, kw)"
     _tensor("weight", weight, 4, names)
     if x.dtype not in DTYPES:
         raise FastganError(f"x of dtype {x.dtype}: expected one of {', '.join(map(str, DTYPES))}")
-    ci, co = (0, 1) if transposed else (1, 0)
-    if weight.shape[ci] != x.shape[1] or not x.shape[1] or not weight.shape[co]:
+    ci, co = conv.channels(weight)
+    if ci != x.shape[1] or not ci or not co:
         raise FastganError(f"weight of shape {tuple(weight.shape)}: expected {names} with Ci = {x.shape[1]} as in x, "
                            "and at least one channel each")
     kernel = weight.shape[2:]
@@ -57,24 +68,15 @@ def check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: in
         raise FastganError(f"weight of dtype {weight.dtype}: expected x's, {x.dtype}")
     _device("weight", weight, x)
     if bias is not None:
-        _vector("bias", bias, weight.shape[co], x)
+        _vector("bias", bias, co, x)
         if bias.dtype != weight.dtype:
             raise FastganError(f"bias of dtype {bias.dtype}: expected the weight's, {weight.dtype}")
-    strides, pads = _pair("stride", stride, 1, LARGEST_STRIDE), _pair("padding", padding, 0, None)
-    more = _pair("output_padding", output_padding, None, None)
-    convolution = Convolution(weight, bias, strides, pads, more, transposed)
-    size = convolution.size(x)
+    size = conv.output_size(x, weight)
     if min(x.shape[2:]) < 1 or min(size) < 1:
         raise FastganError(f"x of {x.shape[2]}x{x.shape[3]} pixels: too small for a kernel of {kernel[0]}x{kernel[1]} "
-                           f"with stride {strides} and padding {pads}, which would make {size[0]}x{size[1]}")
-    return convolution, size
-
-
-def check_output_padding(output_padding: int | tuple[int, int], stride: int | tuple[int, int]) -> None:
-    """`FastganError` unless the functions take it: eager layers refuse any other, too."""
-    more, strides = _pair("output_padding", output_padding, 0, None), _pair("stride", stride, 1, LARGEST_STRIDE)
-    if any(extra >= step for extra, step in zip(more, strides, strict=True)) and any(more):
-        raise FastganError(f"output_padding {output_padding!r}: expected less than the stride, {stride!r}")
+                           f"with stride {conv.stride} and padding {conv.padding}, which would make "
+                           f"{size[0]}x{size[1]}")
+    return size
 
 
 def check_groups(x: Tensor, stat_groups: int) -> int:
@@ -92,16 +94,16 @@ def check_int(name: str, value: Any) -> int:
     return operator.index(value)
 
 
-def check_batch_norm(x: Tensor, convolution: Convolution, size: tuple[int, int], gamma: Tensor | None,
-                     beta: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None, *, training: bool,
-                     momentum: float, eps: float, stat_groups: int) -> BatchNorm | None:
-    """The batch normalisation after `convolution`, whose output is of `size`; None without gamma and beta."""
+def as_norm_spec(x: Tensor, tensors: BlockTensors, conv: ConvSpec, size: tuple[int, int], *, training: bool,
+                 momentum: float, eps: float, stat_groups: int) -> NormSpec | None:
+    """Of arguments of a function whose convolution makes an output of `size`; None without gamma and beta."""
     if not isinstance(training, bool):
         raise TypeError(f"training is {_kind(training)}, expected a bool")
     if momentum is None:
         raise FastganError("momentum None: a plain average counts its batches, which a function cannot; expected a "
                            "number (fastgan.nn knows momentum=None)")
     momentum, eps = _number("momentum", momentum), _number("eps", eps)
+    weight, _, gamma, beta, running_mean, running_var, _ = tensors
     for name, one, other_name, other in (("gamma", gamma, "beta", beta),
                                          ("running_mean", running_mean, "running_var", running_var)):
         if (one is None) != (other is None):
@@ -112,7 +114,7 @@ def check_batch_norm(x: Tensor, convolution: Convolution, size: tuple[int, int],
             raise FastganError("running_mean and running_var without gamma and beta: expected gamma (Co,) and "
                                "beta (Co,) too, or none of the four for no batch normalisation")
         return None
-    co = convolution.weight.shape[1 if convolution.transposed else 0]
+    co = conv.channels(weight)[1]
     half = x.dtype in (torch.float16, torch.bfloat16) or autocast(x)
     accepted = {x.dtype, torch.float32} if half else {x.dtype}
     for name, value in (("gamma", gamma), ("beta", beta), ("running_mean", running_mean), ("running_var", running_var)):
@@ -129,20 +131,30 @@ def check_batch_norm(x: Tensor, convolution: Convolution, size: tuple[int, int],
     if measures and count == 1:
         raise FastganError(f"Expected more than 1 value per channel when training, got x of shape {tuple(x.shape)}, "
                            f"which gives an output of {x.shape[0]}x{co}x{size[0]}x{size[1]} in {stat_groups} group(s)")
-    return BatchNorm(gamma, beta, running_mean, running_var, None, measures, momentum, eps)
+    return NormSpec(measures, momentum, eps, stat_groups)
 
 
-def check_layer_norm(norm: BatchNorm, x: Tensor, convolution: Convolution, size: tuple[int, int], groups: int,
-                     processes: int) -> None:
-    """`FastganError` unless a layer fits what `convolution` makes of x, of `size`, in `processes` processes."""
-    channels = convolution.channels()[1]
-    for part in norm[:4]:
-        if part is not None and part.shape != (channels,):
-            raise FastganError(f"batch normalisation of {len(part)} channels after a convolution that makes "
-                               f"{channels}: expected as many")
-    if norm.batch_statistics and x.shape[0] // groups * size[0] * size[1] * processes == 1:
+def check_block(x: Tensor, tensors: BlockTensors, spec: BlockSpec, processes: int) -> BlockSpec:
+    """The specification with NumPy's integers as ints; `FastganError` unless x (N, Ci, H, W) and the tensors fit it.
+
+    processes: over which batch statistics are taken.
+    """
+    stride, padding, output_padding, transposed = spec.conv
+    conv = ConvSpec(_pair("stride", stride, 1, LARGEST_STRIDE), _pair("padding", padding, 0, None),
+                    _pair("output_padding", output_padding, None, None), transposed)
+    size, norm = check_convolution(x, tensors.weight, tensors.bias, conv), spec.norm
+    spec = spec._replace(conv=conv)
+    if norm is None:
+        return spec
+    channels = conv.channels(tensors.weight)[1]
+    for vector in tensors[2:6]:
+        if vector is not None and vector.shape != (channels,):
+            raise FastganError(f"batch normalization of {len(vector)} channels after a convolution with {channels} "
+                               "output channels: expected the same number")
+    if norm.batch_statistics and x.shape[0] // norm.groups * size[0] * size[1] * processes == 1:
         raise FastganError("Expected more than 1 value per channel when training, got an output of "
-                           f"{x.shape[0]}x{channels}x{size[0]}x{size[1]} in {groups} group(s)")
+                           f"{x.shape[0]}x{channels}x{size[0]}x{size[1]} in {norm.groups} group(s)")
+    return spec
 
 
 def check_logits(logits: Tensor, targets: Sequence[float]) -> tuple[float, ...]:

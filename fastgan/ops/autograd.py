@@ -1,10 +1,9 @@
-"""a = act(batch_norm(conv(x, weight) + bias)) for autograd: x and a are the tensors between eager PyTorch's layers. And
-the loss.
+"""The operation a = act(batch_norm(conv(x, weight) + bias)) and the loss as autograd functions.
 
-An engine computes the passes (`passes.py`). Saved for backward are the inputs, and y with its mean and rstd, which the
-functions return beside a, marked non-differentiable. Where a gradient of a gradient is asked for (create_graph=True),
-backward computes these again from the inputs, without updating running statistics, and runs the reference's passes on
-them: the saved ones are constants to autograd.
+An engine computes their passes (`reference.py`). Saved for backward are the inputs, and y with its mean and rstd, which
+the functions return beside a, marked non-differentiable. With create_graph=True, backward computes y and its statistics
+again from the inputs, without updating running statistics, and runs the reference's passes on them: to autograd the
+saved ones are constants.
 """
 
 from __future__ import annotations
@@ -17,65 +16,50 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan.ops import library, passes, reference, synchronised
-from fastgan.ops.arguments import as_operand, autocast, check_convolution, check_layer_norm
+from fastgan.ops import library, reference, synchronised, torch_ops
+from fastgan.ops.arguments import as_operand, autocast, check_block
 from fastgan.ops.casts import cast
-from fastgan.ops.layers import Activation, Block
-from fastgan.ops.passes import RunningStats
-from fastgan.ops.reference import statistics_dtype
-from fastgan.ops.specs import BlockSpec, ConvSpec, NormSpec
+from fastgan.ops.specs import Activation, BlockSpec, BlockTensors, ConvSpec, NormSpec, RunningStats
+from fastgan.ops.torch_ops import statistics_dtype
 
 
-def conv_bn_act(x: Tensor, block: Block, groups: int = 1, engine: str = "reference") -> Tensor:
+def conv_bn_act(x: Tensor, tensors: BlockTensors, spec: BlockSpec, engine: str = "reference") -> Tensor:
     """a (N, Co, Ho, Wo) of x (N, Ci, H, W), in x's dtype or that of autocast; in eager PyTorch's memory format by the
     reference, else channels_last.
 
     engine: "reference", "native", "triton" or "plan". Raises `FastganError` for shapes that do not fit.
     """
     x = as_operand(x)
-    (conv, norm_spec), norm, (weight, bias) = _spec_of(x, block, groups), block.norm, block.convolution[:2]
-    if norm is None or norm_spec is None:
-        return _ConvAct.apply(x, weight, bias, conv, block.activation, engine)[0]
-    return _ConvBNAct.apply(x, weight, bias, norm.gamma, norm.beta, norm.running_mean, norm.running_var,
-                            norm.num_batches_tracked, BlockSpec(conv, norm_spec, block.activation), engine)[0]
+    spec = _checked(x, tensors, spec)
+    if spec.norm is None:
+        return _ConvAct.apply(x, *tensors[:2], spec.conv, spec.activation, engine)[0]
+    return _ConvBNAct.apply(x, *tensors, *spec, engine)[0]
 
 
-Spec = tuple[ConvSpec, NormSpec | None]
-_specs: dict[tuple[Any, ...], Spec] = {}
-_MOST = 4096  # of them
+_specs: dict[tuple[Any, ...], BlockSpec] = {}
+_SIZE = 4096  # at most
 
 
-def _spec_of(x: Tensor, block: Block, groups: int) -> Spec:
-    """The specification of a block that fits x. Whether it fits is looked at once for the same shapes and options."""
+def _checked(x: Tensor, tensors: BlockTensors, spec: BlockSpec) -> BlockSpec:
+    """The result of `check_block`, called once for equal shapes and specifications."""
+    processes = synchronised.processes()
     if torch.compiler.is_compiling():
-        return _checked(x, block, groups)
-    weight, bias, *geometry = block.convolution
-    norm = None if block.norm is None else (*map(_shape, block.norm[:4]), *block.norm[5:])
-    key = (x.shape, x.dtype, x.device, x.layout, weight.shape, weight.dtype, weight.device, weight.layout, _shape(bias),
-           *geometry, norm, groups, autocast(x), synchronised.processes())
+        return check_block(x, tensors, spec, max(processes, 1))
+    key = (_facts(x), *map(_facts, tensors[:6]), spec, autocast(x), processes)
     try:
-        spec = _specs.get(key)
+        known = _specs.get(key)
     except TypeError:  # a compiler's symbols for sizes have no hash
-        return _checked(x, block, groups)
-    if spec is None:
-        spec = _checked(x, block, groups)
-        if len(_specs) >= _MOST:
+        return check_block(x, tensors, spec, max(processes, 1))
+    if known is None:
+        known = check_block(x, tensors, spec, max(processes, 1))
+        if len(_specs) >= _SIZE:
             _specs.clear()
-        _specs[key] = spec
-    return spec
+        _specs[key] = known
+    return known
 
 
-def _shape(part: Tensor | None) -> tuple[Any, ...] | None:
-    return None if part is None else (part.shape, part.dtype, part.device)
-
-
-def _checked(x: Tensor, block: Block, groups: int) -> Spec:
-    convolution, size = check_convolution(x, *block.convolution)
-    conv, norm = ConvSpec(*convolution[2:]), block.norm
-    if norm is None:
-        return conv, None
-    check_layer_norm(norm, x, convolution, size, groups, max(synchronised.processes(), 1))
-    return conv, NormSpec(norm.batch_statistics, norm.momentum, norm.eps, groups)
+def _facts(x: Tensor | None) -> tuple[Any, ...] | None:
+    return None if x is None else (x.shape, x.dtype, x.device, x.layout)
 
 
 class _ConvBNAct(torch.autograd.Function):
@@ -84,45 +68,45 @@ class _ConvBNAct(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
                 running_mean: Tensor | None, running_var: Tensor | None, num_batches_tracked: Tensor | None,
-                spec: BlockSpec, engine: str) -> tuple[Tensor, Tensor, Tensor]:
+                conv: ConvSpec, norm: NormSpec, activation: Activation,
+                engine: str) -> tuple[Tensor, Tensor, Tensor]:
         kernels = library.passes_of(engine, x, weight)
-        y, statistics = kernels.conv_forward(x, *_narrow(x, weight, bias), spec.conv,
-                                             _groups(spec.norm, engine, x.device))
-        of_batch, count = _of_batch(y, statistics, spec.norm)
+        y, statistics = kernels.conv_forward(x, *_narrow(x, weight, bias), conv, _groups(norm, engine, x.device))
+        of_batch, count = _of_batch(y, statistics, norm)
         running = RunningStats(running_mean, running_var, num_batches_tracked)
-        a, stats = kernels.bn_act_forward(y, of_batch, gamma, beta, running, count, spec.norm, spec.activation)
+        a, stats = kernels.bn_act_forward(y, of_batch, gamma, beta, running, count, norm, activation)
         return a, y, stats
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, _, _, _, spec, engine = inputs
+        *tensors, _, _, _, conv, norm, activation, engine = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *output[1:])
-        ctx.static = spec, engine
+        ctx.static = conv, norm, activation, engine
 
     @staticmethod
     def backward(ctx: Any, ga: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if ga is None:
-            return (None,) * 10
+            return (None,) * 12
         x, weight, bias, gamma, beta, y, stats = ctx.saved_tensors
-        spec, engine = ctx.static
+        conv, norm, activation, engine = ctx.static
         needs_x, needs_weight, needs_bias, needs_gamma, needs_beta = ctx.needs_input_grad[:5]
         if torch.is_grad_enabled():
-            engine, (y, stats) = "reference", _again(x, weight, bias, stats, spec)
-        kernels, trains, sums = library.passes_of(engine, ga, weight), spec.norm.batch_statistics, None
+            engine, (y, stats) = "reference", _again(x, weight, bias, stats, conv, norm)
+        kernels, trains, sums = library.passes_of(engine, ga, weight), norm.batch_statistics, None
         gx = gweight = gbias = ggamma = gbeta = None
         if trains or needs_bias or needs_gamma or needs_beta:
-            sums = kernels.bn_backward_sums(ga, y, stats, gamma, beta, spec.activation)
+            sums = kernels.bn_backward_sums(ga, y, stats, gamma, beta, activation)
             gbeta, ggamma = sums[:, 0] if sums.shape[1] == 1 else sums.sum(1)
             if needs_bias:  # the mean takes a constant away again: with statistics of the batch, there is no gradient
                 gbias = torch.zeros_like(gbeta) if trains else gbeta * stats[1, 0] * (1 if gamma is None else gamma)
         if needs_x or needs_weight:
-            all_sums, count = _over_processes(sums if trains else None, y.numel() // (y.shape[1] * spec.norm.groups))
-            g = kernels.bn_backward_apply(ga, y, stats, gamma, beta, all_sums, count, spec.activation)
-            gx, gweight = _conv_backward(g, x, weight, spec.conv, needs_x, needs_weight, kernels)
+            all_sums, count = _over_processes(sums if trains else None, y.numel() // (y.shape[1] * norm.groups))
+            g = kernels.bn_backward_apply(ga, y, stats, gamma, beta, all_sums, count, activation)
+            gx, gweight = _conv_backward(g, x, weight, conv, needs_x, needs_weight, kernels)
         return (gx, gweight, _like(gbias, bias, needs_bias), _like(ggamma, gamma, needs_gamma),
-                _like(gbeta, beta, needs_beta), None, None, None, None, None)
+                _like(gbeta, beta, needs_beta), *(None,) * 7)
 
 
 class _ConvAct(torch.autograd.Function):
@@ -144,23 +128,23 @@ class _ConvAct(torch.autograd.Function):
         a, mask = output
         ctx.mark_non_differentiable(mask)
         ctx.set_materialize_grads(False)
-        keeps_a = mask.numel() == 0 and activation.name != "none"
-        ctx.save_for_backward(x, weight, bias, a if keeps_a else mask)
+        saves_a = mask.numel() == 0 and activation.name != "none"
+        ctx.save_for_backward(x, weight, bias, a if saves_a else mask)
         ctx.static = conv, activation, engine
 
     @staticmethod
     def backward(ctx: Any, ga: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if ga is None:
             return (None,) * 6
-        x, weight, bias, kept = ctx.saved_tensors
+        x, weight, bias, saved = ctx.saved_tensors
         conv, activation, engine = ctx.static
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
             engine = "reference"
-            a, mask = passes.conv_act_forward(x, *_narrow(x, weight, bias), conv, activation)
-            kept = mask if mask.numel() else a
+            a, mask = reference.conv_act_forward(x, *_narrow(x, weight, bias), conv, activation)
+            saved = mask if mask.numel() else a
         kernels = library.passes_of(engine, ga, weight)
-        g = ga if activation.name == "none" else kernels.act_backward(ga, kept, activation)
+        g = ga if activation.name == "none" else kernels.act_backward(ga, saved, activation)
         gx, gweight = _conv_backward(g, x, weight, conv, needs_x, needs_weight, kernels)
         gbias = g.sum((0, 2, 3), dtype=statistics_dtype(g.dtype)) if needs_bias else None
         return gx, gweight, _like(gbias, bias, needs_bias), None, None, None
@@ -186,7 +170,7 @@ class _LogisticLoss(torch.autograd.Function):
             return None, None, None
         logits, gradient = ctx.saved_tensors
         if torch.is_grad_enabled():
-            glogits = reference.logistic_loss_backward(gloss, logits, ctx.targets)
+            glogits = torch_ops.logistic_loss_backward(gloss, logits, ctx.targets)
         else:
             glogits = (gradient.view(len(gloss), -1) * gloss[:, None]).flatten()  # [G, N / G]
         return glogits.to(logits.dtype), None, None
@@ -226,14 +210,14 @@ def _of_batch(y: Tensor, statistics: Tensor, norm: NormSpec) -> tuple[Tensor | N
     return statistics if statistics.numel() else None, count
 
 
-def _again(x: Tensor, weight: Tensor, bias: Tensor | None, stats: Tensor, spec: BlockSpec) -> tuple[Tensor, Tensor]:
+def _again(x: Tensor, weight: Tensor, bias: Tensor | None, stats: Tensor, conv: ConvSpec,
+           norm: NormSpec) -> tuple[Tensor, Tensor]:
     """y and stats as functions of the inputs."""
-    norm = spec.norm
-    y, statistics = passes.conv_forward(x, *_narrow(x, weight, bias), spec.conv, _groups(norm, "reference", x.device))
+    y, statistics = reference.conv_forward(x, *_narrow(x, weight, bias), conv, _groups(norm, "reference", x.device))
     if not norm.batch_statistics:
         return y, stats
     of_batch, count = _of_batch(y, statistics, norm)
-    return y, passes.batch_stats(y, of_batch, RunningStats(), count, norm)
+    return y, reference.batch_stats(y, of_batch, RunningStats(), count, norm)
 
 
 def _over_processes(sums: Tensor | None, count: int) -> tuple[Tensor | None, int]:

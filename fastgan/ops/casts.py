@@ -1,7 +1,7 @@
-"""Weights in 16 bits, cast together and lent to the operators of a step.
+"""16-bit copies of convolution weights, made once a step and used by all operations in it.
 
-An operator that is given a float32 weight and computes in 16 bits casts it, once for the forward pass and once for
-dgrad: a launch each, and three times the bytes of what comes out. But weights change when an optimizer says so, and
+An operation with a float32 weight that computes in 16 bits casts the weight, once in the forward pass and once for
+dgrad: each time a launch, and three times the bytes of the result. But weights change only when an optimizer steps, and
 then all at once.
 """
 
@@ -17,7 +17,7 @@ _lending: Casts | None = None  # no context variable: backward passes run in thr
 
 
 class Casts:
-    """Copies in `dtype` of those of some parameters that are weights of convolutions, at addresses that never change.
+    """Copies in `dtype` of those parameters that are weights of convolutions, at fixed addresses.
 
     dtype: None for no copies.
     """
@@ -28,7 +28,7 @@ class Casts:
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """Within the block operators take the copies, which are made anew first."""
+        """Refresh the copies; within the block, operations use them."""
         global _lending
         before, _lending = _lending, self
         try:
@@ -39,13 +39,13 @@ class Casts:
 
     @torch.no_grad()
     def refresh(self, weights: Iterable[Tensor]) -> None:
-        """Copy those of `weights` again of which there are copies."""
+        """Update the copies of those `weights` that have one."""
         known = [weight for weight in weights if id(weight) in self._copies]
         if known:
             torch._foreach_copy_([self._copies[id(weight)] for weight in known], known)
 
     def take(self, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """The copy of one of the weights; None for a tensor that is none of them, or in another dtype."""
+        """The copy of a weight; None for other tensors and other dtypes."""
         copy = self._copies.get(id(weight))
         return None if copy is None or copy.dtype != dtype else copy
 
@@ -55,7 +55,7 @@ class Casts:
 
 
 def cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight in `dtype`, from the copies that are lent where it is among them. Not to be written to."""
+    """The weight in `dtype`: the copy in use if there is one. The result must not be written to."""
     if weight.dtype == dtype:
         return weight
     copy = None if _lending is None else _lending.take(weight, dtype)

@@ -1,19 +1,18 @@
-"""PyTorch's convolutions and their gradients, kept from faults that they have on a CPU (2.14, with oneDNN 3.12).
+"""PyTorch's convolutions and their gradients, without three faults that they have on a CPU (2.14, oneDNN 3.12).
 
-    kernel of 1x1, a stride    the gradient of the weight writes beyond its workspace where tensors are channels_last
-                               and channels are few: a crash, a hang or wrong values
-    one pixel, a stride        in bfloat16, where the processor has AMX, a result that is one pixel high or wide is
-                               computed from what is beyond a tensor, and so is the gradient of the weight where the
-                               image is narrower than the stride
-    one channel                values are read from wrong places where strides are (H W, 1, W, 1), those of
-                               channels_last, which are contiguous too
+    kernel of 1x1, a stride    the weight gradient writes beyond its workspace for channels_last tensors with few
+                               channels: a crash, a hang or wrong values
+    one pixel, a stride        in bfloat16 with AMX, a result that is one pixel high or wide is computed from memory
+                               beyond a tensor; so is the weight gradient of an image narrower than the stride
+    one channel                with strides (H W, 1, W, 1), which are both channels_last and contiguous, values are
+                               read from wrong places
 
-So the fine image, which a convolution is given and a transposed one makes, is cut or padded there to what is read. Then
-a kernel of 1x1 has the stride 1, as has one that is applied once, and images are as wide as strides. Images and weights
-of one channel get the strides (H W, H W, W, 1).
+In the first two cases the fine image (the input of a convolution, the result of a transposed one) is cropped or padded
+to the pixels that are read; the convolution of the rest has stride 1, or images at least as wide as the stride. Images
+and weights of one channel get the strides (H W, H W, W, 1).
 
-All convolutions of a library that fastgan calls go through here, and through `guarded` those of layers that it calls as
-they are. Everything differentiates any number of times. On other devices nothing is changed.
+All convolutions of a library that fastgan calls go through this module; `guarded` covers layers that it calls
+unchanged. Everything is differentiable any number of times. Other devices are unaffected.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
-from fastgan.ops.layers import output_size
 from fastgan.ops.memo import memoized
+from fastgan.ops.specs import output_size
 
 Pair = int | Sequence[int]
 
@@ -59,29 +58,25 @@ def conv_transpose2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, 
     return y if bias is None else y + bias.to(y.dtype).view(-1, 1, 1)
 
 
-def backward(g: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int],
-             padding: Sequence[int], output_padding: Sequence[int], transposed: bool,
-             needs: tuple[bool, bool, bool]) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of input, weight and bias from g, that of `conv2d` or `conv_transpose2d`; None where not needed."""
+def backward(g: Tensor, input: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int],
+             output_padding: Sequence[int], transposed: bool, needs: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
+    """Gradients of input and weight from g, that of `conv2d` or `conv_transpose2d`; None where not needed."""
     g, input, weight = _regular(g), _regular(input), _regular(weight)
     fine, coarse = (g, input) if transposed else (input, g)
-    cut, gbias = None, None
+    cut = None
     if weight.device.type == "cpu":
         cut = _cut(fine.shape[2:], coarse.shape[2:], weight.shape[2:], tuple(stride), tuple(padding), (1, 1))
     if cut is not None:
         stride, padding, output_padding = cut.stride, cut.padding, cut.left(output_padding)
         if transposed:
-            gbias = g.sum((0, 2, 3)) if needs[2] else None
-            g, needs = cut.of(g), (needs[0], needs[1], False)
+            g = cut.of(g)
         else:
             input = cut.of(input)
-    ginput, gweight, gbias_of_all = torch.ops.aten.convolution_backward(
-        g, input, weight, None if bias is None else [len(bias)], stride, padding, (1, 1), transposed, output_padding, 1,
-        needs)
+    ginput, gweight, _ = torch.ops.aten.convolution_backward(
+        g, input, weight, None, stride, padding, (1, 1), transposed, output_padding, 1, (*needs, False))
     if cut is not None and not transposed and needs[0]:
         ginput = cut.back(ginput)
-    return (_regular(ginput) if needs[0] else ginput, _regular(gweight) if needs[1] else gweight,
-            gbias_of_all if gbias is None else gbias)
+    return _regular(ginput) if needs[0] else ginput, _regular(gweight) if needs[1] else gweight
 
 
 class guarded(TorchFunctionMode):
@@ -97,8 +92,8 @@ class guarded(TorchFunctionMode):
 
 
 class _Cut(NamedTuple):
-    """What a convolution reads of its fine image (N, C, *sides): that padded, or cropped where pads are negative, then
-    every step-th pixel. Of what is left, it is a convolution with `stride` and `padding`. is_cut: which sides are."""
+    """The pixels of a fine image (N, C, *sides) that a convolution reads: the image padded, or cropped where pads are
+    negative, then every step-th pixel. Their convolution has `stride` and `padding`. is_cut: which sides are cut."""
 
     sides: Sequence[int]
     pads: tuple[int, int, int, int]  # left, right, top, bottom
@@ -119,7 +114,7 @@ class _Cut(NamedTuple):
         return F.pad(padded, [-pad for pad in self.pads]) if any(self.pads) else padded
 
     def left(self, output_padding: Pair) -> list[int]:
-        """What remains of an output_padding."""
+        """The output_padding of the sides that are not cut."""
         return [0 if cut else more for more, cut in zip(_pair(output_padding), self.is_cut, strict=True)]
 
 
@@ -142,13 +137,13 @@ def _cut_of_transposed(image: Sequence[int], kernel: Sequence[int], stride: Sequ
 
 
 def _reach(kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
-    """The sides of a kernel with its gaps."""
+    """The sides of a dilated kernel."""
     return [far * (k - 1) + 1 for k, far in zip(kernel, dilation, strict=True)]
 
 
 def _cut_of(fine: Sequence[int], coarse: Sequence[int], kernel: Sequence[int], stride: Sequence[int],
             padding: Sequence[int], dilation: Sequence[int]) -> _Cut | None:
-    """How a convolution between images of these sizes is cut; None where it is called as it is."""
+    """How a convolution between images of these sizes is cut; None if it needs no cut."""
     if tuple(stride) == (1, 1):
         return None
     if tuple(kernel) == (1, 1) and tuple(padding) == (0, 0):
@@ -170,5 +165,5 @@ _cut = memoized(_cut_of)
 
 
 def _regular(x: Tensor) -> Tensor:
-    """x; of one channel on a CPU, with the strides of a contiguous tensor, and so is the gradient that it gets."""
+    """x; with one channel on a CPU, in the strides of a contiguous tensor, and so is its gradient."""
     return x.reshape(-1).view(x.shape) if x.dim() == 4 and x.shape[1] == 1 and x.device.type == "cpu" else x

@@ -1,8 +1,8 @@
-"""The function that computes a pass on an engine, looked up once; and what happens where its kernels cannot run.
+"""The function that computes a pass on an engine, found once, and the fallback to the reference.
 
-An engine is a module `fastgan/ops/<engine>/passes.py` with the names, arguments and results of `fastgan/ops/passes.py`,
-which is the engine "reference". A kernel that does not compile, or does not fit the device, is named once in a warning;
-from then on the reference computes its pass. A device that an earlier kernel has made unusable is an error.
+An engine is a module `fastgan/ops/<engine>/passes.py` with the functions of `fastgan/ops/reference.py`, which is the
+engine "reference". A kernel that does not compile, or does not fit the device, is named once in a warning; from then on
+the reference computes its pass. If an earlier kernel has made the device unusable, the device's error is raised.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from fastgan.errors import KernelError
-from fastgan.ops import passes
+from fastgan.ops import reference
 from fastgan.ops.layout import empty
 
+ENGINES = ("reference", "native", "triton")
 cuda: Any = torch.cuda  # all that is asked of CUDA here goes through this name
 _failed: set[tuple[str, str]] = set()  # (engine, pass)
 
@@ -49,7 +50,7 @@ def pass_of(engine: str, name: str) -> Callable[..., Any]:
 def bound(engine: str, name: str) -> Callable[..., Any]:
     """An engine's function of that name. Images that the reference returns are channels_last here, as all others'."""
     if engine == "reference":
-        function = getattr(passes, name)
+        function = getattr(reference, name)
         return lambda *arguments: _channels_last(function(*arguments))
     package = "tuning" if engine == "plan" else engine
     found: Callable[..., Any] = getattr(import_module(f"fastgan.ops.{package}.passes"), name)

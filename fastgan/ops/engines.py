@@ -1,4 +1,4 @@
-"""The engines behind `impl`: which one it names for a tensor, and how that one runs a block."""
+"""The engine that `impl` selects for a tensor, and how it computes a block."""
 
 from __future__ import annotations
 
@@ -11,43 +11,42 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError, first_line
-from fastgan.ops import reference, synchronised
+from fastgan.ops import synchronised, torch_ops
 from fastgan.ops import tuning as plan
 from fastgan.ops.arguments import as_operand
 from fastgan.ops.autograd import conv_bn_act
-from fastgan.ops.layers import Block
 from fastgan.ops.library import OPERATORS
+from fastgan.ops.specs import BlockSpec, BlockTensors
 
 OLDEST = (8, 0)  # compute capability from which Triton's dot products run on tensor cores
 
 
 class Engine(NamedTuple):
-    """block(x, block, groups): a of x. The reference is the eager layers as PyTorch operators, or, where statistics are
-    those of several processes, its passes in one operation, as the others are."""
+    """conv_bn_act(x, tensors, spec) returns a. The reference is the eager layers as PyTorch operators; where statistics
+    are those of several processes, it is its passes in one autograd function, like the other engines."""
 
     name: str
-    block: Callable[[Tensor, Block, int], Tensor]
+    conv_bn_act: Callable[[Tensor, BlockTensors, BlockSpec], Tensor]
 
 
-REFERENCE = Engine("reference", reference.block)
+REFERENCE = Engine("reference", torch_ops.conv_bn_act)
 DEFINITION = Engine("reference", partial(conv_bn_act, engine="reference"))
 _ENGINES = {name: Engine(name, partial(conv_bn_act, engine=name)) for name in OPERATORS}
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def resolve(impl: str, x: Tensor) -> Engine:
-    """The engine that `impl` means for x, the input of a convolution; `FastganError` where it cannot be. "auto" follows
-    the plan in use (`fastgan.ops.tuning`), and without one is the device's default: native on a CPU where it was
-    compiled, else the reference.
+    """The engine for x, the input of a convolution. "auto" follows the plan in use (`fastgan.ops.tuning`); without one
+    it is the device's default: native on a CPU where it was compiled, else the reference.
 
-    An engine that cannot run on a device (a GPU that is too old, nothing compiled, no Triton) is told once, in a
-    warning, and the reference takes over.
+    If an engine cannot run on the device (GPU too old, nothing compiled, no Triton), one warning names the reason, and
+    the reference computes. Raises `FastganError` for dtypes that an engine does not support.
     """
     return resolve_for(impl, "x", x, as_operand(x[:0]).dtype)
 
 
 def resolve_for(impl: str, name: str, x: Tensor, dtype: torch.dtype) -> Engine:
-    """As `resolve`, for a tensor of that name whose elements are computed with as `dtype`."""
+    """As `resolve`, for a tensor of that name which is computed in `dtype`."""
     impl = named(impl, x.device, dtype)
     if impl == "reference" or x.numel() == 0:
         return DEFINITION if synchronised.processes() else REFERENCE
@@ -65,14 +64,15 @@ def resolve_for(impl: str, name: str, x: Tensor, dtype: torch.dtype) -> Engine:
 
 
 def named(impl: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The engine that `impl` names, "plan" included, for tensors of that device and dtype."""
+    """The name of the engine, which may be "plan", for tensors of that device and dtype."""
     if impl != "auto":
         return impl
     return plan.engine_of(device) if dtype in _DTYPES else "reference"
 
 
 def check_device(impl: str, device: torch.device) -> bool:
-    """Whether kernels would be interpreted there; `FastganError` for an engine that has nothing to run on."""
+    """Whether kernels would be interpreted on the device; `FastganError` where Triton can neither compile nor
+    interpret."""
     if impl != "triton" or why_not(impl, device):
         return False
     from fastgan.ops.triton import launch
@@ -86,7 +86,7 @@ def check_device(impl: str, device: torch.device) -> bool:
 
 
 def why_not(impl: str, device: torch.device) -> str:
-    """Why an engine cannot run on a device at all, in words; "" when it can."""
+    """The reason why an engine cannot run on a device; "" if it can."""
     if impl == "native":
         from fastgan.ops.native import extension
 
@@ -104,5 +104,5 @@ def why_not(impl: str, device: torch.device) -> str:
 
 
 @cache
-def _warn(told: str) -> None:
-    warnings.warn(f"fastgan: {told}", stacklevel=2)
+def _warn(message: str) -> None:
+    warnings.warn(f"fastgan: {message}", stacklevel=2)

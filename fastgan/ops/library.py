@@ -1,4 +1,4 @@
-"""The passes of `passes.py` as operators of `torch.library`, so that compilers and fake tensors see them whole.
+"""The passes of `reference.py` as operators of `torch.library`, so that compilers and fake tensors see them whole.
 
 Each takes the name of the engine that computes it before everything else, "native", "triton" or "plan", and the
 specification of the operation spelled out. Autograd is outside of them (`autograd.py`).
@@ -13,12 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan.ops import dispatch, passes
-from fastgan.ops.layers import Activation, Convolution
+from fastgan.ops import dispatch, reference
 from fastgan.ops.layout import empty
-from fastgan.ops.passes import RunningStats
-from fastgan.ops.reference import statistics_dtype
-from fastgan.ops.specs import ConvSpec, NormSpec
+from fastgan.ops.specs import Activation, ConvSpec, NormSpec, RunningStats
+from fastgan.ops.torch_ops import statistics_dtype
 
 _CONV = "int[2] stride, int[2] padding, int[2] output_padding, bool transposed"
 _ACT = "str activation, float negative_slope, bool inplace"
@@ -32,7 +30,7 @@ SCHEMAS = {
                       f"{_NORM}, {_ACT}) -> (Tensor, Tensor)",
     "bn_backward_sums": f"(str engine, {_OF_BN}, {_ACT}) -> Tensor",
     "bn_backward_apply": f"(str engine, {_OF_BN}, Tensor? sums, SymInt count, {_ACT}) -> Tensor",
-    "act_backward": f"(str engine, Tensor ga, Tensor kept, {_ACT}) -> Tensor",
+    "act_backward": f"(str engine, Tensor ga, Tensor saved, {_ACT}) -> Tensor",
     "dgrad": f"(str engine, Tensor g, Tensor x, Tensor weight, {_CONV}) -> Tensor",
     "wgrad": f"(str engine, Tensor g, Tensor x, Tensor weight, {_CONV}) -> Tensor",
     "logistic_loss": "(str engine, Tensor logits, float[] targets) -> (Tensor, Tensor, Tensor)",
@@ -40,7 +38,7 @@ SCHEMAS = {
 
 
 class Operators:
-    """An engine's passes as operators, with the names, arguments and results of `fastgan.ops.passes`."""
+    """An engine's passes as operators, with the names, arguments and results of `fastgan.ops.reference`."""
 
     def __init__(self, engine: str) -> None:
         self.engine = engine
@@ -66,8 +64,8 @@ class Operators:
                           sums: Tensor | None, count: int, activation: Activation) -> Tensor:
         return _ops.bn_backward_apply(self.engine, ga, y, stats, gamma, beta, sums, count, *activation)
 
-    def act_backward(self, ga: Tensor, kept: Tensor, activation: Activation) -> Tensor:
-        return _ops.act_backward(self.engine, ga, kept, *activation)
+    def act_backward(self, ga: Tensor, saved: Tensor, activation: Activation) -> Tensor:
+        return _ops.act_backward(self.engine, ga, saved, *activation)
 
     def dgrad(self, g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
         return _ops.dgrad(self.engine, g, x, weight, *conv)
@@ -93,7 +91,7 @@ def passes_of(engine: str, x: Tensor, weight: Tensor) -> Any:
     of PyTorch's operators, so its functions serve in both cases.
     """
     if engine == "reference":
-        return passes
+        return reference
     if (torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or type(x) not in _PLAIN
             or type(weight) not in _PLAIN or torch._C._functorch.peek_interpreter_stack() is not None
             or torch._C._get_tracing_state() is not None or torch.autograd._profiler_enabled()):
@@ -138,8 +136,8 @@ def _logistic_loss(engine: str, logits: Tensor, targets: list[float]) -> Any:
 
 
 def _y_like(x: Tensor, weight: Tensor, conv: tuple[Any, ...]) -> Tensor:
-    convolution = Convolution(weight, None, *_conv(*conv))
-    return empty(x, x.shape[0], convolution.channels()[1], *convolution.size(x))
+    spec = _conv(*conv)
+    return empty(x, x.shape[0], spec.channels(weight)[1], *spec.output_size(x, weight))
 
 
 def _conv_forward_fake(engine: str, x: Tensor, weight: Tensor, bias: Tensor | None,
@@ -168,7 +166,7 @@ def _bn_act_forward_fake(engine: str, y: Tensor, *rest: Any) -> tuple[Tensor, Te
     return empty(y, *y.shape), y.new_empty(shape, dtype=statistics_dtype(y.dtype))
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {  # for those who look inside an operator (`fastgan.verify.cost`)
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {  # `benchmarks.counters` opens operators with these
     "conv_forward": _conv_forward, "conv_act_forward": _conv_act_forward, "bn_act_forward": _bn_act_forward,
     "bn_backward_sums": _of_bn("bn_backward_sums"), "bn_backward_apply": _of_bn("bn_backward_apply"),
     "act_backward": _of_bn("act_backward"), "dgrad": _of_conv("dgrad"), "wgrad": _of_conv("wgrad"),

@@ -1,4 +1,4 @@
-"""Results that depend on shapes and options alone, computed once for each."""
+"""A cache for functions of shapes and options."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TypeVar
 import torch
 
 Result = TypeVar("Result")
-_MOST = 4096  # results that are kept of a function, the latest
+_SIZE = 4096  # results of a function, the latest
 
 
 def memoized(function: Callable[..., Result]) -> Callable[..., Result]:
-    """`function`, whose arguments are hashable; called again each time where a compiler's symbols stand for sizes."""
-    remembering = lru_cache(_MOST)(function)
+    """`function` with a cache; its arguments are hashable, except for a compiler's symbolic sizes, which skip it."""
+    remembering = lru_cache(_SIZE)(function)
 
     @wraps(function)
     def call(*arguments: object) -> Result:

@@ -1,11 +1,10 @@
-"""Precisions, and when a result is near enough to what it should be: one table, and one rule for plans, benchmarks and
-the certificate.
+"""Precisions, and the rule for the error of a result. Tests, tuning, benchmarks and the certificate use both.
 
     error <= 1.5 c x the error of eager PyTorch in the same precision + one rounding unit
 
-all of them distances from float64, as root mean square over a tensor of n elements; and so for the worst element with
-4 in place of 1.5. c = 1 + 3 / sqrt(n): root mean squares of n roundings vary by 1 / sqrt(2 n), and so does their
-ratio, three deviations of which are allowed: nothing for a weight, a lot for the bias of one channel.
+Errors are distances from float64, as root mean square over a tensor of n elements. The same holds for the worst element
+with 4 instead of 1.5. c = 1 + 3 / sqrt(n) allows for three standard deviations of the ratio of two root mean squares of
+n roundings: nothing for a weight, much for the bias of one channel.
 """
 
 from __future__ import annotations
@@ -54,10 +53,10 @@ def precision_of(dtype: torch.dtype, tf32: bool = False) -> Precision:
 
 @contextmanager
 def products(precision: str) -> Iterator[None]:
-    """Within the block, products of float32 are rounded as `precision` says, forward and backward.
+    """Within the block, float32 products are computed in TF32 if `precision` is "tf32", else in float32.
 
-    PyTorch keeps the older flag of cuDNN beside the newer ones of each kind of operation, and refuses to read it (as
-    torch.compile does) where they differ: so all of them are set. The flag alone would leave the kinds to
+    PyTorch has an older flag of cuDNN and newer settings for each kind of operation, and raises when the flag is read
+    (as torch.compile does) while they differ. So all of them are set: the flag alone would leave the others to
     `torch.backends.fp32_precision`, which a user may have set.
     """
     cudnn, tf32 = torch.backends.cudnn, precision == "tf32"
@@ -77,9 +76,9 @@ def products(precision: str) -> Iterator[None]:
 
 
 def one_by_one(terms: int) -> float:
-    """The rounding of a float32 sum that is taken term after term, as Triton's interpreter does, relative to its size.
+    """The relative rounding error of a float32 sum of that many terms in sequence, as Triton's interpreter adds.
 
-    A GPU adds up a tree, whose depth `PRECISIONS` allow for.
+    A GPU adds in a tree; the units in `PRECISIONS` allow for its depth.
     """
     return 2**-24 * math.sqrt(terms / 3)
 
@@ -94,7 +93,7 @@ class Nearness(NamedTuple):
 
     @property
     def used(self) -> float:
-        """How much of what is allowed has been used: right up to 1."""
+        """The error relative to the allowed one; correct up to 1."""
         if self.ours == 0:
             return 0.0
         return self.ours / self.allowed if math.isfinite(self.ours) and self.allowed > 0 else math.inf
@@ -102,10 +101,10 @@ class Nearness(NamedTuple):
 
 def judge(ours: Tensor, eager: Tensor, exact: Tensor, unit: float, cancelled: float = 0.0,
           kinks: Sequence[Tensor] = ()) -> Nearness:
-    """The rule by the measure that uses more of its allowance.
+    """The rule, by the measure with the larger error relative to the allowed one.
 
-    `cancelled`: the rounding of the terms of a result that is zero by cancellation. `kinks`: exact results with kinks
-    moved.
+    cancelled: the rounding of the terms of a result that is zero by cancellation. kinks: exact results with inputs of
+    rectifiers moved across zero.
     """
     exact = exact.double()
     chance = 1 + 3 / math.sqrt(exact.numel())
@@ -122,13 +121,26 @@ def judge(ours: Tensor, eager: Tensor, exact: Tensor, unit: float, cancelled: fl
 
 def used(ours: Tensor, eager: Tensor, exact: Tensor, unit: float, cancelled: float = 0.0,
          kinks: Sequence[Tensor] = ()) -> float:
-    """How much of its allowance a result has used: right up to 1. Arguments as in `judge`."""
+    """The error of a result relative to the allowed one; correct up to 1. Arguments as in `judge`."""
     return judge(ours, eager, exact, unit, cancelled, kinks).used
 
 
+def judge_runs(ours: Tensor, runs: Sequence[Tensor], exact: Tensor, unit: float) -> Nearness:
+    """The rule by root mean square alone, for results in which a rounding decides about single elements, such as what a
+    training step moves. `runs`: eager PyTorch's first, then others that differ from it by rounding only; the largest of
+    their errors counts as eager's."""
+    exact = exact.double()
+    size = rms(exact) or 1.0
+    error, *errors = (rms(run.double() - exact) / size for run in (ours, *runs))
+    chance = 1 + 3 / math.sqrt(exact.numel())
+    return Nearness("rms", error, errors[0], MARGIN * chance * max(errors) + unit)
+
+
 def rms(x: Tensor) -> float:
+    """The root mean square of all elements."""
     return math.sqrt(float(x.square().mean()))
 
 
 def worst(x: Tensor) -> float:
+    """The largest absolute value."""
     return float(x.abs().max())

@@ -1,14 +1,20 @@
-"""Convolutions, batch normalisations, activations and the loss in plain PyTorch operators, for any dtype and device.
+"""The passes of an operation a = act(batch_norm(conv(x, weight) + bias)), defined in PyTorch operators.
 
-Differentiable by autograd any number of times. `passes.py` is made of these, and the engine "reference" where nothing
-else is asked for: `torch.batch_norm` is on a CPU several times faster than the same arithmetic spelled out, and bit for
-bit what the eager layers compute.
+    conv_forward       y = conv(x, weight) + bias, and its mean and variance where they are asked for
+    conv_act_forward   a = act(y), without batch normalization
+    bn_act_forward     a = act(z),  z = gamma * xhat + beta,  xhat = (y - mean) * rstd
+    bn_backward_sums   sum gz and sum gz * xhat [2, G, C],  gz = ga * act'(z)
+    bn_backward_apply  g = gamma * rstd * (gz - (sum gz + xhat * sum gz * xhat) / M)
+    act_backward       g = ga * act'(z), without batch normalization
+    dgrad, wgrad       gradients of x and of weight from g
+    logistic_loss      binary cross-entropy of parts of a batch of logits, with its gradient
 
-The loss of logits l of which G equal parts have targets t, with sigma = sigmoid, is the mean over a part of
+with mean = E[y] and rstd = 1 / sqrt(E[(y - mean)^2] + eps) over the M elements of a channel in each of G equal parts of
+the batch. y is rounded to the dtype of x before its statistics are taken. Statistics and everything between y and a are
+float32, or float64 for float64. Every pass is differentiable with respect to each of its tensors.
 
-    t softplus(-l) + (1 - t) softplus(l) = -t log sigma(l) - (1 - t) log(1 - sigma(l))
-
-and its gradient ((1 - t) sigma(l) - t sigma(-l)) / (logits in a part).
+x, y, a, g, ga (N, C, H, W); gamma, beta (C,) or None; stats [2, G, C], mean and rstd; G = 1 for running statistics.
+An engine computes the same passes by the same names in a module of its own, such as `fastgan/ops/native/passes.py`.
 """
 
 from __future__ import annotations
@@ -17,134 +23,133 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from fastgan.errors import FastganError
-from fastgan.ops import convolutions
-from fastgan.ops.layers import Activation, BatchNorm, Block, Convolution
-
-
-def block(x: Tensor, block: Block, groups: int = 1) -> Tensor:
-    """act(batch_norm(conv(x))) of x (N, C, H, W), as the eager layers compute it."""
-    y = convolve(x, block.convolution)
-    return activate(y if block.norm is None else batch_norm(y, block.norm, groups), block.activation)
-
-
-def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+from fastgan.ops import torch_ops
+from fastgan.ops.casts import cast
+from fastgan.ops.specs import Activation, ConvSpec, NormSpec, RunningStats
+from fastgan.ops.torch_ops import (
+    activate,
+    convolve,
+    convolve_backward,
+    measure,
+    statistics_dtype,
+    update_running_statistics,
+)
 
 
-def activate(x: Tensor, activation: Activation) -> Tensor:
-    name, negative_slope, inplace = activation
-    if name == "relu":
-        return F.relu(x, inplace)
-    if name == "leaky_relu":
-        return F.leaky_relu(x, negative_slope, inplace)
-    return torch.tanh(x) if name == "tanh" else x
+def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, groups: int) -> tuple[Tensor, Tensor]:
+    """y, never a view, and its mean and biased variance [2, G, C] for `groups` G; (0,) for 0."""
+    y = convolve(x, weight, bias, conv)
+    if min(conv.output_padding) < 0:
+        y = y.clone()  # which `convolve` has cut off: a view
+    return y, torch.stack(measure(y, groups)) if groups else y.new_empty(0, dtype=statistics_dtype(y.dtype))
 
 
-def convolve(x: Tensor, convolution: Convolution) -> Tensor:
-    weight, bias, stride, padding, output_padding, transposed = convolution
-    if transposed:
-        y = convolutions.conv_transpose2d(x, weight, bias, stride, padding, _natural(output_padding))
-        h, w = convolution.size(x)
-        return y[..., :h, :w] if min(output_padding) < 0 else y
-    return convolutions.conv2d(_lengthened(x, convolution), weight, bias, stride, padding)
+def conv_act_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec,
+                     activation: Activation) -> tuple[Tensor, Tensor]:
+    """a, and what `act_backward` needs beside it: the mask z > 0 of a leaky_relu that is not in-place, else (0,)."""
+    y, _ = conv_forward(x, weight, bias, conv, 0)
+    mask = mask_of(y, activation)
+    return activate(y, activation._replace(inplace=not torch.is_grad_enabled())), mask
 
 
-def _natural(output_padding: tuple[int, int]) -> tuple[int, int]:
-    return max(0, output_padding[0]), max(0, output_padding[1])
+def mask_of(z: Tensor, activation: Activation) -> Tensor:
+    """z > 0 for a leaky_relu that is not in-place, else (0,)."""
+    return z > 0 if activation.keeps_mask() else z.new_empty(0, dtype=torch.bool)
 
 
-def _lengthened(x: Tensor, convolution: Convolution) -> Tensor:
-    """x with the zeros at its end that a convolution of positive `output_padding` reads there."""
-    if convolution.output_padding == (0, 0):
-        return x
-    more = [max(0, (out - 1) * step + k - 2 * pad - side) for out, step, k, pad, side in zip(
-        convolution.size(x), convolution.stride, convolution.weight.shape[2:], convolution.padding, x.shape[2:],
-        strict=True)]
-    return F.pad(x, (0, more[1], 0, more[0]))
+def bn_act_forward(y: Tensor, statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
+                   running: RunningStats, count: int, norm: NormSpec, activation: Activation) -> tuple[Tensor, Tensor]:
+    """a and stats; the running statistics are updated.
 
-
-def convolve_backward(g: Tensor, a: Tensor, convolution: Convolution,
-                      needs: tuple[bool, bool, bool]) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of a, weight and bias from that of `convolve`'s result; None where not needed."""
-    weight, bias, stride, padding, output_padding, transposed = convolution
-    height, width = a.shape[2:]
-    if transposed:
-        natural = _natural(output_padding)
-        if natural != output_padding:
-            g = F.pad(g, (0, natural[1] - output_padding[1], 0, natural[0] - output_padding[0]))
-    else:
-        a, natural = _lengthened(a, convolution), (0, 0)
-    ga, gweight, gbias = convolutions.backward(g, a, weight, bias, stride, padding, natural, transposed, needs)
-    return ga[..., :height, :width] if needs[0] else ga, gweight, gbias
-
-
-def measure(y: Tensor, groups: int = 1) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance (G, C) of `groups` equal parts of the batch y (N, C, H, W)."""
-    parts = y.to(statistics_dtype(y.dtype)).unflatten(0, (groups, y.shape[0] // groups))  # [G, N / G, C, H, W]
-    var, mean = torch.var_mean(parts, (1, 3, 4), correction=0)
-    return mean, var
-
-
-@torch.no_grad()
-def update_running_statistics(running_mean: Tensor, running_var: Tensor, num_batches_tracked: Tensor | None,
-                              mean: Tensor, var: Tensor, count: int, momentum: float | None) -> None:
-    """Update running statistics (C,) in place by mean and biased var (G, C) of `count` elements each, group by group.
-
-    As `nn.BatchNorm2d` does in G calls: with the unbiased variance; `momentum` None averages all batches so far.
+    statistics: mean and biased variance [2, G, C] of the batch, None to take them from y. count: M, over all processes.
     """
-    if count < 2:
-        raise FastganError(f"count {count}: expected more than 1 value per channel, or there is no unbiased variance")
-    if momentum is None and num_batches_tracked is None:
-        raise FastganError("momentum None without num_batches_tracked: a plain average counts its batches")
-    for group_mean, group_var in zip(mean, var * count / (count - 1), strict=True):
-        if num_batches_tracked is not None:
-            num_batches_tracked.add_(1)
-        if momentum is not None:
-            factor: float | Tensor = momentum
-        else:
-            assert num_batches_tracked is not None
-            factor = num_batches_tracked.to(group_mean.dtype).reciprocal()
-        running_mean.copy_((1 - factor) * running_mean + factor * group_mean)
-        running_var.copy_((1 - factor) * running_var + factor * group_var)
+    stats = batch_stats(y, statistics, running, count, norm)
+    scale, shift = _affine(stats, gamma, beta)
+    z = scale * _normalized(y, stats) + shift
+    return activate(z, activation._replace(inplace=not torch.is_grad_enabled())).to(y.dtype), stats
 
 
-def batch_norm(x: Tensor, norm: BatchNorm, groups: int = 1) -> Tensor:
-    """`nn.BatchNorm2d` on x (N, C, H, W); on each of `groups` equal parts in order where it takes their statistics."""
-    if groups == 1 or not norm.batch_statistics:
-        return _batch_norm(x, norm)
-    # not unbind: torch.batch_norm's backward on the CPU (2.14) is wrong for one image of a channels_last batch whose
-    # stride over the batch is not its size
-    return torch.cat([_batch_norm(part, norm) for part in x.split([x.shape[0] // groups] * groups)])
+def batch_stats(y: Tensor, statistics: Tensor | None, running: RunningStats, count: int, norm: NormSpec) -> Tensor:
+    """stats of a forward pass, whose arguments are those of `bn_act_forward`."""
+    if not norm.batch_statistics:
+        assert running.mean is not None and running.var is not None
+        mean, var = (part.to(statistics_dtype(y.dtype))[None] for part in (running.mean, running.var))
+        return torch.stack([mean, torch.rsqrt(var + norm.eps)])
+    mean, var = measure(y, norm.groups) if statistics is None else statistics.unbind()
+    if running.mean is not None and running.var is not None:
+        update_running_statistics(running.mean, running.var, running.num_batches_tracked, mean.detach(), var.detach(),
+                                  count, norm.momentum)
+    elif running.num_batches_tracked is not None:
+        running.num_batches_tracked.add_(norm.groups)
+    return torch.stack([mean, torch.rsqrt(var + norm.eps)])
 
 
-def _batch_norm(x: Tensor, norm: BatchNorm) -> Tensor:
-    factor = norm.momentum
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        if factor is None:
-            factor = 1.0 / float(norm.num_batches_tracked)
-    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.gamma, norm.beta, norm.batch_statistics,
-                        0.0 if factor is None else factor, norm.eps)
+def bn_backward_sums(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
+                     activation: Activation) -> Tensor:
+    """[2, G, C]: over the elements of each group."""
+    gz, xhat = _gz_and_xhat(ga, y, stats, gamma, beta, activation)
+    return torch.stack([part.unflatten(0, (stats.shape[1], -1)).sum((1, 3, 4)) for part in (gz, gz * xhat)])
 
 
-def logistic_loss(logits: Tensor, targets: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Loss and probability (G,) of equal parts of logits (N,), each with its target; the second is detached."""
-    parts = logits.to(statistics_dtype(logits.dtype)).chunk(len(targets))
-    loss = torch.stack([_logistic(part, target).mean() for part, target in zip(parts, targets, strict=True)])
-    return loss, torch.stack([part.detach().sigmoid().mean() for part in parts])
+def bn_backward_apply(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
+                      sums: Tensor | None, count: int, activation: Activation) -> Tensor:
+    """g. sums and count, M, are those of all processes; sums are None where running statistics are used."""
+    gz, xhat = _gz_and_xhat(ga, y, stats, gamma, beta, activation)
+    if sums is not None:
+        gbeta, ggamma = (_of_images(part, len(y)) for part in sums)
+        gz = gz - (gbeta + xhat * ggamma) / count
+    return (gz * (_affine(stats, gamma, None)[0] * _of_images(stats[1], len(y)))).to(ga.dtype)
 
 
-def _logistic(logits: Tensor, target: float) -> Tensor:
-    if target in (0, 1):  # not 0 * inf for a logit that is sure of what is true
-        return F.softplus(-logits if target else logits)
-    return target * F.softplus(-logits) + (1 - target) * F.softplus(logits)
+def act_backward(ga: Tensor, saved: Tensor, activation: Activation) -> Tensor:
+    """g. saved: a itself, or for leaky_relu the mask z > 0."""
+    name, slope, _ = activation
+    if name == "relu":
+        return torch.where(saved <= 0, 0, ga)
+    if name == "leaky_relu":
+        return torch.where(saved if saved.dtype == torch.bool else saved > 0, ga, ga * slope)
+    return torch.ops.aten.tanh_backward(ga, saved) if name == "tanh" else ga
 
 
-def logistic_loss_backward(gloss: Tensor, logits: Tensor, targets: Sequence[float]) -> Tensor:
-    """Gradient of logits (N,), in the loss's dtype, from that of the loss (G,)."""
-    parts = logits.to(statistics_dtype(logits.dtype)).chunk(len(targets))
-    return torch.cat([((1 - target) * part.sigmoid() - target * (-part).sigmoid()) * (g / part.shape[0])
-                      for part, target, g in zip(parts, targets, gloss, strict=True)])
+def dgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
+    """Gradient of x, of which only shape, dtype and layout are read."""
+    return convolve_backward(g, x, weight, conv, needs_x=True)[0]
+
+
+def wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
+    """Gradient of weight, in its dtype; only its shape, dtype and layout are read."""
+    return convolve_backward(g, x, cast(weight, x.dtype), conv, needs_weight=True)[1].to(weight.dtype)
+
+
+def logistic_loss(logits: Tensor, targets: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and probability (G,) of equal parts of logits (N,), and the gradient (N,) of each part's loss."""
+    loss, probability = torch_ops.logistic_loss(logits, targets)
+    return loss, probability, torch_ops.logistic_loss_backward(torch.ones_like(loss), logits, targets)
+
+
+def _of_images(part: Tensor, count: int) -> Tensor:
+    """(G, C) of groups of a batch as (N, C, 1, 1) of its images, or (1, C, 1, 1)."""
+    return (part if len(part) == 1 else part.repeat_interleave(count // len(part), 0))[:, :, None, None]
+
+
+def _affine(stats: Tensor, gamma: Tensor | None, beta: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(C, 1, 1) in the dtype of the statistics."""
+    mean = stats[0, 0]
+    gamma = torch.ones_like(mean) if gamma is None else gamma.to(mean.dtype)
+    beta = torch.zeros_like(mean) if beta is None else beta.to(mean.dtype)
+    return gamma[:, None, None], beta[:, None, None]
+
+
+def _normalized(y: Tensor, stats: Tensor) -> Tensor:
+    """xhat."""
+    mean, rstd = (_of_images(part, len(y)) for part in stats)
+    return (y.to(stats.dtype) - mean) * rstd
+
+
+def _gz_and_xhat(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
+                 activation: Activation) -> tuple[Tensor, Tensor]:
+    xhat, (scale, shift) = _normalized(y, stats), _affine(stats, gamma, beta)
+    z = scale * xhat + shift
+    saved = z > 0 if activation.name == "leaky_relu" else activate(z, activation._replace(inplace=False))
+    return act_backward(ga.to(stats.dtype), saved, activation), xhat

@@ -1,19 +1,38 @@
-"""What an operation does, apart from its tensors: plain data that can be compared and used as a key."""
+"""An operation a = act(batch_norm(conv(x, weight) + bias)): its tensors, and everything else as a hashable key.
+
+Tensors are the parameters and buffers themselves, read from modules or arguments at call time; never copies.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from fastgan.ops.layers import Activation
+from torch import Tensor
+
+ACTIVATIONS = ("none", "relu", "leaky_relu", "tanh")
 
 
 class ConvSpec(NamedTuple):
-    """A convolution, or a transposed one. All but `transposed` are (height, width)."""
+    """A convolution with weight (Co, Ci, kh, kw), or a transposed one with weight (Ci, Co, kh, kw).
+
+    All but `transposed` are (height, width). output_padding: rows and columns added to the size of the result at its
+    end, where the input is padded further; removed when negative.
+    """
 
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
     output_padding: tuple[int, int] = (0, 0)
     transposed: bool = False
+
+    def channels(self, weight: Tensor) -> tuple[int, int]:
+        """(Ci, Co)."""
+        one, two = weight.shape[:2]
+        return (one, two) if self.transposed else (two, one)
+
+    def output_size(self, x: Tensor, weight: Tensor) -> tuple[int, int]:
+        """(Ho, Wo) of the result for x (N, Ci, H, W)."""
+        return output_size(x.shape[2:], weight.shape[2:], *self)
 
 
 class NormSpec(NamedTuple):
@@ -21,7 +40,7 @@ class NormSpec(NamedTuple):
 
     batch_statistics: normalize by the statistics of the batch, one set for each of `groups` equal parts, and update the
         running ones, group by group; otherwise normalize by the running ones.
-    momentum: None for the plain average of all batches.
+    momentum: None for the plain average of all batches, counted by num_batches_tracked.
     """
 
     batch_statistics: bool
@@ -30,9 +49,50 @@ class NormSpec(NamedTuple):
     groups: int = 1
 
 
+class Activation(NamedTuple):
+    """One of `ACTIVATIONS`. inplace: its layer may overwrite its input."""
+
+    name: str = "none"
+    negative_slope: float = 0  # torch.compile takes 0 for a constant, and 0.0 that is a default for a variable
+    inplace: bool = False
+
+    def keeps_mask(self) -> bool:
+        """Whether the backward pass needs the mask z > 0, because a may be overwritten: a leaky_relu not in-place."""
+        return self.name == "leaky_relu" and not self.inplace
+
+
 class BlockSpec(NamedTuple):
-    """act(batch_norm(conv(x, weight) + bias))."""
+    """A block without its tensors; norm is None without batch normalization."""
 
     conv: ConvSpec
-    norm: NormSpec
-    activation: Activation
+    norm: NormSpec | None = None
+    activation: Activation = Activation()
+
+
+class BlockTensors(NamedTuple):
+    """weight (4-D); bias, gamma, beta, running_mean, running_var (Co,) or None; num_batches_tracked () or None."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    gamma: Tensor | None = None
+    beta: Tensor | None = None
+    running_mean: Tensor | None = None
+    running_var: Tensor | None = None
+    num_batches_tracked: Tensor | None = None
+
+
+class RunningStats(NamedTuple):
+    """Buffers of a batch normalization, updated in place: mean and var (C,) or None, num_batches_tracked () or None."""
+
+    mean: Tensor | None = None
+    var: Tensor | None = None
+    num_batches_tracked: Tensor | None = None
+
+
+def output_size(image: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+                output_padding: Sequence[int] = (0, 0), transposed: bool = False) -> tuple[int, int]:
+    """(Ho, Wo) of a convolution's result for an image of (H, W)."""
+    sides = zip(image, kernel, stride, padding, output_padding, strict=True)
+    h, w = (((side - 1) * step - 2 * pad + k if transposed else (side + 2 * pad - k) // step + 1) + extra
+            for side, k, step, pad, extra in sides)
+    return h, w

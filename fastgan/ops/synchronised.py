@@ -1,16 +1,16 @@
-"""Batch statistics of several processes as those of one batch: each process measures its part, and all are merged.
+"""Batch statistics over several processes, as if their parts were one batch: each process measures its part, and all
+parts are merged.
 
-Of P parts of as many elements each, with means m_p and biased variances v_p, by Chan's rule (Chan, Golub and LeVeque
-1979; no sum of squares from which a square is subtracted)
+For P parts of equal size with means m_p and biased variances v_p (Chan, Golub and LeVeque 1979; no difference of large
+squares):
 
     mean = E_p[m_p],  var = E_p[v_p + (m_p - mean)^2]
 
-One exchange a convolution: [2, G, C] of every process goes to every process, which merges them in the same order, so
-that all have the same bits. Its gradient is a sum over processes of what each had for this one's statistics, and the
-gradient of that is an exchange again: gradients of gradients are right too.
+Each convolution needs one exchange: [2, G, C] of every process is gathered by every process and merged in the same
+order, so all processes get the same bits. The gradient of the exchange is a sum over processes, whose gradient is an
+exchange again; so gradients of gradients are right too.
 
-Whether others take part is said for the process, not for a thread: autograd calls backward passes from threads of its
-own.
+The setting applies to the process, not to a thread, because autograd calls backward passes from its own threads.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _processes = 0
 
 
 class over:
-    """Within the block, batch statistics are those of `processes` processes, all of the default group, or 1, this one,
-    which exchanges nothing; 0: engines measure as they always do."""
+    """Within the block, batch statistics are over `processes` processes: all of the default group, or 1 without an
+    exchange. 0: engines compute statistics as usual."""
 
     def __init__(self, processes: int) -> None:
         self.processes = processes
@@ -41,7 +41,7 @@ class over:
 
 
 def processes() -> int:
-    """How many take part; 0: nothing is merged."""
+    """Their number; 0: statistics are not merged."""
     return _processes
 
 

@@ -1,4 +1,4 @@
-"""What a run has done and what has become of it, as one page without anything outside of it."""
+"""A run as one HTML page that needs no other file and no network."""
 
 from fastgan.report.run import is_run, write
 

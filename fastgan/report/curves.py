@@ -1,75 +1,72 @@
-"""The curves of a log: what is drawn together, as data for the page's script."""
+"""The curves of a log as pictures."""
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any, NamedTuple, TypeGuard
 
 from fastgan import pictures
 from fastgan.report import page
-from fastgan.report.found import evenly, is_number
-
-MOST_POINTS = 1000  # of a curve: more than a screen has pixels for
 
 
 class Chart(NamedTuple):
-    """keys: of records, with the names of their curves. logarithmic: where values are far apart."""
+    """keys: of records, with the labels of their curves. log: a logarithmic scale if the values span a large range."""
 
     title: str
     about: str
     keys: dict[str, str]
-    logarithmic: bool = False
+    log: bool = False
 
 
 CHARTS = (
-    Chart("Losses", "of discriminator and generator, as --loss defines them",
+    Chart("Losses", "Of discriminator and generator, as --loss defines them",
           {"loss_d": "discriminator", "loss_g": "generator"}),
-    Chart("What D believes", "mean output of the discriminator for real and for generated images; where both are "
-          "equal it cannot tell them apart. A probability, but for wgan-gp and least-squares",
+    Chart("Discriminator output", "Mean for real and for generated images; equal values mean that it cannot tell them "
+          "apart. A probability, except for wgan-gp and least-squares",
           {"d_real": "D(x), real", "d_fake": "D(G(z)), generated"}),
-    Chart("Gradient norms", "over all parameters of a network",
-          {"grad_norm_d": "discriminator", "grad_norm_g": "generator"}, logarithmic=True),
-    Chart("Diversity", "how far the fakes of a batch are from each other; 1 is as far as its reals are",
+    Chart("Gradient norms", "Over all parameters of a network",
+          {"grad_norm_d": "discriminator", "grad_norm_g": "generator"}, log=True),
+    Chart("Diversity", "Mean distance between the fakes of a batch, relative to that between its real images",
           {"diversity": "fakes"}),
-    Chart("Throughput", "images per second of training", {"images_per_sec": "images per second"}),
-    Chart("FID", "distance of the distributions of fakes and reals; less is better", {"fid": "FID"}),
-    Chart("KID", "the same by another kernel, without bias; less is better", {"kid": "KID"}),
-    Chart("Inception Score", "how clear and how varied; more is better", {"is": "IS"}),
-    Chart("Score by a classifier", "of the labelled reals; 1 is as good, as varied and as new as reals are",
+    Chart("Throughput", "Images per second of training", {"images_per_sec": "images per second"}),
+    Chart("FID", "Distance of the distributions of fakes and real images; lower is better", {"fid": "FID"}),
+    Chart("KID", "The same by another kernel, without bias; lower is better", {"kid": "KID"}),
+    Chart("Inception Score", "Quality and variety of fakes; higher is better", {"is": "IS"}),
+    Chart("Score by a classifier", "Trained on the labelled real images; 1 means as good as real images",
           {"score_confidence": "confidence", "score_diversity": "diversity", "score_novelty": "novelty"}),
-    Chart("Classes covered", "by the fakes, as a classifier of the labelled reals sees them",
-          {"score_classes": "classes"}),
+    Chart("Classes covered", "By the fakes, according to that classifier", {"score_classes": "classes"}),
 )
 
 
-def drawn(records: Sequence[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(HTML, data) of each chart of which there is something to draw.
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value is finite and can be drawn."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
 
-    The data: {"title", "log", "series": [{"name", "x", "y", "smooth"}]}.
-    """
+
+def draw(records: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The HTML figure of each chart for which there are records."""
     for chart in CHARTS:
-        series = [one for key, name in chart.keys.items() if (one := _series(records, key, name))["x"]]
-        if series:
-            low = min(min(one["y"]) for one in series)
-            far = chart.logarithmic and low > 0 and max(max(one["y"]) for one in series) > 30 * low
-            yield _figure(chart, series), {"title": chart.title, "log": far, "series": series}
+        curves = {label: [(record["step"], record[key]) for record in records if is_number(record.get(key))]
+                  for key, label in chart.keys.items()}
+        curves = {label: points for label, points in curves.items() if points}
+        if not curves:
+            continue
+        figure = pictures.new_figure(figsize=(6.4, 3))
+        axes = figure.add_subplot(xlabel="step", yscale="log" if chart.log and _spans_decades(curves) else "linear")
+        for i, (label, points) in enumerate(curves.items()):
+            pictures.plot_curve(axes, points, label, f"C{i}")
+        pictures.legend_above(axes)
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png")
+        last = ", ".join(f"{label} {page.number(points[-1][1])}" for label, points in curves.items())
+        width, height = (round(side * figure.dpi) for side in figure.get_size_inches())
+        yield (f'<div class="chart"><h3>{chart.title}</h3>'
+               + page.picture(f"{chart.title} by step; last values: {last}", f"{chart.about}. Last values: {last}.",
+                              stream.getvalue(), (width, height)) + "</div>")
 
 
-def _series(records: Sequence[dict[str, Any]], key: str, name: str) -> dict[str, Any]:
-    points = [(record["step"], record[key]) for record in records if is_number(record.get(key))]
-    points.sort(key=lambda point: point[0])
-    smooth = pictures.smooth(np.array([y for _, y in points], float)).tolist()
-    kept = evenly([(x, y, s) for (x, y), s in zip(points, smooth, strict=True)], MOST_POINTS)
-    return {"name": name, **{part: [float(f"{point[i]:.6g}") if i else point[0] for point in kept]
-                             for i, part in enumerate(("x", "y", "smooth"))}}
-
-
-def _figure(chart: Chart, series: list[dict[str, Any]]) -> str:
-    """An empty plot for the script, and a table that says as much without it: the plot's legend and readout."""
-    rows = [(f'<span class="swatch s{i}"></span>{page.text(one["name"])}', page.number(min(one["y"])),
-             page.number(max(one["y"])), page.number(one["y"][-1])) for i, one in enumerate(series)]
-    legend = page.table(f"{chart.title}: values", ["curve", "lowest", "highest", "last"], rows, "legend")
-    return (f'<figure class="chart"><h3>{chart.title}</h3><div class="plot"></div>{legend}'
-            f"<figcaption>{chart.about}</figcaption></figure>")
+def _spans_decades(curves: dict[str, list[tuple[int, float]]]) -> bool:
+    values = [value for points in curves.values() for _, value in points]
+    return min(values) > 0 and math.log10(max(values) / min(values)) > 1.5

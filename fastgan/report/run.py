@@ -1,16 +1,14 @@
-"""A run folder as one page, report.html: pictures over time, curves, plan, certificate, options; while it trains, too.
+"""A run folder as one page, report.html: alerts, pictures over time, curves, metrics, facts and options.
 
-A part that is missing or damaged is said to be, and costs nothing but itself.
+The run may still be training. A file that is missing or damaged is named in its section; the others are shown.
 """
 
 from __future__ import annotations
 
 import io
 import itertools
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timezone
-from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,24 +16,30 @@ from typing import Any
 from fastgan import pictures, presets
 from fastgan.errors import FastganError, first_line
 from fastgan.files import StrPath, replacing
-from fastgan.report import curves, found, page
-from fastgan.trainer import lock, plan_setup
+from fastgan.report import curves, files, page
+from fastgan.report.curves import is_number
+from fastgan.trainer import lock
+from fastgan.trainer.evaluate import FILE as METRICS
+from fastgan.trainer.evaluate import MEANINGS
+from fastgan.trainer.log import read_stats
 from fastgan.trainer.run_files import OPTIONS
 
-NAME = "report.html"
-LOG, CERTIFICATE, METRICS = "stats.jsonl", "certificate.json", "metrics.json"
+NAME, LOG = "report.html", "stats.jsonl"
+MAX_PICTURES = 40
 WALK_SEEDS, WALK_FRAMES, WALK_SIDE = (0, 1, 2, 3), 8, 1056  # the side in pixels, at most
 
 
 def is_run(folder: StrPath) -> bool:
-    """Does any of what a run writes lie there?"""
+    """Whether a folder has any file of a run."""
     folder = Path(folder)
-    return (folder / OPTIONS).exists() or (folder / LOG).exists() or bool(found.fakes(folder))
+    return (folder / OPTIONS).exists() or (folder / LOG).exists() or bool(files.fakes(folder))
 
 
 def write(folder: StrPath, out: StrPath | None = None) -> Path:
-    """The page of the run in `folder`, to `out` or report.html there. Raises `FastganError` where none lies there, or
-    where the page cannot be written."""
+    """Write the page of the run in `folder` to `out`, or to report.html in the folder.
+
+    Raises `FastganError` for a folder without a run, or if the page cannot be written.
+    """
     if not is_run(folder):
         raise FastganError(f"{folder} is no run folder: expected {OPTIONS}, {LOG} or pictures of fakes in it")
     out, folder = Path(out or Path(folder, NAME)), Path(folder)
@@ -47,93 +51,77 @@ def write(folder: StrPath, out: StrPath | None = None) -> Path:
 class _Report:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.charts: list[dict[str, Any]] = []  # what the script draws
-        self.untold: list[str] = []  # trouble that has no section of its own
+        self.records = read_stats(folder / LOG)
+        self.done = self.records[-1]["step"] if self.records else 0
+        self.error = ""  # of the options, which have no section of their own
         try:
-            options = found.json_of(folder / OPTIONS, f"There is no {OPTIONS}")
+            options = files.json_object(folder / OPTIONS, f"There is no {OPTIONS}")
         except FastganError as error:
-            self.untold.append(str(error))
-            options = {}
-        self.config, self.resolved = (part if isinstance(part, dict) else {}
-                                      for part in map(options.get, ("config", "resolved")))
+            self.error, options = page.missing(str(error)), {}
+        self.config, self.resolved = (value if isinstance(value, dict) else {}
+                                      for value in map(options.get, ("config", "resolved")))
 
     def page(self) -> str:
         name = self.folder.resolve().name
         sections: dict[str, Callable[[], str]] = {
             "Alerts": self.alerts, "Samples": self.samples, "Interpolation": self.interpolation, "Curves": self.curves,
-            "Metrics": self.metrics, "Plan": self.plan, "Certificate": self.certificate, "Facts": self.facts,
-            "Options": self.options}
+            "Metrics": self.metrics, "Facts": self.facts, "Options": self.options}
         links = "".join(f'<li><a href="#{title.lower()}">{title}</a></li>' for title in sections)
-        parts = [f'<section id="{title.lower()}">\n<h2>{title}</h2>\n{_attempt(part)}\n</section>'
-                 for title, part in sections.items()]
+        body = [f'<section id="{title.lower()}">\n<h2>{title}</h2>\n{_attempt(section)}\n</section>'
+                for title, section in sections.items()]
         return page.shell(f"{name}: fastgan", "\n".join([
-            f'<header>\n<h1>{page.short(name)}</h1>\n{_attempt(self.summary)}',
-            *(f'<p class="missing">{page.short(words)}</p>' for words in self.untold),
-            f'<nav aria-label="Parts of this page"><ul>{links}</ul></nav>\n</header>', *parts]), self.charts)
-
-    @cached_property
-    def _log(self) -> tuple[list[dict[str, Any]], int]:
-        return found.records(self.folder / LOG)
-
-    @cached_property
-    def _records(self) -> list[dict[str, Any]]:
-        """Of the log, none where it cannot be read."""
-        try:
-            return self._log[0]
-        except FastganError:
-            return []
+            f"<header>\n<h1>{page.short(name)}</h1>\n{_attempt(self.summary)}{self.error}",
+            f'<nav aria-label="Sections of this page"><ul>{links}</ul></nav>\n</header>', *body]))
 
     def summary(self) -> str:
-        """The run in a few numbers, as far as they are known."""
-        records = self._records
-        done, total = records[-1]["step"] if records else 0, self.resolved.get("steps")
-        speeds = [record["images_per_sec"] for record in records if found.is_number(record.get("images_per_sec"))]
-        key = {"preset": page.short(self.config.get("preset", "unknown")),
-               "steps done": f"{done:,.0f}" + (f" of {total:,.0f}" if found.is_number(total) else ""),
-               "images per second": page.number(median(speeds)) if speeds else "unknown",
-               "device": page.short(self.resolved.get("device", "unknown")),
-               "precision": page.short(self.resolved.get("precision", "unknown"))}
-        cards = "".join(f"<div><dt>{what}</dt><dd>{value}</dd></div>" for what, value in key.items())
+        """The run in a few numbers."""
+        total = self.resolved.get("steps")
+        speeds = [record["images_per_sec"] for record in self.records if is_number(record.get("images_per_sec"))]
+        facts = {"preset": page.short(self.config.get("preset", "unknown")),
+                 "steps done": f"{self.done:,.0f}" + (f" of {total:,.0f}" if is_number(total) else ""),
+                 "images per second": page.number(median(speeds)) if speeds else "unknown",
+                 "device": page.short(self.resolved.get("device", "unknown")),
+                 "precision": page.short(self.resolved.get("precision", "unknown"))}
+        cards = "".join(f"<div><dt>{what}</dt><dd>{value}</dd></div>" for what, value in facts.items())
         state = ""
-        if found.is_number(total) and done < total:
-            state = {True: "; the run goes on", False: "; the run was stopped before its end",
-                     None: "; the run goes on, or was stopped"}[lock.held(self.folder)]
+        if is_number(total) and self.done < total:
+            state = {True: "; the run is training", False: "; the run was stopped before its end",
+                     None: "; the run is training, or was stopped"}[lock.is_locked(self.folder)]
         return (f'<dl class="key">{cards}</dl>\n'
                 f'<p class="soft">As of {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC{state}.</p>')
 
     def alerts(self) -> str:
-        told = [(record["step"], words) for record in self._log[0] if isinstance(record.get("alerts"), dict)
-                for words in record["alerts"].values()]
-        broken = [f"step {int(path.stem[9:])} was not finite; state and batch are in {path.name}"
+        lines = [f"step {record['step']:,}: {words}" for record in self.records
+                 for words in record.get("alerts", {}).values()]
+        lines += [f"step {int(path.stem[9:])} was not finite; state and batch are in {path.name}"
                   for path in sorted(self.folder.glob("nonfinite*.pt")) if path.stem[9:].isdecimal()]
-        lines = [f"step {step:,}: {words}" for step, words in told] + broken
         return "\n".join(f'<p class="alert">{page.short(line)}</p>' for line in lines) or "<p>None in the log.</p>"
 
     def samples(self) -> str:
-        """Fakes over time, one at a time where the script runs, beside the reals."""
-        there = found.fakes(self.folder)
-        good, bad = _pictures(found.evenly(there, found.MOST_PICTURES))
-        if len(there) > found.MOST_PICTURES:
-            bad.append(f"{len(there)} pictures lie there; {found.MOST_PICTURES} of them, evenly chosen, are shown.")
-        what = self._what_a_picture_shows()
+        """Fakes over time, one at a time if the script runs, beside real images."""
+        paths = files.fakes(self.folder)
+        shown, errors = _pictures(_evenly(paths, MAX_PICTURES))
+        if len(paths) > MAX_PICTURES:
+            errors.append(f"{MAX_PICTURES} of {len(paths)} pictures, evenly chosen, are shown.")
+        what = self._contents()
         figures = [page.picture(f"{what} {_when(one.step)}", f"{what} {_when(one.step)}", one.png, one.size,
-                                f'data-said="step {one.step:,}"') for one in good]
+                                f'data-step="{one.step:,}"') for one in shown]
+        last = len(shown) - 1
         slider = (f'<p class="slider" hidden><label for="step">Step</label><input type="range" id="step" min="0" '
-                  f'max="{len(good) - 1}" value="{len(good) - 1}"><output for="step" aria-live="polite"></output></p>')
-        reals, without = _pictures([(0, self.folder / "reals.png")])
+                  f'max="{last}" value="{last}"><output for="step" aria-live="polite"></output></p>')
+        reals, missing = _pictures([(0, self.folder / "reals.png")])
         figures += [page.picture("Real data, for comparison", "Real data", one.png, one.size) for one in reals]
-        kind = ' class="slides"' if good else ""  # what the script puts under the slider
-        return (f'<div{kind}>{slider if good else ""}<div class="pair">{"".join(figures)}</div></div>'
-                + "".join(f'<p class="missing">{page.text(words)}</p>'
-                          for words in bad + without + ["No pictures of fakes yet."] * (not there)))
+        kind = ' class="slides"' if shown else ""
+        return (f'<div{kind}>{slider if shown else ""}<div class="pair">{"".join(figures)}</div></div>'
+                + "".join(map(page.missing, errors + missing + ["No pictures of fakes yet."] * (not paths))))
 
-    def _what_a_picture_shows(self) -> str:
+    def _contents(self) -> str:
         if self.resolved.get("shape") == [2]:
             return "Generated points beside real ones"
         if self.config.get("pictures") == "side-by-side":
             return "Generated images beside real ones"
         count = self.config.get("grid")
-        return f"{count} images from the same latents" if found.is_number(count) else "Images from the same latents"
+        return f"{count} images from the same latents" if is_number(count) else "Images from the same latents"
 
     def interpolation(self) -> str:
         import torch
@@ -143,101 +131,59 @@ class _Report:
 
         source = Pretrained.load(self.folder)
         if len(source.shape) == 1:
-            return "<p>This generator makes points, between which there is nothing to see.</p>"
+            return "<p>This generator makes points, not images.</p>"
         z = source.noise.walk(WALK_SEEDS, WALK_FRAMES)
         labels = torch.zeros(len(z), dtype=torch.long) if source.classes else None
-        strip = pictures.grid(to_uint8(source.draw(z, labels), source.unit_range), WALK_FRAMES)
-        strip.thumbnail((WALK_SIDE, WALK_SIDE))
+        grid = pictures.grid(to_uint8(source.draw(z, labels), source.unit_range), WALK_FRAMES)
+        grid.thumbnail((WALK_SIDE, WALK_SIDE))
         stream = io.BytesIO()
-        strip.save(stream, "PNG")
+        grid.save(stream, "PNG")
         rows = ", ".join(f"{a} to {b}" for a, b in itertools.pairwise(WALK_SEEDS))
         name = f", class {source.classes[0]}" if source.classes else ""
         alt = f"{len(WALK_SEEDS) - 1} rows of {WALK_FRAMES} images; each row goes from one latent to the next"
-        caption = f"From seed to seed in {WALK_FRAMES} images, a row each: {rows}{name}"
-        return page.picture(alt, caption, stream.getvalue(), strip.size)
+        caption = f"From seed to seed in {WALK_FRAMES} images, one row each: {rows}{name}"
+        return page.picture(alt, caption, stream.getvalue(), grid.size)
 
     def curves(self) -> str:
-        records, bad = self._log
-        drawn = list(curves.drawn(records))
-        self.charts += [data for _, data in drawn]
-        note = f'<p class="missing">{bad} lines of {LOG} cannot be read and are left out.</p>' if bad else ""
-        if not drawn:
-            return f"{note}<p>The log has no curves yet.</p>"
-        return (f'{note}<p class="soft">Thin lines are the records, thick ones their running median. A pointer over a '
-                f"plot, or the arrow keys within it, choose a step, whose values stand below it.</p>\n"
-                f'<div class="charts">{"".join(figure for figure, _ in drawn)}</div>')
+        figures = "".join(curves.draw(self.records))
+        if not figures:
+            raise FastganError("The log has no curves yet." if (self.folder / LOG).exists() else f"There is no {LOG}")
+        return ('<p class="soft">Thin lines are the records, thick ones their running median.</p>\n'
+                f'<div class="charts">{figures}</div>')
 
     def metrics(self) -> str:
-        """What `fastgan evaluate` found, or else the last numbers in the log."""
-        if not (self.folder / METRICS).exists() and (logged := self._logged_metrics()):
-            return logged
-        told = found.json_of(self.folder / METRICS, f"There is no {METRICS}: the run was not evaluated.")
-        measured = told.get("measured", [told])  # one measurement, as it was written before there were several
-        return "\n".join(map(self._measured, measured))
+        """The results of `fastgan evaluate`, or else the last values in the log."""
+        last = next((record for record in reversed(self.records) if record.keys() & MEANINGS.keys()), None)
+        if not (self.folder / METRICS).exists() and last is not None:
+            rows = [(page.short(name), _value(last[name])) for name in MEANINGS if name in last]
+            return (f"<p>There is no {METRICS}; the log has, of step {last['step']:,}:</p>"
+                    + page.table("Metrics", ["metric", "fakes"], rows))
+        content = files.json_object(self.folder / METRICS, f"There is no {METRICS}: the run was not evaluated.")
+        return "\n".join(map(self._measured, content.get("measured", [content])))  # old files have one result
 
-    def _logged_metrics(self) -> str:
-        from fastgan.trainer.evaluate import MEANINGS
-
-        last = next((record for record in reversed(self._records) if record.keys() & MEANINGS.keys()), None)
-        if last is None:
-            return ""
-        rows = [(page.short(name), _value(last[name])) for name in MEANINGS if name in last]
-        return (f"<p>There is no {METRICS}; the log has, of step {last['step']:,}:</p>"
-                + page.table("Metrics", ["metric", "fakes"], rows))
-
-    def _measured(self, told: dict[str, Any]) -> str:
-        fakes, reals = (part if isinstance(part, dict) else {} for part in map(told.get, ("fakes", "reals")))
+    def _measured(self, result: dict[str, Any]) -> str:
+        fakes, reals = (value if isinstance(value, dict) else {} for value in map(result.get, ("fakes", "reals")))
         rows = [(page.short(name), _value(fakes.get(name)), _value(reals.get(name)))
                 for name in dict.fromkeys([*fakes, *reals])]
         if not rows:
             raise FastganError(f"{METRICS} cannot be read: no metrics are in it")
-        step, done = told.get("step"), self._records[-1]["step"] if self._records else 0
-        when = f", after step {step:,}, {told.get('date')}" if found.is_number(step) else ", after an unknown step"
-        old = f'<p class="missing">Not of the run as it is: it has gone on to step {done:,}.</p>'
-        against = page.short(f"{told.get('data', 'unknown data')}{when}")
-        return (f"<p>{_value(told.get('images'))} fakes against {against}</p>"
-                + (old if found.is_number(step) and step < done else "")
+        step = result.get("step")
+        when = f", after step {step:,}, {result.get('date')}" if is_number(step) else ", after an unknown step"
+        old = page.missing(f"The run has since trained to step {self.done:,}.")
+        against = page.short(f"{result.get('data', 'unknown data')}{when}")
+        return (f"<p>{_value(result.get('images'))} fakes against {against}</p>"
+                + (old if is_number(step) and step < self.done else "")
                 + page.table("Metrics", ["metric", "fakes", "reals"], rows))
 
-    def plan(self) -> str:
-        """The engine of each pass, the time of each candidate, and the time of a whole step under each engine."""
-        missing = f"There is no {plan_setup.FILE}; engine: {self.resolved.get('engine', 'unknown')}"
-        told = found.json_of(self.folder / plan_setup.FILE, missing)
-        problems, engine = told["problems"], told["engine"]
-        counts = Counter(str(row["choice"]) for row in problems)
-        step = sorted(told["step"].items(), key=lambda item: item[1])
-        worth = "; ms of a step: " + ", ".join(f"{name} {1e3 * took:.1f}" for name, took in step) if step else ""
-        verdict = ", ".join(f"{name} {count}" for name, count in counts.most_common()) + f" of {len(problems)} passes"
-        chosen = verdict if engine == "plan" else f"{engine}, which is faster as a whole than: {verdict}"
-        table = page.table("Plan", ["pass", "engine", "ms", "ms of eager PyTorch"], map(_pass, problems))
-        return (f"<p>{page.short(f'{chosen}{worth}')}</p>" + page.folded(f"All {len(problems)} passes", table)
-                + page.folded("Where it was made", _facts("Machine of the plan", told.get("machine", {}))))
-
-    def certificate(self) -> str:
-        from fastgan.verify.table import verdict
-
-        preset = self.config.get("preset", "NAME")
-        told = found.json_of(self.folder / CERTIFICATE,
-                             f"There is no {CERTIFICATE}; it is made by: fastgan verify --preset {preset} --out "
-                             f"{self.folder / CERTIFICATE}")
-        rows = [*told["steps"], *told["operations"]]
-        table = page.table("Certificate", ["what", "engine", "precision", "worst quantity", "ours", "eager", "allowed",
-                                           "verdict"], map(_check, rows), "words")
-        mark = "good" if told["passed"] is True else "bad"
-        machine = told["machine"].get("device", "unknown")
-        return (f'<p class="{mark}">{page.short(verdict(told))}</p><p>{page.short(told["preset"])}, batch '
-                f"{page.short(told['batch'])}, on {page.short(machine)}: distances from float64, relative</p>"
-                + page.folded(f"All {len(rows)} checks", table))
-
     def facts(self) -> str:
-        """What was found out when the run began, without what is empty; the plan has a section of its own."""
+        """The facts that were determined when the run began, without empty ones."""
         if not self.resolved:
-            return '<p class="missing">Not known.</p>'
-        return _facts("Facts", {key: value for key, value in self.resolved.items() if key != "plan" and value != []})
+            return page.missing("Not known.")
+        return _facts("Facts", {key: value for key, value in self.resolved.items() if value not in ("", [])})
 
     def options(self) -> str:
         if not self.config:
-            return '<p class="missing">Not known.</p>'
+            return page.missing("Not known.")
         try:
             usual = presets.get(str(self.config.get("preset"))).flat()
         except FastganError:
@@ -249,62 +195,47 @@ class _Report:
                 + page.folded(f"All {len(self.config)} options", _facts("Options", self.config)))
 
 
-def _attempt(part: Callable[[], str]) -> str:
-    """A part of the page, or why there is none."""
+def _attempt(section: Callable[[], str]) -> str:
+    """A section, or the reason why there is none."""
     try:
-        return part()
+        return section()
     except FastganError as error:
-        reason = str(error)
-    except Exception as error:  # what others have written into the folder fails in many ways
-        reason = f"This part cannot be shown: {type(error).__name__}: {first_line(error)}"
-    return f'<p class="missing">{page.short(reason)}</p>'
+        return page.missing(str(error))
+    except Exception as error:  # files of other programs raise many types
+        return page.missing(f"This section cannot be shown: {type(error).__name__}: {first_line(error)}")
 
 
-def _pictures(paths: list[tuple[int, Path]]) -> tuple[list[found.Picture], list[str]]:
-    """Those that are whole, and words on the others."""
-    good, bad = [], []
+def _evenly(items: list[Any], count: int) -> list[Any]:
+    """At most `count` of them, with the first and the last."""
+    return items if len(items) <= count else [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
+
+
+def _pictures(paths: list[tuple[int, Path]]) -> tuple[list[files.Picture], list[str]]:
+    """The pictures that can be shown, and the errors of the others."""
+    shown, errors = [], []
     for step, path in paths:
         try:
-            good.append(found.picture(path, step))
+            shown.append(files.picture(path, step))
         except FastganError as error:
-            bad.append(str(error))
-    return good, bad
+            errors.append(str(error))
+    return shown, errors
 
 
 def _when(step: int) -> str:
     return f"after step {step:,}" if step else "before the first step"
 
 
-def _facts(about: str, told: dict[str, Any]) -> str:
-    rows = ((page.short(key), page.short(_words(value))) for key, value in told.items())
+def _facts(about: str, values: dict[str, Any]) -> str:
+    rows = ((page.short(key), page.short(_flat(value))) for key, value in values.items())
     return page.table(about, ["name", "value"], rows, "words")
 
 
-def _words(value: object) -> object:
-    """What is in lists and objects, without their brackets."""
+def _flat(value: object) -> object:
+    """Lists and objects without their brackets."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {part}" for key, part in value.items())
     return ", ".join(map(str, value)) or "none" if isinstance(value, list) else value
 
 
 def _value(value: object) -> str:
-    return page.number(value) if found.is_number(value) else page.short("" if value is None else value)
-
-
-def _pass(row: dict[str, Any]) -> Iterator[str]:
-    from fastgan.ops.tuning import Problem
-
-    yield page.short(" ".join(Problem.from_json(row["problem"]).words().split()))
-    yield page.short(row["choice"])
-    for name in (row["choice"], "reference"):
-        seconds = row["trials"].get(name, {}).get("seconds")
-        yield f"{1e3 * seconds:.3f}" if found.is_number(seconds) else ""
-
-
-def _check(row: dict[str, Any]) -> Iterator[str]:
-    quantities = row["quantities"]
-    one = quantities.get(row["worst"]) or {}
-    yield from (page.short(row[key]) for key in ("what", "engine", "precision"))
-    yield page.short(row["error"] or row["worst"])
-    yield from (f"{one[key]:.1e}" if found.is_number(one.get(key)) else "" for key in ("ours", "eager", "allowed"))
-    yield '<span class="good">pass</span>' if row["passed"] is True else '<span class="bad">FAIL</span>'
+    return page.number(value) if is_number(value) else page.short("" if value is None else value)

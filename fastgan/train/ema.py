@@ -12,7 +12,7 @@ class EMA:
     """average += (1 - decay_t) * (live - average), for parameters.
 
     decay_t = min(decay, (1 + t) / (10 + t)) after t updates, so that the average forgets its random start; t lives on
-    the device. Buffers (running statistics) are those of the live network: `module` copies them when it is asked for.
+    the device. Buffers (running statistics) are those of the live network: `module` copies them.
 
     Args:
         foreach: a few kernels for all parameters together; else one after the other.
@@ -48,5 +48,5 @@ class EMA:
         self.updates += 1 - skip
 
     def tensors(self) -> list[Tensor]:
-        """All that an update changes."""
+        """The tensors that an update changes."""
         return [self.updates, *self._average]

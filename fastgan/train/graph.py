@@ -1,4 +1,4 @@
-"""The training step as one CUDA graph: the host only says "again", and everything else is on the device.
+"""The training step as one CUDA graph: the host only replays it, and everything else is on the device.
 
 A graph repeats the kernels of one call with the addresses and numbers they had. So the first call of each phase
 
@@ -6,17 +6,16 @@ A graph repeats the kernels of one call with the addresses and numbers they had.
     captures    one run on that stream, which computes nothing
     checks      three replays against three runs, from the same state, and puts back what they changed
 
-and only then makes the step that counts, by a replay. What cannot be captured, or does not agree, is trained eagerly,
-as if it had never been tried; the reason is said once.
+and only then makes the step that counts, by a replay. A step that cannot be captured, or whose replays differ, runs
+eagerly, as if a capture had never been tried; the reason is logged once.
 """
 
 from __future__ import annotations
 
-import gc
+import logging
 import traceback
-import warnings
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Hashable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -24,11 +23,12 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError, first_line
-from fastgan.train import distributed
-from fastgan.train.host import say
+from fastgan.train.capture import collector_stopped, waiting_is_an_error
+from fastgan.train.processes import SingleProcess
 from fastgan.train.snapshot import Snapshot, distance
 
-cuda: Any = torch.cuda  # all that is asked of CUDA goes through this name
+cuda: Any = torch.cuda  # every call of CUDA goes through this name
+logger = logging.getLogger("fastgan")
 RUNS = 3  # to warm up, and on each side of the check
 
 
@@ -62,14 +62,21 @@ class _Captured(NamedTuple):
 class GraphedStep:
     """Called like the step, and computes what it computes; each phase of it is one CUDA graph.
 
-    `inputs` are the static tensors that the graphs read, there after the first call: whoever fills them, in the order
-    of the current stream, and passes them spares a copy. `failure` says why training goes on eagerly; "" while graphs
-    are in use. Between two calls the step's state may be read, and changed in place; when tensors of it were replaced,
-    or parameters of a `GANStep` frozen or unfrozen, the graphs are captured again.
+    Between two calls the step's state may be read, and changed in place; when tensors of it were replaced, or
+    parameters of a `GANStep` frozen or unfrozen, the graphs are captured again.
+
+    Args:
+        step: a `GANStep`, or another step with the methods of `Capturable`.
+        processes: the processes that share each batch, when there are several: all run eagerly where one must.
+
+    Attributes:
+        inputs: the static tensors that the graphs read, from the first call on. A caller that fills them, in the order
+            of the current stream, and passes them saves a copy.
+        failure: why steps are eager; "" while graphs are in use.
     """
 
-    def __init__(self, step: Capturable) -> None:
-        self.step = step
+    def __init__(self, step: Capturable, processes: SingleProcess | None = None) -> None:
+        self.step, self._processes = step, processes or SingleProcess()
         self.inputs: tuple[Tensor, ...] = ()
         self.failure = ""
         self._captured: dict[Hashable, _Captured] = {}
@@ -165,14 +172,14 @@ class GraphedStep:
         return not self.failure
 
     def _fail_with_others(self) -> None:
-        reason = next(filter(None, distributed.everyones(self.failure)), "")
+        reason = next(filter(None, self._processes.gather(self.failure)), "")
         if reason and not self.failure:
             self._go_on_eagerly(f"another process cannot: {reason}")
 
     def _go_on_eagerly(self, reason: str) -> None:
         self.failure = reason
         self._drop()
-        say(f"training goes on without CUDA graphs: {reason}")
+        logger.warning(f"training goes on without CUDA graphs: {reason}")
 
     def _put_back(self, before: Snapshot) -> None:
         try:
@@ -193,7 +200,7 @@ class GraphedStep:
             with cuda.stream(self._side):
                 for _ in range(RUNS - 1):
                     self.step.run(phase, *self.inputs)
-                with _waiting_is_an_error():
+                with waiting_is_an_error(cuda):
                     self.step.run(phase, *self.inputs)
         finally:
             main.wait_stream(self._side)  # which puts the state back
@@ -203,12 +210,12 @@ class GraphedStep:
         graph, cause = cuda.CUDAGraph(), None
         try:
             # torch.cuda.graph leaves its stream current where the end of a capture fails; the outer block does not
-            with _collector_stopped(), cuda.stream(self._side), cuda.graph(
+            with collector_stopped(), cuda.stream(self._side), cuda.graph(
                     graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"):
                 try:
                     outputs = self.step.run(phase, *self.inputs)
                 except Exception as error:
-                    cause = error  # the end of the capture will fail too, and say less
+                    cause = error  # the end of the capture fails too, with a message that hides this one
                     raise
         except Exception as error:
             with suppress(RuntimeError):
@@ -240,7 +247,7 @@ class GraphedStep:
         if self._moved and self._calls <= 1:
             self._go_on_eagerly("the step's state moves in memory from call to call")
         else:
-            say("the step's state has moved in memory; capturing its CUDA graphs again")
+            logger.warning("the step's state has moved in memory; capturing its CUDA graphs again")
         self._moved, self._calls = True, 0
 
     def _drop(self) -> None:
@@ -284,32 +291,3 @@ def _reason(error: Exception) -> str:
         return first_line(error)
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{first_line(error)} ({type(error).__name__} at {Path(place.filename).name}:{place.lineno})"
-
-
-@contextmanager
-def _waiting_is_an_error() -> Iterator[None]:
-    """Find a wait for the device while it is harmless: in a capture it would leave generator and allocator behind."""
-    if not hasattr(cuda, "set_sync_debug_mode"):
-        yield
-        return
-    mode = cuda.get_sync_debug_mode()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch calls this mode a prototype
-        cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        cuda.set_sync_debug_mode(mode)
-
-
-@contextmanager
-def _collector_stopped() -> Iterator[None]:
-    """Python's collector could free a graph or an event in the middle of a capture, which CUDA does not allow."""
-    gc.collect()
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

@@ -22,7 +22,7 @@ class LossScale:
         return self._scaler.scale(loss)
 
     def begin(self) -> None:
-        """Forget what a step that was broken off has divided: no `update` came after it."""
+        """Reset what an interrupted step has unscaled, as no `update` came after it."""
         if self.enabled:
             self._scaler._per_optimizer_states.clear()  # no public way: `update` clears them too, and changes the scale
 
@@ -35,7 +35,7 @@ class LossScale:
         self._scaler.update()
 
     def tensors(self) -> list[Tensor]:
-        """All that `update` changes."""
+        """The tensors that `update` changes."""
         # no public way to them; its state_dict reads them on the host
         return [self._scaler._scale, self._scaler._growth_tracker] if self.enabled else []  # type: ignore[list-item]
 

@@ -20,47 +20,47 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastgan import ops
-from fastgan.data.part import WHOLE, Part
+from fastgan.data.order import WHOLE, Shard
 
-Told = tuple[Tensor, Tensor]  # a loss, and how real the images looked on average: scalars
+LossAndScore = tuple[Tensor, Tensor]  # scalars: a loss, and the mean probability, or logit, that images are real
 
 
 class Loss(NamedTuple):
     """The objectives, each on the logits of one half of what a discriminator sees; its loss is `real` + `fake`."""
 
-    real: Callable[..., Told]  # (logits, smoothing=0, impl="auto")
-    fake: Callable[..., Told]  # (logits, impl="auto")
+    real: Callable[..., LossAndScore]  # (logits, smoothing=0, impl="auto")
+    fake: Callable[..., LossAndScore]  # (logits, impl="auto")
     generator: Callable[..., Tensor]  # (logits of fakes, impl="auto") -> ()
-    score: Callable[[Tensor], Tensor] = lambda logits: logits  # logits -> (N,), what R1 holds flat
+    score: Callable[[Tensor], Tensor] = lambda logits: logits  # logits -> (N,), whose gradient R1 penalises
 
 
-def _logistic(logits: Tensor, target: float, impl: str) -> Told:
+def _logistic(logits: Tensor, target: float, impl: str) -> LossAndScore:
     loss, probability = ops.logistic_loss(logits, (target,), impl=impl)
     return loss.view(()), probability.view(())  # not [0], whose gradient fills and copies
 
 
-def _real(logits: Tensor, smoothing: float = 0.0, impl: str = "auto") -> Told:
+def _real(logits: Tensor, smoothing: float = 0.0, impl: str = "auto") -> LossAndScore:
     return _logistic(logits, 1 - smoothing, impl)
 
 
-def _fake(logits: Tensor, impl: str = "auto") -> Told:
+def _fake(logits: Tensor, impl: str = "auto") -> LossAndScore:
     return _logistic(logits, 0.0, impl)
 
 
-def _class(logits: Tensor, label: int) -> Told:
+def _class(logits: Tensor, label: int) -> LossAndScore:
     target = torch.full_like(logits[:, 0], label, dtype=torch.long)
     return F.cross_entropy(logits, target), logits.detach().softmax(1)[:, 1].mean()
 
 
-def _score(loss: Tensor, logits: Tensor) -> Told:
+def _score(loss: Tensor, logits: Tensor) -> LossAndScore:
     return loss, logits.detach().mean()
 
 
-def _sigmoid(loss: Tensor, logits: Tensor) -> Told:
+def _sigmoid(loss: Tensor, logits: Tensor) -> LossAndScore:
     return loss, torch.sigmoid(logits.detach()).mean()
 
 
-# what smoothing and kernels there are is the logistic loss's
+# only the logistic losses have smoothing and kernels
 LOSSES = {
     "bce": Loss(_real, _fake, lambda x, impl="auto": _logistic(x, 1.0, impl)[0]),
     "minimax": Loss(_real, _fake, lambda x, impl="auto": -_logistic(x, 0.0, impl)[0]),
@@ -75,11 +75,11 @@ LOSSES = {
 
 
 def gradient_penalty(discriminator: Callable[..., Tensor], real: Tensor, fake: Tensor,
-                     labels: tuple[Tensor, ...], part: Part = WHOLE) -> Tensor:
+                     labels: tuple[Tensor, ...], shard: Shard = WHOLE) -> Tensor:
     """E[(|grad D(x)| - 1)^2] at points drawn uniformly between real (N, ...) and fake (N, ...), which
-    are a `part` of a batch; a scalar."""
-    count = len(real) * part.of
-    mix = part.take(torch.rand(count, *[1] * (real.dim() - 1), device=real.device, dtype=real.dtype))
+    are a `shard` of a batch; a scalar."""
+    count = len(real) * shard.of
+    mix = shard.take(torch.rand(count, *[1] * (real.dim() - 1), device=real.device, dtype=real.dtype))
     between = torch.lerp(real, fake, mix).requires_grad_()
     (slope,) = torch.autograd.grad(discriminator(between, *labels).sum(), between, create_graph=True)
     return (slope.flatten(1).norm(dim=1) - 1).square().mean()

@@ -1,4 +1,4 @@
-"""What a step tells of itself, kept on the device until the host has time: the last K steps, a row each."""
+"""The metrics of the last K steps, kept on the device until the host reads them: a row for each step."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from torch import Tensor
 FIELDS = ("loss_d", "loss_g", "d_real", "d_fake", "grad_norm_d", "grad_norm_g", "diversity", "finite")
 
 
-class Ring:
-    """Rows of `FIELDS`, float32 (K, F); step t (counted from 0) writes row t mod K. Not computed in a step: NaN."""
+class MetricsBuffer:
+    """Rows of `FIELDS`, float32 (K, F); step t, counted from 0, writes row t mod K. NaN: not computed in that step."""
 
     def __init__(self, rows: int, device: torch.device) -> None:
         self.rows = torch.full((rows, len(FIELDS)), torch.nan, dtype=torch.float32, device=device)
         self._nan = torch.full((), torch.nan, dtype=torch.float32, device=device)
 
-    def write(self, t: Tensor, record: dict[str, Tensor]) -> None:
-        """Write the scalars of `record` as step t (), an int64 on the device."""
-        row = torch.stack([record.get(name, self._nan).float() for name in FIELDS])
+    def write(self, t: Tensor, metrics: dict[str, Tensor]) -> None:
+        """Write scalars as those of step t (), an int64 on the device."""
+        row = torch.stack([metrics.get(name, self._nan).float() for name in FIELDS])
         self.rows.index_copy_(0, (t % len(self.rows)).view(1), row[None])
 
     def read(self, start: int, stop: int) -> list[dict[str, float]]:

@@ -1,12 +1,12 @@
-"""Adam on the device: its learning rate and its count are tensors there, so that a captured step can go on with them.
+"""Adam on the device: its learning rate and step counts are tensors, so that a captured step can change them.
 
     PyTorch              p -= lr * (m / c1) / (sqrt(v / c2) + eps)
     TensorFlow, MXNet    p -= lr * sqrt(c2) / c1 * m / (sqrt(v) + eps)
 
 with c1 = 1 - beta1^t and c2 = 1 - beta2^t; Kingma and Ba (2015, section 2) call the second epsilon "hat". PyTorch's
-fused kernel computes both: told that t is infinite it corrects nothing, and the correction goes into the learning rate.
+fused kernel computes both: with an infinite t it corrects nothing, and the correction goes into the learning rate.
 
-An update is skipped, without asking the host, where `found_inf` holds 1.
+An update is skipped, without a decision on the host, where `found_inf` is 1.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class DeviceAdam(Adam):
     all share one count, as in TensorFlow. Moments exist for parameters that require gradients, from when they first do.
 
     Args:
-        lr: of a constant schedule. hat: where epsilon stands, see above.
+        lr: of a constant schedule. hat: which epsilon, see above.
         fused: one kernel for all parameters; else the formula, parameter by parameter (the definition).
 
     Attributes:

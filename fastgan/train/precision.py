@@ -25,9 +25,9 @@ def choose(name: str, device: torch.device) -> str:
     if name == "auto":
         return "bf16" if tensor_cores else "fp32"
     if name not in PRECISIONS:
-        raise FastganError(f"--precision {name}: expected auto, {', '.join(PRECISIONS)}")
+        raise FastganError(f"precision {name}: expected auto, {', '.join(PRECISIONS)}")
     if name == "tf32" and not tensor_cores:
-        raise FastganError(f"--precision tf32 on {device}: expected an NVIDIA GPU, sm_80 or newer; or fp32")
+        raise FastganError(f"precision tf32 on {device}: expected an NVIDIA GPU, sm_80 or newer; or fp32")
     return name
 
 

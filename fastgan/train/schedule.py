@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastgan.config import TrainConfig
+from fastgan.train.optim import DeviceAdam
 
 
 def factor(config: TrainConfig, t: Tensor, total: Tensor) -> Tensor:
@@ -24,11 +25,15 @@ def factor(config: TrainConfig, t: Tensor, total: Tensor) -> Tensor:
     """
     wide = torch.float32 if t.device.type == "mps" else torch.float64
     t, total = t.to(wide), total.to(wide)
-    part = (t / total).clamp(max=1)
-    decay = {"constant": lambda: torch.ones_like(t), "linear": lambda: 1 - part,
-             "cosine": lambda: (1 + torch.cos(math.pi * part)) / 2}[config.lr_schedule]()
+    progress = (t / total).clamp(max=1)
+    decay = {"constant": lambda: torch.ones_like(t), "linear": lambda: 1 - progress,
+             "cosine": lambda: (1 + torch.cos(math.pi * progress)) / 2}[config.lr_schedule]()
     return decay * ((t + 1) / config.lr_warmup).clamp(max=1) if config.lr_warmup else decay
 
 
-def is_constant(config: TrainConfig) -> bool:
-    return config.lr_schedule == "constant" and not config.lr_warmup
+def apply(config: TrainConfig, t: Tensor, total: Tensor, optimizers: list[DeviceAdam]) -> None:
+    """Set the learning rates of step t; those of a constant schedule never change."""
+    if config.lr_schedule != "constant" or config.lr_warmup:
+        scale = factor(config, t, total)
+        for adam in optimizers:
+            adam.rate.copy_(scale * adam.defaults["lr"])

@@ -1,4 +1,4 @@
-"""A training step's state, kept to be put back, and how far apart three of them are."""
+"""A copy of a training step's state, to restore it, and how far apart such states are."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastgan.errors import FastganError
 class Snapshot:
     """Copies of all tensors of `state()` and of every random state that a step could draw from, host's and device's.
 
-    `cuda` is torch.cuda, or what stands in for it.
+    `cuda` is torch.cuda, or a substitute for it.
     """
 
     def __init__(self, state: Callable[[], list[Tensor]], device: torch.device, cuda: Any) -> None:
@@ -62,7 +62,7 @@ def _relative(start: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """() float32"""
     if not left.is_floating_point():
         return torch.where((left != right).any(), torch.inf, 0.0)
-    # NaN: what a row of the ring does not hold
+    # NaN: a metric that was not computed in a step
     apart, moved = _rms(left, right), _rms(*(torch.where(t.isnan(), 0, t) for t in (left, start)))
     return torch.where(moved > 0, apart / moved, (apart != 0).float()).float()
 

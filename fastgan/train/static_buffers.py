@@ -1,7 +1,7 @@
-"""What a step was given, in tensors that stay where they are: a captured step reads and writes the same ones each time.
+"""The inputs of a step in tensors at fixed addresses: a captured step reads and writes the same ones each time.
 
-Once a step has gone wrong (`halted`), what it was given is held: later calls do that step again, until the host looks.
-So the batch and the noise that broke it can still be seen, however late it does.
+After a step that was not finite (`halted`) its inputs stay: later calls repeat that step until the host reads the
+metrics. The batch and the noise that caused it can then still be examined.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 
-class Held:
-    """The noise, images and labels of one step on N real images.
+class StaticBuffers:
+    """The noise, images and labels of a step on N real images.
 
     Attributes:
         z: (N, nz), of the discriminator's update. z_fresh: (N, nz), of the generator's where it draws its own.
-        images: (2 N, C, H, W) or (2 N, 2), of `dtype`: both halves as the discriminator sees them.
-        labels: (2 N,), the same for both halves; None without.
+        images: (2 N, C, H, W) or (2 N, 2), of `dtype`: both halves as the discriminator takes them.
+        real, fake: (N, ...), the halves. labels: (2 N,), the same for both halves; None without.
     """
 
     def __init__(self, nz: int, real: Tensor, labels: Tensor | None, real_first: bool,
                  dtype: torch.dtype, channels_last: bool = True) -> None:
-        count = len(real)
+        self.real_first, count = real_first, len(real)
         self.z, self.z_fresh = real.new_zeros(count, nz), real.new_zeros(count, nz)
         layout = torch.channels_last if channels_last and real.dim() == 4 else torch.contiguous_format
         self.images = torch.zeros((2 * count, *real.shape[1:]), dtype=dtype, device=real.device).to(
@@ -30,14 +30,23 @@ class Held:
         first, second = self.images.split(count)
         self.real, self.fake = (first, second) if real_first else (second, first)
 
-    def given(self) -> tuple[Tensor, ...]:
-        """Labels of one half, as the networks take them."""
+    @property
+    def condition(self) -> tuple[Tensor, ...]:
+        """The networks' arguments beside noise or images: the labels of one half, or nothing."""
         return () if self.labels is None else (self.labels[: len(self.real)],)
 
+    def diversity(self) -> Tensor:
+        """The mean standard deviation of pixels over a batch, that of the fakes divided by that of the reals: ()."""
+        halves = self.images.unflatten(0, (2, -1))  # [2, N, ...]
+        first, second = halves.std(1, correction=0).flatten(1).mean(1, dtype=self.z.dtype)
+        real, fake = (first, second) if self.real_first else (second, first)
+        return fake / real.clamp(min=1e-8)
+
     def tensors(self) -> list[Tensor]:
+        """All buffers."""
         return [self.z, self.z_fresh, self.images, *([] if self.labels is None else [self.labels])]
 
 
-def keep(mine: Tensor, new: Tensor, held: Tensor) -> None:
-    """Put `new` in the place of `mine`, in its dtype, but not where `held` (), a truth value, is true."""
-    torch.where(held, mine, new.to(mine.dtype), out=mine)
+def copy_unless(halted: Tensor, target: Tensor, source: Tensor) -> None:
+    """Copy `source` to `target`, in its dtype, unless `halted` (), a bool on the device, is true."""
+    torch.where(halted, target, source.to(target.dtype), out=target)

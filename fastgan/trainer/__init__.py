@@ -1,5 +1,20 @@
-"""Training runs: the loop, its checkpoints, logs and measurements, and what a run folder holds."""
+"""Training runs: the loop, its checkpoints, logs and metrics, and the files of a run folder."""
 
-from fastgan.trainer.loop import Trainer
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastgan.trainer.trainer import Trainer
 
 __all__ = ["Trainer"]
+
+if not TYPE_CHECKING:  # a type checker sees the import above, and unknown names as errors
+
+    def __getattr__(name: str) -> object:
+        """`Trainer` on first use: the command line reads run folders without importing torch."""
+        if name == "Trainer":
+            from fastgan.trainer.trainer import Trainer
+
+            return Trainer
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

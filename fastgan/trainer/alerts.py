@@ -1,12 +1,12 @@
-"""What goes wrong in a run that goes on all the same, in plain words, from the records of its log alone.
+"""Alerts: faults of a run whose losses are finite, detected from the records of its log alone.
 
     discriminator won    d_real > 0.98 and d_fake < 0.02 in nine of ten records of 300 steps, and loss_g not falling;
-                         for hinge, which asks no more of D than logits of 1 and -1: loss_d < 0.02 instead; not for
-                         wgan-gp and least squares, whose best D still tells G where to go
-    mode collapse        diversity, over 100 steps, below half of what it was at its best (0.5 at least); or, over 500
-                         steps, below a fifth of the reals'
+                         for hinge, whose loss is 0 from logits of 1 and -1 on: loss_d < 0.02 instead; not for
+                         wgan-gp and least squares, whose gradients for G do not vanish with the best D
+    mode collapse        median diversity over 100 steps below half of its maximum, when that is 0.5 or more; or, over
+                         500 steps, below 0.2
 
-The first steps of a healthy run look like both, for a hundred steps or two: hence so many. Medians, as batches differ.
+The windows are long because the first one or two hundred steps of a healthy run show the same.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ from collections.abc import Iterable
 from statistics import median
 from typing import Any
 
-FEWEST = 10  # records, however far apart they are
-LONGEST = 500  # steps that any rule looks back
+MIN_RECORDS = 10  # in a window, however far apart they are
+MAX_STEPS = 500  # of the longest window
 
 
 class Alerts:
-    """Told every record of a run in turn, those from before a resume first; each alert comes once."""
+    """Takes every record of a run in turn, those from before a resume first; raises each alert once."""
 
     def __init__(self, loss: str, records: Iterable[dict[str, Any]] = ()) -> None:
         self._loss = loss
         self._recent: deque[dict[str, Any]] = deque()
         self._best = 0.0
-        self._said: set[str] = set()
+        self._raised: set[str] = set()
         for record in records:
             self.look(record)
 
     def look(self, record: dict[str, Any], saved: bool = False) -> dict[str, str]:
-        """The alerts that this record raises, a line each, by their names; `saved`: the run has checkpoints."""
+        """The new alerts after this record, messages by name. saved: the run has checkpoints."""
         if not {"d_real", "d_fake", "diversity"} <= record.keys():
             return {}
         self._recent.append(record)
-        while len(self._recent) > FEWEST and self._recent[1]["step"] <= record["step"] - LONGEST:
+        while len(self._recent) > MIN_RECORDS and self._recent[1]["step"] <= record["step"] - MAX_STEPS:
             self._recent.popleft()
-        found = {"discriminator won": self._won(), "mode collapse": self._collapsed()}
-        back = "; earlier checkpoints are in the run's folder" * saved
-        new = {name: words + back for name, words in found.items() if words and name not in self._said}
-        self._said |= new.keys()
+        alerts = {"discriminator won": self._discriminator_won(), "mode collapse": self._collapsed()}
+        hint = "; earlier checkpoints are in the run's folder" * saved
+        new = {name: message + hint for name, message in alerts.items() if message and name not in self._raised}
+        self._raised |= new.keys()
         return new
 
-    def _won(self) -> str:
+    def _discriminator_won(self) -> str:
         records = self._last(300)
         clear = sum(map(self._clear, records))
         losses = [record["loss_g"] for record in records if "loss_g" in record]
@@ -59,7 +59,7 @@ class Alerts:
                                       else "a smaller --ndf or --loss bce"))
 
     def _clear(self, record: dict[str, Any]) -> bool:
-        """Does D know nearly every image?"""
+        """Whether D is right about nearly every image."""
         if self._loss in ("wgan-gp", "least-squares"):
             return False
         if self._loss == "hinge":
@@ -80,12 +80,12 @@ class Alerts:
                 "Try a smaller --lr-g, a larger --batch or another --loss")
 
     def _last(self, steps: int) -> list[dict[str, Any]]:
-        """The records of the last `steps` steps, and more where they are few; none in a run that is younger."""
-        found: list[dict[str, Any]] = []
+        """The records of the last `steps` steps, `MIN_RECORDS` or more; [] where the run is shorter."""
+        window: list[dict[str, Any]] = []
         for record in reversed(self._recent):
-            found.append(record)
-            if len(found) >= FEWEST and record["step"] <= self._recent[-1]["step"] - steps:
-                return found[::-1]
+            window.append(record)
+            if len(window) >= MIN_RECORDS and record["step"] <= self._recent[-1]["step"] - steps:
+                return window[::-1]
         return []
 
 

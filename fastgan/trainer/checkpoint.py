@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, checked when read, never a way to run somebody's code."""
+"""Checkpoints: written as a whole or not at all, checked when read, and read without running code in them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastgan.files import StrPath, replacing
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     """Write `step000500.pt` and remove all but the newest `keep`; `FastganError` when the disk is full.
 
-    Newer ones, which could not be read when the run went on, neither count nor are removed.
+    Newer ones, which could not be read when the run was resumed, neither count nor are removed.
     """
     path = folder / f"step{step:06d}.pt"
     folder.mkdir(exist_ok=True)
@@ -30,7 +30,7 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
 
 def write(path: Path, state: dict[str, Any]) -> None:
     """Write tensors and plain values, atomically."""
-    content = io.BytesIO()  # torch's own writer would answer a full disk with words about positions in an archive
+    content = io.BytesIO()  # torch's own writer reports a full disk as a wrong position in an archive
     torch.save(state, content)
     with replacing(path) as stream:
         stream.write(content.getbuffer())
@@ -39,7 +39,7 @@ def write(path: Path, state: dict[str, Any]) -> None:
 def read(path: StrPath) -> dict[str, Any]:
     """The state in `path`, onto the CPU. Raises `FastganError` when it is missing, damaged or holds code.
 
-    torch's reader does not compare the checksums that its archive carries; a flipped bit would pass unseen.
+    torch's reader does not compare the checksums in its archive, and would not notice a flipped bit.
     """
     path = Path(path)
     try:
@@ -52,13 +52,13 @@ def read(path: StrPath) -> dict[str, Any]:
             reason = f"checksum of {damaged} does not match"
         else:
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged archive or pickle stream raises
+    except Exception as error:  # damaged archives and pickle streams raise nearly anything
         reason = first_line(error)
     raise FastganError(f"cannot read checkpoint {path}: {reason}")
 
 
 def read_newest(folder: StrPath) -> tuple[dict[str, Any], Path, list[str]]:
-    """The newest readable checkpoint: (state, path, what was wrong with the newer ones).
+    """The newest readable checkpoint: (state, path, errors of the newer ones).
 
     Raises `FastganError` when there is none.
     """
@@ -72,14 +72,14 @@ def read_newest(folder: StrPath) -> tuple[dict[str, Any], Path, list[str]]:
 
 
 def newest_step(folder: StrPath) -> int | None:
-    """The step of the newest checkpoint, unread; None when there is none."""
+    """The step of the newest checkpoint, by its name; None when there is none."""
     return next(map(_step, newest_first(folder)), None)
 
 
 def newest_first(folder: StrPath) -> list[Path]:
-    """The checkpoints in a folder, by step, as numbers: step999999 comes before step1000000."""
-    found = [path for path in Path(folder).glob("step*.pt") if re.fullmatch(r"step\d+\.pt", path.name)]
-    return sorted(found, key=_step, reverse=True)
+    """The checkpoints in a folder, sorted by step as a number, the newest first."""
+    paths = [path for path in Path(folder).glob("step*.pt") if re.fullmatch(r"step\d+\.pt", path.name)]
+    return sorted(paths, key=_step, reverse=True)
 
 
 def _step(path: Path) -> int:

@@ -1,51 +1,61 @@
-"""Where a step first left the finite numbers: the step once more with a witness at every layer."""
+"""Which tensor of a step was not finite first: the step again, with a check behind every layer."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastgan.errors import FastganError
 from fastgan.ops.numerics import products
 from fastgan.train.step import GANStep
 
 
-def first_non_finite(step: GANStep) -> str:
-    """The name of the first tensor, in order of computation, that is not finite when the held step is done again.
+def error(step: GANStep, metrics: dict[str, float], path: Path) -> FastganError:
+    """Of a step with these metrics that was not finite, whose state and inputs are saved at `path`."""
+    name = next((key for key, value in metrics.items() if key != "diversity" and not math.isfinite(value)), "a loss")
+    return FastganError(f"{name} is {metrics.get(name)} at step {step.steps + 1}; first non-finite tensor: "
+                        f"{first_non_finite(step)}; state and batch are in {path}")
 
-    A step that is not finite changes no parameter, and what it was given is held, so all is as it was.
+
+def first_non_finite(step: GANStep) -> str:
+    """The name of the first tensor, in order of computation, that is not finite when the last step is repeated.
+
+    A step that is not finite changes no parameter, and its inputs stay in the buffers.
     """
-    held = step.held
-    assert held is not None, "diagnose comes after a step"
-    found: list[str] = []
+    buffers = step.buffers
+    assert buffers is not None, "diagnose comes after a step"
+    non_finite: list[str] = []
 
     def check(name: str, *tensors: Tensor | None) -> None:
         if any(t is not None and not torch.isfinite(t).all() for t in tensors):
-            found.append(name)
+            non_finite.append(name)
 
-    check("the batch of real data", held.real)
+    check("the batch of real data", buffers.real)
     for name, network in (("generator", step.generator), ("discriminator", step.discriminator)):
         for key, parameter in network.named_parameters():
             check(f"parameter {name}.{key}", parameter)
     with products(step.precision):
         with _watching("generator", step.generator, check):
-            fake = step.generate(held.z, held.given())
-        held.fake.copy_(fake.detach())
+            fake = step.generate(buffers.z, buffers.condition)
+        buffers.fake.copy_(fake.detach())
         with _watching("discriminator", step.discriminator, check):
-            loss_d, _, _ = step.discriminator_loss(held, step.phase().penalty)
+            loss_d, _, _ = step.discriminator_loss(buffers, step.phase().penalty)
         check("loss_d", loss_d)
         _check_gradients("discriminator", step.discriminator, loss_d, check)
         if step.config.fakes == "fresh-z":
             with _watching("generator", step.generator, check):
-                fake = step.generate(held.z_fresh, held.given())
+                fake = step.generate(buffers.z_fresh, buffers.condition)
         with _watching("discriminator", step.discriminator, check):
-            loss_g = step.generator_loss(fake, held.given())
+            loss_g = step.generator_loss(fake, buffers.condition)
         check("loss_g", loss_g)
         _check_gradients("generator", step.generator, loss_g, check)
-    return found[0] if found else "none when computed again: the fault did not repeat"
+    return non_finite[0] if non_finite else "none when computed again: the fault did not repeat"
 
 
 @contextmanager

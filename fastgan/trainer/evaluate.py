@@ -1,4 +1,4 @@
-"""How good the generator of a finished run is: measured, kept as metrics.json in its folder, and as a small table."""
+"""Metrics of a finished run's generator: computed, stored as metrics.json in its folder, and shown as a table."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fastgan import __version__
-from fastgan.data import open_dataset
+from fastgan.config import Config
+from fastgan.data import Dataset, open_dataset
+from fastgan.device import pick_device
 from fastgan.errors import FastganError
 from fastgan.files import StrPath, read_json, replacing
+from fastgan.metrics import Metrics
 from fastgan.models.pretrained import Pretrained
-from fastgan.train.host import pick_device, say
 from fastgan.trainer import checkpoint, run_files
-from fastgan.trainer.loop import open_metrics
+from fastgan.trainer.host import logger
 
 FILE = "metrics.json"
 MEANINGS = {
@@ -32,11 +36,13 @@ MEANINGS = {
 
 def evaluate(folder: StrPath, metrics: str = "", *, images: int = 2000, weights: StrPath | None = None,
              device: str = "auto") -> dict[str, Any]:
-    """{"step", "date", "data", "images", "metrics", "fakes", "reals", "version"}, "step" None where no checkpoint lies.
+    """Compute metrics of a run: {"step", "date", "data", "images", "metrics", "fakes", "reals", "version"}.
 
-    Also written to metrics.json in `folder`: {"measured": [...]}, with what was measured before and is not known anew.
-    `metrics` as --metrics has them; when empty the run's own, else score where its data has labels, and fid where not.
-    Raises `FastganError` for a folder without a run, and for what cannot be measured.
+    "step" is None where the folder has no checkpoint.
+
+    Also written to metrics.json in `folder`: {"measured": [...]}, after earlier results of other metrics. `metrics` as
+    in --metrics; when empty the run's own, else score where its data has labels, and fid where not.
+    Raises `FastganError` for a folder without a run, and for metrics that cannot be computed.
     """
     if images < 100:
         raise FastganError(f"--images {images}: expected 100 or more; of fewer, no measure says anything")
@@ -49,24 +55,32 @@ def evaluate(folder: StrPath, metrics: str = "", *, images: int = 2000, weights:
         raise FastganError(f"{folder} makes images of {_size(source.shape)}, those of {dataset.name} have "
                            f"{_size(dataset.shape)}; expected in its options what it was trained on")
     if run_files.read_resolved(folder).get("fingerprint", dataset.fingerprint) != dataset.fingerprint:
-        say(f"{dataset.name} has changed since {folder} was trained on it; measured against the images as they are now")
+        logger.warning(f"{dataset.name} has changed since {folder} was trained on it; measured against the images as "
+                       "they are now")
     metrics = metrics or config.run.metrics or ("score" if dataset.labels is not None else "fid")
     config = config.replace(metrics=metrics, metrics_images=images,
                             metrics_weights=weights or config.run.metrics_weights).validate()
-    measures = open_metrics(config, dataset, place)
-    assert measures is not None, "metrics are named"
-    measures.learn()
-    for words in measures.doubts():
-        say(words)
+    computed = open_metrics(config, dataset, place)
+    assert computed is not None, "metrics are named"
+    computed.learn()
+    for message in computed.doubts():
+        logger.warning(message)
     source.generator.to(place)
     step, now = checkpoint.newest_step(folder / "checkpoints"), datetime.now(timezone.utc)
-    fakes, reals = measures.of(source), measures.of_reals()
-    found = {"step": step, "date": now.isoformat(timespec="seconds"), "data": dataset.summary(), "images": images,
-             "metrics": metrics, "fakes": fakes, "reals": reals, "version": __version__}
+    fakes, reals = computed.of(source), computed.of_reals()
+    result = {"step": step, "date": now.isoformat(timespec="seconds"), "data": dataset.summary(), "images": images,
+              "metrics": metrics, "fakes": fakes, "reals": reals, "version": __version__}
     before = measured(folder, anew={*fakes, *reals})
     with replacing(folder / FILE) as stream:
-        stream.write((json.dumps({"measured": [*before, found]}, indent=2) + "\n").encode())
-    return found
+        stream.write((json.dumps({"measured": [*before, result]}, indent=2) + "\n").encode())
+    return result
+
+
+def open_metrics(config: Config, dataset: Dataset, device: torch.device) -> Metrics | None:
+    """The metrics that --metrics names, None for none. Raises `FastganError` where one cannot be computed."""
+    run = config.run
+    return Metrics(run.metrics, dataset, config.data, images=run.metrics_images, weights=run.metrics_weights,
+                   device=device) if run.metrics else None
 
 
 def _size(shape: Sequence[int]) -> str:
@@ -74,28 +88,27 @@ def _size(shape: Sequence[int]) -> str:
 
 
 def measured(folder: StrPath, anew: Collection[str] = ()) -> list[dict[str, Any]]:
-    """What metrics.json of a run holds, as `evaluate` returned it, without metrics of these names; [] of none that can
-    be read."""
+    """The results of `evaluate` in a run's metrics.json, without the metrics in `anew`; [] where it cannot be read."""
     try:
-        told = read_json(Path(folder, FILE))
-        found = told.get("measured", [told])  # one measurement, as it was written before there were several
-        kept = [one | {who: {name: value for name, value in one[who].items() if name not in anew}
-                       for who in ("fakes", "reals")} for one in found]
+        content = read_json(Path(folder, FILE))
+        results = content.get("measured", [content])  # older files hold one result
+        others = [result | {images: {name: value for name, value in result[images].items() if name not in anew}
+                            for images in ("fakes", "reals")} for result in results]
     except (OSError, ValueError, TypeError, AttributeError, KeyError):
         return []
-    return [one for one in kept if one["fakes"]]
+    return [result for result in others if result["fakes"]]
 
 
-def lines(found: dict[str, Any]) -> list[str]:
-    """What `evaluate` returned as a table."""
-    fakes, reals = found["fakes"], found["reals"]
+def lines(result: dict[str, Any]) -> list[str]:
+    """A result of `evaluate` as a table."""
+    fakes, reals = result["fakes"], result["reals"]
     names = [name for name in MEANINGS if name in fakes or name in reals]
-    return [f"{found['images']} fakes against {found['data']}", f"{'':18}{'fakes':>17}{'reals':>8}",
+    return [f"{result['images']} fakes against {result['data']}", f"{'':18}{'fakes':>17}{'reals':>8}",
             *(f"{name:18}{_number(fakes, name):>17}{_number(reals, name):>8}  {MEANINGS[name]}" for name in names)]
 
 
 def _number(values: dict[str, float], name: str) -> str:
     if name not in values:
         return ""
-    spread = f" ± {values[f'{name}_std']:.4g}" if f"{name}_std" in values else ""
-    return f"{values[name]:.4g}{spread}"
+    deviation = f" ± {values[f'{name}_std']:.4g}" if f"{name}_std" in values else ""
+    return f"{values[name]:.4g}{deviation}"

@@ -1,4 +1,4 @@
-"""A feed and a step as one call without arguments: what the trainer repeats, and what a graph holds."""
+"""A feed and a step as one call without arguments, which a CUDA graph can hold whole."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastgan.data.feed import Feed
 from fastgan.train.step import GANStep, Phase
 
 
-class FedStep:
+class FetchStep:
     """Fetch a batch, do a step on it. `prepare` comes before each call.
 
     Args:
@@ -25,10 +25,10 @@ class FedStep:
             step.allocate(images, torch.zeros(size, dtype=torch.long, device=step.device) if conditional else None)
 
     def allocate(self) -> None:
-        """Everything is there."""
+        """All buffers were made in `__init__`."""
 
     def prepare(self) -> int:
-        """See to it that the next batch is there; its size."""
+        """Have the next batch ready; its size."""
         self.size = self.feed.prepare()
         return self.size
 

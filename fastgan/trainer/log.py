@@ -1,11 +1,10 @@
-"""What a run tells while it trains: stats.jsonl, one JSON object a line, and TensorBoard events."""
+"""The log of a run: stats.jsonl, one JSON object a line, and TensorBoard events."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ TAGS = {
 
 
 class RunLog:
-    """Appends records to a run folder; one that is resumed at `step` forgets what came after it."""
+    """Appends records to a run folder; one that is resumed at `step` drops later ones."""
 
     def __init__(self, folder: Path, step: int, tensorboard: bool) -> None:
         path = folder / "stats.jsonl"
@@ -39,16 +38,13 @@ class RunLog:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-            anew = _forget_later_events(folder)
             self._events = SummaryWriter(str(folder), purge_step=step + 1)
-            for record in self.records if anew else ():
-                self._plot(record)
 
     def write(self, record: dict[str, Any]) -> None:
         """One record; "step" is the axis, every other key that has a tag becomes a curve.
 
-        Two may tell of one step: what was logged of it, with "alerts" (name to words) where there were any, and what
-        was measured in its snapshot.
+        A step may have two records: its metrics, with "alerts" (name to message) where there were any, and those of
+        --metrics, measured at its snapshot.
         """
         self.records.append(record)
         line = _line(record)
@@ -78,18 +74,6 @@ class RunLog:
 
 def _line(record: dict[str, Any]) -> bytes:
     return (json.dumps(record) + "\n").encode()
-
-
-def _forget_later_events(folder: Path) -> bool:
-    """Whether the events in a run folder had to go: TensorBoard reads its files in the order of the times in their
-    names, so that what is written after the clock was moved backwards would be taken for older, and dropped."""
-    files = list(folder.glob("events.out.tfevents.*"))
-    stamps = [path.name.split(".")[3] for path in files]
-    if not any(stamp.isdecimal() and int(stamp) >= int(time.time()) for stamp in stamps):
-        return False
-    for path in files:
-        path.unlink()
-    return True
 
 
 def read_stats(path: Path) -> list[dict[str, Any]]:

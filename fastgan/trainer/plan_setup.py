@@ -1,6 +1,6 @@
-"""The plan of a training run: pinned by the user or by the run itself, remembered, or measured before the first step.
+"""The plan of a training run: pinned by the user or the run itself, from the cache, or measured before the first step.
 
-Measuring makes steps on noise, and undoes them: nothing of training is different for it.
+Measuring makes steps on noise, and undoes them: training is not affected.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor
 from fastgan.config import RunConfig
 from fastgan.errors import FastganError
 from fastgan.ops.tuning import Plan, candidates, measure, stored, table
-from fastgan.train.host import say
 from fastgan.train.step import GANStep, Phase
+from fastgan.trainer.host import logger
 
-FILE = "plan.json"  # in a run folder: a resumed run computes as the run did
+FILE = "plan.json"  # in a run folder: a resumed run computes as before
 
 
 def pinned(run: RunConfig, device: torch.device) -> Plan | None:
@@ -31,7 +31,7 @@ def pinned(run: RunConfig, device: torch.device) -> Plan | None:
 
 
 def decide(run: RunConfig, pinned: Plan | None, step: GANStep, folder: Path, batch: tuple[Tensor, ...]) -> Plan | None:
-    """What impl "auto" means in this run, None for the device's default. It is printed, and kept in the run folder."""
+    """The plan of impl "auto" in this run, None for the device's default; logged, and stored in the run folder."""
     if run.impl != "auto" or run.plan == "default" or len(candidates.engines(step.device)) == 1:
         return None
     facts = stored.machine(step.device)
@@ -39,30 +39,31 @@ def decide(run: RunConfig, pinned: Plan | None, step: GANStep, folder: Path, bat
     if plan is None:
         plan = make(step, batch, facts, progress=True)
     elif pinned is not None:
-        _tell_unknown(plan, run.plan, step, batch)
+        _warn_of_unknown(plan, run.plan, step, batch)
     stored.export(folder / FILE, plan, facts)
-    say(f"plan: {table.verdict(plan)}")
+    logger.info(f"plan: {table.verdict(plan)}")
     return plan
 
 
 def make(step: GANStep, batch: tuple[Tensor, ...], facts: dict[str, str], *, anew: bool = False,
          rounds: int = measure.ROUNDS, tiles: bool = False, progress: bool = False) -> Plan:
-    """A plan for steps on such batches, remembered; arguments as in `measure.make`. anew: measure what is known too."""
-    known, trouble = stored.recall(facts)
+    """A plan for steps on such batches, from and into the cache; arguments as in `measure.make`. anew: do not read the
+    cache."""
+    cached, trouble = stored.recall(facts)
     if trouble:
-        say(trouble)
+        logger.warning(trouble)
     with undone(step, batch):
-        plan = measure.make(lambda: _steps(step, batch), None if anew else known, rounds=rounds, tiles=tiles,
+        plan = measure.make(lambda: _steps(step, batch), None if anew else cached, rounds=rounds, tiles=tiles,
                             progress=progress)
     trouble = stored.remember(facts, plan)
     if trouble:
-        say(trouble)
+        logger.warning(trouble)
     return plan
 
 
 @contextmanager
 def undone(step: GANStep, batch: tuple[Tensor, ...]) -> Iterator[None]:
-    """Whatever steps on such batches are made within the block, state and random state are afterwards as before."""
+    """Restore state and random state after the block, in which steps on such batches are made."""
     step.allocate(*batch)
     with torch.random.fork_rng([step.device] if step.device.type == "cuda" else []):
         before = [tensor.detach().clone() for tensor in step.state()]
@@ -75,8 +76,8 @@ def undone(step: GANStep, batch: tuple[Tensor, ...]) -> Iterator[None]:
 
 
 def like_a_batch(size: int, shape: tuple[int, ...], conditional: bool, device: torch.device) -> tuple[Tensor, ...]:
-    """Noise in the shape of images (size, C, H, W), channels_last, or points, and labels (size,) for networks that take
-    them."""
+    """Noise in the shape of images (size, C, H, W), channels_last, or points, and labels (size,) for conditional
+    networks."""
     generator = torch.Generator(device).manual_seed(0)
     real = torch.rand(size, *shape, generator=generator, dtype=torch.float32, device=device) * 2 - 1
     real = real.contiguous(memory_format=torch.channels_last) if real.dim() == 4 else real
@@ -91,21 +92,21 @@ def _steps(step: GANStep, batch: tuple[Tensor, ...]) -> None:
 
 
 def _of_folder(folder: Path, facts: dict[str, str], device: torch.device) -> Plan | None:
-    """The plan with which the run began, on this machine."""
+    """The plan in the run folder, if it was made on this machine."""
     if not (folder / FILE).exists():
         return None
     try:
         plan, made_on = stored.read(folder / FILE, device)
     except FastganError as error:
-        say(str(error))
+        logger.warning(str(error))
         return None
     return plan if made_on == facts else None
 
 
-def _tell_unknown(plan: Plan, name: str, step: GANStep, batch: tuple[Tensor, ...]) -> None:
+def _warn_of_unknown(plan: Plan, name: str, step: GANStep, batch: tuple[Tensor, ...]) -> None:
     with undone(step, batch):
         asked = measure.record(lambda: _steps(step, batch))
     unknown = [problem for problem in asked if problem not in plan.choices]
     if unknown and plan.engine == "plan":
-        say(f"{name} has no entry for {len(unknown)} of {len(asked)} passes, first {unknown[0].words()}: "
-            f"{candidates.default(step.device)} computes them")
+        logger.warning(f"{name} has no entry for {len(unknown)} of {len(asked)} passes, first {unknown[0].words()}: "
+                       f"{candidates.default(step.device)} computes them")

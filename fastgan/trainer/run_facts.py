@@ -1,4 +1,4 @@
-"""What a run folder knows of the training behind its generator, for those to whom the generator is given."""
+"""The training behind a generator, from its run folder, for exports."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 from fastgan.errors import FastganError
 from fastgan.files import StrPath
-from fastgan.train.host import say
 from fastgan.trainer import checkpoint, evaluate, run_files
+from fastgan.trainer.host import logger
 
 
 def facts(folder: StrPath) -> dict[str, Any]:
-    """training_options.json, "steps", those that were done, and "measured", as in metrics.json; {} without options."""
+    """training_options.json, "steps", those that were made, and "measured", as in metrics.json; {} without options."""
     folder = Path(folder)
     if not (folder / run_files.OPTIONS).is_file():
         return {}
@@ -24,16 +24,16 @@ def facts(folder: StrPath) -> dict[str, Any]:
 
 
 def discriminator(folder: StrPath) -> dict[str, Tensor] | None:
-    """The state_dict in the newest readable checkpoint; None where the folder has none.
+    """The discriminator's state_dict in the newest readable checkpoint; None where the folder has none.
 
-    Raises `FastganError` for one that is none of fastgan's.
+    Raises `FastganError` for a file that is not a checkpoint of fastgan.
     """
     checkpoints = Path(folder, "checkpoints")
     if checkpoint.newest_step(checkpoints) is None:
         return None
     state, path, problems = checkpoint.read_newest(checkpoints)
     for problem in problems:
-        say(f"{problem}; taking the discriminator of {path.name}")
+        logger.warning(f"{problem}; taking the discriminator of {path.name}")
     try:
         return state["step"]["discriminator"]
     except (KeyError, TypeError) as error:

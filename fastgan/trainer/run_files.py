@@ -1,4 +1,4 @@
-"""Run folders: `runs/00000-digits` and what stands in them."""
+"""Run folders such as `runs/00000-digits`, and the options stored in them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from fastgan.errors import FastganError, one_line
 from fastgan.files import StrPath, read_json, reason, replacing
 
 OPTIONS = "training_options.json"
-LAUNCH = "launch"  # of which launch of several processes a run is, for restarts
-# what a resumed run may do otherwise: none of these changes what is computed in a step (a learning rate that falls
-# towards the end of the run binds that end), but for rounding, which is a device's own and that of its precisions
+# options that a resumed run may change: none changes what a step computes (except the length, where the learning rate
+# depends on it), but for rounding, which differs between devices and precisions
 MAY_CHANGE = {"outdir", "data_root", "cache_gb", "workers", "strict", "epochs", "steps", "device", "precision", "impl",
               "plan", "graph", "gpu_data_gb", "snap", "log_every", "keep", "tensorboard", "source", "metrics",
               "metrics_images", "metrics_weights"}
 
 
 def absolute(config: Config) -> Config:
-    """`config` with paths that name the same files in every working directory; one that begins with ~ does already."""
+    """`config` with absolute paths, except those that begin with ~."""
     kind, _, place = config.data.source.partition(":")
     run, train = config.run, config.train
     paths = {"data_root": config.data.data_root, "net_g": train.net_g, "net_d": train.net_d,
@@ -39,8 +38,8 @@ def _absolute(path: str) -> str:
 
 
 def create(outdir: Path, config: Config) -> Path:
-    """A new folder with the next free number, which holds its options from its first moment on; two runs that start at
-    once get two."""
+    """Make a run folder with the next free number, which has its options from the start; of processes that do so at the
+    same time each gets its own."""
     _check_text(outdir)
     aside = outdir / f".{secrets.token_hex(4)}.tmp"
     try:
@@ -65,7 +64,7 @@ def _check_text(folder: Path) -> None:
 
 
 def _rename(folder: Path, target: Path) -> Path:
-    """`FileExistsError` where the target is there: systems say so in two ways."""
+    """Raises `FileExistsError` where the target exists; systems have two errors for it."""
     try:
         return folder.rename(target)
     except OSError as error:
@@ -74,48 +73,31 @@ def _rename(folder: Path, target: Path) -> Path:
         raise
 
 
-def mark_launch(folder: Path, names: list[str]) -> None:
-    """Let a run be found again by the launch that began it; `names` as `distributed.launch_names` gives them."""
-    if names:
-        with replacing(folder / LAUNCH) as stream:
-            stream.write(("\n".join(names) + "\n").encode())
-
-
-def of_launch(outdir: Path, names: list[str]) -> Path | None:
-    """The newest run that a launch of one of these names has begun in `outdir`, None where there is none."""
-    begun = [path.parent for path in outdir.glob(f"*/{LAUNCH}")] if names else []
-    for run in sorted(begun, key=_number, reverse=True):
-        with contextlib.suppress(OSError):  # of somebody else's, whatever it may be
-            if not set(names).isdisjoint((run / LAUNCH).read_text(errors="replace").splitlines()):
-                return run
-    return None
-
-
 def newest(outdir: StrPath) -> Path:
     """The run with the highest number, or `FastganError`."""
-    runs = [path.parent for path in Path(outdir).glob(f"[0-9]*/{OPTIONS}")]  # not what a kill left half made
+    runs = [path.parent for path in Path(outdir).glob(f"[0-9]*/{OPTIONS}")]  # not the hidden folder of a killed process
     if not runs:
         raise FastganError(f"no run in {outdir}: expected folders such as 00000-digits; give one, or train first")
     return max(runs, key=_number)
 
 
 def _number(run: Path) -> int:
-    """That with which the name of a run folder begins, -1 where it is none."""
+    """The number of a run folder, -1 for other names."""
     match = re.match(r"(\d+)-", run.name)
     return int(match[1]) if match else -1
 
 
 def write_options(folder: Path, config: Config, resolved: dict[str, Any]) -> None:
-    """Every option, and every fact that was found out."""
+    """Every option, and the facts that were resolved from them."""
     with replacing(folder / OPTIONS) as stream:
         stream.write((json.dumps({"config": config.flat(), "resolved": resolved}, indent=2) + "\n").encode())
 
 
 def read_options(folder: StrPath) -> Config:
-    """The configuration of a run. Raises `FastganError` when `folder` holds none that can be."""
-    told = _read(folder)
+    """The configuration of a run. Raises `FastganError` when `folder` has no valid one."""
+    content = _read(folder)
     try:
-        return Config.from_flat(told["config"]).validate()
+        return Config.from_flat(content["config"]).validate()
     except FastganError as error:
         raise FastganError(f"{Path(folder, OPTIONS)}: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
@@ -123,9 +105,9 @@ def read_options(folder: StrPath) -> Config:
 
 
 def read_resolved(folder: StrPath) -> dict[str, Any]:
-    """What a run found out when it last started; {} where it was stopped before. Raises `FastganError`."""
-    found = _read(folder).get("resolved")
-    return found if isinstance(found, dict) else {}
+    """The facts that a run resolved when it last started; {} where it was stopped before. Raises `FastganError`."""
+    resolved = _read(folder).get("resolved")
+    return resolved if isinstance(resolved, dict) else {}
 
 
 def _read(folder: StrPath) -> dict[str, Any]:
@@ -141,7 +123,7 @@ def _no_run(folder: StrPath, error: Exception) -> FastganError:
 
 
 def check_resume(folder: Path, before: Config, now: Config) -> None:
-    """`FastganError` that shows, per key, what a resumed run must not change, or that nothing can be written there."""
+    """`FastganError` for options that a resumed run must not change, with the difference per key."""
     _check_text(folder)
     old, new = absolute(before).flat(), absolute(now).flat()
     may = MAY_CHANGE if before.train.lr_schedule == "constant" else MAY_CHANGE - {"epochs", "steps"}

@@ -1,7 +1,7 @@
 """The certificate: does fastgan compute on this device what eager PyTorch computes?
 
-Each stage of a preset's networks, in each precision, on each engine that runs here; then whole training steps. All of
-it is judged by distance from float64, by one rule (`fastgan/ops/numerics.py`).
+Each block of a preset's networks, in each precision, on each engine that runs here; then whole training steps. All
+results are compared with float64, by one rule (`fastgan/ops/numerics.py`).
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from fastgan import presets
 from fastgan.errors import FastganError
 from fastgan.ops import numerics
 from fastgan.ops.arguments import check_impl
-from fastgan.ops.layers import ENGINES
+from fastgan.ops.dispatch import ENGINES
 from fastgan.verify import machine
-from fastgan.verify.found import Found
+from fastgan.verify.result import Result
 
 if TYPE_CHECKING:
     from fastgan.verify.checks import Check
 
 BATCH, BATCH_ON_A_GPU = 4, 32
-# of `numerics.PRECISIONS`, for people
 NAMES = {"fp32": "float32", "tf32": "tf32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -37,7 +36,7 @@ def certificate(preset: str = "digits", *, device: str = "auto", impl: str = "au
         progress: whether to show a bar on stderr.
 
     Returns plain data, as JSON has it:
-        "passed"; "machine", "engines", "rule", in words; "plan": the engine that impl "auto" gives each stage;
+        "passed"; "machine", "engines", "rule", in words;
         "operations" and "steps": lists of {"what", "engine", "precision", "width" of narrowed networks or None,
         "passed", "error" in words or "", "worst", "quantities"}, the quantities being {"measure", "ours", "eager",
         "allowed", "used"} by name: distances from float64 relative to the exact result, and used = ours / allowed;
@@ -45,10 +44,10 @@ def certificate(preset: str = "digits", *, device: str = "auto", impl: str = "au
 
     Raises `FastganError` for an engine or a device that is not there, and for numbers that cannot be.
     """
-    # late, as `fastgan doctor` imports this package and must start where what they need is missing
+    # not at the top: `fastgan doctor` imports this package and must start where a dependency is missing
     from tqdm import tqdm
 
-    from fastgan.train.host import pick_device
+    from fastgan.device import pick_device
     from fastgan.verify import checks
 
     check_impl(impl)
@@ -60,26 +59,25 @@ def certificate(preset: str = "digits", *, device: str = "auto", impl: str = "au
         raise FastganError(f"--steps {steps}: expected 1 or more")
     usable = checks.usable(impl, place)
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
-        planned, missing = checks.plan(config, usable, batch, steps, place)
-        bar = tqdm(planned, desc="verify", unit="check", disable=not progress, dynamic_ncols=True, leave=False)
-        rows = [(check.part, _row(check, check.find())) for check in bar]
-        auto = checks.under_auto(config, place)
+        all_checks, missing = checks.plan(config, usable, batch, steps, place)
+        bar = tqdm(all_checks, desc="verify", unit="check", disable=not progress, dynamic_ncols=True, leave=False)
+        rows = [(check.part, _row(check, check.run())) for check in bar]
     return {
         "preset": preset, "batch": batch, "passed": all(row["passed"] for _, row in rows),
         "machine": {"device": machine.describe(place), "driver": machine.driver(), **machine.versions(),
                     "commit": machine.commit()},
         "engines": {name: next((one.note for one in usable if one.impl == name),
                                machine.why_not(name, place) or "not asked for") for name in ENGINES},
-        "plan": auto, "rule": numerics.__doc__,
+        "rule": numerics.__doc__,
         "operations": [row for part, row in rows if part == "operations"],
         "steps": [row for part, row in rows if part == "steps"],
         "not_checked": missing,
     }
 
 
-def _row(check: Check, found: Found) -> dict[str, Any]:
+def _row(check: Check, result: Result) -> dict[str, Any]:
     return {
         "what": check.what, "engine": check.engine, "precision": NAMES[check.precision], "width": check.width,
-        "passed": found.passed, "error": found.error, "worst": found.worst,
-        "quantities": {name: {**one._asdict(), "used": one.used} for name, one in found.quantities.items()},
+        "passed": result.passed, "error": result.error, "worst": result.worst,
+        "quantities": {name: {**one._asdict(), "used": one.used} for name, one in result.quantities.items()},
     }

@@ -62,8 +62,7 @@ def _native(device: torch.device) -> str:
     reason = machine.why_not("native", device)
     if reason:
         return f"not usable: {reason}"
-    compiled = extension.of(device)
-    return f"ready (--impl native), compiled for {compiled.isa() if device.type == 'cpu' else 'CUDA'}"
+    return f"ready (--impl native), compiled for {extension.ISA if device.type == 'cpu' else 'CUDA'}"
 
 
 def _triton(device: torch.device) -> str:

@@ -1,10 +1,10 @@
-"""Slopes in doubt.
+"""Networks whose activations change slope slightly beside zero.
 
-Where an activation's input is nearly zero, a rounding decides between two slopes, in eager as in ours, and one such
-element may weigh more than all roundings together. In 16 bits these inputs are off by one unit (as root mean square),
-so elements within two are in doubt. The exact gradient is taken twice more with the change of slopes moved by two units
-to either side; 1.5 x how far that moves the gradient is allowed beside eager's error, as independent errors add, by
-their squares (`fastgan.ops.numerics.judge`).
+Where the input of an activation is nearly zero, one rounding decides between two slopes, in eager PyTorch as in
+fastgan, and one such element may weigh more than all other roundings together. In 16 bits these inputs are off by one
+unit (as root mean square), so elements within two units may go either way. The exact gradient is computed twice more
+with the kink moved by two units to either side, and 1.5 x the distance between these gradients is allowed beside
+eager's error; independent errors add by their squares (`fastgan.ops.numerics.judge`).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ DOUBT = 2.0  # units from a kink
 
 
 def doubted(network: nn.Sequential, precision: Precision) -> list[nn.Sequential]:
-    """The same layers, twice, with kinks moved to either side of where inputs are in doubt."""
+    """Two copies of the layers, with kinks moved by two units of the precision to either side."""
     return [kinked(network, sign * DOUBT * precision.unit) for sign in (-1, 1)]
 
 
 def kinked(network: nn.Sequential, shift: float) -> nn.Sequential:
-    """The same layers with the slopes of relu and leaky relu changing at `shift` times the inputs' rms, not at 0."""
+    """A copy of the layers in which the slope of (leaky) ReLU changes at `shift` times the rms of its input."""
     network = copy.deepcopy(network)
     for key, layer in network.named_children():
         if isinstance(layer, (nn.ReLU, nn.LeakyReLU)):

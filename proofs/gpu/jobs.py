@@ -22,9 +22,9 @@ from proofs.gpu.rows import Row, append
 FIRST = 90.0  # seconds until the first item: what is imported comes from a cold disk
 LOST = 33  # exit code of a child that has lost the device, and has said so in a row
 ENGINES = ("reference", "native", "triton")
-PRECISIONS = ("bf16", "fp16", "tf32", "fp32")
-MODES = ("default", "reduce-overhead")
-BATCHES = ("64", "128", "1024")  # of what is timed
+PRECISIONS: tuple[str, ...] = ("bf16", "fp16", "tf32", "fp32")
+MODES: tuple[str, ...] = ("default", "reduce-overhead")
+BATCHES: tuple[str, ...] = ("64", "128", "1024")  # of what is timed
 CHECKED = "128"  # the batch size of what is checked
 
 
@@ -78,14 +78,14 @@ def plan(only: str | None, cores: int, commit: str = "") -> list[Part]:
              [*first, *kernels("triton", cores, precisions=everything, batches=" ".join(BATCHES), gemms="yes"),
               *(Job("warm", {**each}, {"TORCHINDUCTOR_COMPILE_THREADS": "2"}, patience=90, deaths=1)
                 for each in compiled)]),
-        Part("steps", 70, 110, f"whole steps at batch {', '.join(BATCHES)} in turns: textbooks and each engine",
+        Part("steps", 70, 110, f"whole steps at batch {', '.join(BATCHES)} in turns: PyTorch's loops and each engine",
              [Job("steps", {"batches": " ".join(BATCHES)}, deaths=6)]),
         Part("gemm", 15, 30, "raw operands: cuDNN, pointers at 128x128x64, tensor descriptors", [Job("gemm")]),
         Part("auto", 45, 70, "impl auto: tuning, its step as a graph, a run of Trainer",
              [Job("auto", patience=90)]),
         Part("profile", 20, 35, "torch.profiler by kernel, for each engine", [Job("profile")]),
         Part("tiles", 40, 60, "a search of tiles on the GEMMs", [Job("tiles")]),
-        Part("compiled", 35, 60, "torch.compile, in turns with the careful textbook",
+        Part("compiled", 35, 60, "torch.compile, in turns with PyTorch's loop",
              [Job("steps", {"batches": " ".join(BATCHES), "compiled": "yes"}, patience=60, deaths=3)]),
         Part("counters", 30, 45, "ncu on the dozen heaviest kernels", [Job("counters", patience=45, deaths=1)]),
         Part("others", 30, 50, "each pass in fp16, tf32 and fp32", passes(*PRECISIONS[1:], variants=ENGINES)),

@@ -9,19 +9,18 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from proofs.gpu import library
+from proofs.gpu import gemms, library
 from proofs.gpu.child import Worker
-from proofs.gpu.experiments import tma
-from proofs.gpu.library import Gemm
+from proofs.gpu.gemms import Gemm
 
-BATCHES = (128, 1024)
+BATCHES: tuple[int, ...] = (128, 1024)
 CALLS = 20
 FLUSH = 256 * 2**20  # bytes, more than any L2 cache
 SLEEP = 3_000_000  # cycles, some 2 ms, for which the device waits so that the host is ahead of it
 NEAR = 1e-2  # relative rms between two results in bfloat16: a wrong tap is far beyond it
 
 
-def tensors(gemm: Gemm) -> library.Given:
+def tensors(gemm: Gemm) -> gemms.Given:
     """x, weight and the gradient of y, bfloat16, channels_last."""
     generator = torch.Generator().manual_seed(0)
     scales = 1.0, (16 * gemm.x[1]) ** -0.5, 1.0
@@ -42,7 +41,7 @@ def of_library(gemm: Gemm, x: Tensor, weight: Tensor, gy: Tensor) -> Callable[[]
 
 
 def gemm(worker: Worker) -> None:
-    """The library's convolution, today's kernel without any prologue or epilogue, and tensor descriptors."""
+    """The library's convolution, and Triton's on pointers and on tensor descriptors."""
     from fastgan.ops.triton.tiles import Tile
 
     if reason := library.missing("triton"):
@@ -50,13 +49,13 @@ def gemm(worker: Worker) -> None:
         return
     torch.backends.cudnn.benchmark = True
     for batch in BATCHES:
-        for name, one in library.gemms(batch).items():
+        for name, one in gemms.gemms(batch).items():
             given = tensors(one)
             expected = of_library(one, *given)
             calls: dict[str, Callable[[], Tensor]] = {
-                "library": expected, "pointers": library.pointer_gemm(one, given, Tile(*library.RAW))}
+                "library": expected, "pointers": gemms.triton_gemm(one, given, Tile(*gemms.RAW))}
             if library.architecture() >= 90:
-                calls["descriptors"] = partial(tma.run, one.kind, given, one.transposed)
+                calls["descriptors"] = gemms.triton_gemm(one, given, None)
             worker.each([(f"{name}, {who}", partial(_compare, worker, name, who, one, call, expected, batch))
                          for who, call in calls.items()], batch=str(batch))
 
@@ -96,17 +95,19 @@ def tiles(worker: Worker) -> None:
         return
     rules: list[dict[str, object]] = []
     for batch in BATCHES:
-        for name, one in library.gemms(batch).items():
+        for name, one in gemms.gemms(batch).items():
             worker.each([(name, partial(_search, worker, name, one, batch, rules))], batch=str(batch))
 
 
 def _search(worker: Worker, name: str, one: Gemm, batch: int, rules: list[dict[str, object]]) -> None:
+    from fastgan.ops.triton.tiles import Tile
+
     given, key = tensors(one), {"precision": "bf16", "batch": str(batch)}
-    usual = library.pointer_gemm(one, given, None)
-    asked, right = library.chosen_for(usual), usual().double()
+    usual = gemms.triton_gemm(one, given, Tile(*gemms.RAW))
+    asked, right = gemms.chosen_for(usual), usual().double()
     took: dict[object, float] = {}
-    for tile in library.tile_candidates():
-        call = library.pointer_gemm(one, given, tile)
+    for tile in gemms.tile_candidates():
+        call = gemms.triton_gemm(one, given, tile)
         word = f"{tile.rows}x{tile.columns}x{tile.depth} w{tile.warps} s{tile.stages}"
         try:
             apart = float((call().double() - right).square().mean().sqrt() / right.square().mean().sqrt())
@@ -125,4 +126,4 @@ def _search(worker: Worker, name: str, one: Gemm, batch: int, rules: list[dict[s
         best = min(took, key=lambda tile: took[tile])
         rules += [{**rule, "tile": list(best[:3]), "warps": best.warps, "stages": best.stages}  # type: ignore[index, attr-defined]
                   for rule in asked[:1]]
-        library.write_tiles(worker.out / "tiles.json", rules)
+        gemms.write_tiles(worker.out / "tiles.json", rules)

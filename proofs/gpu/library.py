@@ -6,33 +6,30 @@ Nothing else in this package knows how the library computes a pass.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks import steps
+from benchmarks.implementation import SAVINGS, Implementation
+from benchmarks.workload import Expected, Job, Workload
 from fastgan import presets
-from fastgan.bench import steps
-from fastgan.bench.contender import USUAL, Contender
-from fastgan.bench.entry import Entry
-from fastgan.bench.job import Job
-from fastgan.config import Config
+from fastgan.config import Config, data_shape
 from fastgan.models import build
 from fastgan.nn import use
 from fastgan.ops import tuning as plan
 from fastgan.ops.engines import why_not
 from fastgan.ops.numerics import products
-from fastgan.ops.tuning import Problem, candidates, check, measure
+from fastgan.ops.tuning import Problem, check, measure
 from fastgan.ops.tuning.example import caller, draw
 from fastgan.train.graph import GraphedStep
 from fastgan.train.step import GANStep, Savings
 from fastgan.trainer import plan_setup
-from fastgan.verify.checks import shape_of
 
 cuda: Any = torch.cuda  # all that is asked of the device goes through these
 DEVICE = torch.device("cuda")
@@ -41,8 +38,6 @@ PRESET: tuple[str, dict[str, Any]] = ("dcgan-64", {})
 REPEATS = 200
 TOGETHER = True  # D sees real and fake images in one call, as the step has it on a GPU
 FEW = 2  # images, on which a step is recorded
-LEAST_CHANNELS = 64  # of a GEMM worth timing
-RAW = (128, 128, 64, 8, 3)  # the tile with which raw operands are compared
 
 
 def architecture() -> int:
@@ -105,7 +100,7 @@ def passes(precision: str, batch: int, device: torch.device | None = None) -> di
     generator, discriminator = steps.networks(cfg, device)
     step = GANStep(generator, discriminator, cfg.model, cfg.train, precision=precision,
                    savings=Savings(together=TOGETHER))
-    few = plan_setup.like_a_batch(FEW, shape_of(cfg), False, device)
+    few = plan_setup.like_a_batch(FEW, data_shape(cfg), False, device)
     with products(precision):
         found = measure.record(lambda: step(*few))
     wide = [problem._replace(x=(problem.x[0] * batch // FEW, *problem.x[1:])) for problem in found]
@@ -134,9 +129,9 @@ def poisoned() -> Iterator[None]:
 
 def one_stage() -> None:
     """From now on Triton's kernels do not pipeline: under Triton 3.6 these have every fence."""
-    from fastgan.ops.triton import convolve, wgrad
+    from fastgan.ops.triton import gemm_pointer, wgrad_pointer
 
-    for module in (convolve, wgrad):
+    for module in (gemm_pointer, wgrad_pointer):
         module.choose = partial(_with_one_stage, module.choose)  # type: ignore[attr-defined]
 
 
@@ -150,14 +145,14 @@ def step(engine: str, precision: str, batch: int) -> GANStep:
     cfg = config(batch).replace(ema=0.9)
     generator, discriminator = (
         use(network, engine).to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for network in build(cfg.model, shape_of(cfg)))
+        for network in build(cfg.model, data_shape(cfg)))
     return GANStep(generator, discriminator, cfg.model, cfg.train, precision=precision, history=4)
 
 
 def images(batch: int, seed: int) -> Tensor:
     """[N, C, H, W] in [-1, 1], channels_last."""
     generator = torch.Generator().manual_seed(seed)
-    made = torch.rand(batch, *shape_of(config(batch)), generator=generator) * 2 - 1
+    made = torch.rand(batch, *data_shape(config(batch)), generator=generator) * 2 - 1
     return made.to(DEVICE).contiguous(memory_format=torch.channels_last)
 
 
@@ -165,77 +160,33 @@ def graphed(step: GANStep) -> GraphedStep:
     return GraphedStep(step)
 
 
-def compiler_jobs(precisions: list[str], batches: list[int], with_gemms: bool) -> dict[str, Callable[[], Any]]:
-    """All kernels that steps of these precisions and batch sizes launch on this architecture, by what distinguishes
-    them; with_gemms: those of tuning, of `pointer_gemm` and of the experiment too. A call compiles one, and gives a
-    `fastgan.verify.binary.Binary`, or None. No device is asked for anything but its architecture."""
-    from fastgan.ops.triton.tiles import Tile
-    from fastgan.verify import binary, launches
-
-    found: dict[str, Callable[[], Any]] = {}
-
-    def add(run: Callable[[], object]) -> None:
-        for key, job in binary.jobs(launches.record(run, architecture()), architecture()).items():
-            found.setdefault(key, partial(binary.build, job))
-
-    for precision in precisions:
-        for batch in batches:
-            run = _unstarted_step(precision, batch)
-            add(run)
-            if with_gemms and precision == "bf16":
-                for name, gemm in gemms(batch).items():
-                    x, weight, gy = (torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
-                                     for shape in gemm.shapes())
-                    for tile in (None, Tile(*RAW), *tile_candidates()):
-                        add(pointer_gemm(gemm, (x, weight, gy), tile))
-                    if architecture() >= 90:
-                        found[f"descriptors {name}"] = partial(_compile_experiment, gemm, (x, weight, gy))
-    return found
+def implementations(modes: tuple[str, ...] = ()) -> list[Implementation]:
+    """What is timed on whole steps: PyTorch's loops, and each engine by hand and as a graph; with modes of
+    torch.compile, these beside one loop."""
+    plain = Implementation("PyTorch, NCHW", precision="tf32" if DEVICE.type == "cuda" else "fp32", nchw=True,
+                           reads_losses=True)
+    careful = Implementation("PyTorch, channels_last, autocast", precision="bf16", cudnn_benchmark=True)
+    if modes:
+        return [careful, *(careful.but(f"torch.compile {mode}", compiled=mode) for mode in modes)]
+    ours = [Implementation(f"fastgan, {engine}", engine, "bf16", savings=SAVINGS, cudnn_benchmark=True)
+            for engine in engines()]
+    return [plain, careful, careful.but(f"{careful.name}, CUDA graph", graph=True),
+            *ours, *(one.but(f"{one.name}, CUDA graph", graph=True) for one in ours)]
 
 
-def _unstarted_step(precision: str, batch: int) -> Callable[[], object]:
-    """A step as `step` makes it, on the CPU and without values: for its launches."""
-    cfg = config(batch)
-    with torch.device("meta"):
-        networks = build(cfg.model, shape_of(cfg))
-    generator, discriminator = (
-        use(network, "triton").to_empty(device="cpu").to(memory_format=torch.channels_last) for network in networks)
-    step = GANStep(generator, discriminator, cfg.model, cfg.train, precision=precision,
-                   savings=Savings(together=TOGETHER))
-    real = torch.empty(batch, *shape_of(cfg)).contiguous(memory_format=torch.channels_last)
-    return lambda: step(real)
+def training(implementation: Implementation, batch: int) -> Job:
+    """Steps of an implementation on images that are on the device."""
+    return steps.Steps(_workload(batch), implementation, DEVICE)
 
 
-def _compile_experiment(gemm: Gemm, given: Given) -> None:
-    from fastgan.verify import binary
-    from proofs.gpu.experiments import tma
-
-    with binary._Target(architecture()), tma.only_compiling():
-        tma.run(gemm.kind, given, gemm.transposed)
+def expect(batch: int) -> Expected:
+    """What the first steps move, for `Job.check`."""
+    return steps.expect(_workload(batch), ["tf32" if DEVICE.type == "cuda" else "fp32", "bf16"], DEVICE)
 
 
-def contenders(compiled: tuple[str, ...] = ()) -> list[Contender]:
-    """Who is timed on whole steps: textbooks, and each engine by hand and as a graph; or torch.compile beside one."""
-    plain = Contender("textbook, NCHW", precision="tf32" if DEVICE.type == "cuda" else "fp32", nchw=True, reads=True)
-    careful = Contender("textbook, channels_last, autocast", precision="bf16", tuned=True)
-    if compiled:
-        return [careful, *(careful.named(f"torch.compile {mode}", compiled=mode) for mode in compiled)]
-    ours = [Contender(f"fastgan, {engine}", engine, "bf16", saved=USUAL, tuned=True) for engine in engines()]
-    return [plain, careful, careful.named(f"{careful.name}, CUDA graph", graph=True),
-            *ours, *(one.named(f"{one.name}, CUDA graph", graph=True) for one in ours)]
-
-
-def training(contender: Contender, batch: int) -> Job:
-    """A contender's steps on images that lie on the device."""
+def _workload(batch: int) -> Workload:
     name, changes = PRESET
-    return steps.Training(Entry("step", name, batch, changes=changes), contender, DEVICE)
-
-
-def judge(batch: int) -> Any:
-    """What the first steps should move, for `Job.used`."""
-    name, changes = PRESET
-    float32 = "tf32" if DEVICE.type == "cuda" else "fp32"
-    return steps.judge(Entry("step", name, batch, changes=changes), [float32, "bf16"], DEVICE)
+    return Workload("step", name, batch, changes=changes)
 
 
 def tune(batch: int, path: Path) -> tuple[GANStep, Any]:
@@ -262,105 +213,3 @@ def train(folder: Path, data: Path, batch: int, count: int) -> tuple[str, list[f
     log = [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
     return (trainer.graphed.description if trainer.graphed else "eager",
             [float(record["images_per_sec"]) for record in log if "images_per_sec" in record])
-
-
-Given = tuple[Tensor, Tensor, Tensor]  # x, weight and the gradient of y, (N, C, H, W), channels_last
-
-
-class Gemm(NamedTuple):
-    """A convolution of which one pass, without an activation, is a GEMM worth timing. x: (N, C, H, W) of its input."""
-
-    kind: str
-    x: tuple[int, ...]
-    to: int
-    transposed: bool
-
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of x, weight and y."""
-        n, channels, height, width = self.x
-        sides = (2 * height, 2 * width) if self.transposed else (height // 2, width // 2)
-        weight = (channels, self.to) if self.transposed else (self.to, channels)
-        return self.x, (*weight, 4, 4), (n, self.to, *sides)
-
-    @property
-    def flops(self) -> float:
-        n, channels, height, width = self.x
-        pixels = height * width if self.transposed else height * width // 4
-        return 2.0 * n * pixels * channels * self.to * 16
-
-
-def gemms(batch: int) -> dict[str, Gemm]:
-    """Distinct passes of 4x4 convolutions of stride 2 with whole tiles of channels on both sides."""
-    found: dict[str, Gemm] = {}
-    for problem in passes("bf16", batch, torch.device("cpu")).values():
-        if problem.kind not in candidates.CONVOLUTIONS or problem.weight[2:] != (4, 4) or problem.stride != (2, 2):
-            continue
-        to = problem.weight[1] if problem.transposed else problem.weight[0]
-        kind = problem.kind.replace("conv_act_forward", "conv_forward")
-        one = Gemm(kind, problem.x, to, problem.transposed)
-        if min(problem.x[1], to) >= LEAST_CHANNELS and problem.dtype == "bfloat16":
-            name = "convT" if one.transposed else "conv"
-            found[f"{one.kind} {name} {'x'.join(map(str, one.x))} -> {to}"] = one
-    return found
-
-
-def pointer_gemm(gemm: Gemm, given: Given, tile: Any) -> Callable[[], Tensor]:
-    """Today's kernel with a tile, None for its usual one."""
-    from fastgan.ops.specs import ConvSpec
-    from fastgan.ops.triton import convolve, tiles, wgrad
-
-    rows, w, gradient = (one.permute(0, 2, 3, 1) for one in given)
-    conv = ConvSpec((2, 2), (1, 1), transposed=gemm.transposed)
-    coarse, fine = (rows, gradient) if gemm.transposed else (gradient, rows)
-
-    def call() -> Tensor:
-        with tiles.using(**({"convolve": tile, "wgrad": tile} if tile else {})):
-            if gemm.kind == "wgrad":
-                made = wgrad.wgrad(coarse, fine, (4, 4), (2, 2), (1, 1), w.dtype)
-            else:
-                x, like, form = ((rows, gradient, conv) if gemm.kind == "conv_forward"
-                                 else (gradient, rows, conv._replace(transposed=not conv.transposed)))
-                made = convolve.convolve(x, w, None, form, (like.shape[1], like.shape[2])).y
-            return made.permute(0, 3, 1, 2)
-    return call
-
-
-def tile_candidates() -> list[Any]:
-    from fastgan.ops.triton.tiles import Tile
-
-    found = [(64, 64, 64, 4, 3), (64, 64, 64, 4, 4), (128, 64, 64, 4, 3), (128, 64, 64, 8, 3), (64, 128, 64, 4, 3),
-             (128, 128, 64, 8, 3), (128, 128, 64, 8, 4), (128, 128, 32, 8, 4), (128, 256, 64, 8, 3), (64, 64, 64, 4, 1),
-             (128, 128, 64, 8, 1)]
-    return [Tile(*one) for one in found]
-
-
-def chosen_for(run: Callable[[], object]) -> list[dict[str, Any]]:
-    """What each GEMM in a call asks for when it chooses its tile: a rule of the tile files, without a tile."""
-    from fastgan.ops.triton import convolve, wgrad
-
-    asked: list[dict[str, Any]] = []
-
-    def noting(choose: Callable[..., Any], kernel: str, arch: int, **given: Any) -> Any:
-        asked.append({"kernel": kernel, "bytes": given["size"],
-                      **{name: given[name] for name in ("rows", "columns", "depth")}})
-        return choose(kernel, arch, **given)
-
-    with ExitStack() as stack:
-        for module in (convolve, wgrad):
-            stack.callback(setattr, module, "choose", module.choose)
-            module.choose = partial(noting, module.choose)  # type: ignore[attr-defined]
-        run()
-    return asked
-
-
-def write_tiles(path: Path, rules: list[dict[str, Any]]) -> None:
-    """The architecture's tile file with these rules before its own, smaller problems first."""
-    from fastgan.ops.triton import tiles
-
-    own = tiles._file(architecture())
-    first = sorted(rules, key=lambda rule: (rule["kernel"], rule["columns"], rule["rows"], rule["depth"]))
-    lines = ",\n".join("  " + json.dumps(rule) for rule in [*first, *own["rules"]])
-    part = path.with_suffix(".part")
-    part.write_text(f'{{"programs": {own["programs"]}, "rules": [\n{lines}\n]}}\n')
-    json.loads(part.read_text())
-    shutil.move(part, path)

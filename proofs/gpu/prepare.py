@@ -129,7 +129,7 @@ def kernels(worker: Worker) -> None:
         return
     if variant.endswith(":stages1"):
         library.one_stage()
-    jobs = list(library.compiler_jobs(worker.options["precisions"].split(), [
+    jobs = list(_compiler_jobs(worker.options["precisions"].split(), [
         *map(int, worker.options["batches"].split())], "gemms" in worker.options).items())[number::of]
     counts = {"kernels": 0, "with wgmma": 0, "spilling": 0}
 
@@ -149,17 +149,45 @@ def kernels(worker: Worker) -> None:
         worker.row(f"slice {number} of {of}", name, count, engine=variant, result="fact")
 
 
+def _compiler_jobs(precisions: list[str], batches: list[int], with_gemms: bool) -> dict[str, Callable[[], Any]]:
+    """All kernels that steps of these precisions and batch sizes launch on this architecture, by what distinguishes
+    them; with_gemms: those of tuning and of `gemms.triton_gemm` too. A call compiles one, and gives a
+    `proofs.compiled.Binary`, or None. No device is asked for anything but its architecture."""
+    import torch
+
+    from fastgan.ops.triton.tiles import Tile
+    from proofs import compiled, launches
+    from proofs.gpu import gemms, library
+
+    found: dict[str, Callable[[], Any]] = {}
+
+    def add(run: Callable[[], object]) -> None:
+        for key, job in compiled.jobs(launches.record(run, library.architecture()), library.architecture()).items():
+            found.setdefault(key, partial(compiled.build, job))
+
+    for precision in precisions:
+        for batch in batches:
+            add(launches.training_step(library.config(batch), batch, precision, together=library.TOGETHER))
+            if with_gemms and precision == "bf16":
+                for gemm in gemms.gemms(batch).values():
+                    x, weight, gy = (torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
+                                     for shape in gemm.shapes())
+                    for tile in (None, Tile(*gemms.RAW), *gemms.tile_candidates()):
+                        add(gemms.triton_gemm(gemm, (x, weight, gy), tile))
+    return found
+
+
 def warm(worker: Worker) -> None:
-    """torch.compile of the textbook in one mode at one batch size, into the cache that the timing reads."""
+    """torch.compile of PyTorch's loop in one mode at one batch size, into the cache that the timing reads."""
     from proofs.gpu import library, speed
 
     mode, batch = worker.options["mode"], int(worker.options["batch"])
-    contender = next(one for one in library.contenders((mode,)) if one.compiled == mode)
+    implementation = next(one for one in library.implementations((mode,)) if one.compiled == mode)
 
     def compile_it() -> None:
-        with speed.settings(contender):  # which are part of what compiled code is found by
-            library.training(contender, batch)(0)
+        with speed.settings(implementation):  # which are part of what compiled code is found by
+            library.training(implementation, batch)(0)
             library.cuda.synchronize()
-        worker.row(contender.name, "compiled", batch=str(batch), result="fact")
+        worker.row(implementation.name, "compiled", batch=str(batch), result="fact")
 
-    worker.each([(f"{contender.name} {batch}", compile_it)])
+    worker.each([(f"{implementation.name} {batch}", compile_it)])

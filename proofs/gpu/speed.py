@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastgan.bench.contender import Contender
+from benchmarks.implementation import Implementation
+from benchmarks.workload import Expected
 from fastgan.ops.numerics import products
 from proofs.gpu import jobs, library
 from proofs.gpu.child import Worker
@@ -21,36 +22,33 @@ from proofs.gpu.child import Worker
 ROUNDS = 5
 TURN = 0.06  # seconds
 MOST = 50  # calls of a turn
-GATED = 64  # the batch size at which the first two steps are compared with float64
+CHECKED = 64  # the batch size at which the first two steps are compared with float64
 TRAINED = 800  # steps of the run of Trainer
 TUNED = 128  # its batch
 
 
 def steps(worker: Worker) -> None:
-    """Medians of rounds in which all contenders take turns, batch size by batch size."""
+    """Medians of rounds in which all implementations take turns, batch size by batch size."""
     modes = jobs.MODES if "compiled" in worker.options else ()
     for batch in map(int, worker.options["batches"].split()):
-        worker.each([(f"batch {batch}", partial(_race, worker, library.contenders(modes), batch))], batch=str(batch))
+        race = partial(_race, worker, library.implementations(modes), batch)
+        worker.each([(f"batch {batch}", race)], batch=str(batch))
 
 
-def _race(worker: Worker, contenders: list[Contender], batch: int) -> None:
-    judged: Any = None
-    if batch == GATED:
-        def judge() -> None:
-            nonlocal judged
-            judged = library.judge(batch)
-
-        worker.attempt("what steps should move", judge, batch=str(batch))
-    made = {one: job for one in contenders if not worker.is_bad(one.name)
-            and (job := _made(worker, one, batch, judged)) is not None}
-    calls: dict[Contender, int] = {}
-    taken: dict[Contender, list[float]] = {one: [] for one in made}
+def _race(worker: Worker, implementations: list[Implementation], batch: int) -> None:
+    expected: list[Expected] = []
+    if batch == CHECKED:
+        worker.attempt("what steps should move", lambda: expected.append(library.expect(batch)), batch=str(batch))
+    made = {one: job for one in implementations if not worker.is_bad(one.name)
+            and (job := _made(worker, one, batch, expected)) is not None}
+    calls: dict[Implementation, int] = {}
+    taken: dict[Implementation, list[float]] = {one: [] for one in made}
     for _ in range(ROUNDS + 1):
         for one, job in made.items():
             if worker.is_bad(one.name):
                 continue
 
-            def turn(one: Contender = one, job: Any = job) -> None:
+            def turn(one: Implementation = one, job: Any = job) -> None:
                 seconds = lap(one, partial(job, 0), calls.get(one, 1))
                 if one in calls:
                     taken[one].append(seconds)
@@ -66,34 +64,34 @@ def _race(worker: Worker, contenders: list[Contender], batch: int) -> None:
     library.cuda.empty_cache()
 
 
-def _made(worker: Worker, one: Contender, batch: int, judged: Any) -> Any:
-    """The contender's work, warmed up; None where that fails."""
+def _made(worker: Worker, one: Implementation, batch: int, expected: list[Expected]) -> Any:
+    """The implementation's work, warmed up; None where that fails."""
     found: list[Any] = []
 
     def make() -> None:
         with settings(one):
             job = library.training(one, batch)
-            job.settle()
-            if judged is not None:
-                used, worst = job.used(judged)
+            job.prepare()
+            for one_expected in expected:
+                used, worst = job.check(one_expected)
                 worker.row(one.name, "of the allowed error after two steps", used, engine=one.engine,
                            precision=one.precision, batch=str(batch), result="ok" if used <= 1 else "wrong", note=worst)
             for _ in range(3):
                 outcome = job(0)
-            if trouble := job.trouble(outcome):
-                raise RuntimeError(trouble)
+            if failure := job.failure(outcome):
+                raise RuntimeError(failure)
         found.append(job)
 
     worker.attempt(one.name, make, engine=one.engine, precision=one.precision, batch=str(batch))
     return found[0] if found else None
 
 
-def settings(one: Contender) -> Any:
-    torch.backends.cudnn.benchmark = one.tuned
+def settings(one: Implementation) -> Any:
+    torch.backends.cudnn.benchmark = one.cudnn_benchmark
     return products(one.precision)
 
 
-def lap(one: Contender, call: Callable[[], object], calls: int) -> float:
+def lap(one: Implementation, call: Callable[[], object], calls: int) -> float:
     """The device's seconds of a call, in a block of as many."""
     with settings(one):
         start, end = (library.cuda.Event(enable_timing=True) for _ in range(2))
@@ -107,7 +105,7 @@ def lap(one: Contender, call: Callable[[], object], calls: int) -> float:
     return float(start.elapsed_time(end)) / 1000 / calls
 
 
-def _tell(worker: Worker, one: Contender, batch: int, seconds: list[float], note: str) -> None:
+def _tell(worker: Worker, one: Implementation, batch: int, seconds: list[float], note: str) -> None:
     middle = median(seconds)
     key = {"engine": one.engine, "precision": one.precision, "batch": str(batch), "note": note}
     worker.row(one.name, "step", 1e3 * middle, "ms", **key)
@@ -135,15 +133,15 @@ def _tune(worker: Worker) -> None:
         worker.row(name, "chosen", choice.candidate, result="fact", note=", ".join(trials), **key)
     for name, seconds in plan.step.items():
         worker.row("the whole step", name, 1e3 * seconds, "ms", **key)
-    contender = Contender("fastgan, auto", "auto", "bf16", tuned=True)
+    implementation = Implementation("fastgan, auto", "auto", "bf16", cudnn_benchmark=True)
     real = library.images(TUNED, 2)
-    for name, call in ((contender.name, step), (f"{contender.name}, CUDA graph", library.graphed(step))):
+    for name, call in ((implementation.name, step), (f"{implementation.name}, CUDA graph", library.graphed(step))):
         call(real)
         if reason := getattr(call, "failure", ""):
             raise RuntimeError(f"no graph: {reason}")
-        seconds = lap(contender, partial(call, real), 1)
+        seconds = lap(implementation, partial(call, real), 1)
         calls = max(1, min(MOST, int(TURN / seconds)))
-        _tell(worker, contender.named(name), TUNED, [lap(contender, partial(call, real), calls)
+        _tell(worker, implementation.but(name), TUNED, [lap(implementation, partial(call, real), calls)
                                                      for _ in range(ROUNDS)], f"median of {ROUNDS} rounds")
 
 

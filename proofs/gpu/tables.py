@@ -28,8 +28,8 @@ def update(pages: tuple[Path, ...] = PAGES, results: Path = RESULTS) -> None:
 
 
 def lines(results: Path, place: Path) -> Iterator[str]:
-    """For each folder of results, newest last: steps by contender and batch size, and what was found right. place: of
-    the page, for links."""
+    """For each folder of results, newest last: steps by implementation and batch size, and how many passes are correct.
+    place: of the page, for links."""
     for path in sorted(results.glob(f"*/{CSV}"), key=lambda path: path.parent.name[-10:]):
         rows = read(path)
         facts = {row.name: row.note for row in rows if row.part == "facts"}

@@ -1,4 +1,4 @@
-"""Part one: chains of one and two stages in every tile configuration, on each architecture, under every schedule."""
+"""Part one: chains of one and two blocks in every tile configuration, on each architecture, under every schedule."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,102 +16,12 @@ from torch import Tensor, nn
 
 import fastgan.ops.triton.tiles as tiles
 from fastgan.nn import Chain, stat_groups
-from proofs.ptx import rule
+from proofs.cases import results
+from proofs.ptx import networks, rule
 from proofs.ptx.simulator import Schedule, executing, schedules
-from tests.test_ops import CASES, results
-from tests.test_ops import name as name_of
 
 ARCHITECTURES, WARPS, STAGES = (80, 90), (2, 4, 8), (1, 2, 3, 4)
 FEW = 8  # elements of a tensor whose error is a matter of chance
-
-
-class Layer(NamedTuple):
-    co: int
-    kernel: int | tuple[int, int] = 4
-    stride: int | tuple[int, int] = 2
-    padding: int | tuple[int, int] = 1
-    extra: int | tuple[int, int] = 0
-    transposed: bool = False
-    bias: bool = False
-    norm: bool = True
-    activation: str = "leaky_relu"
-
-
-class Case(NamedTuple):
-    name: str
-    shape: tuple[int, int, int, int]
-    layers: tuple[Layer, ...]
-    groups: int = 1
-    training: bool = True
-
-
-HEAD = Layer(1, 4, 1, 0, norm=False, activation="none")
-IMAGE = Layer(3, transposed=True, norm=False, activation="tanh")
-# what a configuration is tried on; the first two hold all narrow kernels, too
-GENERATOR = Case("128-64-3 transposed", (4, 128, 4, 4), (Layer(64, transposed=True, activation="relu"), IMAGE))
-DISCRIMINATOR = Case("64-128-1", (4, 64, 8, 8), (Layer(128), HEAD), 2)
-ODD = [
-    Case("70-100-70", (4, 70, 7, 5), (Layer(100, bias=True), Layer(70, 3, 2, 1, 1, transposed=True)), 2),
-    Case("3-64-25", (4, 3, 13, 11), (Layer(64, norm=False), Layer(25, 3, 1, 1)), 4),
-    Case("25-128-64 transposed", (6, 25, 3, 5), (Layer(128, 3, transposed=True), Layer(64, 4, 2, 1)), 3),
-]
-HEADS = [
-    Case("z 100-512-3", (8, 100, 1, 1), (Layer(512, 4, 1, 0, transposed=True, activation="relu"), IMAGE)),
-    Case("3-64-512-1", (4, 3, 16, 16), (Layer(64, norm=False), Layer(512), HEAD), 2),
-    Case("1-64-1", (4, 1, 12, 8), (Layer(64), Layer(1, transposed=True, activation="tanh"))),
-    Case("many tiles", (17, 2, 32, 32), (Layer(3, 1, 1, 0), Layer(20, 1, 1, 0))),  # merged in two levels
-    GENERATOR, DISCRIMINATOR, *ODD,
-]
-
-
-def from_tests() -> Iterator[Case]:
-    """Each case of the operations' tests behind a stage of its own, so that it owes a normalisation; or alone."""
-    for case, transposed in itertools.product(CASES, (False, True)):
-        shape, co, kernel, stride, padding, extra, bias, groups = case
-        if shape[2:] == (1, 1) and not transposed:
-            continue
-        before = () if shape[2:] == (1, 1) else (Layer(shape[1], 1, 1, 0),)
-        layer = Layer(co, kernel, stride, padding, extra if transposed else 0, transposed, bias)
-        yield Case(name_of(case) + "-transpose" * transposed, shape, (*before, layer), groups)
-
-
-def without_statistics(case: Case) -> tuple[Case, Case]:
-    """The same with running statistics, and without a normalisation."""
-    bare = tuple(layer._replace(norm=False) for layer in case.layers)
-    return (case._replace(name=case.name + " evaluation", training=False),
-            case._replace(name=case.name + " bare", layers=bare))
-
-
-def build(case: Case) -> nn.Sequential:
-    """Eager layers, seeded, with scales and shifts that differ from channel to channel."""
-    torch.manual_seed(0)
-    modules: list[nn.Module] = []
-    ci = case.shape[1]
-    for layer in case.layers:
-        given: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding, "bias": layer.bias}
-        modules.append(nn.ConvTranspose2d(ci, layer.co, layer.kernel, output_padding=layer.extra, **given)
-                       if layer.transposed else nn.Conv2d(ci, layer.co, layer.kernel, **given))
-        if layer.norm:
-            norm = nn.BatchNorm2d(layer.co)
-            nn.init.normal_(norm.weight, 1.0, 0.5)
-            nn.init.normal_(norm.bias, 0.5, 0.5)
-            assert norm.running_mean is not None and norm.running_var is not None
-            norm.running_mean.normal_(0.0, 0.5)
-            norm.running_var.uniform_(0.5, 2)
-            modules.append(norm)
-        if layer.activation != "none":
-            modules.append({"relu": nn.ReLU(), "leaky_relu": nn.LeakyReLU(0.2), "tanh": nn.Tanh()}[layer.activation])
-        ci = layer.co
-    return nn.Sequential(*modules).train(case.training)
-
-
-def cast(network: nn.Sequential, dtype: torch.dtype) -> nn.Sequential:
-    """As mixed precision has it: convolutions in `dtype`, normalisations in float32 (or float64)."""
-    network = copy.deepcopy(network).to(dtype)
-    for module in network:
-        if isinstance(module, nn.BatchNorm2d) and dtype.itemsize < 4:
-            module.float()
-    return network
 
 
 class Outcome(NamedTuple):
@@ -122,8 +32,8 @@ class Outcome(NamedTuple):
     failures: list[str]
 
 
-class Played(NamedTuple):
-    """What one draw of numbers came to: ours, eager, exact, and exact with the kinks moved to either side."""
+class Draw(NamedTuple):
+    """Results of one draw of numbers: ours, eager, exact, and exact with the kinks moved to either side."""
 
     kernels: list[str]
     ours: dict[str, Tensor]
@@ -133,37 +43,38 @@ class Played(NamedTuple):
 
 
 class Fault(Exception):
-    """A kernel that did not come to a result, or not to the same one under every schedule."""
+    """A kernel failed, or its results depend on the schedule."""
 
 
-def execute(ptxsim: Any, case: Case, precision: rule.Precision, arch: int, rules: list[dict[str, Any]]) -> Outcome:
+def execute(ptxsim: Any, case: networks.Case, precision: rule.Precision, arch: int,
+            rules: list[dict[str, Any]]) -> Outcome:
     """One case, forward and backward, under every schedule, against float64.
 
-    Where chance may have decided, in tensors of few elements of which eager has some right by luck, three more draws of
-    numbers are judged with the first, as one tensor.
+    In tensors of few elements eager may have some right by chance: three more draws of numbers are then judged with the
+    first, as one tensor.
     """
-    start, played = build_seeded(case, precision), []
+    start, draws = build_seeded(case, precision), []
     for seed in (1, 2, 3, 4):
         try:
-            played.append(play(ptxsim, case, precision, arch, rules, start, seed))
+            draws.append(run_case(ptxsim, case, precision, arch, rules, start, seed))
         except Fault as fault:
             return Outcome([], float("inf"), [str(fault)])
-        parts = judge(played, precision, start)
+        parts = judge(draws, precision, start)
         wrong = {key: part for key, part in parts.items() if not part <= 1}
-        if seed == 1 and (not wrong or any(played[0].exact[key].numel() > FEW for key in wrong)):
+        if seed == 1 and (not wrong or any(draws[0].exact[key].numel() > FEW for key in wrong)):
             break
     words = [f"{key}: {part:.2f} of what is allowed" for key, part in wrong.items()]
-    return Outcome(played[0].kernels, max(parts.values()), words)
+    return Outcome(draws[0].kernels, max(parts.values()), words)
 
 
-def build_seeded(case: Case, precision: rule.Precision) -> nn.Sequential:
+def build_seeded(case: networks.Case, precision: rule.Precision) -> nn.Sequential:
     torch.manual_seed(1)
     torch.randn(case.shape)  # where x once came from: the same weights as ever
-    return cast(build(case), precision.dtype)
+    return networks.cast(networks.build(case), precision.dtype)
 
 
-def play(ptxsim: Any, case: Case, precision: rule.Precision, arch: int, rules: list[dict[str, Any]],
-         start: nn.Sequential, seed: int) -> Played:
+def run_case(ptxsim: Any, case: networks.Case, precision: rule.Precision, arch: int, rules: list[dict[str, Any]],
+             start: nn.Sequential, seed: int) -> Draw:
     """Raises `Fault`."""
     torch.manual_seed(seed)
     x = torch.randn(case.shape).to(precision.dtype)
@@ -205,17 +116,17 @@ def play(ptxsim: Any, case: Case, precision: rule.Precision, arch: int, rules: l
         different = [key for key in first if not torch.equal(first[key], found[key])]
         if different:
             raise Fault(f"{schedule.name}: other bits in {', '.join(different)}")
-    return Played(kernels, first, eager, exact, (below, above))
+    return Draw(kernels, first, eager, exact, (below, above))
 
 
-def judge(played: list[Played], precision: rule.Precision, network: nn.Sequential) -> dict[str, float]:
+def judge(draws: list[Draw], precision: rule.Precision, network: nn.Sequential) -> dict[str, float]:
     """`compare`, with all draws as one."""
     def together(tensors: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
         parts = list(tensors)
         return {key: torch.cat([part[key].flatten() for part in parts]) for key in parts[0]}
 
-    return compare(together(p.ours for p in played), together(p.eager for p in played),
-                   together(p.exact for p in played), [together(p.moved[i] for p in played) for i in (0, 1)],
+    return compare(together(p.ours for p in draws), together(p.eager for p in draws),
+                   together(p.exact for p in draws), [together(p.moved[i] for p in draws) for i in (0, 1)],
                    precision.unit, network)
 
 
@@ -263,12 +174,12 @@ def taking(rules: list[dict[str, Any]]) -> Iterator[None]:
 class Run(NamedTuple):
     precision: str
     arch: int
-    case: Case
+    case: networks.Case
     rules: list[dict[str, Any]]
 
     def __str__(self) -> str:
         words = [f"{one['kernel']} {'x'.join(map(str, one['tile']))}" for one in self.rules
-                 if one["kernel"] in ("convolve", "wgrad")]
+                 if one["kernel"].split()[0] in ("convolve", "wgrad") and "bytes" not in one]
         if words:
             words.append(f"{self.rules[0]['warps']} warps {self.rules[0]['stages']} stages")
         return f"sm_{self.arch} {self.precision} {self.case.name}: {', '.join(words) or 'as shipped'}"
@@ -282,13 +193,14 @@ def configurations(each: list[tuple[int, int]] | None = None) -> Iterator[Run]:
     all kernels meet it. `each` None: as shipped.
     """
     found = shipped()
-    fixed = [one for one in found if one["kernel"] not in ("convolve", "wgrad")]
+    fixed = [one for one in found if one["kernel"] in ("narrow", "rows")]
     for (precision, kind), arch in itertools.product(rule.PRECISIONS.items(), ARCHITECTURES):
         gemms, wgrads = ([one for one in found if one["kernel"] == kernel and one["bytes"] == kind.dtype.itemsize]
                          for kernel in ("convolve", "wgrad"))
         for turn, pair in enumerate(each or [None]):
             for row in range(max(len(gemms), len(wgrads))):
-                case = (GENERATOR, DISCRIMINATOR, ODD[turn % len(ODD)])[(row + turn) % 3]
+                odd = networks.ODD[turn % len(networks.ODD)]
+                case = (networks.GENERATOR, networks.DISCRIMINATOR, odd)[(row + turn) % 3]
                 taken = [{key: one[key] for key in ("kernel", "tile", "warps", "stages")}
                          for one in (gemms[row % len(gemms)], wgrads[row % len(wgrads)])]
                 rules = [*taken, *fixed]
@@ -297,15 +209,36 @@ def configurations(each: list[tuple[int, int]] | None = None) -> Iterator[Run]:
                 yield Run(precision, arch, case, rules)
 
 
+def on_descriptors(each: list[tuple[int, int]] | None = None) -> Iterator[Run]:
+    """Every shipped tile for tensor descriptors in every precision that has one, on sm_90. `each` as above."""
+    found = shipped()
+    pairs: Sequence[tuple[int, int] | None] = each or [None]
+    for (precision, kind), pair in itertools.product(rule.PRECISIONS.items(), pairs):
+        pointers = [one for one in found if not one["kernel"].endswith(" tma")
+                    and one.get("bytes", kind.dtype.itemsize) == kind.dtype.itemsize]
+        gemms, wgrads = ([one for one in found if one["kernel"] == kernel and one["bytes"] == kind.dtype.itemsize]
+                         for kernel in ("convolve tma", "wgrad tma"))
+        if precision == "fp32" or (pair and pair[0] == 2):
+            continue  # on pointers; and two warps are no group of wgmma
+        for gemm in gemms:
+            taken = [{key: one[key] for key in ("kernel", "tile", "warps", "stages")} for one in (gemm, *wgrads)]
+            if pair:
+                taken = [{**one, "warps": pair[0], "stages": pair[1]} for one in taken]
+            yield Run(precision, 90, networks.DESCRIBED, [*taken, *pointers])
+
+
 def runs(quick: bool) -> Iterator[Run]:
     """What is tried; quick: every shipped tile as it is shipped, and one precision and architecture of each case."""
-    cases = [*from_tests(), *HEADS]
-    cases += [other for case in (HEADS[1], ODD[0], cases[2]) for other in without_statistics(case)]
+    cases = [*networks.from_tests(), *networks.HEADS]
+    cases += [other for case in (networks.HEADS[1], networks.ODD[0], cases[2])
+              for other in networks.without_statistics(case)]
     pairs = list(itertools.product(rule.PRECISIONS, ARCHITECTURES))
     for i, case in enumerate(cases):
         for precision, arch in [pairs[i % len(pairs)]] if quick else pairs:
             yield Run(precision, arch, case, [])
-    yield from configurations(None if quick else list(itertools.product(WARPS, STAGES)))
+    each = None if quick else list(itertools.product(WARPS, STAGES))
+    yield from configurations(each)
+    yield from on_descriptors(each)
 
 
 def prove(ptxsim: Any, quick: bool, match: str = "") -> list[str]:

@@ -1,6 +1,6 @@
 """Part three: the step as a graph would repeat it, on the compiled kernels: replays equal eager steps to the last bit.
 
-The tape of tests/simulated.py holds the operations of one step of dcgan-64 at full width, fastgan's among them; every
+The tape of proofs/simulated holds the operations of one step of dcgan-64 at full width, fastgan's among them; every
 launch in it, recorded or replayed, goes to the simulator.
 """
 
@@ -18,7 +18,7 @@ from fastgan.errors import first_line
 from fastgan.nn import use
 from fastgan.train.step import GANStep
 from proofs.ptx.simulator import PLAIN, executing
-from tests.simulated import assert_replays_equal_eager
+from proofs.simulated import assert_replays_equal_eager
 
 STEPS, BATCH = 3, 8
 CASES = [("bf16", 80), ("tf32", 90)]

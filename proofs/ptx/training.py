@@ -31,7 +31,7 @@ CASES = [(8, "bf16", 80), (8, "tf32", 80), (8, "bf16", 90), (8, "tf32", 90), (32
 Around = Callable[[], AbstractContextManager[Any]]
 
 
-class Player(NamedTuple):
+class Variant(NamedTuple):
     """Both networks, the type of their tensors, the precision of their steps, and what those run in."""
 
     generator: nn.Module
@@ -42,7 +42,7 @@ class Player(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What all players see: images (N, 3, 64, 64) of each step, and the noise that is drawn, in order."""
+    """What all variants are given: images (N, 3, 64, 64) of each step, and the noise that is drawn, in order."""
 
     images: list[Tensor]
     noise: list[Tensor]
@@ -55,7 +55,7 @@ def given(batch: int) -> Given:
     return Given(images, [torch.randn(batch, 100) for _ in range(2 * STEPS)])
 
 
-def players(ptxsim: Any, precision: str, arch: int) -> dict[str, Player]:
+def variants(ptxsim: Any, precision: str, arch: int) -> dict[str, Variant]:
     """"ours", "eager" and "exact"."""
     torch.manual_seed(0)
     generator, discriminator = models.build(presets.get("dcgan-64").model, (3, 64, 64))
@@ -90,23 +90,23 @@ def players(ptxsim: Any, precision: str, arch: int) -> dict[str, Player]:
         return networks
 
     ours, exact = pair("triton"), pair("reference")
-    return {"ours": Player(*ours, torch.float32, precision, simulated),
-            "eager": Player(fastgan.to_eager(generator), fastgan.to_eager(discriminator), torch.float32, precision,
+    return {"ours": Variant(*ours, torch.float32, precision, simulated),
+            "eager": Variant(fastgan.to_eager(generator), fastgan.to_eager(discriminator), torch.float32, precision,
                             eagerly),
-            "exact": Player(exact[0].double(), exact[1].double(), torch.float64, "fp32", ExitStack)}
+            "exact": Variant(exact[0].double(), exact[1].double(), torch.float64, "fp32", ExitStack)}
 
 
-def train(player: Player, seen: Given) -> dict[str, Tensor]:
+def train(variant: Variant, seen: Given) -> dict[str, Tensor]:
     """How far three steps have moved the parameters and the running statistics of each network."""
-    networks = {"generator": player.generator, "discriminator": player.discriminator}
+    networks = {"generator": variant.generator, "discriminator": variant.discriminator}
     config = presets.get("dcgan-64")
     before = {name: copy.deepcopy(network.state_dict()) for name, network in networks.items()}
-    step = GANStep(player.generator, player.discriminator, config.model, config.train, precision=player.precision)
+    step = GANStep(variant.generator, variant.discriminator, config.model, config.train, precision=variant.precision)
     noise = iter(seen.noise)
-    step.draw = lambda like: next(noise).to(player.dtype)  # type: ignore[method-assign]
+    step.draw = lambda like: next(noise).to(variant.dtype)  # type: ignore[method-assign]
     for images in seen.images:
-        with player.around():
-            step(images.to(player.dtype))
+        with variant.around():
+            step(images.to(variant.dtype))
     moved = {}
     for name, network in networks.items():
         after = network.state_dict()
@@ -117,11 +117,11 @@ def train(player: Player, seen: Given) -> dict[str, Tensor]:
     return moved
 
 
-def differentiate(player: Player, seen: Given) -> dict[str, Tensor]:
+def differentiate(variant: Variant, seen: Given) -> dict[str, Tensor]:
     """Logits, all gradients and the running statistics of D, given real and fake images in one batch."""
-    network = player.discriminator
-    batch = torch.cat([seen.images[0], -seen.images[1]]).to(player.dtype)
-    with player.around():
+    network = variant.discriminator
+    batch = torch.cat([seen.images[0], -seen.images[1]]).to(variant.dtype)
+    with variant.around():
         if any(isinstance(module, Chain) for module in network.modules()):
             with stat_groups(network, 2):
                 logits = network(batch)
@@ -141,12 +141,12 @@ def prove(ptxsim: Any, quick: bool, match: str = "") -> list[str]:
     torch.set_num_threads(2)
     for batch, precision, arch in CASES[:1] if quick else CASES:
         seen = given(batch)
-        for what, play in (("D on two groups", differentiate), (f"{STEPS} steps", train)):
+        for what, run in (("D on two groups", differentiate), (f"{STEPS} steps", train)):
             line = f"sm_{arch} {precision} dcgan-64 batch {batch}, {what}"
             if match not in line:
                 continue
             begin = time.perf_counter()
-            found = {name: play(player, seen) for name, player in players(ptxsim, precision, arch).items()}
+            found = {name: run(variant, seen) for name, variant in variants(ptxsim, precision, arch).items()}
             parts = {key: rule.used(found["ours"][key], found["eager"][key], value, rule.FLOAT32)
                      for key, value in found["exact"].items()}
             print(f"{line}: {max(parts.values()):.2f} of what is allowed, {time.perf_counter() - begin:.0f} s")

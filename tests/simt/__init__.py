@@ -46,8 +46,8 @@ class Program:
         self._process: subprocess.Popen[bytes] | None = None
 
     def call(self, name: str, *arguments: Argument, seed: int = 0) -> None:
-        """Run a row kernel of csrc/cuda/kernels.h with the members of structures one by one; tensors are read, and
-        written, in place.
+        """Run a kernel of csrc/include/fastgan/kernels.h with the members of structures one by one; tensors are read
+        and written in place.
 
         A pointer has the alignment of its tensor; a tensor that is given twice is the same memory. `seed` decides the
         order of threads and blocks.

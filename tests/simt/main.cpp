@@ -13,7 +13,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../../csrc/cuda/kernels.h"
+#include "fastgan/kernels.h"
 #include "simt.h"
 
 namespace {
@@ -89,6 +89,11 @@ struct Argument<RunningStats> {
     }
 };
 
+template <>
+struct Argument<Workspace> {
+    static Workspace get() { return {argument<std::int64_t>(), argument<float*>()}; }
+};
+
 template <typename... Parameters>
 std::function<void()> call(void (*function)(Parameters...)) {
     return [function] {
@@ -98,13 +103,10 @@ std::function<void()> call(void (*function)(Parameters...)) {
 }
 
 const std::map<std::string, std::function<void()>> calls = {
-    {"measure", call(cuda::measure)},
-    {"finish_statistics", call(cuda::finish_statistics)},
-    {"bn_act_forward", call(cuda::bn_act_forward)},
-    {"act_backward", call(cuda::act_backward)},
-    {"bn_backward_sums", call(cuda::bn_backward_sums)},
-    {"bn_backward_apply", call(cuda::bn_backward_apply)},
-    {"logistic", call(cuda::logistic)},
+    {"batch_stats", call(batch_stats)},
+    {"bn_act_forward", call(bn_act_forward)},
+    {"bn_backward_sums", call(bn_backward_sums)},
+    {"bn_backward_apply", call(bn_backward_apply)},
 };
 
 }  // namespace

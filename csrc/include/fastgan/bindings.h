@@ -1,99 +1,142 @@
-// The row kernels for Python: `fastgan._cpu` and `fastgan._cuda` have the same functions with the same arguments.
-// Tensors come as addresses (integers); fastgan/ops/native/rows.py says what each of them is.
+// The kernels of `kernels.h` for Python: the compiled modules of CPU and CUDA have the same functions with the same
+// arguments. fastgan/ops/native/ checks tensors, of which only the addresses come here; numbers are checked once more.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
+#include <stdexcept>
+#include <string>
 #include <tuple>
 
-#include "fastgan/checks.h"
 #include "fastgan/kernels.h"
 
 namespace fastgan {
 
 namespace py = pybind11;
-using Address = std::uintptr_t;
 
-// stats, gamma, beta, activation, slope
+// Of a tensor, or as a number; 0 for None
+struct Address {
+    std::uintptr_t value = 0;
+};
+
+}  // namespace fastgan
+
+namespace pybind11::detail {
+
+template <>
+struct type_caster<fastgan::Address> {
+    PYBIND11_TYPE_CASTER(fastgan::Address, const_name("Tensor | int | None"));
+
+    bool load(handle from, bool) {
+        if (from.is_none()) return true;
+        const object address = PyLong_Check(from.ptr()) ? reinterpret_borrow<object>(from) : from.attr("data_ptr")();
+        value.value = address.cast<std::uintptr_t>();
+        return true;
+    }
+};
+
+}  // namespace pybind11::detail
+
+namespace fastgan {
+
+inline void check(bool right, const char* name, std::int64_t given, const std::string& expected) {
+    if (!right) throw std::invalid_argument(std::string(name) + " " + std::to_string(given) + ": expected " + expected);
+}
+
+// An address of elements of `size` bytes, null only where `optional`
+template <typename T>
+T* pointer(const char* name, Address address, bool optional, std::size_t size) {
+    if (!optional && address.value == 0)
+        throw std::invalid_argument(std::string(name) + ": expected an address, got null");
+    if (address.value % size != 0)
+        throw std::invalid_argument(std::string(name) + ": expected an address divisible by " + std::to_string(size));
+    return reinterpret_cast<T*>(address.value);
+}
+
+template <typename T>
+T* pointer(const char* name, Address address, bool optional = false) {
+    return pointer<T>(name, address, optional, sizeof(T));
+}
+
+// A matrix, null where it has no rows
+template <typename T>
+T* matrix(const char* name, Address address, const Shape& shape) {
+    return pointer<T>(name, address, shape.rows == 0, size_of(shape.dtype));
+}
+
+using ShapeArguments = std::tuple<std::int64_t, std::int64_t, std::int64_t, int>;
+
+inline Shape shape_of(const ShapeArguments& arguments) {
+    const auto [rows, channels, groups, dtype] = arguments;
+    check(rows >= 0, "rows", rows, "0 or more");
+    check(channels > 0, "channels", channels, "1 or more");
+    check(rows <= INT64_MAX / 4 / channels, "rows", rows, "rows * channels that a 64-bit integer can count in bytes");
+    check(groups > 0 && rows % groups == 0, "groups", groups, "a divisor of the " + std::to_string(rows) + " rows");
+    check(dtype >= 0 && dtype <= 2, "dtype", dtype, "0 (float32), 1 (bfloat16) or 2 (float16)");
+    return {rows, channels, groups, static_cast<DType>(dtype)};
+}
+
 using NormalizationArguments = std::tuple<Address, Address, Address, int, float>;
 
-// `table` is asked at each call: a processor may have several.
-inline void bind_rows(py::module_& module, const RowKernels& (*table)()) {
+inline Normalization normalization_of(const NormalizationArguments& arguments) {
+    const auto [stats, gamma, beta, activation, slope] = arguments;
+    check(activation >= 0 && activation <= 3, "activation", activation, "0 (none), 1 (relu), 2 (leaky_relu), 3 (tanh)");
+    return {pointer<const float>("stats", stats), pointer<const float>("gamma", gamma),
+            pointer<const float>("beta", beta), static_cast<Activation>(activation), slope};
+}
+
+using RunningArguments = std::tuple<Address, Address, Address, float>;
+
+inline RunningStats running_of(const RunningArguments& arguments) {
+    const auto [mean, var, num_batches_tracked, momentum] = arguments;
+    const bool updates = mean.value != 0 || var.value != 0;
+    return {pointer<float>("running_mean", mean, !updates), pointer<float>("running_var", var, !updates),
+            pointer<std::int64_t>("num_batches_tracked", num_batches_tracked, !(updates && momentum < 0)), momentum};
+}
+
+using WorkspaceArguments = std::tuple<std::int64_t, Address>;
+
+inline Workspace workspace_of(const WorkspaceArguments& arguments) {
+    const auto [parts, partials] = arguments;
+    check(parts >= 0, "parts", parts, "0 or more");
+    return {parts, pointer<float>("partials", partials, parts == 0)};
+}
+
+inline void bind_kernels(py::module_& module) {
     using Free = py::call_guard<py::gil_scoped_release>;
 
-    module.def("parts", [table](std::int64_t group_rows, std::int64_t channels) {
-        check(group_rows >= 0, "rows_per_group", group_rows, "0 or more");
-        check(channels > 0, "channels", channels, "1 or more");
-        return table().parts(group_rows, channels);
-    });
+    module.def("parts", &parts_of);
 
-    module.def("measure", [table](Address x, int dtype, std::int64_t rows, std::int64_t channels, std::int64_t groups,
-                                   std::int64_t parts, Address partials, std::int64_t queue) {
-        const Shape shape = shape_of(dtype, rows, channels, groups);
-        check(parts > 0, "parts", parts, "1 or more");
-        table().measure(shape, elements<const void>("x", x, shape), parts, pointer<float>("partials", partials), queue);
+    module.def("batch_stats", [](Address y, const ShapeArguments& of, float eps, const RunningArguments& running,
+                                 const WorkspaceArguments& workspace, Address stats, std::int64_t queue) {
+        const Shape shape = shape_of(of);
+        batch_stats(shape, matrix<const void>("y", y, shape), eps, running_of(running), workspace_of(workspace),
+                    pointer<float>("stats", stats), queue);
     }, Free());
 
-    module.def("finish_statistics", [table](Address partials, std::int64_t channels, std::int64_t groups,
-                                             std::int64_t parts, float eps, Address running_mean, Address running_var,
-                                             Address num_batches_tracked, float momentum, Address out,
-                                             std::int64_t queue) {
-        check(channels > 0, "channels", channels, "1 or more");
-        check(groups > 0, "groups", groups, "1 or more");
-        check(parts > 0, "parts", parts, "1 or more");
-        const bool updates = running_mean != 0 || running_var != 0;
-        const RunningStats running{
-            pointer<float>("running_mean", running_mean, !updates),
-            pointer<float>("running_var", running_var, !updates),
-            pointer<std::int64_t>("num_batches_tracked", num_batches_tracked, !(updates && momentum < 0)), momentum};
-        table().finish_statistics(pointer<const float>("partials", partials), channels, groups, parts, eps, running,
-                                  pointer<float>("out", out), queue);
+    module.def("bn_act_forward", [](Address y, const ShapeArguments& of, const NormalizationArguments& normalization,
+                                    Address a, std::int64_t queue) {
+        const Shape shape = shape_of(of);
+        bn_act_forward(shape, matrix<const void>("y", y, shape), normalization_of(normalization),
+                       matrix<void>("a", a, shape), queue);
     }, Free());
 
-    module.def("bn_act_forward", [table](Address y, int dtype, std::int64_t rows, std::int64_t channels,
-                                         std::int64_t groups, const NormalizationArguments& normalization, Address a,
-                                         std::int64_t queue) {
-        const Shape shape = shape_of(dtype, rows, channels, groups);
-        table().bn_act_forward(shape, elements<const void>("y", y, shape), std::apply(normalization_of, normalization),
-                               elements<void>("a", a, shape), queue);
+    module.def("bn_backward_sums", [](Address ga, Address y, const ShapeArguments& of,
+                                      const NormalizationArguments& normalization, const WorkspaceArguments& workspace,
+                                      Address sums, std::int64_t queue) {
+        const Shape shape = shape_of(of);
+        bn_backward_sums(shape, matrix<const void>("ga", ga, shape), matrix<const void>("y", y, shape),
+                         normalization_of(normalization), workspace_of(workspace), pointer<float>("sums", sums), queue);
     }, Free());
 
-    module.def("act_backward", [table](Address ga, Address a, int dtype, std::int64_t rows, std::int64_t channels,
-                                       int activation, float slope, Address g, std::int64_t queue) {
-        const Shape shape = shape_of(dtype, rows, channels, 1);
-        table().act_backward(shape, elements<const void>("ga", ga, shape), elements<const void>("a", a, shape),
-                             activation_of(activation), slope, elements<void>("g", g, shape), queue);
-    }, Free());
-
-    module.def("bn_backward_sums", [table](Address ga, Address y, int dtype, std::int64_t rows, std::int64_t channels,
-                                           std::int64_t groups, const NormalizationArguments& normalization,
-                                           std::int64_t parts, Address partials, Address sums, std::int64_t queue) {
-        const Shape shape = shape_of(dtype, rows, channels, groups);
-        check(parts > 0, "parts", parts, "1 or more");
-        pointer<const float>("stats", std::get<0>(normalization));
-        table().bn_backward_sums(shape, elements<const void>("ga", ga, shape), elements<const void>("y", y, shape),
-                                 std::apply(normalization_of, normalization), parts,
-                                 pointer<float>("partials", partials, parts == 1), pointer<float>("sums", sums), queue);
-    }, Free());
-
-    module.def("bn_backward_apply", [table](Address ga, Address y, int dtype, std::int64_t rows, std::int64_t channels,
-                                            std::int64_t groups, const NormalizationArguments& normalization,
-                                            Address sums, std::int64_t count, Address g, std::int64_t queue) {
-        const Shape shape = shape_of(dtype, rows, channels, groups);
+    module.def("bn_backward_apply", [](Address ga, Address y, const ShapeArguments& of,
+                                       const NormalizationArguments& normalization, Address sums, std::int64_t count,
+                                       Address g, std::int64_t queue) {
+        const Shape shape = shape_of(of);
         check(count > 0, "count", count, "1 or more");
-        pointer<const float>("stats", std::get<0>(normalization));
-        table().bn_backward_apply(shape, elements<const void>("ga", ga, shape), elements<const void>("y", y, shape),
-                                  std::apply(normalization_of, normalization),
-                                  pointer<const float>("sums", sums, true), 1.0f / static_cast<float>(count),
-                                  elements<void>("g", g, shape), queue);
-    }, Free());
-
-    module.def("logistic", [table](Address logits, int dtype, std::int64_t count, std::int64_t groups, Address targets,
-                                    Address loss, Address probability, Address gradient, std::int64_t queue) {
-        const Shape shape = shape_of(dtype, count, 1, groups);
-        table().logistic(shape, elements<const void>("logits", logits, shape), pointer<const float>("targets", targets),
-                         pointer<float>("loss", loss), pointer<float>("probability", probability),
-                         pointer<float>("gradient", gradient, count == 0), queue);
+        bn_backward_apply(shape, matrix<const void>("ga", ga, shape), matrix<const void>("y", y, shape),
+                          normalization_of(normalization), pointer<const float>("sums", sums, true),
+                          1.0f / static_cast<float>(count), matrix<void>("g", g, shape), queue);
     }, Free());
 }
 

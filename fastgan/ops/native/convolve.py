@@ -1,204 +1,221 @@
 """A convolution and its gradients, in variants that compute the same.
 
     library    PyTorch's convolution: oneDNN's, cuDNN's
-    gemm       a matrix product of gathered patches, or one whose result is scattered as patches; on a CPU
+    gemm       a matrix product of patches, or one whose result is scattered as patches; on a CPU
     patches    the same in blocks that stay in the cache, for fine images of few channels, in float32 on a CPU
-               (`patches.py`)
-    winograd-2x2, winograd-4x4    in float32 on a CPU, for kernels of 4x4 with a stride of 2 (`winograd.py`)
+               (csrc/cpu/patches.cpp)
+    winograd-2x2, winograd-4x4    Winograd's minimal filtering, F(2, 2) and F(4, 2), in float32 on a CPU, for kernels of
+               4x4 with a stride of 2 (csrc/cpu/winograd.h): 1.8 and 2.6 times fewer multiplications
 
-Both kinds of convolution, seen from their coarse and their fine image, are the same three products. With A the coarse
+Both kinds of convolution, between their coarse and their fine image, are the same three products. With A the coarse
 image [N * Hc * Wc, Cc], F the fine one, P(F) its patches [N * Hc * Wc, kh * kw * Cf] and W [Cc, kh * kw * Cf]:
 
     to coarse    A = P(F) W^T          a convolution; dgrad of a transposed one
     to fine      F = P^T(A W)          a transposed convolution; dgrad of a convolution
     wgrad        W = A^T P(F)          of both
 
-Images come in blocks, so that there are never more than `BLOCK` bytes of patches. All images here are [N, H, W, C].
+All images are (N, C, H, W) and channels_last in memory, and so are weights and their gradients.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fastgan.errors import FastganError
-from fastgan.ops import reference
+from fastgan.ops import torch_ops
 from fastgan.ops.casts import cast
-from fastgan.ops.layers import Convolution, output_size
-from fastgan.ops.layout import nchw, nhwc
-from fastgan.ops.native import patches, rows, winograd
-from fastgan.ops.native.rows import Window
-from fastgan.ops.native.winograd import TILES
+from fastgan.ops.layout import channels_last, empty, nhwc
+from fastgan.ops.native import extension
+from fastgan.ops.specs import ConvSpec, output_size
 
-BLOCK = 64 * 2**20
-WIDE = 32  # channels from which on transforms cost little beside their products
+TILES = {"winograd-2x2": 2, "winograd-4x4": 4}  # coarse pixels that are computed at a time
+BLOCK = 64 * 2**20  # bytes of patches in memory
+FEW = 8  # channels up to which patches are short
+WIDE = 32  # channels from which on Winograd's transforms cost little beside their products
 
 
-@cache
 def variants(device: str, dtype: torch.dtype, weight: Sequence[int], stride: Sequence[int]) -> tuple[str, ...]:
     """Those that can compute any pass of a convolution on that type of device. weight: the shape of its weight."""
     if device != "cpu":
         return ("library",)
-    narrow = ("patches",) if patches.applies(dtype, weight) else ()
-    return ("library", "gemm", *narrow, *(TILES if winograd.applies(dtype, weight[2:], stride) else ()))
+    single = dtype == torch.float32
+    narrow = ("patches",) if single and weight[1] <= FEW else ()
+    return ("library", "gemm", *narrow, *(TILES if single and (*weight[2:], *stride) == (4, 4, 2, 2) else ()))
 
 
-def chosen(pass_: str, x: Tensor, convolution: Convolution, variant: str) -> str:
-    """The variant of pass "forward", "dgrad" or "wgrad" for x [N, H, W, C]; for "", the one that is taken without
-    measuring. `FastganError` for one that there is not."""
-    weight, _, *geometry = convolution
-    return _chosen(pass_, variant, x.device.type, x.dtype, x.shape[1:3], weight.shape, *geometry)
+class Geometry(NamedTuple):
+    """A convolution as compiled kernels are given it. tile: Winograd's, 0 for patches."""
+
+    tile: int
+    images: int
+    fine: tuple[int, int, int]  # H, W, C
+    coarse: tuple[int, int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+    def is_one_patch(self) -> bool:
+        """Whether an image is a patch, without a copy: the first layer of a generator, the last of a discriminator."""
+        return self.coarse[:2] == (1, 1) and self.padding == (0, 0) and self.kernel == self.fine[:2]
+
+    def reach(self) -> tuple[int, int]:
+        """The height and width of what the patches of an image cover, with its padding."""
+        (height, width, _), (sh, sw), (kh, kw) = self.coarse, self.stride, self.kernel
+        return (height - 1) * sh + kh, (width - 1) * sw + kw
 
 
-@cache
-def _chosen(pass_: str, variant: str, device: str, dtype: torch.dtype, image: Sequence[int], weight: Sequence[int],
-            stride: Sequence[int], padding: Sequence[int], output_padding: Sequence[int], transposed: bool) -> str:
-    known = variants(device, dtype, weight, stride)
-    if variant in known:
-        return variant
-    if variant:
+class Method(NamedTuple):
+    """How a pass is computed. y: the shape of the convolution's result; kernel: "to_coarse", "to_fine" or "wgrad"."""
+
+    variant: str
+    y: tuple[int, ...]
+    kernel: str
+    geometry: Geometry
+
+
+@lru_cache(4096)
+def method(pass_: str, variant: str, device: str, dtype: torch.dtype, x: Sequence[int], weight: Sequence[int],
+           conv: ConvSpec) -> Method:
+    """How pass "forward", "dgrad" or "wgrad" is computed for x and a weight of these shapes.
+
+    variant: "" for the default. `FastganError` for one that there is not.
+    """
+    known = variants(device, dtype, weight, conv.stride)
+    if variant and variant not in known:
         raise FastganError(f"variant {variant!r}: expected one of {', '.join(known)} here")
-    to_fine = pass_ == ("forward" if transposed else "dgrad")
+    (one, two, kh, kw), (n, _, h, w) = weight, x
+    y = output_size((h, w), (kh, kw), *conv)
+    fine, coarse = (y, (h, w)) if conv.transposed else ((h, w), y)
+    variant = variant or default(pass_, known, weight, coarse)
+    kernel = "wgrad" if pass_ == "wgrad" else "to_fine" if conv.transposed == (pass_ == "forward") else "to_coarse"
+    return Method(variant, (n, two if conv.transposed else one, *y), kernel,
+                  Geometry(TILES.get(variant, 0), n, (*fine, two), (*coarse, one), (kh, kw), conv.stride, conv.padding))
+
+
+def default(pass_: str, known: Sequence[str], weight: Sequence[int], coarse: tuple[int, int]) -> str:
+    """The variant that is taken without measuring."""
     if "winograd-2x2" in known and min(weight[:2]) >= WIDE:
         return "winograd-2x2"
-    if "patches" in known and (to_fine or pass_ == "wgrad"):
+    if "patches" in known:
         return "patches"
-    # oneDNN is slow where the coarse image is a pixel, where the fine one has a few channels and is made or
-    # differentiated, and in weight gradients of small images
-    height, width = image if transposed else output_size(image, weight[2:], stride, padding)
-    gemm = height * width == 1 or (to_fine and weight[1] <= 4) or (pass_ == "wgrad" and height * width <= 64)
-    return "gemm" if gemm and "gemm" in known else "library"
+    # oneDNN is slow where the coarse image is a pixel, and in weight gradients of small images
+    pixels = coarse[0] * coarse[1]
+    return "gemm" if "gemm" in known and (pixels == 1 or (pass_ == "wgrad" and pixels <= 64)) else "library"
 
 
-def forward(x: Tensor, convolution: Convolution, variant: str) -> Tensor:
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, variant: str) -> Tensor:
     """conv(x, weight) + bias."""
-    variant = chosen("forward", x, convolution, variant)
-    if variant in TILES:
-        to, bias = winograd.to_fine if convolution.transposed else winograd.to_coarse, convolution.bias
-        return to(TILES[variant], x, convolution, None if bias is None else bias.to(x.dtype),
-                  convolution.size(nchw(x)))
-    if variant == "library":
-        weight, bias = cast(convolution.weight, x.dtype), convolution.bias
-        narrow = convolution._replace(weight=weight, bias=None if bias is None else bias.to(x.dtype))
-        return nhwc(reference.convolve(nchw(x), narrow))
-    size = convolution.size(nchw(x))
-    window = _window(convolution, *(x.shape[1:3] if convolution.transposed else size))
-    if variant == "patches":
-        if convolution.transposed:
-            return patches.to_fine(x, convolution, convolution.bias, window, size)
-        return patches.to_coarse(x, convolution, convolution.bias, window)
-    weight = _matrix(convolution, x.dtype)
-    if convolution.transposed:
-        return _to_fine(x, weight, convolution.bias, window, size)
-    return _to_coarse(x, weight, convolution.bias, window)
+    how = method("forward", variant, x.device.type, x.dtype, x.shape, weight.shape, conv)
+    x = channels_last(x)
+    if how.variant == "library":
+        return channels_last(torch_ops.convolve(x, weight, bias, conv))
+    out, bias = empty(x, *how.y), None if bias is None else bias.to(x.dtype).contiguous()
+    if how.variant == "gemm":
+        _GEMM[how.kernel](how.geometry, x, channels_last(weight), bias, out)
+    else:
+        extension.call(x.device, how.kernel, how.geometry, x, channels_last(weight), bias, out)
+    return out
 
 
-def dgrad(g: Tensor, x: Tensor, convolution: Convolution, variant: str) -> Tensor:
+def dgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, *, variant: str = "") -> Tensor:
     """The gradient of x from that of conv(x, weight); of x, only shape and strides are read."""
-    variant = chosen("dgrad", x, convolution, variant)
-    if variant in TILES:
-        to = winograd.to_coarse if convolution.transposed else winograd.to_fine
-        return to(TILES[variant], g, convolution, None, (x.shape[1], x.shape[2]))
-    if variant == "library":
-        narrow = convolution._replace(weight=cast(convolution.weight, x.dtype), bias=None)
-        return nhwc(reference.convolve_backward(nchw(g), nchw(x), narrow, (True, False, False))[0])
-    size = x.shape[1], x.shape[2]
-    window = _window(convolution, *(size if convolution.transposed else g.shape[1:3]))
-    if variant == "patches":
-        if convolution.transposed:
-            return patches.to_coarse(g, convolution, None, window)
-        return patches.to_fine(g, convolution, None, window, size)
-    weight = _matrix(convolution, x.dtype)
-    if convolution.transposed:
-        return _to_coarse(g, weight, None, window)
-    return _to_fine(g, weight, None, window, size)
+    how = method("dgrad", variant, x.device.type, x.dtype, x.shape, weight.shape, conv)
+    g = channels_last(g)
+    if how.variant == "library":
+        return channels_last(torch_ops.convolve_backward(g, channels_last(x), weight, conv, needs_x=True)[0])
+    out = empty(x, *x.shape)
+    if how.variant == "gemm":
+        _GEMM[how.kernel](how.geometry, g, channels_last(weight), None, out)
+    else:
+        extension.call(x.device, how.kernel, how.geometry, g, channels_last(weight), None, out)
+    return out
 
 
-def wgrad(g: Tensor, x: Tensor, convolution: Convolution, variant: str) -> Tensor:
-    """The gradient of the weight, in its dtype and with the memory order [., kh, kw, .]."""
-    weight = convolution.weight
-    coarse, fine = (x, g) if convolution.transposed else (g, x)
-    variant = chosen("wgrad", x, convolution, variant)
-    if variant in TILES:
-        return nchw(winograd.wgrad(TILES[variant], coarse, fine, convolution.padding)).to(weight.dtype)
-    if variant == "library":
-        narrow = convolution._replace(weight=cast(weight, x.dtype), bias=None)
-        gweight = reference.convolve_backward(nchw(g), nchw(x), narrow, (False, True, False))[1]
-        return nchw(nhwc(gweight).to(weight.dtype))
-    window = _window(convolution, *coarse.shape[1:3])
-    if variant == "patches":
-        return nchw(patches.wgrad(coarse, fine, window)).to(weight.dtype)
-    one, two, height, width = weight.shape
-    return nchw(_wgrad(coarse, fine, window).view(one, height, width, two)).to(weight.dtype)
+def wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, *, variant: str = "") -> Tensor:
+    """The gradient of the weight, in its dtype; of the weight, only shape and dtype are read."""
+    how = method("wgrad", variant, x.device.type, x.dtype, x.shape, weight.shape, conv)
+    g, x = channels_last(g), channels_last(x)
+    if how.variant == "library":
+        out = torch_ops.convolve_backward(g, x, cast(weight, x.dtype), conv, needs_weight=True)[1]
+        return channels_last(out).to(weight.dtype)
+    fine, coarse = (g, x) if conv.transposed else (x, g)
+    out = empty(x, *weight.shape)
+    if how.variant == "gemm":
+        _gemm_wgrad(how.geometry, fine, coarse, out)
+    else:
+        extension.call(x.device, how.kernel, how.geometry, fine, coarse, out)
+    return out.to(weight.dtype)
 
 
-def _window(convolution: Convolution, height: int, width: int) -> Window:
-    kernel = convolution.weight.shape[2:]
-    return Window((kernel[0], kernel[1]), convolution.stride, convolution.padding, (height, width))
+def _blocks(of: Geometry, fine: Tensor, coarse: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """[n, H, W, C] of the fine image and [n * Hc * Wc, Cc] of the coarse one, n images at a time, whose patches take at
+    most `BLOCK` bytes."""
+    count = max(1, BLOCK // (math.prod((*of.coarse[:2], *of.kernel, of.fine[2])) * fine.element_size()))
+    for images, pixels in zip(nhwc(fine).split(count), nhwc(coarse).split(count), strict=True):
+        yield images, pixels.flatten(0, 2)
 
 
-def _matrix(convolution: Convolution, dtype: torch.dtype) -> Tensor:
-    """The weight as [Cc, kh * kw * Cf]."""
-    return nhwc(cast(convolution.weight, dtype)).flatten(1)
+def _patches(of: Geometry, fine: Tensor) -> Tensor:
+    """[n * Hc * Wc, kh * kw * C] of images [n, H, W, C]."""
+    if of.is_one_patch():
+        return fine.flatten(1)
+    (n, h, w, c), (height, width), (top, left) = fine.shape, of.reach(), of.padding
+    pads = 0, 0, left, max(0, width - left - w), top, max(0, height - top - h)
+    padded = F.pad(fine, pads) if any(pads) else fine
+    images, rows, columns, _ = padded.stride()
+    patches = padded.as_strided((n, *of.coarse[:2], *of.kernel, c),
+                                (images, of.stride[0] * rows, of.stride[1] * columns, rows, columns, 1))
+    return patches.flatten(3).flatten(0, 2)
 
 
-def _blocks(x: Tensor, elements: int) -> Iterator[tuple[int, int]]:
-    """(first, count) of images whose patches of so many elements each fit into a block."""
-    count = max(1, BLOCK // (elements * x.element_size()))
-    return ((first, min(count, len(x) - first)) for first in range(0, len(x), count))
-
-
-def _pixels(x: Tensor, first: int, count: int) -> Tensor:
-    """[count * H * W, C], of some images."""
-    return x[first:first + count].flatten(0, 2)
-
-
-def _is_one_patch(x: Tensor, window: Window) -> bool:
-    """Whether an image is a patch as it lies in memory: the first layer of a generator, the last of a discriminator."""
-    return window.size == (1, 1) and window.padding == (0, 0) and window.kernel == x.shape[1:3]
-
-
-def _patches(x: Tensor, window: Window, first: int, count: int) -> Tensor:
-    """[count * Hc * Wc, kh * kw * C], of some images."""
-    return x[first:first + count].flatten(1) if _is_one_patch(x, window) else rows.gather(x, window, first, count)
-
-
-def _to_coarse(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
-    out = x.new_empty((len(x), *window.size, len(weight)))
-    bias = None if bias is None else bias.to(x.dtype)
-    for first, count in _blocks(x, window.elements(x.shape[3])):
-        patches, block = _patches(x, window, first, count), out[first:first + count].flatten(0, 2)
+def _gemm_to_coarse(of: Geometry, fine: Tensor, weight: Tensor, bias: Tensor | None, coarse: Tensor) -> None:
+    matrix = nhwc(weight).flatten(1).t()
+    for images, pixels in _blocks(of, fine, coarse):
         if bias is None:
-            torch.mm(patches, weight.t(), out=block)
+            torch.mm(_patches(of, images), matrix, out=pixels)
         else:
-            torch.addmm(bias, patches, weight.t(), out=block)
-    return out
+            torch.addmm(bias, _patches(of, images), matrix, out=pixels)
 
 
-def _to_fine(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, size: tuple[int, int]) -> Tensor:
-    channels = weight.shape[1] // (window.kernel[0] * window.kernel[1])
-    out = x.new_empty((len(x), *size, channels))
-    for first, count in _blocks(x, window.elements(channels)):
-        block = out[first:first + count]
-        if _is_one_patch(out, window):
-            torch.mm(_pixels(x, first, count), weight, out=block.flatten(1))
+def _gemm_to_fine(of: Geometry, coarse: Tensor, weight: Tensor, bias: Tensor | None, fine: Tensor) -> None:
+    matrix = nhwc(weight).flatten(1)
+    for images, pixels in _blocks(of, fine, coarse):
+        if of.is_one_patch():
+            torch.mm(pixels, matrix, out=images.flatten(1))
             if bias is not None:
-                block += bias
+                images += bias
         else:
-            rows.scatter(torch.mm(_pixels(x, first, count), weight), bias, window, block)
-    return out
+            _scatter(of, torch.mm(pixels, matrix), bias, images)
 
 
-def _wgrad(coarse: Tensor, fine: Tensor, window: Window) -> Tensor:
-    """[Cc, kh * kw * Cf], summed over blocks in float32."""
-    products = (torch.mm(_pixels(coarse, first, count).t(), _patches(fine, window, first, count))
-                for first, count in _blocks(fine, window.elements(fine.shape[3])))
-    total = next(products, None)
-    if total is None:
-        return fine.new_zeros((coarse.shape[3], window.kernel[0] * window.kernel[1] * fine.shape[3]))
-    for product in products:
+def _scatter(of: Geometry, patches: Tensor, bias: Tensor | None, fine: Tensor) -> None:
+    """Into [n, H, W, C]: bias, and the sum, in float32, of what patches [n * Hc * Wc, kh * kw * C] have for a pixel."""
+    (n, h, w, c), (height, width), (top, left) = fine.shape, of.reach(), of.padding
+    total = fine.new_zeros((n, max(height, top + h), max(width, left + w), c), dtype=torch.float32)
+    if bias is not None:
+        total += bias
+    taps = patches.view(n, *of.coarse[:2], *of.kernel, c)
+    for i in range(of.kernel[0]):
+        for j in range(of.kernel[1]):
+            total[:, i:height - of.kernel[0] + i + 1:of.stride[0],
+                  j:width - of.kernel[1] + j + 1:of.stride[1]] += taps[:, :, :, i, j]
+    fine.copy_(total[:, top:top + h, left:left + w])
+
+
+def _gemm_wgrad(of: Geometry, fine: Tensor, coarse: Tensor, out: Tensor) -> None:
+    """Summed over blocks in float32."""
+    products = [torch.mm(pixels.t(), _patches(of, images)) for images, pixels in _blocks(of, fine, coarse)]
+    total = products[0]
+    for product in products[1:]:
         total = total.float() + product
-    return total
+    nhwc(out).copy_(total.view(nhwc(out).shape))
+
+
+_GEMM = {"to_coarse": _gemm_to_coarse, "to_fine": _gemm_to_fine}

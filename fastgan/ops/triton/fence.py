@@ -45,6 +45,7 @@ def missing(arch: int) -> bool:
 
 @cache
 def warn(arch: int) -> None:
+    """Warn once that this version of Triton omits the fence."""
     warnings.warn(f"fastgan: Triton {triton.__version__} omits a fence in pipelined products for sm_{arch} "
                   "(triton-lang/triton#9610); kernels run without pipelining, Triton 3.7 or newer runs them faster",
                   stacklevel=2)

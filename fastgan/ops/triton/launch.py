@@ -54,6 +54,7 @@ def through(handler: Handler, arch: int = 80) -> Iterator[None]:
 
 
 def diverted() -> bool:
+    """Whether launches are recorded or executed elsewhere, not on a device."""
     return bool(_through)
 
 
@@ -77,12 +78,22 @@ def tickets(device: torch.device, count: int) -> torch.Tensor:
         with _disable_current_modes():  # real memory, which no recorder counts
             return torch.zeros(count, dtype=torch.int32)
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    found = _tickets.get((device, stream))
-    if found is None or len(found) < count:
-        found = torch.zeros(max(count, _FEWEST), dtype=torch.int32, device=device)
+    zeros = _tickets.get((device, stream))
+    if zeros is None or len(zeros) < count:
+        zeros = torch.zeros(max(count, _FEWEST), dtype=torch.int32, device=device)
         if not (stream and torch.cuda.is_current_stream_capturing()):
-            _tickets[device, stream] = found
-    return found
+            _tickets[device, stream] = zeros
+    return zeros
+
+
+def by_name(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A launch's arguments, with the fields of each NamedTuple beside it, and for each tensor descriptor its tensor."""
+    named: dict[str, Any] = {}
+    for name, value in arguments.items():
+        named[name] = getattr(value, "base", value)
+        if hasattr(value, "_asdict"):
+            named |= value._asdict()
+    return named
 
 
 def launch(kernel: Any, grid: tuple[int, ...], tile: Tile, **arguments: Any) -> None:
@@ -93,7 +104,7 @@ def launch(kernel: Any, grid: tuple[int, ...], tile: Tile, **arguments: Any) -> 
     if _through:
         _through[-1][0](kernel, grid, arguments, options)
         return
-    tensor = next(value for value in arguments.values() if isinstance(value, torch.Tensor))
+    tensor = next(value for value in by_name(arguments).values() if isinstance(value, torch.Tensor))
     if fence.missing(architecture(tensor.device)):
         fence.warn(architecture(tensor.device))
     try:

@@ -48,6 +48,7 @@ def logistic_kernel(logits, gradient,  # [G * M] each
                     loss, probability,  # [G]
                     ones, zeros,  # G floats each: t and 1 - t
                     size, BM: tl.constexpr):  # M
+    """Grid (G,). A program computes the loss, mean probability and gradient of a part, BM logits at a time."""
     part = tl.program_id(0)
     one, zero = 0.0, 0.0
     for other in tl.static_range(len(ones)):

@@ -19,13 +19,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgan.ops.layers import Activation
-from fastgan.ops.passes import RunningStats
-from fastgan.ops.specs import NormSpec
-from fastgan.ops.triton import reduce
+from fastgan.ops.specs import Activation, NormSpec, RunningStats
 from fastgan.ops.triton.elementwise import activate, activate_backward
-from fastgan.ops.triton.launch import architecture, launch, tickets
-from fastgan.ops.triton.reduce import finish_statistics, finish_sums, moments
+from fastgan.ops.triton.launch import architecture, launch
+from fastgan.ops.triton.reduce import finish_statistics, finish_sums, moments, reduction
 from fastgan.ops.triton.tiles import Tile, choose, programs
 
 
@@ -81,17 +78,15 @@ def update(running_mean, running_var, tracked,  # [C], [C], an integer or None
 
 
 @triton.jit(do_not_specialize=["rows", "tiles", "groups"])
-def bn_statistics_kernel(y, partials, blocks, statistics, tickets,  # [R, C], and as in `reduce.finish_statistics`
-                         rows, tiles, groups, C, LARGE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
-                         FAN: tl.constexpr):
+def bn_statistics_kernel(y, statistics,  # [R, C], a `reduce.Reduction`
+                         rows, tiles, groups, C, LARGE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr):
     """Grid (groups * tiles, column blocks)."""
     group, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     channel = tl.program_id(1) * BC + tl.arange(0, BC)  # [BC]
     at, inside = place(group, tile, rows, C, LARGE, BM, BC)
     value = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
     count, mean, m2 = moments(value, (tile * BM + tl.arange(0, BM) < rows)[:, None])
-    finish_statistics(count, mean, m2, partials, blocks, statistics, tickets, group, groups, tile, tiles, channel,
-                      channel < C, C, BC, FAN)
+    finish_statistics(count, mean, m2, statistics, group, groups, tile, tiles, channel, C)
 
 
 @triton.jit(do_not_specialize=["rows", "tiles", "groups"])
@@ -142,29 +137,27 @@ def gz_and_xhat(ga, y, at, inside, mean, rstd, gamma, beta, slope, ACTIVATION: t
     return tl.where(inside, activate_backward(g, z, slope, ACTIVATION), 0.0), xhat
 
 
-@triton.jit(do_not_specialize=["rows", "tiles", "parts", "groups"])
+@triton.jit(do_not_specialize=["rows", "tiles", "programs", "groups"])
 def bn_backward_sums_kernel(
     ga, y, stats, gamma, beta,  # [R, C] twice, [2, G, C], [C] or None
-    partials, blocks, sums, tickets,  # as in `reduce.finish_sums`
-    rows, tiles, parts, groups,  # rows, tiles and programs of one group
+    sums,  # a `reduce.Reduction`
+    rows, tiles, programs, groups,  # rows, tiles and programs of one group
     slope, C, ACTIVATION: tl.constexpr, LARGE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
-    FAN: tl.constexpr,
 ):
-    """Grid (groups * parts, column blocks). A program adds up the tiles part, part + parts, ... of its group."""
-    group, part = tl.program_id(0) // parts, tl.program_id(0) % parts
+    """Grid (groups * programs, column blocks). A program adds up every programs-th tile of its group."""
+    group, program = tl.program_id(0) // programs, tl.program_id(0) % programs
     channel = tl.program_id(1) * BC + tl.arange(0, BC)  # [BC]
     known = channel < C
     mean, rstd = load_pair(stats, group, groups, channel, known, C)
     scale, shift = load_affine(gamma, beta, channel, known)
     sum_gz = tl.zeros((BM, BC), tl.float32)
     sum_gz_xhat = tl.zeros((BM, BC), tl.float32)
-    for tile in range(part, tiles, parts):
+    for tile in range(program, tiles, programs):
         at, inside = place(group, tile, rows, C, LARGE, BM, BC)
         gz, xhat = gz_and_xhat(ga, y, at, inside, mean, rstd, scale, shift, slope, ACTIVATION)
         sum_gz += gz
         sum_gz_xhat += tl.where(inside, gz * xhat, 0.0)
-    finish_sums(tl.sum(sum_gz, 0), tl.sum(sum_gz_xhat, 0), partials, blocks, sums, tickets, group, groups, part, parts,
-                channel, known, C, BC, FAN)
+    finish_sums(tl.sum(sum_gz, 0), tl.sum(sum_gz_xhat, 0), sums, group, groups, program, programs, channel, C)
 
 
 @triton.jit(do_not_specialize=["rows", "tiles", "groups"])
@@ -188,22 +181,22 @@ def bn_backward_apply_kernel(
 
 
 @triton.jit
-def act_backward_kernel(ga, kept, g,  # [size] each
+def act_backward_kernel(ga, saved, g,  # [size] each
                         size, slope, KIND: tl.constexpr, LARGE: tl.constexpr, B: tl.constexpr):
-    """Grid (blocks,). kept: a, or the mask z > 0 for KIND "mask". Of relu and leaky_relu, a has the sign of z."""
+    """Grid (blocks,). saved: a, or the mask z > 0 for KIND "mask". Of relu and leaky_relu, a has the sign of z."""
     block = tl.program_id(0)
     if LARGE:
         block = block.to(tl.int64)
     at = block * B + tl.arange(0, B)  # [B]
     inside = at < size
     value = tl.load(ga + at, mask=inside, other=0.0).to(tl.float32)
-    saved = tl.load(kept + at, mask=inside, other=0).to(tl.float32)
+    of_z = tl.load(saved + at, mask=inside, other=0).to(tl.float32)
     if KIND == "tanh":
-        value = value * (1.0 - saved * saved)
+        value = value * (1.0 - of_z * of_z)
     elif KIND == "relu":
-        value = tl.where(saved <= 0.0, 0.0, value)
+        value = tl.where(of_z <= 0.0, 0.0, value)
     else:
-        value = tl.where(saved > 0.0, value, value * slope)
+        value = tl.where(of_z > 0.0, value, value * slope)
     tl.store(g + at, value.to(g.dtype.element_ty), mask=inside)
 
 
@@ -235,13 +228,10 @@ def _large(x: Tensor) -> bool:
 def bn_statistics(y: Tensor, groups: int) -> Tensor:
     """Mean and biased variance [2, G, C] of y [N, H, W, C]."""
     grid, channels = _grid(y, groups), y.shape[3]
-    fans = reduce.blocks_of(grid.tiles)
-    partials, blocks, statistics = (y.new_empty((lead, groups * length, channels), dtype=torch.float32)
-                                    for lead, length in ((3, grid.tiles), (3, fans), (2, 1)))
-    launch(bn_statistics_kernel, (groups * grid.tiles, grid.columns), grid.tile, y=y, partials=partials, blocks=blocks,
-           statistics=statistics, tickets=tickets(y.device, groups * grid.columns * (fans + 1)), rows=grid.rows,
-           tiles=grid.tiles, groups=groups, C=channels, LARGE=_large(y), BM=grid.height, BC=grid.width, FAN=reduce.FAN)
-    return statistics
+    statistics = reduction(y, 3, groups, grid.tiles, channels, grid.columns)
+    launch(bn_statistics_kernel, (groups * grid.tiles, grid.columns), grid.tile, y=y, statistics=statistics,
+           rows=grid.rows, tiles=grid.tiles, groups=groups, C=channels, LARGE=_large(y), BM=grid.height, BC=grid.width)
+    return statistics.result
 
 
 def bn_act_forward(y: Tensor, statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
@@ -271,16 +261,14 @@ def bn_backward_sums(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None,
     """[2, G, C]."""
     (_, groups, channels), arch = stats.shape, architecture(y.device)
     grid = _grid(y, groups)
-    parts = max(1, min(grid.tiles, programs(arch) // (groups * grid.columns)))
-    fans = reduce.blocks_of(parts)
-    partials, blocks, sums = (stats.new_empty((2, groups * length, channels)) for length in (parts, fans, 1))
+    each = max(1, min(grid.tiles, programs(arch) // (groups * grid.columns)))  # programs of a group
+    sums = reduction(y, 2, groups, each, channels, grid.columns)
     launch(
-        bn_backward_sums_kernel, (groups * parts, grid.columns), grid.tile, ga=ga, y=y, stats=stats, gamma=gamma,
-        beta=beta, partials=partials, blocks=blocks, sums=sums,
-        tickets=tickets(y.device, groups * grid.columns * (fans + 1)), rows=grid.rows, tiles=grid.tiles, parts=parts,
-        groups=groups, slope=float(activation.negative_slope), C=channels, ACTIVATION=activation.name, LARGE=_large(y),
-        BM=grid.height, BC=grid.width, FAN=reduce.FAN)
-    return sums
+        bn_backward_sums_kernel, (groups * each, grid.columns), grid.tile, ga=ga, y=y, stats=stats, gamma=gamma,
+        beta=beta, sums=sums, rows=grid.rows, tiles=grid.tiles, programs=each, groups=groups,
+        slope=float(activation.negative_slope), C=channels, ACTIVATION=activation.name, LARGE=_large(y),
+        BM=grid.height, BC=grid.width)
+    return sums.result
 
 
 def bn_backward_apply(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
@@ -296,12 +284,12 @@ def bn_backward_apply(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None
     return g
 
 
-def act_backward(ga: Tensor, kept: Tensor, activation: Activation) -> Tensor:
+def act_backward(ga: Tensor, saved: Tensor, activation: Activation) -> Tensor:
     """g, like ga; both are contiguous."""
     g, size = torch.empty_like(ga), ga.numel()
-    masked = kept.dtype == torch.bool
+    masked = saved.dtype == torch.bool
     tile = choose("rows", architecture(ga.device), rows=size, columns=1, depth=1, size=ga.element_size())
     launch(act_backward_kernel, (triton.cdiv(size, tile.rows * tile.columns),), tile, ga=ga,
-           kept=kept.view(torch.uint8) if masked else kept, g=g, size=size, slope=float(activation.negative_slope),
+           saved=saved.view(torch.uint8) if masked else saved, g=g, size=size, slope=float(activation.negative_slope),
            KIND="mask" if masked else activation.name, LARGE=_large(ga), B=tile.rows * tile.columns)
     return g

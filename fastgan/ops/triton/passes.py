@@ -1,4 +1,4 @@
-"""The passes of `fastgan/ops/passes.py` in Triton kernels, of float32, float16 and bfloat16.
+"""The passes of `fastgan/ops/reference.py` in Triton kernels, of float32, float16 and bfloat16.
 
 Tensors come and go as (N, C, H, W) and are [N, H, W, C] in memory; weights are read, and their gradients written, in
 channels_last order.
@@ -9,28 +9,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastgan.ops.layers import Activation, Convolution
 from fastgan.ops.layout import nchw, nhwc
-from fastgan.ops.passes import RunningStats
-from fastgan.ops.specs import ConvSpec, NormSpec
-from fastgan.ops.triton import normalize
-from fastgan.ops.triton.convolve import convolve
+from fastgan.ops.specs import Activation, ConvSpec, NormSpec, RunningStats
+from fastgan.ops.triton import gemm_descriptor, gemm_pointer, normalize, wgrad_pointer
 from fastgan.ops.triton.logistic import logistic_loss
-from fastgan.ops.triton.wgrad import wgrad as weight_gradient
 
 __all__ = ["act_backward", "bn_act_forward", "bn_backward_apply", "bn_backward_sums", "conv_act_forward",
            "conv_forward", "dgrad", "logistic_loss", "wgrad"]
 
 
 def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, groups: int) -> tuple[Tensor, Tensor]:
-    out = convolve(nhwc(x), nhwc(weight), bias, conv, _size(x, weight, conv), groups=groups, precision=_precision(x))
+    given, precision = (nhwc(x), nhwc(weight), bias, conv, _size(x, weight, conv)), _precision(x)
+    out = (gemm_descriptor.convolve(*given, groups=groups, precision=precision)
+           or gemm_pointer.convolve(*given, groups=groups, precision=precision))
     return nchw(out.y), x.new_empty(0, dtype=torch.float32) if out.statistics is None else out.statistics
 
 
 def conv_act_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec,
                      activation: Activation) -> tuple[Tensor, Tensor]:
-    out = convolve(nhwc(x), nhwc(weight), bias, conv, _size(x, weight, conv), activation=activation,
-                   masked=activation.keeps_mask(), precision=_precision(x))
+    given, precision = (nhwc(x), nhwc(weight), bias, conv, _size(x, weight, conv)), _precision(x)
+    masked, out = activation.keeps_mask(), None
+    if not masked:
+        out = gemm_descriptor.convolve(*given, activation=activation, precision=precision)
+    out = out or gemm_pointer.convolve(*given, activation=activation, masked=masked, precision=precision)
     return nchw(out.y), x.new_empty(0, dtype=torch.bool) if out.mask is None else nchw(out.mask.view(torch.bool))
 
 
@@ -50,23 +51,27 @@ def bn_backward_apply(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None
     return nchw(normalize.bn_backward_apply(nhwc(ga), nhwc(y), stats, gamma, beta, sums, count, activation))
 
 
-def act_backward(ga: Tensor, kept: Tensor, activation: Activation) -> Tensor:
-    return nchw(normalize.act_backward(nhwc(ga), nhwc(kept), activation))
+def act_backward(ga: Tensor, saved: Tensor, activation: Activation) -> Tensor:
+    return nchw(normalize.act_backward(nhwc(ga), nhwc(saved), activation))
 
 
 def dgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
     twin = conv._replace(transposed=not conv.transposed)
-    return nchw(convolve(nhwc(g), nhwc(weight), None, twin, (x.shape[2], x.shape[3]), precision=_precision(x)).y)
+    given, precision = (nhwc(g), nhwc(weight), None, twin, (x.shape[2], x.shape[3])), _precision(x)
+    out = (gemm_descriptor.convolve(*given, precision=precision)
+           or gemm_pointer.convolve(*given, precision=precision))
+    return nchw(out.y)
 
 
 def wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
     coarse, fine = (nhwc(x), nhwc(g)) if conv.transposed else (nhwc(g), nhwc(x))
-    return nchw(weight_gradient(coarse, fine, (weight.shape[2], weight.shape[3]), conv.stride, conv.padding,
-                                 weight.dtype, precision=_precision(x)))
+    given = coarse, fine, (weight.shape[2], weight.shape[3]), conv.stride, conv.padding, weight.dtype
+    gw = gemm_descriptor.wgrad(*given, precision=_precision(x))
+    return nchw(wgrad_pointer.wgrad(*given, precision=_precision(x)) if gw is None else gw)
 
 
 def _size(x: Tensor, weight: Tensor, conv: ConvSpec) -> tuple[int, int]:
-    return Convolution(weight, None, *conv).size(x)
+    return conv.output_size(x, weight)
 
 
 def _precision(x: Tensor) -> str:

@@ -13,22 +13,42 @@ program waits for another. Arrivals are counted by tickets, which are zero befor
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgan.ops.triton.launch import launch
+from fastgan.ops.triton.launch import launch, tickets
 from fastgan.ops.triton.tiles import Tile
 
 FAN = 32  # programs whose results are merged at a time
-_FEW = Tile(rows=64, columns=16, depth=1, warps=4, stages=1)  # parts x columns at a time
+_FEW = Tile(rows=64, columns=16, depth=1, warps=4, stages=1)  # rows x columns at a time
 _WIDE = Tile(rows=8, columns=256, depth=1, warps=4, stages=1)  # for sums of a few long rows
 
 
-def blocks_of(parts: int) -> int:
-    """The number of blocks of `FAN` parts."""
-    return triton.cdiv(parts, FAN)
+class Reduction(NamedTuple):
+    """Memory of what G groups of T programs put together: K vectors of C columns each.
+
+    partials [K, G * T, C], blocks [K, G * B, C] of B blocks of `fan` programs, and result [2, G, C] are float32; B + 1
+    int32 tickets for each group and block of columns. fan is a constant of the kernel.
+    """
+
+    partials: Tensor
+    blocks: Tensor
+    result: Tensor
+    tickets: Tensor
+    fan: tl.constexpr
+
+
+def reduction(like: Tensor, vectors: int, groups: int, rows: int, columns: int, column_blocks: int) -> Reduction:
+    """For `rows` programs in each group and `column_blocks`, on the device of `like`."""
+    blocks = triton.cdiv(rows, FAN)
+    partials, merged, result = (like.new_empty((lead, groups * length, columns), dtype=torch.float32)
+                                for lead, length in ((vectors, rows), (vectors, blocks), (2, 1)))
+    return Reduction(partials, merged, result, tickets(like.device, groups * column_blocks * (blocks + 1)),
+                     tl.constexpr(FAN))
 
 
 @triton.jit
@@ -57,112 +77,108 @@ def moments(value, valid):
 
 
 @triton.jit
-def merge(at, size, begin, end, within, C, BT: tl.constexpr, BC: tl.constexpr):
-    """Count, mean and M2, [BC] each, of parts begin .. end; counts are at [BC], means and M2 `size` and 2 size on."""
+def merge(at, size, begin, end, within, C, BT: tl.constexpr):
+    """Count, mean and M2, [BC] each, of rows begin .. end; counts are at [BC], means and M2 `size` and 2 size on."""
     origin = tl.load(at + begin * C + size, mask=within, other=0.0)
-    count = tl.zeros((BC,), tl.float32)
-    drift = tl.zeros((BC,), tl.float32)
-    for t in range(begin, end, BT):
-        part = t + tl.arange(0, BT)
-        inside = (part < end)[:, None] & within[None, :]
-        n = tl.load(at[None, :] + part[:, None] * C, mask=inside, other=0.0)  # [BT, BC]
-        mean = tl.load(at[None, :] + part[:, None] * C + size, mask=inside, other=0.0)
-        count += tl.sum(n, 0)
-        drift += tl.sum(tl.where(inside, n * (mean - origin[None, :]), 0.0), 0)
-    drift = drift / tl.maximum(count, 1.0)
-    m2 = tl.zeros((BC,), tl.float32)
-    for t in range(begin, end, BT):
-        part = t + tl.arange(0, BT)
-        inside = (part < end)[:, None] & within[None, :]
-        n = tl.load(at[None, :] + part[:, None] * C, mask=inside, other=0.0)
-        mean = tl.load(at[None, :] + part[:, None] * C + size, mask=inside, other=0.0)
+    total = tl.zeros(within.shape, tl.float32)
+    drift = tl.zeros(within.shape, tl.float32)
+    for start in range(begin, end, BT):
+        row = start + tl.arange(0, BT)
+        known = (row < end)[:, None] & within[None, :]
+        count = tl.load(at[None, :] + row[:, None] * C, mask=known, other=0.0)  # [BT, BC]
+        mean = tl.load(at[None, :] + row[:, None] * C + size, mask=known, other=0.0)
+        total += tl.sum(count, 0)
+        drift += tl.sum(tl.where(known, count * (mean - origin[None, :]), 0.0), 0)
+    drift = drift / tl.maximum(total, 1.0)
+    squares = tl.zeros(within.shape, tl.float32)
+    for start in range(begin, end, BT):
+        row = start + tl.arange(0, BT)
+        known = (row < end)[:, None] & within[None, :]
+        count = tl.load(at[None, :] + row[:, None] * C, mask=known, other=0.0)
+        mean = tl.load(at[None, :] + row[:, None] * C + size, mask=known, other=0.0)
+        m2 = tl.load(at[None, :] + row[:, None] * C + 2 * size, mask=known, other=0.0)
         distance = mean - origin[None, :] - drift[None, :]
-        spread = tl.load(at[None, :] + part[:, None] * C + 2 * size, mask=inside, other=0.0)
-        m2 += tl.sum(tl.where(inside, spread + n * distance * distance, 0.0), 0)
-    return count, origin + drift, m2
+        squares += tl.sum(tl.where(known, m2 + count * distance * distance, 0.0), 0)
+    return total, origin + drift, squares
 
 
 @triton.jit
-def add(at, begin, end, within, C, BT: tl.constexpr, BC: tl.constexpr):
-    """Sum [BC] of parts begin .. end of what is at [BC]."""
-    total = tl.zeros((BC,), tl.float32)
-    for t in range(begin, end, BT):
-        part = t + tl.arange(0, BT)
-        inside = (part < end)[:, None] & within[None, :]
-        total += tl.sum(tl.load(at[None, :] + part[:, None] * C, mask=inside, other=0.0), 0)
+def add(at, begin, end, within, C, BT: tl.constexpr):
+    """Sum [BC] of rows begin .. end of what is at [BC]."""
+    total = tl.zeros(within.shape, tl.float32)
+    for start in range(begin, end, BT):
+        row = start + tl.arange(0, BT)
+        known = (row < end)[:, None] & within[None, :]
+        total += tl.sum(tl.load(at[None, :] + row[:, None] * C, mask=known, other=0.0), 0)
     return total
 
 
 @triton.jit
 def finish_statistics(count, mean, m2,  # of this program: a scalar, [BC], [BC]
-                      partials, blocks, statistics,  # [3, G * T, C], [3, G * B, C]; [2, G, C]: mean and biased variance
-                      tickets,  # [G * column blocks * (B + 1)]
-                      group, groups, part, parts,  # T, in blocks of FAN: B of them
-                      column, within,  # [BC]
-                      C, BC: tl.constexpr, FAN: tl.constexpr):
-    """Statistics of all T parts of each group. Column blocks are the second axis of the grid."""
-    fan, fans = part // FAN, (parts + FAN - 1) // FAN
-    ticket = tickets + (group * tl.num_programs(1) + tl.program_id(1)) * (fans + 1)
-    size = groups * parts * C
-    to = partials + (group * parts + part) * C + column
-    tl.store(to, tl.zeros((BC,), tl.float32) + count, mask=within)
-    tl.store(to + size, mean, mask=within)
-    tl.store(to + 2 * size, m2, mask=within)
-    end = tl.minimum((fan + 1) * FAN, parts)
-    if last_arrival(ticket + fan, end - fan * FAN):
-        n, centre, spread = merge(partials + group * parts * C + column, size, fan * FAN, end, within, C, FAN, BC)
-        block_size = groups * fans * C
-        block = blocks + group * fans * C + column
-        tl.store(block + fan * C, n, mask=within)
-        tl.store(block + fan * C + block_size, centre, mask=within)
-        tl.store(block + fan * C + 2 * block_size, spread, mask=within)
-        if last_arrival(ticket + fans, fans):
-            total, whole, squares = merge(block, block_size, 0, fans, within, C, FAN, BC)
-            out = statistics + group * C + column
-            tl.store(out, whole, mask=within)
-            tl.store(out + groups * C, squares / tl.maximum(total, 1.0), mask=within)
+                      reduction, group, groups, row, rows,  # row of the group's T
+                      column, C):  # [BC]; column blocks are the second axis of the grid
+    """Statistics [2, G, C], mean and biased variance, of all T rows of each group."""
+    FAN: tl.constexpr = reduction.fan
+    within = column < C
+    block, blocks = row // FAN, (rows + FAN - 1) // FAN
+    ticket = reduction.tickets + (group * tl.num_programs(1) + tl.program_id(1)) * (blocks + 1)
+    size, block_size = groups * rows * C, groups * blocks * C
+    first = reduction.partials + group * rows * C + column
+    tl.store(first + row * C, tl.zeros(column.shape, tl.float32) + count, mask=within)
+    tl.store(first + row * C + size, mean, mask=within)
+    tl.store(first + row * C + 2 * size, m2, mask=within)
+    end = tl.minimum((block + 1) * FAN, rows)
+    if last_arrival(ticket + block, end - block * FAN):
+        block_count, block_mean, block_m2 = merge(first, size, block * FAN, end, within, C, FAN)
+        to = reduction.blocks + group * blocks * C + column
+        tl.store(to + block * C, block_count, mask=within)
+        tl.store(to + block * C + block_size, block_mean, mask=within)
+        tl.store(to + block * C + 2 * block_size, block_m2, mask=within)
+        if last_arrival(ticket + blocks, blocks):
+            total, total_mean, total_m2 = merge(to, block_size, 0, blocks, within, C, FAN)
+            out = reduction.result + group * C + column
+            tl.store(out, total_mean, mask=within)
+            tl.store(out + groups * C, total_m2 / tl.maximum(total, 1.0), mask=within)
 
 
 @triton.jit
-def finish_sums(first, second,  # of this program, [BC] each
-                partials, blocks, sums,  # [2, G * T, C], [2, G * B, C], [2, G, C]
-                tickets, group, groups, part, parts, column, within,
-                C, BC: tl.constexpr, FAN: tl.constexpr):
-    """Sums of both over all T parts of each group; arguments as in `finish_statistics`."""
-    fan, fans = part // FAN, (parts + FAN - 1) // FAN
-    ticket = tickets + (group * tl.num_programs(1) + tl.program_id(1)) * (fans + 1)
-    size = groups * parts * C
-    to = partials + (group * parts + part) * C + column
-    tl.store(to, first, mask=within)
-    tl.store(to + size, second, mask=within)
-    end = tl.minimum((fan + 1) * FAN, parts)
-    if last_arrival(ticket + fan, end - fan * FAN):
-        at = partials + group * parts * C + column
-        block_size = groups * fans * C
-        block = blocks + group * fans * C + column
-        tl.store(block + fan * C, add(at, fan * FAN, end, within, C, FAN, BC), mask=within)
-        tl.store(block + fan * C + block_size, add(at + size, fan * FAN, end, within, C, FAN, BC), mask=within)
-        if last_arrival(ticket + fans, fans):
-            out = sums + group * C + column
-            tl.store(out, add(block, 0, fans, within, C, FAN, BC), mask=within)
-            tl.store(out + groups * C, add(block + block_size, 0, fans, within, C, FAN, BC), mask=within)
+def finish_sums(one, two,  # of this program, [BC] each
+                reduction, group, groups, row, rows, column, C):
+    """Sums [2, G, C] of both over all T rows of each group; arguments as in `finish_statistics`."""
+    FAN: tl.constexpr = reduction.fan
+    within = column < C
+    block, blocks = row // FAN, (rows + FAN - 1) // FAN
+    ticket = reduction.tickets + (group * tl.num_programs(1) + tl.program_id(1)) * (blocks + 1)
+    size, block_size = groups * rows * C, groups * blocks * C
+    first = reduction.partials + group * rows * C + column
+    tl.store(first + row * C, one, mask=within)
+    tl.store(first + row * C + size, two, mask=within)
+    end = tl.minimum((block + 1) * FAN, rows)
+    if last_arrival(ticket + block, end - block * FAN):
+        to = reduction.blocks + group * blocks * C + column
+        tl.store(to + block * C, add(first, block * FAN, end, within, C, FAN), mask=within)
+        tl.store(to + block * C + block_size, add(first + size, block * FAN, end, within, C, FAN), mask=within)
+        if last_arrival(ticket + blocks, blocks):
+            out = reduction.result + group * C + column
+            tl.store(out, add(to, 0, blocks, within, C, FAN), mask=within)
+            tl.store(out + groups * C, add(to + block_size, 0, blocks, within, C, FAN), mask=within)
 
 
-@triton.jit(do_not_specialize=["parts"])
+@triton.jit(do_not_specialize=["rows"])
 def sum_kernel(partials, out,  # [T, C], [C]
-               parts, C, BT: tl.constexpr, BC: tl.constexpr):
+               rows, C, BT: tl.constexpr, BC: tl.constexpr):
     """out = sum over T of partials, in order. Grid (column blocks,)."""
     column = tl.program_id(0) * BC + tl.arange(0, BC)  # [BC]
     within = column < C
-    total = add(partials + column, 0, parts, within, C, BT, BC)
+    total = add(partials + column, 0, rows, within, C, BT)
     tl.store(out + column, total.to(out.dtype.element_ty), mask=within)
 
 
 def add_up(partials: Tensor, dtype: torch.dtype) -> Tensor:
-    """[C] in `dtype`: the sum of the T parts of partials [T, C], in order."""
-    parts, columns = partials.shape
+    """[C] in `dtype`: the sum of the T rows of partials [T, C], in order."""
+    rows, columns = partials.shape
     out = torch.empty((columns,), dtype=dtype, device=partials.device)
     tile = _WIDE if columns >= 4096 else _FEW
-    launch(sum_kernel, (triton.cdiv(columns, tile.columns),), tile, partials=partials, out=out, parts=parts, C=columns,
+    launch(sum_kernel, (triton.cdiv(columns, tile.columns),), tile, partials=partials, out=out, rows=rows, C=columns,
            BT=tile.rows, BC=tile.columns)
     return out

@@ -33,30 +33,42 @@ class Tile(NamedTuple):
     registers: int = 0
 
 
-_override: list[dict[str, Tile]] = []
+_overrides: list[dict[str, Tile]] = []
 
 
 @contextmanager
 def using(**tiles: Tile) -> Iterator[None]:
     """Within the block, kernels of these names take these tiles."""
-    _override.append(tiles)
+    _overrides.append(tiles)
     try:
         yield
     finally:
-        _override.pop()
+        _overrides.pop()
 
 
 def choose(kernel: str, arch: int, *, rows: int, columns: int, depth: int, size: int) -> Tile:
     """The tile for a problem of rows x columns x depth with elements of `size` bytes. It is not pipelined where this
     version of Triton does that wrongly (`fence.py`)."""
-    tile = next((tiles[kernel] for tiles in reversed(_override) if kernel in tiles), None)
+    tile = _override(kernel) or _by_rule(kernel, arch, rows, columns, depth, size)
     if tile is None:
-        tile = _by_rule(kernel, arch, rows, columns, depth, size)
+        raise AssertionError(f"no tile for {kernel} on sm_{arch}")
     return tile._replace(stages=1) if tile.stages > 1 and fence.missing(arch) else tile
 
 
+def described(kernel: str, arch: int, *, rows: int, columns: int, depth: int, size: int) -> Tile | None:
+    """The tile for the same kernel on tensor descriptors; None where the architecture has none, or `using` has one for
+    pointers. Its copies need no fence."""
+    if _override(kernel):
+        return None
+    return _override(f"{kernel} tma") or _by_rule(f"{kernel} tma", arch, rows, columns, depth, size)
+
+
+def _override(kernel: str) -> Tile | None:
+    return next((tiles[kernel] for tiles in reversed(_overrides) if kernel in tiles), None)
+
+
 @cache
-def _by_rule(kernel: str, arch: int, rows: int, columns: int, depth: int, size: int) -> Tile:
+def _by_rule(kernel: str, arch: int, rows: int, columns: int, depth: int, size: int) -> Tile | None:
     problem = {"rows": rows, "columns": columns, "depth": depth}
     for rule in _file(arch)["rules"]:
         fits = rule["kernel"] == kernel and rule.get("bytes", size) == size
@@ -64,12 +76,12 @@ def _by_rule(kernel: str, arch: int, rows: int, columns: int, depth: int, size: 
             tile = Tile._make([*rule["tile"], rule["warps"], rule["stages"], rule.get("registers", 0)])
             if -(-rows // tile.rows) * -(-columns // tile.columns) >= rule.get("tiles", 0):
                 return tile
-    raise AssertionError(f"no tile for {kernel} on sm_{arch}")
+    return None
 
 
 def fitting(length: int, side: int) -> int:
     """The side of a tile, at most `side` and at least 16, that covers `length` with little waste."""
-    while side > 16 and -(-length // side) * side > 1.25 * length:
+    while side > 16 and -(-length // side) * side > 1.3 * length:
         side //= 2
     return side
 
@@ -89,5 +101,5 @@ def programs(arch: int) -> int:
 @cache
 def _file(arch: int) -> dict[str, Any]:
     files = {int(path.stem[3:]): path for path in (Path(__file__).parent / "tiles").glob("sm_*.json")}
-    found: dict[str, Any] = json.loads(files[max(a for a in files if a <= arch)].read_text())
-    return found
+    rules: dict[str, Any] = json.loads(files[max(a for a in files if a <= arch)].read_text())
+    return rules

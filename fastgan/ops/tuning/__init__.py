@@ -1,14 +1,14 @@
-"""A plan: which engine computes each pass of each operation, where `impl` is "auto".
+"""A plan: the engine of each pass of each operation, for `impl="auto"`.
 
-    problem.py      what is asked of an engine: one pass, shapes and all
-    candidates.py   who can compute it, and how one of them is called
-    passes.py       the engine "plan": asks the plan in use, calls the candidate that it names
-    measure.py      makes a plan: every candidate checked against float64 (`check.py`) on inputs of a problem's shapes
-                    (`example.py`), the right ones timed, the fastest taken
+    problem.py      a pass with its shapes, dtypes and options
+    candidates.py   the engines and variants that can compute a problem
+    passes.py       the engine "plan": calls the candidate that the plan in use has for a problem
+    measure.py      makes a plan: checks every candidate against float64 (`check.py`) on random inputs (`example.py`),
+                    times the correct ones, and chooses the fastest
     stored.py       plans and measurements as files
     table.py        plans as text
 
-The plan in use is the process's, not a thread's: autograd calls backward passes from threads of its own.
+The plan in use applies to the process, not to a thread, because autograd calls backward passes from its own threads.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ __all__ = ["Choice", "Plan", "Problem", "Trial", "active", "autotune", "engine_o
 
 
 class Trial(NamedTuple):
-    """Of one candidate. seconds: median of its calls, where it was timed. used: how much of the allowed error, right up
-    to 1. failure: why it cannot be taken, in words; "" when it can."""
+    """The result for one candidate. seconds: median time of a call, None if not timed. used: its error relative to the
+    allowed one, correct up to 1. failure: the reason why it is excluded, or ""."""
 
     seconds: float | None = None
     used: float | None = None
@@ -35,19 +35,21 @@ class Trial(NamedTuple):
 
 
 class Choice(NamedTuple):
+    """The chosen candidate of a problem, and the result of each candidate."""
+
     candidate: str
     trials: dict[str, Trial]
 
 
 class Plan:
-    """The engine of each problem. A problem without a choice runs on the device's default engine.
+    """The engine of each problem. The device's default engine computes problems without a choice.
 
     Attributes:
         choices: by problem.
-        engine: "plan" to follow the choices, or the engine that runs every problem, with its own defaults, because
-            the step as a whole is fastest on it.
-        step: seconds of the whole step under "plan" and under each engine, where that was measured.
-        varied: the largest ratio of their quartiles while they were measured; 0 where they were not.
+        engine: "plan" to use the choices, or the name of the engine that computes every problem with its own defaults,
+            because the whole step is fastest with it.
+        step: seconds of the whole step with "plan" and with each engine, if measured.
+        varied: the largest ratio of the quartiles of these times; 0 if not measured.
     """
 
     def __init__(self, choices: dict[Problem, Choice] | None = None, *, engine: str = "plan",
@@ -60,9 +62,9 @@ class Plan:
 
 
 class FirstUse(Plan):
-    """Where no other plan was asked for: on a GPU, the candidates of a problem race when it is first asked for.
+    """The plan that is in use by default: on a GPU, the candidates of a problem are measured in its first call.
 
-    A problem that is first asked for while a graph is captured is computed by the device's default engine.
+    The device's default engine computes a problem whose first call is during the capture of a graph.
     """
 
     def __init__(self) -> None:
@@ -86,8 +88,8 @@ _active: Plan | None = _FIRST_USE
 
 
 class use:
-    """Make impl "auto" follow a plan, from now on or within a `with` block; None: the device's default engine, for
-    which nothing is measured."""
+    """Make impl "auto" follow a plan, from now on or within a `with` block; None: use the device's default engine and
+    measure nothing."""
 
     def __init__(self, plan: Plan | None) -> None:
         global _active
@@ -102,28 +104,27 @@ class use:
 
 
 def autotune(enabled: bool) -> None:
-    """Whether impl "auto" on a GPU, where no plan is in use, measures each pass in its first call; it does by default.
+    """Enable or disable measuring in the first call of each pass, for impl "auto" on a GPU without a plan in use.
 
-    In that call every engine's result is compared with float64, and the right ones take turns for some ten
-    milliseconds, once their kernels are compiled. What was measured on this machine before is not measured again.
-    Nothing is measured while a CUDA graph is captured. Switched off, the device's default engine computes.
+    It is enabled by default. The first call compiles the kernels of every engine, compares the results with float64,
+    and times the correct ones for some ten milliseconds. Results that were stored on this machine before are used
+    instead. Nothing is measured while a CUDA graph is captured. If disabled, the device's default engine computes.
     """
     _FIRST_USE.enabled = enabled
 
 
 def active() -> Plan | None:
-    """The plan in use, None where there is none but that of first uses."""
+    """The plan set by `use`, or None."""
     return None if _active is _FIRST_USE else _active
 
 
 def current() -> Plan:
-    """What passes ask now. One without choices for the backward pass of a forward pass whose plan is no longer in use.
-    """
+    """The plan for passes; without choices in a backward pass after the plan of its forward pass was removed."""
     return _active or _WITHOUT
 
 
 def engine_of(device: torch.device) -> str:
-    """What impl "auto" now means on a device: "plan", or the name of an engine."""
+    """The engine of impl "auto" on a device now: "plan", or the name of an engine."""
     if _active is _FIRST_USE:
         return _FIRST_USE.engine_of(device)
     return default(device) if _active is None else _active.engine

@@ -1,7 +1,7 @@
-"""Who can compute a problem, and how one of them is called.
+"""The candidates for a problem, and how one is called.
 
-A candidate is a word, an engine or an engine with a way of its own: "reference", "native", "native/gemm" (a variant of
-the convolution), "triton", "triton/128x64x32w4s3" (a tile, with its warps and stages).
+A candidate is the name of an engine, or of an engine and a variant: "reference", "native", "native/gemm" (a variant of
+the convolution), "triton", "triton/128x64x32w4s3" (a tile with its numbers of warps and stages).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TILES = ("64x64x32w4s3", "64x64x64w4s3", "128x64x32w4s3", "128x64x64w4s3", "64x1
 
 
 def of(problem: Problem, tiles: bool = False) -> list[str]:
-    """All candidates that the device at hand has for a problem, the reference first. tiles: each of `TILES` is one."""
+    """The candidates for a problem on its device, the reference first. tiles: include each of `TILES`."""
     found: list[str] = []
     for engine in engines(torch.device(problem.device)):
         ways = [""]
@@ -37,30 +37,30 @@ def of(problem: Problem, tiles: bool = False) -> list[str]:
 
 
 def engines(device: torch.device) -> list[str]:
-    """Those that can run on a device, not in an interpreter, the reference first."""
+    """The engines that can run on a device without an interpreter, the reference first."""
     names = ["native", "triton"] if device.type == "cuda" else ["native"]
     return ["reference", *(name for name in names if not why_not(name, device))]
 
 
 def native_ways(problem: Problem) -> list[str]:
-    """How the native engine can convolve there."""
+    """The variants of the native engine's convolution for a problem."""
     return list(import_module("fastgan.ops.native.convolve").variants(
         problem.device, getattr(torch, problem.dtype), problem.weight, problem.stride))
 
 
 @cache
 def why_not(engine: str, device: torch.device) -> str:
-    """Why an engine cannot run on a device, in words; "" when it can."""
+    """The reason why an engine cannot run on a device; "" if it can."""
     return str(import_module("fastgan.ops.engines").why_not(engine, device))  # which imports this package
 
 
 def default(device: torch.device) -> str:
-    """What computes a problem that nobody has measured."""
+    """The engine for problems without a measurement."""
     return "native" if device.type == "cpu" and not why_not("native", device) else "reference"
 
 
 def called(run: Run, candidate: str, name: str, *arguments: Any) -> Any:
-    """The results of the pass of that name, by a candidate."""
+    """The results of a pass, computed by a candidate."""
     engine, options, tiled = _parts(candidate)
     if tiled is None:
         return run(engine, name, *arguments, **options)

@@ -1,8 +1,7 @@
-"""Whether a candidate is right: no further from float64 than rounding takes the reference, tensor by tensor, by the
-rule of `fastgan.ops.numerics`.
+"""The error of a candidate's results by the rule of `fastgan.ops.numerics`, tensor by tensor.
 
-A vector of a channel is a sum of many terms, which a candidate may take in float32 term after term. A mean is judged by
-the size of what was averaged.
+Vectors with one element for each channel are sums of many terms, for which sequential summation in float32 is allowed.
+The error of a mean is relative to the size of the averaged values.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _STACKED = ("statistics", "mean and rstd", "sums")  # vectors of different sizes
 
 def used(problem: Problem, ours: tuple[Tensor, ...], reference: tuple[Tensor, ...],
          exact: tuple[Tensor, ...]) -> tuple[float, str]:
-    """How much of the allowed error the worst tensor has used, right up to 1; and its name."""
+    """The largest error relative to the allowed one, correct up to 1, and the name of the tensor."""
     found = [(0.0, "")]
     # a mean is of the size of y, which an example of a batch normalization has of about 1
     floor = {"conv_forward": numerics.rms(exact[0]), "bn_act_forward": 1.0}.get(problem.kind, 0.0)
@@ -51,6 +50,6 @@ def _used(problem: Problem, ours: Tensor, reference: Tensor, exact: Tensor, floo
 
 
 def _terms(problem: Problem) -> int:
-    """At most how many elements were added up for one of a vector."""
+    """The largest number of elements that were summed for one element of a vector."""
     sides = math.prod(problem.x[2:]) * (math.prod(problem.stride) if problem.transposed else 1)
     return problem.x[0] * sides

@@ -1,7 +1,7 @@
-"""Random arguments for a problem's pass, in its shapes, strides and dtypes, and what a candidate makes of them.
+"""Random arguments for a problem's pass, in its shapes, strides and dtypes, and calls of candidates with them.
 
-Inputs of rectifiers are kept away from 0 where gradients are taken: near 0 a rounding error selects the slope. Images,
-and what a convolution makes of them, are of about unit size.
+Where gradients are computed, inputs of rectifiers stay away from 0, where a rounding error selects the slope. Images
+and outputs of convolutions have about unit size.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastgan.ops import dispatch, reference
-from fastgan.ops.layers import Activation, Convolution
-from fastgan.ops.passes import RunningStats
-from fastgan.ops.specs import ConvSpec, NormSpec
+from fastgan.ops import dispatch, torch_ops
+from fastgan.ops.specs import Activation, ConvSpec, NormSpec, RunningStats
 from fastgan.ops.tuning import candidates
 from fastgan.ops.tuning.problem import Problem
 
@@ -23,6 +21,8 @@ KINK, AWAY = 2**-5, 0.5  # nearer to the kink than one, an input is moved to whe
 
 
 class Example(NamedTuple):
+    """A problem and arguments for its pass."""
+
     problem: Problem
     arguments: tuple[Any, ...]
 
@@ -52,8 +52,7 @@ def draw(problem: Problem, device: torch.device) -> Example:
             return x, weight, bias, conv, problem.groups
         if problem.kind == "conv_act_forward":
             return x, weight, bias, conv, activation
-        convolution = Convolution(weight, None, *conv)
-        g = normal(len(x), convolution.channels()[1], *convolution.size(x), dtype=problem.dtype, last=True)
+        g = normal(len(x), conv.channels(weight)[1], *conv.output_size(x, weight), dtype=problem.dtype, last=True)
         return g, x, weight, conv
 
     def with_norm() -> tuple[Any, ...]:
@@ -61,7 +60,7 @@ def draw(problem: Problem, device: torch.device) -> Example:
         count = max(x.numel() // (channels * groups), 2)  # a process of several may have one element
         gamma, beta = about_one(channels), normal(channels)
         if problem.kind == "bn_act_forward":
-            given = torch.stack(reference.measure(x, groups)) if problem.statistics == "given" else None
+            given = torch.stack(torch_ops.measure(x, groups)) if problem.statistics == "given" else None
             running = RunningStats(normal(channels), about_one(channels), torch.zeros((), dtype=torch.int64,
                                                                                       device=device))
             norm = NormSpec(problem.statistics != "running", groups=groups)
@@ -81,14 +80,14 @@ def draw(problem: Problem, device: torch.device) -> Example:
         return Example(problem, (x, [1.0 - group % 2 for group in range(groups)]))
     if problem.kind == "act_backward":
         z = normal(*problem.x, dtype=problem.dtype, last=True)
-        kept = z > 0 if activation.keeps_mask() else reference.activate(z, activation._replace(inplace=False))
-        return Example(problem, (x, kept, activation))
+        saved = z > 0 if activation.keeps_mask() else torch_ops.activate(z, activation._replace(inplace=False))
+        return Example(problem, (x, saved, activation))
     return Example(problem, with_weight() if problem.weight else with_norm())
 
 
 def caller(candidate: str, example: Example) -> Callable[[], tuple[Tensor, ...]]:
-    """A call of the candidate, in which a kernel that fails is an error. It returns the running statistics, too, which
-    start anew with each `caller`."""
+    """A call of the candidate that raises if a kernel fails. It also returns the running statistics, of which each
+    `caller` has its own."""
     arguments = [_each(Tensor.clone, one) if isinstance(one, RunningStats) else one for one in example.arguments]
     running = [part for one in arguments if isinstance(one, RunningStats) for part in one[:2]]
 
@@ -103,13 +102,13 @@ def _directly(engine: str, name: str, *arguments: Any, **options: Any) -> Any:
 
 
 def _scale(problem: Problem) -> float:
-    """By which a weight is divided for results of unit size."""
+    """The divisor of a weight for results of unit size."""
     inputs = problem.weight[0] if problem.transposed else problem.weight[1]
     return float(inputs * problem.weight[2] * problem.weight[3]) ** 0.5
 
 
 def _away_from_kinks(y: Tensor, stats: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    """y with those elements moved whose z would be near 0."""
+    """y, in which elements whose z would be near 0 are moved."""
     mean, rstd = stats
     scale, shift = (part[:, None, :, None, None] for part in (gamma * rstd, beta - gamma * rstd * mean))
     parts = y.float().unflatten(0, (len(mean), -1))  # [G, N / G, C, H, W]
@@ -122,7 +121,7 @@ def _pair(sides: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _each(function: Callable[[Tensor], Tensor], argument: Any) -> Any:
-    """An argument with the function of each tensor that it is, or has."""
+    """The argument with `function` applied to each tensor in it."""
     if isinstance(argument, RunningStats):
         return RunningStats(*(_each(function, part) for part in argument))
     return function(argument) if isinstance(argument, Tensor) else argument

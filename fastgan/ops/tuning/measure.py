@@ -1,4 +1,4 @@
-"""Makes a plan: what does a workload ask for, who computes it rightly, and who is the fastest of these?"""
+"""Makes a plan: records the problems of a workload, checks and times the candidates for each."""
 
 from __future__ import annotations
 
@@ -31,16 +31,15 @@ FEW, ENOUGH = 3, 0.25  # rounds after which it is over for calls that have taken
 
 def make(workload: Callable[[], object], known: Known | None = None, *, rounds: int = ROUNDS,
          tiles: bool = False, progress: bool = False) -> Plan:
-    """A plan for what `workload()` asks for, such as a training step; it is called a few times, and undone by nobody.
+    """A plan for the problems of `workload()`, such as a training step. It is called a few times; its effects stay.
 
     Args:
-        known: what was measured before, and is not measured again. rounds: in which candidates take turns.
-        tiles: whether Triton's tiles are candidates, too.
+        known: earlier measurements, which are used again. rounds: of interleaved timing. tiles: measure Triton's tiles.
 
-    The plan's `engine` is the fastest for the workload as a whole: "plan", its choices, or one engine for all of it.
+    The plan's `engine` is the fastest for the whole workload: "plan" for its choices, or one engine for all problems.
     """
     if torch.cuda.is_available():
-        assert not torch.cuda.is_current_stream_capturing(), "a plan is made before a graph is captured"
+        assert not torch.cuda.is_current_stream_capturing(), "make a plan before a graph is captured"
     choices, steps = known or ({}, {})
     problems = record(workload)
     bar = tqdm(problems, desc="plan", unit="pass", disable=not progress, dynamic_ncols=True, leave=False)
@@ -73,7 +72,7 @@ class _Recorder(Plan):
 
 
 def examine(problem: Problem, rounds: int = ROUNDS, tiles: bool = False) -> Choice:
-    """Check and time all candidates for a problem. The reference is taken where nobody else is right and faster."""
+    """Check and time all candidates for a problem, and choose the fastest correct one."""
     names = candidates.of(problem, tiles)
     if len(names) == 1:
         return Choice(names[0], {})
@@ -95,11 +94,11 @@ def examine(problem: Problem, rounds: int = ROUNDS, tiles: bool = False) -> Choi
 
 
 def at_first_use(problem: Problem) -> Choice:
-    """What was measured before, or a short race; a candidate that cannot be taken is named once in a warning."""
+    """The stored choice, or one from a short measurement; a warning names each excluded candidate once."""
     choice = _known(problem.device).get(problem) or examine(problem, FEW)
     for name, trial in choice.trials.items():
         if trial.failure:
-            _warn(f"{name} is not taken for {problem.kind}", trial.failure)
+            _warn(f"{name} is excluded for {problem.kind}", trial.failure)
     return choice
 
 
@@ -132,10 +131,10 @@ def _judged(name: str, example: Example, reference: tuple[Tensor, ...], exact: t
 
 def race(calls: Mapping[str, Callable[[], object]], device: torch.device, rounds: int,
          sleep: int = 5_000_000, enough: float = ENOUGH) -> dict[str, list[float]]:
-    """Seconds of each call, in interleaved rounds. The first one warms up and excludes calls that are hopeless.
+    """Seconds of each call in interleaved rounds. The first round warms up and excludes calls that are far slower.
 
-    enough: seconds after which there are no further rounds than `FEW`. sleep: cycles (some 3 ms) for which a GPU waits
-    before each sample, so that the host is ahead of it.
+    enough: seconds after which no round beyond `FEW` begins. sleep: cycles (some 3 ms) for which a GPU waits before
+    each sample, so that the host's launches are queued.
     """
     def lap(name: str, repeats: int) -> float:
         return (_lap_on_cuda(calls[name], repeats, sleep) if device.type == "cuda" else _lap(calls[name], repeats))
@@ -156,11 +155,12 @@ def race(calls: Mapping[str, Callable[[], object]], device: torch.device, rounds
 
 
 def medians(samples: Mapping[str, list[float]]) -> dict[str, float]:
+    """The median of each call's samples."""
     return {name: median(taken) for name, taken in samples.items()}
 
 
 def _varied(taken: list[float]) -> float:
-    """The ratio of the quartiles of samples, 1 where there are too few."""
+    """The ratio of the quartiles of samples; 1 if there are too few."""
     if len(taken) < 4:
         return 1.0
     low, _, high = quantiles(taken, n=4)
@@ -176,7 +176,7 @@ def _lap(call: Callable[[], object], repeats: int) -> float:
 
 
 def _lap_on_cuda(call: Callable[[], object], repeats: int, sleep: int) -> float:
-    """The device's seconds of a call: those of the host do not count, as in a graph it has nothing to do."""
+    """Seconds of a call on the device. Time on the host does not count, because a graph needs none."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda._sleep(sleep)
     start.record()
@@ -188,7 +188,7 @@ def _lap_on_cuda(call: Callable[[], object], repeats: int, sleep: int) -> float:
 
 
 def _whole(workload: Callable[[], object], plan: Plan) -> dict[str, list[float]]:
-    """Samples of the seconds of the workload under each engine's defaults and under the plan's choices."""
+    """Seconds of the workload with each engine's defaults and with the plan's choices, sampled."""
     def under(plan: Plan) -> Callable[[], None]:
         def call() -> None:
             with use(plan):

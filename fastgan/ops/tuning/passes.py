@@ -1,4 +1,4 @@
-"""The passes of `fastgan/ops/passes.py` where a plan is in use: each by the candidate that the plan names for it."""
+"""The passes of `fastgan/ops/reference.py` by the candidates of the plan in use."""
 
 from __future__ import annotations
 

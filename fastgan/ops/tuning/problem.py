@@ -1,7 +1,7 @@
-"""What is asked of an engine: one pass, by everything that decides which engine is fastest there.
+"""A problem: one pass with every property that decides which engine is fastest for it.
 
-`OF` has a function for each pass of `fastgan/ops/passes.py`, which makes the problem of the pass's own arguments. They
-run in every call of a pass, and take a few microseconds.
+`OF` has a function for each pass of `fastgan/ops/reference.py`, which makes the problem from the pass's own arguments.
+They run in every call of a pass, and take a few microseconds.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastgan import typed
-from fastgan.ops.layers import Activation
-from fastgan.ops.passes import RunningStats
-from fastgan.ops.specs import ConvSpec, NormSpec
+from fastgan import validation
+from fastgan.ops.specs import Activation, ConvSpec, NormSpec, RunningStats
 
 
 class Problem(NamedTuple):
-    """Hashable, and JSON but for its tuples.
+    """A pass with its shapes, dtypes and options: hashable, and JSON except for its tuples.
 
     Attributes:
         kind: the name of the pass.
@@ -55,16 +53,16 @@ class Problem(NamedTuple):
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Problem:
-        """Raises TypeError for what is none."""
+        """Raises TypeError for wrong contents."""
         plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value
                                  for name, value in values.items()}
-        made, trouble = cls(**plain), typed.wrong(plain, cls)
+        made, trouble = cls(**plain), validation.first_error(plain, cls)
         if trouble or (made.weight and (len(made.weight) < 2 or not made.stride)):
             raise TypeError(trouble or "a convolution without channels or a stride")
         return made
 
     def words(self) -> str:
-        """One line for people."""
+        """One line of text."""
         made = "x".join(map(str, self.x))
         if self.weight:
             to = self.weight[1] if self.transposed else self.weight[0]
@@ -115,8 +113,8 @@ def _bn_backward_apply(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | Non
                       "running" if sums is None else "given")
 
 
-def _act_backward(ga: Tensor, kept: Tensor, activation: Activation) -> Problem:
-    inplace = activation.name == "leaky_relu" and kept.dtype != torch.bool
+def _act_backward(ga: Tensor, saved: Tensor, activation: Activation) -> Problem:
+    inplace = activation.name == "leaky_relu" and saved.dtype != torch.bool
     return _of_images("act_backward", ga, activation, inplace, 0, "")
 
 

@@ -1,9 +1,10 @@
-"""Plans as JSON: one that a user pins, and the cache of what was measured on a machine.
+"""Plans as JSON: a file for a user, and the cache of measurements of a machine.
 
     a plan     {"format", "machine", "engine", "step": {engine: seconds}, "problems": [{"problem", "choice", "trials"}]}
     the cache  {"format", "machine", "steps": {workload: {engine: seconds}}, "problems": [...]}, a file for each machine
 
-The machine is everything but the problem that decides which engine is fastest. What cannot be read is measured again.
+The machine is everything except the problem that decides which engine is fastest. If a file cannot be read, problems
+are measured again.
 """
 
 from __future__ import annotations
@@ -20,29 +21,29 @@ from typing import Any, NamedTuple
 import torch
 
 import fastgan
-from fastgan import typed
+from fastgan import validation
 from fastgan.errors import FastganError, first_line
 from fastgan.files import StrPath, cache_folder, read_json, replacing
-from fastgan.ops.layers import ENGINES
+from fastgan.ops.dispatch import ENGINES
 from fastgan.ops.tuning import Choice, Plan, Problem, Trial, candidates
 
 FORMAT = 4
 
 
 class Known(NamedTuple):
-    """What was measured on a machine, and seconds of the workloads that were timed as a whole."""
+    """Measurements of a machine: choices, and seconds of whole workloads."""
 
     choices: dict[Problem, Choice]
     steps: dict[str, dict[str, float]]
 
 
 def folder() -> Path:
-    """Where measurements are kept."""
+    """The folder of the cache files."""
     return cache_folder() / "plans"
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """The device, what drives it, and what is installed."""
+    """The device, its driver, and installed versions."""
     facts = {"device": _cpu(), "threads": str(torch.get_num_threads()),
              "instructions": torch.backends.cpu.get_cpu_capability()}
     if device.type == "cuda":
@@ -56,7 +57,7 @@ def machine(device: torch.device) -> dict[str, str]:
 
 @functools.cache
 def _kernels() -> str:
-    """A digest of all that engines are made of: kernels that have changed are measured anew, whatever the version."""
+    """A digest of the engines' sources and modules: after a change, problems are measured again."""
     package = Path(fastgan.__file__).parent
     sources = [path for path in package.glob("ops/**/*") if path.suffix in (".py", ".json")]
     compiled = [path for path in package.glob("_c*") if path.suffix in (".so", ".pyd")]
@@ -79,7 +80,7 @@ def workload(problems: Iterable[Problem]) -> str:
 
 
 def recall(facts: dict[str, str]) -> tuple[Known, str]:
-    """What is known of a machine; and why its file cannot be used, in words, "" where it can or there is none."""
+    """The measurements of a machine, and the reason why its file cannot be used, or ""."""
     path = place(facts)
     try:
         found = read_json(path)
@@ -94,7 +95,7 @@ def recall(facts: dict[str, str]) -> tuple[Known, str]:
 
 
 def remember(facts: dict[str, str], plan: Plan) -> str:
-    """Add a plan's measurements to the machine's file; why that cannot be done, in words, "" where it could."""
+    """Add a plan's measurements to the machine's file. Returns the reason why that failed, or ""."""
     before, _ = recall(facts)  # as it is now: others may have added to it
     took = {workload(plan.choices): plan.step} if plan.step else {}
     known = Known({**before.choices, **plan.choices}, {**before.steps, **took})
@@ -105,19 +106,19 @@ def remember(facts: dict[str, str], plan: Plan) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, {"format": FORMAT, "machine": facts, "steps": known.steps, "problems": _rows(known.choices)})
     except (OSError, FastganError) as error:
-        return f"measurements are not kept: {first_line(error)}"
+        return f"measurements are not stored: {first_line(error)}"
     return ""
 
 
 def export(path: StrPath, plan: Plan, facts: dict[str, str]) -> None:
-    """A plan as a file to pin. Raises `FastganError` where it cannot be written."""
+    """Write a plan to a file. Raises `FastganError` if that fails."""
     _write(path, {"format": FORMAT, "machine": facts, "engine": plan.engine, "step": plan.step,
                   "problems": _rows(plan.choices)})
 
 
 def read(path: StrPath, device: torch.device) -> tuple[Plan, dict[str, str]]:
-    """A plan and the machine on which it was made. Raises `FastganError` for a file that is none, and for a plan that
-    names an engine which cannot run on the device."""
+    """A plan from a file, and the machine on which it was made. Raises `FastganError` for other files, and for a plan
+    with an engine that cannot run on the device."""
     try:
         found = read_json(Path(path))
         if found["format"] != FORMAT:
@@ -128,8 +129,8 @@ def read(path: StrPath, device: torch.device) -> tuple[Plan, dict[str, str]]:
                        if problem.device == device.type}
         named = sorted(of_problems | {plan.engine} - {"plan"})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise FastganError(f"{path} is no plan ({_reason(error)}); expected auto, default, or a file that "
-                           "`fastgan tune --export FILE` has written") from error
+        raise FastganError(f"{path} is not a plan ({_reason(error)}); expected auto, default, or a file that "
+                           "`fastgan tune --export FILE` wrote") from error
     for engine in named:
         reason = candidates.why_not(engine, device) if engine in ENGINES else f"expected {', '.join(ENGINES)}"
         if reason:
@@ -138,7 +139,7 @@ def read(path: StrPath, device: torch.device) -> tuple[Plan, dict[str, str]]:
 
 
 def _seconds(step: dict[str, float]) -> dict[str, float]:
-    """Raises TypeError, among others, for anything else."""
+    """Raises TypeError, among others, for wrong types."""
     return {str(name): float(seconds) for name, seconds in step.items()}
 
 
@@ -149,11 +150,11 @@ def _rows(choices: dict[Problem, Choice]) -> list[dict[str, Any]]:
 
 
 def _choices(rows: list[dict[str, Any]]) -> dict[Problem, Choice]:
-    """Raises TypeError, among others, for what are none."""
+    """Raises TypeError, among others, for wrong contents."""
     found = {}
     for row in rows:
         trials, choice = {name: Trial(**trial) for name, trial in row["trials"].items()}, row["choice"]
-        trouble = "".join(typed.wrong(trial._asdict(), Trial) for trial in trials.values())
+        trouble = "".join(validation.first_error(trial._asdict(), Trial) for trial in trials.values())
         if trouble or not isinstance(choice, str):
             raise TypeError(trouble or f"choice {choice!r:.80}: expected a candidate's name")
         found[Problem.from_json(row["problem"])] = Choice(choice, trials)
@@ -179,7 +180,7 @@ def _version(package: str) -> str:
 
 
 def _cpu() -> str:
-    """The processor's name where the system tells it."""
+    """The processor's name, as far as the system has it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

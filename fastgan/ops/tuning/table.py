@@ -13,8 +13,7 @@ BUSY = 1.25  # x between the quartiles of a step's times; on a quiet machine the
 
 
 def lines(plan: Plan) -> Iterator[str]:
-    """A line for each problem and one for each of its candidates, the fastest first; what a whole step takes; the
-    verdict."""
+    """A line for each problem and each of its candidates, the fastest first, and the verdict."""
     for problem, choice in plan.choices.items():
         yield problem.words()
         trials = choice.trials or {choice.candidate: Trial()}
@@ -26,7 +25,7 @@ def lines(plan: Plan) -> Iterator[str]:
 def _line(name: str, trial: Trial, choice: Choice) -> str:
     mark = "*" if name == choice.candidate else " "
     if trial.failure:
-        return f"  {mark} {name:17}not taken: {trial.failure}"
+        return f"  {mark} {name:17}excluded: {trial.failure}"
     seconds = "" if trial.seconds is None else f"{1e3 * trial.seconds:10.3f} ms"
     used = "" if trial.used is None else f"   {trial.used:6.2f} of the allowed error"
     return f"  {mark} {name:17}{seconds}{used}"
@@ -42,12 +41,12 @@ def verdict(plan: Plan) -> str:
 
 
 def engine(plan: Plan | None, device: torch.device) -> str:
-    """What computes on a device where impl is "auto"."""
+    """The engine of impl "auto" on a device, in words."""
     return f"{candidates.default(device)}, nothing measured" if plan is None else counts(plan)
 
 
 def counts(plan: Plan) -> str:
-    """The engine of everything, or how many passes each candidate computes."""
+    """The engine of all passes, or the number of passes of each candidate."""
     if plan.engine != "plan":
         return plan.engine
     number = Counter(choice.candidate for choice in plan.choices.values())
@@ -55,7 +54,7 @@ def counts(plan: Plan) -> str:
 
 
 def choices(plan: Plan | None) -> dict[str, str]:
-    """What computes each problem, in words."""
+    """The candidate of each problem, in words."""
     if plan is None or plan.engine != "plan":
         return {}
     return {problem.words(): choice.candidate for problem, choice in plan.choices.items()}

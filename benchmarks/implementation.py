@@ -1,0 +1,43 @@
+"""A way to do the work of a workload, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fastgan.train.step import Savings
+
+SAVINGS = ("frozen", "fused_adam", "foreach_ema")  # all of `Savings` but `together`
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """
+    Args:
+        engine: "pytorch" (eager layers in the loop of PyTorch's example), or fastgan's step on "reference", "native",
+            "triton" or "auto".
+        precision: "fp32", "tf32", "bf16" or "fp16". nchw: images and weights in NCHW, else channels_last.
+        savings: names of fields of `Savings`, of PyTorch's loop only "frozen" and "fused_adam".
+        together: that of `Savings`.
+        reads_losses: in every step, as PyTorch's example does.
+        cudnn_benchmark: torch.backends.cudnn.benchmark. compiled: mode of torch.compile, "" for none.
+        graph: the step is one CUDA graph. usual: measured unless others are asked for.
+    """
+
+    name: str
+    engine: str = "pytorch"
+    precision: str = "fp32"
+    nchw: bool = False
+    savings: tuple[str, ...] = ()
+    together: bool | None = None
+    reads_losses: bool = False
+    cudnn_benchmark: bool = False
+    compiled: str = ""
+    graph: bool = False
+    usual: bool = True
+
+    def step_savings(self) -> Savings:
+        return Savings(**{name: name in self.savings for name in SAVINGS}, together=self.together)
+
+    def but(self, name: str, **changes: object) -> Implementation:
+        """A copy with another name and other fields."""
+        return replace(self, name=name, **changes)  # type: ignore[arg-type]

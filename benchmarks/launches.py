@@ -1,0 +1,67 @@
+"""What a launch of a Triton kernel computes and moves, from its arguments as `fastgan.ops.triton.launch.by_name` gives
+them: tensors, or what has their `nbytes`.
+
+    flops   2 * N * Ho * Wo * Co * Ci * kh * kw of a convolution, its weight gradient likewise, 2 * N * Hi * Wi * Ci *
+            Co * kh * kw of a transposed one: every tap, even those outside the image
+    bytes   of the tensors that it reads, and of those that it writes, each once
+
+`python -m proofs.ptx --only traffic` compares both with the counters of the compiled code as it is executed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+OUTPUTS = {"convolve_kernel": ("y", "mask", "partials", "blocks", "result"), "wgrad_kernel": ("gw",),
+           "convolve_tma_kernel": ("y", "partials", "blocks", "result"), "wgrad_tma_kernel": ("gw",),
+           "bn_statistics_kernel": ("partials", "blocks", "result"),
+           "bn_act_forward_kernel": ("a", "stats", "running_mean", "running_var", "tracked"),
+           "bn_backward_sums_kernel": ("partials", "blocks", "result"), "bn_backward_apply_kernel": ("g",),
+           "act_backward_kernel": ("g",), "sum_kernel": ("out",),
+           "logistic_kernel": ("gradient", "loss", "probability")}
+UPDATED = ("running_mean", "running_var", "tracked", "partials", "blocks")  # read, too
+
+
+def flops(kernel: str, given: dict[str, Any]) -> int:
+    """Of the layer of a GEMM kernel; 0 for other kernels."""
+    if "CI" not in given:
+        return 0
+    coarse = given["coarse"] if "coarse" in given else given["x" if given["TRANSPOSED"] else "y"]
+    return 2 * math.prod(coarse.shape[:3]) * given["CI"] * given["CO"] * given["KH"] * given["KW"]
+
+
+def tensors(kernel: str, given: dict[str, Any]) -> Iterator[tuple[Any, bool, bool]]:
+    """(tensor, whether it is read, whether it is written) of a launch."""
+    measured = kernel == "convolve_kernel" and given["statistics"] is not None  # from y, which is read back
+    uses_running = kernel == "bn_act_forward_kernel" and given["statistics"] is None
+    for name, value in given.items():
+        if hasattr(value, "nbytes") and name != "tickets":
+            written = name in OUTPUTS[kernel] and not (uses_running and name in UPDATED)
+            yield value, not written or name in UPDATED or (measured and name == "y"), written
+
+
+def moved(kernel: str, given: dict[str, Any]) -> tuple[int, int]:
+    """Bytes of the tensors that a launch reads, and of those that it writes."""
+    read = written = 0
+    for tensor, reads, writes in tensors(kernel, given):
+        read += tensor.nbytes * reads
+        written += tensor.nbytes * writes
+    return read, written
+
+
+def layer(kernel: str, given: dict[str, Any]) -> str:
+    """The layer of a launch."""
+    if "coarse" in given:
+        (h, w), window = given["coarse"].shape[1:3], f"k{given['KH']}x{given['KW']}"
+        return f"{given['CO']}x{given['CI']} {window} {h}x{w}"
+    if "CI" in given:
+        (h, w), (ho, wo) = given["x"].shape[1:3], given["y"].shape[1:3]
+        words = [f"{given['CI']}->{given['CO']}", f"k{given['KH']}x{given['KW']}s{given['SH']}", f"{h}x{w}->{ho}x{wo}"]
+        words += [given["ACTIVATION"]] * (given["ACTIVATION"] != "none")
+        words += [name for name in ("mask", "statistics") if given.get(name) is not None]
+        return " ".join(words + ["transposed"] * given["TRANSPOSED"] + ["narrow"] * bool(given.get("NARROW")))
+    if kernel == "logistic_kernel":
+        return f"{len(given['ones'])} parts"
+    return f"{given['C']} channels" if "C" in given else ""

@@ -1,0 +1,121 @@
+"""All requested metrics, on the same fakes of fixed seeds.
+
+    fid, kid, is    torch-fidelity's, on features of InceptionV3 (`inception.py`)
+    score           of a small classifier trained on the labelled real images (`classifier.py`)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fastgan.config import DataConfig, metric_names
+from fastgan.data import Dataset, to_uint8
+from fastgan.errors import FastganError
+from fastgan.files import StrPath
+from fastgan.metrics.classifier import ClassifierScore
+from fastgan.metrics.inception import Inception
+from fastgan.metrics.real_images import BATCH, RealImages
+from fastgan.models.pretrained import Pretrained
+
+MIN_REAL_IMAGES = 100
+CHUNK = 256
+
+
+class Metric(Protocol):
+    """Learns the real images once, extracts features of fakes batch by batch, then computes numbers."""
+
+    def learn(self, reals: RealImages) -> None: ...
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """Tensors (N, ...) on the CPU for images uint8 (N, C, H, W)."""
+
+    def compute(self, features: dict[str, Tensor]) -> dict[str, float]:
+        """The numbers, from the features of all images."""
+
+    def of_reals(self) -> dict[str, float]:
+        """`compute` of real images that were not learnt, where that is meaningful."""
+
+    def doubts(self, images: int) -> list[str]:
+        """Reasons why the numbers of so many fakes are unreliable; after `learn`."""
+
+
+class Metrics:
+    """Metrics of generators against one data set; `names` as in --metrics, such as "fid,kid".
+
+    Raises `FastganError` for a metric that cannot be computed, before any long computation.
+    """
+
+    def __init__(self, names: str, dataset: Dataset, config: DataConfig, *, images: int, weights: StrPath | None,
+                 device: torch.device) -> None:
+        requested = metric_names(names)
+        if len(dataset.shape) == 1:
+            raise FastganError(f"--metrics {names}: {dataset.name} has points; expected images, or no --metrics")
+        if len(dataset) < MIN_REAL_IMAGES:
+            raise FastganError(f"--metrics {names}: {dataset.name} has {len(dataset)} images, too few to compare with; "
+                               f"expected at least {MIN_REAL_IMAGES}")
+        self.images, self.labels, self.reals = images, dataset.labels, RealImages(dataset, config)
+        self.device, self.metrics = device, list[Metric]()
+        with _seeded(device):
+            if "score" in requested:
+                self.metrics.append(ClassifierScore(dataset, device))
+            if of_inception := [name for name in requested if name != "score"]:
+                self.metrics.append(Inception(of_inception, weights, device))
+
+    def learn(self) -> None:
+        """Compute the statistics of the real images, or read them from the cache. Call it once, before `of`."""
+        for metric in self.metrics:
+            with _seeded(self.device):
+                metric.learn(self.reals)
+
+    def of(self, source: Pretrained) -> dict[str, float]:
+        """The metrics of `images` fakes, of seeds 0, 1, 2, ...: such as {"fid": ..., "kid": ..., "kid_std": ...}.
+
+        Does not use the global random generators. Labels for a conditional generator are as frequent as in the data.
+        """
+        batches: list[list[dict[str, Tensor]]] = [[] for _ in self.metrics]
+        for images in self._fakes(source):
+            for metric, features in zip(self.metrics, batches, strict=True):
+                features.append(metric.features(images))
+        values: dict[str, float] = {}
+        for metric, features in zip(self.metrics, batches, strict=True):
+            values |= metric.compute({name: torch.cat([batch[name] for batch in features]) for name in features[0]})
+        return values
+
+    def of_reals(self) -> dict[str, float]:
+        """The values that real images reach, for metrics where these are not obvious."""
+        return {name: value for metric in self.metrics for name, value in metric.of_reals().items()}
+
+    def doubts(self) -> list[str]:
+        """Reasons why these metrics are unreliable, a line each."""
+        return [line for metric in self.metrics for line in metric.doubts(self.images)]
+
+    def _fakes(self, source: Pretrained) -> Iterator[Tensor]:
+        """uint8 (n, C, H, W), n <= BATCH, drawn in chunks of nearly equal size: batch statistics need many images."""
+        labels = self._labels() if source.classes else None
+        chunks = torch.arange(self.images).tensor_split(math.ceil(self.images / CHUNK))
+        with tqdm(total=self.images, unit="image", desc="measuring fakes", leave=False, dynamic_ncols=True) as bar:
+            for seeds in chunks:
+                fakes = source.draw(source.noise.from_seeds(seeds.tolist()), None if labels is None else labels[seeds])
+                for images in to_uint8(fakes, source.unit_range).split(BATCH):
+                    yield images
+                    bar.update(len(images))
+
+    def _labels(self) -> Tensor:
+        assert self.labels is not None, "a conditional generator was trained with labels"
+        chosen = torch.randint(len(self.labels), (self.images,), generator=torch.Generator().manual_seed(0))
+        return self.labels[chosen]
+
+
+@contextmanager
+def _seeded(device: torch.device) -> Iterator[None]:
+    """The same random state within every such block; the previous state afterwards."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        yield

@@ -1,0 +1,91 @@
+"""`conv_bn_act`, `conv_transpose_bn_act` and `logistic_loss`: arguments are checked, then an engine is called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastgan.ops import autograd, engines, torch_ops
+from fastgan.ops.arguments import (
+    as_conv_spec,
+    as_norm_spec,
+    check_activation,
+    check_convolution,
+    check_groups,
+    check_impl,
+    check_logits,
+)
+from fastgan.ops.specs import Activation, BlockSpec, BlockTensors, ConvSpec
+
+
+def conv_bn_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, gamma: Tensor | None = None,
+                beta: Tensor | None = None, running_mean: Tensor | None = None, running_var: Tensor | None = None, *,
+                stride: int | tuple[int, int] = 2, padding: int | tuple[int, int] = 1,
+                activation: str = "leaky_relu", negative_slope: float = 0.2, training: bool = True,
+                momentum: float = 0.1, eps: float = 1e-5, stat_groups: int = 1, impl: str = "auto") -> Tensor:
+    """act(batch_norm(conv2d(x, weight) + bias)), as the eager layers compute it.
+
+    Args:
+        x: (N, Ci, H, W), float32, float64, float16 or bfloat16. weight: (Co, Ci, kh, kw), sides 1 to 7. bias: (Co,).
+        gamma, beta: (Co,); both None for no batch normalisation.
+        running_mean, running_var: (Co,), updated in place in training; both None where nothing is tracked, and then
+            the batch's own statistics normalise in evaluation too. float32 or x's dtype, like gamma and beta.
+        stride: 1 to 4. padding: of zeros. Ints or pairs.
+        activation: "none", "relu", "leaky_relu" (with `negative_slope`) or "tanh".
+        stat_groups: G; each of G equal parts of the batch has its own statistics, and the running ones are updated G
+            times in order, as G calls would.
+
+    Returns (N, Co, Ho, Wo), channels_last. Raises `FastganError` (a ValueError) or TypeError, naming the argument.
+    """
+    tensors = BlockTensors(weight, bias, gamma, beta, running_mean, running_var)
+    return _conv_bn_act(x, tensors, as_conv_spec(stride, padding, 0, False),
+                        check_activation(activation, negative_slope), training, momentum, eps, stat_groups, impl)
+
+
+def conv_transpose_bn_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, gamma: Tensor | None = None,
+                          beta: Tensor | None = None, running_mean: Tensor | None = None,
+                          running_var: Tensor | None = None, *, stride: int | tuple[int, int] = 2,
+                          padding: int | tuple[int, int] = 1, output_padding: int | tuple[int, int] = 0,
+                          activation: str = "relu", negative_slope: float = 0.2, training: bool = True,
+                          momentum: float = 0.1, eps: float = 1e-5, stat_groups: int = 1,
+                          impl: str = "auto") -> Tensor:
+    """act(batch_norm(conv_transpose2d(x, weight) + bias)), as the eager layers compute it.
+
+    weight: (Ci, Co, kh, kw). output_padding: less than the stride. Everything else as in `conv_bn_act`.
+    """
+    tensors = BlockTensors(weight, bias, gamma, beta, running_mean, running_var)
+    return _conv_bn_act(x, tensors, as_conv_spec(stride, padding, output_padding, True),
+                        check_activation(activation, negative_slope), training, momentum, eps, stat_groups, impl)
+
+
+def logistic_loss(logits: Tensor, targets: Sequence[float], *, impl: str = "auto") -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy of G equal parts of a batch of logits, and their mean probability that an image is real.
+
+    Args:
+        logits: (N,), float32, float64, float16 or bfloat16; N > 0 is divisible by G.
+        targets: of each part in order, in [0, 1]: (1, 0) for D on [real; fake], (1,) for G, (0.9, 0) with one-sided
+            label smoothing (Salimans et al. 2016).
+
+    Returns loss (G,), the mean over a part of -t log sigmoid(l) - (1 - t) log(1 - sigmoid(l)), and probability (G,),
+    the mean of sigmoid(l), without gradients. Both are float32 (float64 for float64), also under autocast. The loss of
+    an infinite logit is infinite or 0; a NaN among the logits of a part makes its loss NaN. Raises `FastganError` (a
+    ValueError) or TypeError, naming the argument.
+    """
+    check_impl(impl)
+    numbers = check_logits(logits, targets)
+    engine = engines.resolve_for(impl, "logits", logits, logits.dtype)
+    if engine.name != "reference":
+        return autograd.logistic_loss(logits, numbers, engine.name)
+    return torch_ops.logistic_loss(logits, numbers)
+
+
+def _conv_bn_act(x: Tensor, tensors: BlockTensors, conv: ConvSpec, activation: Activation, training: bool,
+                 momentum: float, eps: float, stat_groups: int, impl: str) -> Tensor:
+    check_impl(impl)
+    size = check_convolution(x, tensors.weight, tensors.bias, conv)
+    norm = as_norm_spec(x, tensors, conv, size, training=training, momentum=momentum, eps=eps,
+                        stat_groups=check_groups(x, stat_groups))
+    a = engines.resolve(impl, x).conv_bn_act(x, tensors, BlockSpec(conv, norm, activation))
+    return a.contiguous(memory_format=torch.channels_last)

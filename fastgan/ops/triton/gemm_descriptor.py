@@ -1,0 +1,193 @@
+"""4x4 convolutions of stride 2 and padding 1 as GEMMs on tensor descriptors (TMA), on sm_90 and newer.
+
+    coarse[n, h, w, a]  = sum over kh, kw, b of  fine[n, 2h - 1 + kh, 2w - 1 + kw, b] * weight[a, kh, kw, b]
+    fine[n, 2h + f, 2w + e, b]  = sum over th, tw, a of  coarse[n, h + f - th, w + e - tw, a]
+                                      * weight[a, 1 - f + 2 th, 1 - e + 2 tw, b]          f, e, th, tw in {0, 1}
+
+and the weight gradient of both. The fine image [N, 2H, 2W, B] is described as [N, H, 2, W, 2B], in which the pixels
+that one tap reads are a box, and TMA fills the padding with zeros. So a loop has no masks and computes no addresses of
+threads. Rows of a product are channels and columns are pixels, because a box that is reshaped can stay in shared memory
+only as the second operand of wgmma. What does not fit (other kernels and strides, fewer than 64 channels, a batch that
+is not made of whole boxes, float32 without tf32) is computed on pointers, by functions of the same names.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from fastgan.ops.specs import Activation, ConvSpec
+from fastgan.ops.triton.elementwise import activate
+from fastgan.ops.triton.gemm_pointer import IDENTITY, Conv, ConvResult
+from fastgan.ops.triton.launch import architecture, launch
+from fastgan.ops.triton.reduce import add_up, finish_statistics, reduction
+from fastgan.ops.triton.tiles import described, programs
+
+_CHANNELS = 64  # that a tile has at least
+_FORM = (4, 4), (2, 2), (1, 1)  # kernel, stride, padding
+
+
+@triton.jit
+def place(tile, down, across, BOX: tl.constexpr):
+    """The image, row and column of coarse pixels at which a tile begins; `down` x `across` tiles cover an image."""
+    return (tile // (across * down) * BOX[0], tile // across % down * BOX[1], tile % across * BOX[2])
+
+
+@triton.jit(do_not_specialize=["tiles", "down", "across"])
+def convolve_tma_kernel(
+    x, weight,  # conv: [N, H, 2, W, 2 CI], [CO, 16 CI]; transposed: [N, H, W, CI], [CI, 16 CO]
+    bias,  # [CO]
+    y,  # conv: [N, H, W, CO]; transposed: [N, H, 2, W, 2 CO]
+    statistics,  # a `reduce.Reduction`, or None where none are asked for
+    tiles, down, across,  # tiles of pixels of a group; of the height and the width of an image
+    slope,
+    CONV: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    BOX: tl.constexpr,  # images, rows and columns of coarse pixels of a tile
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):
+    """Grid (groups * tiles, channel blocks, phases). A program computes BM channels x BN coarse pixels of a phase."""
+    CI: tl.constexpr = CONV.CI
+    CO: tl.constexpr = CONV.CO
+    tile, phase = tl.program_id(0), tl.program_id(2)
+    n, h, w = place(tile, down, across, BOX)
+    row = tl.program_id(1) * BM
+    phase_h, phase_w = phase // 2, phase % 2
+    products = tl.zeros((BM, BN), tl.float32)
+    blocks: tl.constexpr = CI // BK
+    for i in range(0, (4 if CONV.TRANSPOSED else 16) * blocks):
+        tap, channel = i // blocks, i % blocks * BK
+        if CONV.TRANSPOSED:
+            th, tw = tap // 2, tap % 2
+            box = x.load([n, h + phase_h - th, w + phase_w - tw, channel])
+            a = weight.load([channel, ((1 - phase_h + 2 * th) * 4 + 1 - phase_w + 2 * tw) * CO + row]).T  # [BM, BK]
+        else:
+            kh, kw = tap // 4, tap % 4
+            box = x.load([n, h + (kh + 1) // 2 - 1, (kh + 1) % 2, w + (kw + 1) // 2 - 1, (kw + 1) % 2 * CI + channel])
+            a = weight.load([row, tap * CI + channel])  # [BM, BK]
+        products = tl.dot(a, box.reshape(BN, BK).T, products, input_precision=PRECISION)
+    channels = row + tl.arange(0, BM)  # [BM]
+    if bias is not None:
+        products += tl.load(bias + channels).to(tl.float32)[:, None]
+    result = activate(products, slope, ACTIVATION).to(y.dtype)
+    if CONV.TRANSPOSED:
+        y.store([n, h, phase_h, w, phase_w * CO + row], result.T.reshape(BOX[0], BOX[1], 1, BOX[2], BM))
+    else:
+        y.store([n, h, w, row], result.T.reshape(BOX[0], BOX[1], BOX[2], BM))
+    if statistics is not None:
+        value = result.to(tl.float32)
+        mean = tl.sum(value, 1) / BN
+        distance = value - mean[:, None]
+        groups, phases = tl.num_programs(0) // tiles, tl.num_programs(2)
+        finish_statistics(BN, mean, tl.sum(distance * distance, 1), statistics, tile // tiles, groups,
+                          tile % tiles * phases + phase, tiles * phases, channels, CO)
+
+
+@triton.jit(do_not_specialize=["each", "blocks"])
+def wgrad_tma_kernel(
+    coarse, fine,  # [N * H * W, CO], [N, H, 2, W, 2 CI]
+    gw,  # [SPLIT, CO, 4, 4, CI]
+    each, blocks,  # depth blocks of one program, of all
+    H: tl.constexpr, W: tl.constexpr, CONV: tl.constexpr, PRECISION: tl.constexpr, BOX: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):
+    """Grid (row blocks, tap x column blocks, SPLIT). A program adds up BM x BN of gw over `each` boxes of BK pixels."""
+    CI: tl.constexpr = CONV.CI
+    row, split = tl.program_id(0) * BM, tl.program_id(2)
+    per_tap: tl.constexpr = CI // BN
+    tap, column = tl.program_id(1) // per_tap, tl.program_id(1) % per_tap * BN
+    kh, kw = tap // 4, tap % 4
+    products = tl.zeros((BM, BN), tl.float32)
+    for block in range(split * each, tl.minimum(split * each + each, blocks)):
+        n, h, w = place(block, H // BOX[1], W // BOX[2], BOX)
+        a = coarse.load([block * BK, row])  # [BK, BM]
+        box = fine.load([n, h + (kh + 1) // 2 - 1, (kh + 1) % 2, w + (kw + 1) // 2 - 1, (kw + 1) % 2 * CI + column])
+        products = tl.dot(a.T, box.reshape(BK, BN), products, input_precision=PRECISION)
+    rows, columns = row + tl.arange(0, BM), tap * CI + column + tl.arange(0, BN)
+    out = split.to(tl.int64) * (CONV.CO * 16 * CI) + rows[:, None] * (16 * CI) + columns[None, :]
+    tl.store(gw + out, products.to(gw.dtype.element_ty))
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, size: tuple[int, int], *,
+             activation: Activation = IDENTITY, groups: int = 0, precision: str = "ieee") -> ConvResult | None:
+    """`gemm_pointer.convolve` without a mask; None where it does not fit."""
+    n, h, w, ci = x.shape
+    co, fine = weight.shape[3 if conv.transposed else 0], size if conv.transposed else (h, w)
+    if not _fits(weight.shape[1:3], conv.stride, conv.padding, fine, (ci, co), (x, weight), precision):
+        return None
+    (h, w), parts, phases = (fine[0] // 2, fine[1] // 2), max(groups, 1), 4 if conv.transposed else 1
+    tile = described("convolve", architecture(x.device), rows=co, columns=n * h * w * phases, depth=ci,
+                     size=x.element_size())
+    box = _box(tile.columns, n // parts, h, w) if tile else None
+    if tile is None or box is None or ci % tile.depth:
+        return None
+    bm, bn, bk = tile.rows if co % tile.rows == 0 else _CHANNELS, tile.columns, tile.depth
+    y = x.new_empty((n, *size, co))
+    tiles = n // parts * h * w // bn
+    statistics = reduction(y, 3, groups, tiles * phases, co, co // bm) if groups else None
+    coarse_box, fine_box = box, (box[0], box[1], 1, box[2])
+    if conv.transposed:
+        given = (_describe(x, (n, h, w, ci), (*coarse_box, bk)), _describe(weight, (ci, 16 * co), (bk, bm)),
+                 _describe(y, (n, h, 2, w, 2 * co), (*fine_box, bm)))
+    else:
+        given = (_describe(x, (n, h, 2, w, 2 * ci), (*fine_box, bk)), _describe(weight, (co, 16 * ci), (bm, bk)),
+                 _describe(y, (n, h, w, co), (*coarse_box, bm)))
+    launch(
+        convolve_tma_kernel, (parts * tiles, co // bm, phases), tile, x=given[0], weight=given[1], bias=bias,
+        y=given[2], statistics=statistics, tiles=tiles, down=h // box[1], across=w // box[2],
+        slope=float(activation.negative_slope), CONV=Conv(ci, co, 4, 4, 2, 2, 1, 1, conv.transposed),
+        ACTIVATION=activation.name, PRECISION=precision, BOX=box, BM=bm, BN=bn, BK=bk)
+    return ConvResult(y, None, None if statistics is None else statistics.result)
+
+
+def wgrad(coarse: Tensor, fine: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int],
+          dtype: torch.dtype, *, precision: str = "ieee") -> Tensor | None:
+    """`wgrad_pointer.wgrad`; None where it does not fit."""
+    n, h, w, a = coarse.shape
+    b, arch = fine.shape[3], architecture(coarse.device)
+    if not _fits(kernel, stride, padding, fine.shape[1:3], (a, b), (coarse, fine), precision):
+        return None
+    tile = described("wgrad", arch, rows=a, columns=16 * b, depth=n * h * w, size=coarse.element_size())
+    box = _box(tile.depth, n, h, w) if tile else None
+    # the box is a run of pixels of the coarse image, which is read as rows, for it is the first operand
+    if tile is None or box is None or box[2] != w or (box[1] != h and box[0] > 1):
+        return None
+    bm, bn = (side if channels % side == 0 else _CHANNELS for channels, side in ((a, tile.rows), (b, tile.columns)))
+    grid, blocks = (a // bm, 16 * (b // bn)), n * h * w // tile.depth
+    each = triton.cdiv(blocks, max(1, min(blocks // 2, programs(arch) // (grid[0] * grid[1]))))
+    split = triton.cdiv(blocks, each)
+    gw = coarse.new_empty((split, a, 4, 4, b), dtype=dtype if split == 1 else torch.float32)
+    tile = tile._replace(warps=max(4, tile.warps * bm * bn // (tile.rows * tile.columns)))
+    launch(
+        wgrad_tma_kernel, (*grid, split), tile, coarse=_describe(coarse, (n * h * w, a), (tile.depth, bm)),
+        fine=_describe(fine, (n, h, 2, w, 2 * b), (box[0], box[1], 1, box[2], bn)), gw=gw, each=each, blocks=blocks,
+        H=h, W=w, CONV=Conv(b, a, 4, 4, 2, 2, 1, 1, False), PRECISION=precision, BOX=box, BM=bm, BN=bn, BK=tile.depth)
+    return gw[0] if split == 1 else add_up(gw.view(split, -1), dtype).view(a, 4, 4, b)
+
+
+def _fits(kernel: Any, stride: Any, padding: Any, fine: Any, channels: tuple[int, int], operands: tuple[Tensor, ...],
+          precision: str) -> bool:
+    """Whether geometry, channels, dtype and alignment are those of the kernels here."""
+    return ((tuple(kernel), tuple(stride), tuple(padding)) == _FORM and fine[0] % 2 == fine[1] % 2 == 0
+            and not any(count % _CHANNELS for count in channels) and operands[0].numel() > 0
+            and (operands[0].element_size() == 2 or precision == "tf32")
+            and not any(one.storage_offset() * one.element_size() % 16 for one in operands))
+
+
+def _box(pixels: int, n: int, h: int, w: int) -> tuple[int, int, int] | None:
+    """Images, rows and columns of a tile of so many coarse pixels, a power of two; None where n is not made of them."""
+    across = math.gcd(w, pixels)
+    down = math.gcd(h, pixels // across)
+    images = pixels // (across * down)
+    return None if n % images else (images, down, across)
+
+
+def _describe(x: Tensor, shape: tuple[int, ...], box: tuple[int, ...]) -> TensorDescriptor:
+    """A descriptor of x, whose memory is contiguous, in another shape."""
+    strides = [math.prod(shape[i + 1:]) for i in range(len(shape))]
+    return TensorDescriptor(x, list(shape), strides, list(box))

@@ -1,0 +1,108 @@
+"""The weight gradient of both convolutions on pointers: a GEMM over pixels, split over programs and added up in order.
+
+    gw[a, kh, kw, b] = sum over n, h, w of  coarse[n, h, w, a] * fine[n, h * s - p + kh, w * s - p + kw, b]
+
+A convolution's coarse operand is the gradient of its output and its fine one the input; a transposed convolution's are
+the input and the gradient. Rows are the coarse channels, columns are (tap, fine channel), and the depth runs over the
+pixels of the coarse grid. With few fine channels (an image) columns are the rows of a window, each of which is one run
+of kw * b contiguous elements, padded to RUN. The depth is split over programs, whose partial sums are then added in a
+fixed order: results repeat bit for bit, without atomics.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastgan.ops.triton.gemm_pointer import FEW_CHANNELS, LONGEST_RUN, Conv, inside
+from fastgan.ops.triton.launch import architecture, launch
+from fastgan.ops.triton.reduce import add_up
+from fastgan.ops.triton.tiles import choose, covering, fitting, programs
+
+
+@triton.jit(do_not_specialize=["pixels", "each"])
+def wgrad_kernel(
+    coarse, fine,  # [N, HC, WC, CO], [N, HF, WF, CI]
+    gw,  # [SPLIT, CO, KH, KW, CI]
+    pixels, each,  # N * HC * WC; depth blocks of one program
+    HC: tl.constexpr, WC: tl.constexpr, HF: tl.constexpr, WF: tl.constexpr, CONV: tl.constexpr,
+    RUN: tl.constexpr, PRECISION: tl.constexpr, LARGE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """Grid (row blocks, column blocks, SPLIT). A program computes BM x BN of gw from `each` blocks of BK pixels."""
+    CI: tl.constexpr = CONV.CI
+    CO: tl.constexpr = CONV.CO
+    row = tl.program_id(0) * BM + tl.arange(0, BM)  # [BM]
+    split = tl.program_id(2)
+    if RUN:  # [BN]
+        flat = tl.program_id(1) * BN + tl.arange(0, BN)
+        kh, element = flat // RUN, flat % RUN
+        known = (kh < CONV.KH) & (element < CONV.KW * CI)
+        at_fine, at_weight = kh * (WF * CI) + element, kh * (CONV.KW * CI) + element
+    else:
+        per_tap: tl.constexpr = (CI + BN - 1) // BN
+        tap = tl.program_id(1) // per_tap
+        kh, kw = tap // CONV.KW, tap % CONV.KW
+        channel = (tl.program_id(1) % per_tap) * BN + tl.arange(0, BN)
+        known = channel < CI
+        at_fine, at_weight = (kh * WF + kw) * CI + channel, tap * CI + channel
+    at_coarse = coarse + (tl.arange(0, BK) * CO)[:, None] + row[None, :]  # [BK, BM]
+    products = tl.zeros((BM, BN), tl.float32)
+    for block in range(0, tl.maximum(each, 1)):  # at least one, as in `gemm_pointer.py`
+        first = (split * each + block) * BK
+        k = first + tl.arange(0, BK)  # [BK]
+        valid = k < pixels
+        line = k // WC
+        base_h, base_w = line % HC * CONV.SH - CONV.PH, k % WC * CONV.SW - CONV.PW
+        # row n * HF + base_h of all images, without n where HF is SH * HC
+        at_line = line * CONV.SH + line // HC * (HF - CONV.SH * HC) - CONV.PH
+        if LARGE:
+            first, at_line = first.to(tl.int64), at_line.to(tl.int64)
+        a = tl.load(at_coarse + first * CO, mask=valid[:, None] & (row < CO)[None, :], other=0.0)  # [BK, BM]
+        base = fine + (at_line * WF + base_w) * CI  # [BK]
+        if RUN:
+            read = inside(base_h[:, None] + kh[None, :], HF) & valid[:, None]
+            read = read & inside((base_w * CI)[:, None] + element[None, :], WF * CI)
+        else:
+            read = (inside(base_h + kh, HF) & inside(base_w + kw, WF) & valid)[:, None]
+        if RUN or CI % BN != 0:
+            read = read & known[None, :]
+        b = tl.load(base[:, None] + at_fine[None, :], mask=read, other=0.0)  # [BK, BN]
+        products = tl.dot(tl.trans(a), b, products, input_precision=PRECISION)
+    size: tl.constexpr = CONV.KH * CONV.KW * CI
+    out = split.to(tl.int64) * (CO * size) + row.to(tl.int64)[:, None] * size + at_weight[None, :]  # [BM, BN]
+    tl.store(gw + out, products.to(gw.dtype.element_ty), mask=(row < CO)[:, None] & known[None, :])
+
+
+def wgrad(coarse: Tensor, fine: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int],
+          dtype: torch.dtype, *, precision: str = "ieee") -> Tensor:
+    """[A, kh, kw, B] in `dtype` from coarse [N, HC, WC, A] and fine [N, HF, WF, B]."""
+    n, hc, wc, a = coarse.shape
+    _, hf, wf, b = fine.shape
+    (kh, kw), pixels, arch = kernel, n * hc * wc, architecture(coarse.device)
+    tile = choose("wgrad", arch, rows=a, columns=kh * kw * b, depth=pixels, size=coarse.element_size())
+    bm, bk = fitting(a, tile.rows), covering(pixels, tile.depth)
+    run = triton.next_power_of_2(kw * b)
+    run = run if b < FEW_CHANNELS and run <= LONGEST_RUN else 0
+    if run:
+        bn = max(16, min(tile.columns, run * triton.next_power_of_2(kh)))
+        columns = triton.cdiv(kh * run, bn)
+    else:  # as wide as the tile, or as the fine channels where they divide it
+        widest = min(tile.columns, max(16, triton.next_power_of_2(b)))
+        bn = next((side for side in (widest, widest // 2, widest // 4) if side >= 16 and b % side == 0), widest)
+        columns = kh * kw * triton.cdiv(b, bn)
+    warps = max(4, tile.warps * bn // tile.columns)
+    tile = tile._replace(warps=warps, registers=min(255, tile.registers * tile.warps // warps))
+    grid = (triton.cdiv(a, bm), columns)
+    blocks = triton.cdiv(pixels, bk)
+    split = max(1, min(blocks // 2, programs(arch) // (grid[0] * grid[1])))
+    each = triton.cdiv(blocks, split)
+    split = triton.cdiv(blocks, each)
+    gw = coarse.new_empty((split, a, kh, kw, b), dtype=dtype if split == 1 else torch.float32)
+    launch(
+        wgrad_kernel, (*grid, split), tile, coarse=coarse, fine=fine, gw=gw, pixels=pixels, each=each, HC=hc, WC=wc,
+        HF=hf, WF=wf, CONV=Conv(b, a, kh, kw, *stride, *padding, False), RUN=run, PRECISION=precision,
+        LARGE=max(coarse.numel(), fine.numel()) >= 2**31, BM=bm, BN=bn, BK=bk)
+    return gw[0] if split == 1 else add_up(gw.view(split, -1), dtype).view(a, kh, kw, b)

@@ -1,0 +1,274 @@
+"""The trainer: sets up networks, data, step and run folder, and runs the training loop.
+
+    runs/00000-digits/  training_options.json  stats.jsonl  events.out.tfevents...  losses.png
+                        reals.png  fakes_init.png  fakes000500.png ...
+                        checkpoints/step000500.pt ...  generator.safetensors  config.json
+"""
+
+from __future__ import annotations
+
+import platform
+import signal
+from contextlib import closing, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from fastgan import __version__
+from fastgan.config import Config
+from fastgan.data import make_feed, open_dataset
+from fastgan.data.order import Shard
+from fastgan.errors import FastganError, first_line
+from fastgan.files import StrPath, reason, remove_leftovers
+from fastgan.models import build, weights
+from fastgan.models.pretrained import Pretrained
+from fastgan.nn import use
+from fastgan.ops.engines import check_device
+from fastgan.ops.tuning import Plan, table
+from fastgan.ops.tuning import use as use_plan
+from fastgan.train.graph import GraphedStep
+from fastgan.train.precision import choose
+from fastgan.train.step import GANStep
+from fastgan.trainer import checkpoint, distributed, plan_setup, process_checks, run_files
+from fastgan.trainer.evaluate import open_metrics
+from fastgan.trainer.fetch_step import FetchStep
+from fastgan.trainer.grad_allreduce import GradAllreduce
+from fastgan.trainer.host import logger, signals
+from fastgan.trainer.lock import Lock
+from fastgan.trainer.log import RunLog
+from fastgan.trainer.loop import TrainingLoop
+from fastgan.trainer.run_pictures import RunPictures
+
+
+class Trainer:
+    """`Trainer(config).fit()` trains in a new run folder; `Trainer.resume(folder).fit()` goes on in an old one.
+
+    Raises `FastganError` for data, options or checkpoints that cannot be used.
+    """
+
+    def __init__(self, config: Config, lock: Lock | None = None) -> None:
+        self.config = config = run_files.absolute(config.validate())
+        self.world = distributed.world()
+        shard = Shard(self.world.rank, self.world.size)
+        process_checks.check_batch(config, shard.of)
+        self.device = distributed.pick_device(config.run.device)
+        check_device(config.run.impl, self.device)
+        self.plan: Plan | None = plan_setup.pinned(config.run, self.device)
+        precision = choose(config.run.precision, self.device)
+        if config.run.graph == "on" and self.device.type != "cuda":
+            raise FastganError(f"--graph on: CUDA graphs need a CUDA device, this run is on {self.device}; expected "
+                               "auto or off")
+        torch.manual_seed(config.run.seed)
+        self.dataset = distributed.local_first(lambda: open_dataset(config.data, config.run.seed))
+        if shard.of > 1:
+            distributed.check_equal(process_checks.common_values(config, self.dataset, precision))
+        if config.data.cond and self.dataset.labels is None:
+            raise FastganError(f"--cond: {self.dataset.name} has no labels; expected class subfolders or labelled data")
+        self.classes = self.dataset.classes if config.data.cond else []
+        self.metrics = open_metrics(config, self.dataset, self.device) if self.world.first else None
+        resumed = lock is not None and bool(checkpoint.newest_first(lock.folder / "checkpoints"))
+        generator, discriminator = self._build(with_given_weights=not resumed)
+        self.feed = make_feed(self.dataset, config.data, config.run.seed, self.device, shard)
+        rest = process_checks.check_last_batch(config, len(self.dataset), shard.of)
+        if config.train.sync_bn and shard.of > 1:
+            process_checks.check_statistics(generator, discriminator)
+        processes = GradAllreduce(shard) if shard.of > 1 else None
+        self.step = GANStep(generator, discriminator, config.model, config.train, precision=precision,
+                            history=config.run.log_every, processes=processes)
+        self.total = config.train.total_steps(self.feed.steps_per_epoch)
+        self.step.total.fill_(self.total)
+        sizes = [size // shard.of for size in (config.data.batch, rest) if size]
+        self.eager = FetchStep(self.feed, self.step, self.dataset.shape, sizes, bool(self.classes))
+        wanted = config.run.graph == "on" or (config.run.graph == "auto" and self.device.type == "cuda")
+        self.graphed = GraphedStep(self.eager, processes) if wanted else None
+        self.pictures = RunPictures(config, self.dataset)
+        self.lock = lock or _locked(distributed.on_rank_0(self._new_folder))
+        self.folder = self.lock.folder
+        self.stop_signal = distributed.StopSignal()
+        self.stopped_by: signal.Signals | None = None
+
+    def _build(self, with_given_weights: bool) -> tuple[nn.Module, nn.Module]:
+        """Generator and discriminator on the device; with the weights of --netG and --netD, unless a checkpoint
+        replaces them."""
+        networks = build(self.config.model, self.dataset.shape, len(self.classes))
+        files = (self.config.train.net_g, self.config.train.net_d)
+        for network, file in zip(networks, files, strict=True) if with_given_weights else ():
+            if file is not None:
+                weights.put(weights.read(Path(file).expanduser()), network, Path(file))
+        generator, discriminator = (
+            use(network, self.config.run.impl).to(
+                self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            for network in networks)
+        return generator, discriminator
+
+    def _new_folder(self) -> Path:
+        folder = run_files.create(Path(self.config.run.outdir), self.config)
+        distributed.set_run_folder(folder)
+        return folder
+
+    @classmethod
+    def launched(cls, config: Config) -> Trainer:
+        """A new run; or, where `torchrun` has started its processes again after it lost one, the run that they began,
+        from its last checkpoint."""
+        folder = distributed.on_rank_0(distributed.run_folder)
+        if folder is None:
+            return cls(config)
+        logger.info(f"started again: going on in {folder}")
+        return cls.resume(folder, config)
+
+    @classmethod
+    def resume(cls, folder: StrPath, config: Config | None = None) -> Trainer:
+        """The run in `folder` where its newest readable checkpoint left it; `config` may prolong it.
+
+        One that was stopped before its first checkpoint begins again. Raises `FastganError` where another process
+        trains in the folder, and with a difference per key for options that would change what is computed.
+        """
+        folder = Path(folder)
+        before = run_files.read_options(folder)
+        run_files.check_resume(folder, before, config or before)
+        lock = _locked(folder)
+        try:
+            distributed.on_rank_0(lambda: remove_leftovers(folder))
+            trainer = cls(config or before, lock)
+            trainer._load_newest(run_files.read_resolved(folder))
+        except BaseException:
+            lock.release()
+            raise
+        return trainer
+
+    def _load_newest(self, was: dict[str, Any]) -> None:
+        """From the newest readable checkpoint, or from the start where the run has come to none."""
+        now = {"device": str(self.device), "precision": self.step.precision}
+        changed = [f"{key} {was[key]} -> {value}" for key, value in now.items() if was.get(key, value) != value]
+        if changed:
+            logger.warning(f"not as it was: {', '.join(changed)}; the run goes on, rounded differently")
+        folder = self.folder / "checkpoints"
+        newest = distributed.on_rank_0(
+            lambda: checkpoint.read_newest(folder) if checkpoint.newest_first(folder) else None)
+        if newest is None:
+            logger.warning(f"no checkpoint in {folder}: the run was stopped before its first one, and begins again")
+            return
+        state, path, problems = newest
+        for problem in problems:
+            logger.warning(f"{problem}; going back to {path.name}")
+        try:
+            self.load_state_dict(state)
+        except FastganError:
+            raise
+        except Exception as error:  # PyTorch raises nearly anything for foreign files
+            raise FastganError(f"{path} does not fit the run's own options: {first_line(error)}") from error
+
+    def fit(self) -> Path:
+        """Train to the end, or to Ctrl-C or SIGTERM, which save first; returns the run folder.
+
+        Of a run that has come to its end, nothing is written.
+        """
+        self.lock.take()
+        try:
+            if self.step.steps < self.total:
+                self._begin()
+                with use_plan(self.plan):
+                    self._fit()
+            else:
+                on = (f"to go on: fastgan resume {self.folder} --steps {2 * self.step.steps}"
+                      if self.config.train.lr_schedule == "constant" else
+                      "its learning rate has fallen to 0; expected a new run by `fastgan train`")
+                logger.info(f"nothing to do: the run has made {self.step.steps} of {self.total} steps; {on}")
+        except OSError as error:
+            raise FastganError(f"cannot read or write {error.filename or self.folder}: {reason(error)}") from error
+        finally:
+            self.feed.close()
+            if self.graphed is not None:
+                self.graphed.close()
+            self.lock.release()
+        return self.folder
+
+    def _begin(self) -> None:
+        """Before the first step: prepare the metrics, and measure the plan."""
+        if self.metrics is not None:
+            self.metrics.learn()
+            for message in self.metrics.doubts():
+                logger.warning(message)
+        self.plan = distributed.on_rank_0(self._decide_plan)
+        distributed.broadcast(self.step.state())
+
+    def _decide_plan(self) -> Plan | None:
+        batch = plan_setup.like_a_batch(self.config.data.batch // self.world.size, self.dataset.shape,
+                                        bool(self.classes), self.device)
+        return plan_setup.decide(self.config.run, self.plan, self.step, self.folder, batch)
+
+    def _fit(self) -> None:
+        self.write_options()
+        if self.step.steps == 0:
+            distributed.on_rank_0(self._first_pictures)
+        log = RunLog(self.folder, self.step.steps, self.config.run.tensorboard) if self.world.first else None
+        with (closing(log) if log is not None else nullcontext(),
+              tqdm(total=self.total, initial=self.step.steps, unit="step", dynamic_ncols=True, desc=self.folder.name,
+                   disable=log is None) as bar, signals(self._stop)):
+            TrainingLoop(self, log, bar).run()
+
+    def write_options(self) -> None:
+        # again whenever graphs give way to eager steps
+        if not self.world.first:
+            return
+        graph = "off" if self.graphed is None else self.graphed.description
+        run_files.write_options(self.folder, self.config, {
+            "device": str(self.device), "steps": self.total, "shape": list(self.dataset.shape),
+            "data": self.dataset.summary(), "fingerprint": self.dataset.fingerprint, "classes": self.classes,
+            "skipped": self.dataset.skipped, "parameters": self.step.parameter_counts(),
+            "engine": table.engine(self.plan, self.device) if self.config.run.impl == "auto" else self.config.run.impl,
+            "plan": table.choices(self.plan),
+            "precision": self.step.precision, "graph": graph, "processes": self.world.size,
+            "discriminator": "real and fake together" if self.step.together else "real and fake one after the other",
+            "versions": {"fastgan": __version__, "torch": torch.__version__, "python": platform.python_version()}})
+
+    def _first_pictures(self) -> None:
+        """Before the first step: real data, and what the untrained generator makes."""
+        self.save_generated("fakes_init.png")
+        self.pictures.save_real(self.folder / "reals.png")
+
+    def save_generated(self, name: str) -> None:
+        self.pictures.save_generated(self.folder / name, self.pretrained(), self.step.buffers)
+
+    def pretrained(self) -> Pretrained:
+        """What pictures are drawn from: the moving average where there is one, else the generator itself."""
+        generator = self.step.ema.module if self.step.ema is not None else self.step.generator
+        return Pretrained(generator, self.config.model, self.dataset.shape, self.classes, self.config.data.unit_range)
+
+    def _stop(self, received: signal.Signals) -> None:
+        if self.stopped_by is not None:
+            if self.world.size > 1:
+                return  # torchrun may send it twice, and kills a process that does not end
+            raise KeyboardInterrupt
+        self.stopped_by = received
+        again = " (once more to stop at once)" * (self.world.size == 1)
+        logger.info(f"{received.name}: saving after this step{again}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a run needs to go on as if it had not stopped."""
+        state = {"step": self.step.state_dict(), "loader": self.feed.state_dict(), "rng": torch.get_rng_state(),
+                 "fingerprint": self.dataset.fingerprint}
+        if self.device.type == "cuda":
+            state["rng_cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises `FastganError` when the data is not what the run was trained on."""
+        if state["fingerprint"] != self.dataset.fingerprint:
+            raise FastganError(f"{self.dataset.name} has changed since {self.folder} was trained on it; "
+                               "expected the same images, or a new run")
+        self.step.load_state_dict(state["step"])
+        self.feed.load_state_dict(state["loader"])
+        torch.set_rng_state(state["rng"])
+        if "rng_cuda" in state and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["rng_cuda"], self.device)
+
+
+def _locked(folder: Path) -> Lock:
+    """The lock of a run folder, which rank 0 holds for all."""
+    locks: list[Lock] = []
+    distributed.on_rank_0(lambda: locks.append(Lock(folder)))
+    return locks[0] if locks else Lock(folder, by_rank_0=True)

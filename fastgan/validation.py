@@ -1,0 +1,49 @@
+"""Whether a value from a file, or from a caller, has the type that its field declares."""
+
+from __future__ import annotations
+
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+_DESCRIPTIONS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text",
+                                 NoneType: "none"}
+_LARGEST = 2**63  # larger whole numbers are neither indices nor seeds, and lose digits as floats
+
+
+def matches(value: object, kind: Any) -> bool:
+    """Whether `value` is of a type such as int, float | None, Literal["a", "b"] or tuple[int, ...].
+
+    As in JSON, a whole number is a number, and true is no number.
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return any(type(value) is type(one) and value == one for one in inner)
+    if origin in (Union, UnionType):
+        return any(matches(value, one) for one in inner)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(matches(one, inner[0]) for one in value)
+    if kind in (int, float):
+        whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST
+        return whole or (kind is float and isinstance(value, float))
+    return isinstance(value, origin or kind)
+
+
+def describe(kind: Any) -> str:
+    """The accepted values, for a message."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return " or ".join(map(str, inner))
+    if origin in (Union, UnionType):
+        return " or ".join(map(describe, inner))
+    return f"a list, each {describe(inner[0])}" if origin is tuple else _DESCRIPTIONS.get(origin or kind, str(kind))
+
+
+def first_error(values: dict[str, Any], kind: Any) -> str:
+    """A message for the first of these fields of a dataclass or named tuple that is of another type; "" for none."""
+    known = get_type_hints(kind)
+    for name, value in values.items():
+        if name not in known:
+            return f"{name}: unknown"
+        if not matches(value, known[name]):
+            return f"{name} {value!r:.80}: expected {describe(known[name])}"
+    return ""

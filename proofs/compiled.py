@@ -1,0 +1,211 @@
+"""Triton kernels compiled for GPUs that are not there, and what the compiler made of them."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastgan.errors import first_line
+from proofs import sass
+from proofs.launches import Launch, Pointer
+
+GEMMS = ("convolve_kernel", "wgrad_kernel", "convolve_tma_kernel", "wgrad_tma_kernel")
+
+
+class Job(NamedTuple):
+    """A launch as the compiler sees it, in values that can be pickled."""
+
+    module: str
+    kernel: str
+    arguments: dict[str, Any]
+    options: dict[str, int]
+    arch: int
+    key: str  # all that distinguishes it from other builds
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Arguments by name, with those within a NamedTuple, and the tensors of descriptors."""
+        from fastgan.ops.triton.launch import by_name
+
+        return by_name(self.arguments)
+
+    def is_gemm(self) -> bool:
+        return self.kernel in GEMMS and not self.given.get("NARROW")
+
+    def has_tensor_cores(self) -> bool:
+        """Whether its products can run on them: not those of float32 to its last bit."""
+        if not self.is_gemm():
+            return False
+        given = self.given
+        return bool(given["x" if "x" in given else "coarse"].dtype.itemsize == 2 or given["PRECISION"] == "tf32")
+
+    def operands(self) -> dict[str, int]:
+        """Bytes in a row of channels in memory, of each operand that a GEMM reads through pointers."""
+        given = self.given
+        if not self.is_gemm() or self.kernel.endswith("tma_kernel"):
+            return {}
+        if self.kernel == "wgrad_kernel":
+            channels = {"coarse": given["CO"], "fine": given["CI"]}
+        else:
+            channels = {"x": given["CI"], "weight": given["CO" if given["TRANSPOSED"] else "CI"]}
+        return {name: count * given[name].dtype.itemsize for name, count in channels.items()}
+
+    def expected(self, operand: str) -> int:
+        """The bytes that each load of an operand should have at least."""
+        row, given = self.operands()[operand], self.given
+        if row % 16 or (given["RUN"] and operand != "coarse"):
+            return 1
+        across = self.kernel == "wgrad_kernel" or (operand == "weight" and given["TRANSPOSED"])
+        return 4 if across and given[operand].dtype.itemsize == 4 else 16
+
+
+class Binary(NamedTuple):
+    """What the compiler made of a job. `loads`: bytes of the narrowest load from global memory, by argument. `loop`:
+    instructions of the loop around the products, `waits`: those of them that wait for products."""
+
+    job: Job
+    registers: int = 0
+    stack: int = 0
+    local: int = 0
+    shared: int = 0
+    tensor_memory: int = 0  # columns, sm_100
+    ptx: tuple[str, ...] = ()  # kinds of matrix multiplication
+    sass: tuple[str, ...] = ()
+    loads: dict[str, int] = {}  # noqa: RUF012
+    loop: int = 0
+    waits: int = 0
+    seconds: float | None = None  # of compilation; None: it was in Triton's cache
+    error: str = ""
+
+
+def jobs(launches: list[Launch], arch: int) -> dict[str, Job]:
+    """Launches without repetition, by what distinguishes their builds."""
+    with Target(arch):
+        unique: dict[str, Job] = {}
+        for launch in launches:
+            key = f"{launch.name} sm_{arch} {_specialisation(launch, arch)}"
+            if key not in unique:
+                function = launch.kernel.fn
+                unique[key] = Job(function.__module__, function.__name__, launch.arguments, launch.options, arch, key)
+    return unique
+
+
+def _specialisation(launch: Launch, arch: int) -> str:
+    """What Triton's own binder makes of the arguments: types, divisibility, constants."""
+    *_, binder = launch.kernel.device_caches[arch]
+    _, specialised, options = binder(**launch.arguments, **launch.options)
+    return f"{specialised} {options}"
+
+
+class Target:
+    """A context in which Triton compiles for an architecture: a driver without a GPU."""
+
+    def __init__(self, arch: int) -> None:
+        self.arch = arch
+
+    def __enter__(self) -> None:
+        from triton.runtime.driver import driver
+
+        self._before = driver._active
+        driver.set_active(self)
+
+    def __exit__(self, *_: object) -> None:
+        from triton.runtime.driver import driver
+
+        driver._active = self._before
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.arch, 32)
+
+    def get_current_device(self) -> int:
+        return self.arch  # kernels keep their builds by device
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+    def set_current_device(self, device: int) -> None:
+        pass
+
+    def map_python_to_cpp_type(self, name: str) -> str:
+        from triton.backends.nvidia.driver import ty_to_cpp
+
+        return str(ty_to_cpp(name))
+
+
+def build(job: Job) -> Binary:
+    """Compile a job for its architecture, on a machine with any GPU or none."""
+    import triton
+
+    times: list[bool] = []
+    before, triton.knobs.compilation.listener = triton.knobs.compilation.listener, (
+        lambda **facts: times.append(facts["cache_hit"]))
+    start = time.perf_counter()
+    try:
+        with Target(job.arch):
+            kernel = getattr(import_module(job.module), job.kernel)
+            compiled = kernel.warmup(grid=(1,), **job.arguments, **job.options)
+        seconds = time.perf_counter() - start
+        read = inspect(job, compiled.asm["ptx"], compiled.asm["cubin"], _pointers(compiled.src.signature))
+        return read._replace(shared=compiled.metadata.shared, seconds=None if times == [True] else seconds,
+                             tensor_memory=getattr(compiled.metadata, "tmem_size", 0) or 0)
+    except Exception as error:
+        return Binary(job, error=f"{type(error).__name__}: {first_line(error)}")
+    finally:
+        triton.knobs.compilation.listener = before
+
+
+def _pointers(signature: dict[str, Any]) -> list[str]:
+    """Names of the parameters that a compiled kernel has left, in order; of a NamedTuple, for each of its fields."""
+    return [name for name, kinds in signature.items() for kind in (kinds if isinstance(kinds, tuple) else (kinds,))
+            if kind != "constexpr"]
+
+
+def inspect(job: Job, ptx: str, cubin: bytes, names: list[str]) -> Binary:
+    """A `Binary` from the compiler's output; `names`: of the kernel's parameters, in order."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        registers, stack, local = sass.resources(sass.run("cuobjdump", "--dump-resource-usage", str(path)))
+        listing = sass.run("nvdisasm", "-ndf", "-c", str(path)) if job.is_gemm() else ""
+    loop = sass.hot_loop(listing)
+    return Binary(job, registers, stack, local, ptx=sass.tensor_ptx(ptx), sass=sass.tensor_sass(listing),
+                  loads=sass.loads(ptx, names), loop=len(loop),
+                  waits=sum("WARPGROUP.DEPBAR" in instruction for instruction in loop))
+
+
+def problem(job: Job) -> str:
+    """What a job computes, such as "transposed 512->256 4x4/2 statistics"."""
+    given = job.given
+    if job.kernel in ("convolve_kernel", "convolve_tma_kernel"):
+        words = [f"{'transposed ' * given['TRANSPOSED']}{given['CI']}->{given['CO']}",
+                 f"{given['KH']}x{given['KW']}/{given['SH']}", *_after(given)]
+    elif job.kernel in ("wgrad_kernel", "wgrad_tma_kernel"):
+        words = [f"{given['CO']}x{given['CI']}", f"{given['KH']}x{given['KW']}/{given['SH']}"]
+    elif job.kernel == "logistic_kernel":
+        words = [f"{len(given['ones'])} part{'s' * (len(given['ones']) > 1)}"]
+    else:
+        words = [f"{given['C']} channels"] if "C" in given else []
+        words += [str(given[name]) for name in ("KIND", "ACTIVATION") if name in given]
+    return " ".join(words + [word.lower() for word in ("NARROW", "FOLD", "RUN", "LARGE") if given.get(word)])
+
+
+def _after(given: dict[str, Any]) -> list[str]:
+    """What a convolution's launch does beside the product."""
+    words = [given["ACTIVATION"]] if given["ACTIVATION"] != "none" else []
+    return words + [name for name in ("mask", "statistics") if given.get(name) is not None]
+
+
+def precision(job: Job) -> str:
+    """"bf16", "fp16", "tf32", "fp32", or "any" of a kernel that reads only float32 vectors and sums."""
+    dtypes = {str(value.dtype).removeprefix("torch.") for name, value in job.given.items()
+              if isinstance(value, Pointer) and name in ("x", "coarse", "y", "ga", "out", "logits")}
+    if "bfloat16" in dtypes:
+        return "bf16"
+    if "float16" in dtypes:
+        return "fp16"
+    return str(job.arguments.get("PRECISION", "any"))

@@ -1,0 +1,104 @@
+"""Every launch of a Triton kernel in a training step, recorded instead of started, for a compiler.
+
+No GPU is needed. What a step launches depends on shapes alone, so memory is reserved and never initialised.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastgan.config import Config, data_shape
+from fastgan.errors import FastganError
+from fastgan.models import build
+from fastgan.nn import Chain, use
+from fastgan.ops.numerics import PRECISIONS
+from fastgan.train.step import GANStep, Savings
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """What a compiler knows of a tensor. `misalignment`: bytes beyond a multiple of 16."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    misalignment: int = 0
+
+    def data_ptr(self) -> int:
+        """An address of the same alignment, so that Triton specialises on a `Pointer` as it would on the tensor."""
+        return self.misalignment
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Launch(NamedTuple):
+    """One start of `kernel` on `grid` programs; arguments by name, tensors as `Pointer`; warps and other options."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    options: dict[str, int]
+
+    @property
+    def name(self) -> str:
+        return str(self.kernel.fn.__name__)
+
+
+def record(step: Callable[[], object], arch: int) -> list[Launch]:
+    """The launches of `step()` on a device of architecture `arch` (90 for sm_90), in order."""
+    from fastgan.ops.triton import launch
+
+    launches: list[Launch] = []
+
+    def keep(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], options: dict[str, int]) -> None:
+        described = {name: _described(value) for name, value in arguments.items()}
+        launches.append(Launch(kernel, tuple(grid), described, dict(options)))
+
+    with launch.through(keep, arch):
+        step()
+    return launches
+
+
+def _described(value: Any) -> Any:
+    """An argument with a `Pointer` for each tensor, also in a NamedTuple or a tensor descriptor."""
+    if isinstance(value, Tensor):
+        return _pointer(value)
+    if hasattr(value, "_fields"):
+        return type(value)(*map(_described, value))
+    return replace(value, base=_pointer(value.base)) if hasattr(value, "block_shape") else value
+
+
+def _pointer(tensor: Tensor) -> Pointer:
+    # a device's allocator aligns storages to more than 16 bytes, so the offset into the storage decides
+    return Pointer(tensor.dtype, tuple(tensor.shape), int(tensor.storage_offset()) * tensor.itemsize % 16)
+
+
+def training_step(config: Config, batch: int, precision: str, *, together: bool = True) -> Callable[[], object]:
+    """fastgan's step, D and G, as a function to `record`.
+
+    Args:
+        precision: "bf16", "fp16", "tf32" or "fp32".
+        together: D is given [real; fake] in one call with two statistic groups, where its layers can; else two calls.
+
+    Raises `FastganError` for another precision, and for an architecture without chains.
+    """
+    if precision not in PRECISIONS:
+        raise FastganError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+    with torch.device("meta"):  # initialisation would take longer than everything else
+        networks = build(config.model, data_shape(config))
+    if not any(isinstance(module, Chain) for module in networks[0].modules()):
+        raise FastganError(f"architecture {config.model.architecture}: its networks have no chains, nothing to record")
+    generator, discriminator = (
+        use(network, "triton").to_empty(device="cpu").to(memory_format=torch.channels_last)
+        for network in networks)
+    step = GANStep(generator, discriminator, config.model, config.train, precision=precision,
+                   savings=Savings(together=together))
+    real = torch.empty(batch, *data_shape(config)).to(memory_format=torch.channels_last)
+    return lambda: step(real)
