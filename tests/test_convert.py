@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
-import random
 from typing import Any
 
 import pytest
@@ -60,12 +60,13 @@ def test_sequential_becomes_a_chain():
     model = nn.Sequential(*layers())
     eager, converted = both(model)
     assert type(converted) is fnn.Chain and type(model) is nn.Sequential
-    assert converted.fastgan_report == [
-        "0, 1, 2: Conv2d + BatchNorm2d + LeakyReLU as PyTorch operators (engine: reference)",
-        "3, 4, 5: Conv2d + BatchNorm2d + ReLU as PyTorch operators (engine: reference)",
-        "6, 7: ConvTranspose2d + Tanh as PyTorch operators (engine: reference)"]
+    expected = ["0, 1, 2: Conv2d + BatchNorm2d + LeakyReLU{} as PyTorch operators (engine: reference)",
+                "3, 4, 5: Conv2d + BatchNorm2d + ReLU{} as PyTorch operators (engine: reference)",
+                "6, 7: ConvTranspose2d + Tanh{} as PyTorch operators (engine: reference)"]
+    assert converted.fastgan_report == [line.format(", to run") for line in expected]
     for _ in range(2):
         assert_equal_networks(eager, converted, image())
+        assert converted.fastgan_report == [line.format("") for line in expected]
     back = fastgan.to_eager(converted)
     assert type(back) is nn.Sequential and not hasattr(back, "fastgan_report") and not hasattr(back, "impl")
     assert_equal_networks(eager, back, image())
@@ -76,29 +77,35 @@ def test_the_default_engine_of_a_cpu_is_native_where_it_was_compiled(monkeypatch
     ran: list[str] = []
     resolve = engines.resolve
     monkeypatch.setattr(engines, "resolve", lambda *given: (ran.append(resolve(*given).name), resolve(*given))[1])
-    fastgan.convert(nn.Sequential(*layers()).float())(image().float())
+    network = fastgan.convert(nn.Sequential(*layers()).float())
+    expectation = list(network.fastgan_report)
+    network(image().float())
     expected = "reference" if extension.why_not(torch.device("cpu")) else "native"
     assert ran == [expected]
-    report = fastgan.convert(nn.Sequential(*layers()).float()).fastgan_report
+    report = network.fastgan_report
+    assert (", to be fused (engine: native)" in expectation[0]) == (expected == "native")
     assert all(line.endswith(f"(engine: {expected})") for line in report) and len(report) == 3
     assert (": fused Conv2d + BatchNorm2d + LeakyReLU (" in report[0]) == (expected == "native")
     reference = fastgan.convert(nn.Sequential(*layers()).float(), impl="reference").fastgan_report
-    assert all("as PyTorch operators (engine: reference)" in line for line in reference)
+    assert all("to run as PyTorch operators (engine: reference)" in line for line in reference)
 
 
 def test_attributes_used_in_sequence():
     eager, converted = both(ByAttributes())
-    assert type(converted) is ByAttributes
-    assert converted.fastgan_report == [
-        "conv1, bn1, leaky_relu: Conv2d + BatchNorm2d + LeakyReLU as PyTorch operators (engine: reference)",
-        "ups.0, norms.0, act: ConvTranspose2d + BatchNorm2d + ReLU as PyTorch operators (engine: reference)",
-        "ups.1, norms.1, act: Conv2d + BatchNorm2d + ReLU as PyTorch operators (engine: reference)",
-        "last.0, last.1: Conv2d + Tanh as PyTorch operators (engine: reference)"]
+    assert type(converted).__name__ == "ByAttributes" and isinstance(converted, ByAttributes)
+    kinds = {"conv1": "Conv2d", "bn1": "BatchNorm2d", "ups.0": "ConvTranspose2d", "ups.1": "Conv2d",
+             "norms.0": "BatchNorm2d", "norms.1": "BatchNorm2d", "last.0, last.1": "Conv2d + Tanh"}
+    assert converted.fastgan_report == [f"{names}: {kind}, to run as PyTorch operators (engine: reference)"
+                                        for names, kind in kinds.items()]
     assert type(converted.last) is fnn.Chain
     for training in (True, False, True):
         assert_equal_networks(eager.train(training), converted.train(training), image())
+    assert sorted(converted.fastgan_report) == [
+        f"{line} as PyTorch operators (engine: reference)" for line in (
+            "conv1, bn1: Conv2d + BatchNorm2d + LeakyReLU", "last.0: Conv2d + Tanh",
+            "ups.0, norms.0: ConvTranspose2d + BatchNorm2d + ReLU", "ups.1, norms.1: Conv2d + BatchNorm2d + ReLU")]
     back = fastgan.to_eager(converted)
-    assert "forward" not in back.__dict__ and type(back.last) is nn.Sequential
+    assert type(back) is ByAttributes and type(back.last) is nn.Sequential and "_fastgan" not in vars(back)
     assert_equal_networks(eager, back, image())
 
 
@@ -107,7 +114,7 @@ def test_attributes_used_in_sequence():
     lambda m: m.norms.__setitem__(1, nn.Identity()), lambda m: m.bn1.register_forward_hook(lambda m, x, y: y * 2),
     lambda m: m.eval(), lambda m: setattr(m.last, "0", nn.Conv2d(5, 2, 3, bias=False).double()),
 ], ids=["attribute", "child", "child-of-a-list", "hook", "evaluation", "child-of-a-child"])
-def test_what_changes_after_the_trace_counts(alter):
+def test_what_changes_after_the_first_call_counts(alter):
     eager, converted = both(ByAttributes())
     results(eager, image(), eager), results(converted, image(), converted)
     for model in (eager, converted):
@@ -197,91 +204,14 @@ def test_reasons(model, line):
     assert line in fastgan.convert(model).fastgan_report
 
 
-class Own(nn.Module):
-    """conv -> BN, in a forward of each kind that a trace cannot be trusted with."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv, self.bn, self.scale = nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Parameter(torch.ones(1))
-
-    def block(self, x: Tensor) -> Tensor:
-        return F.relu(self.bn(self.conv(x)))
-
-
-class Branches(Own):
-    def forward(self, x):
-        return self.block(x) if x.sum() > 0 else x
-
-
-class Random(Own):
-    def forward(self, x):
-        return self.block(x) * (random.random() > 2) + self.conv(x)
-
-
-class Without(Own):
-    def forward(self, x):
-        with torch.enable_grad():
-            return self.block(x)
-
-
-class Holds(Own):
-    def __init__(self):
-        super().__init__()
-        self.options = {"gain": 2.0}
-
-    def forward(self, x):
-        return self.block(x) * self.options["gain"]
-
-
-class Scales(Own):
-    def forward(self, x):
-        return self.block(x) * self.scale
-
-
-class Shapes(Own):
-    def forward(self, x):
-        return self.block(x).view(*[int(side) for side in x.shape[:1]], -1)
-
-
-class Twice(Own):
-    def forward(self, x):
-        y = self.conv(x)
-        return self.bn(y) + y
-
-
-@torch.no_grad()
-def _frozen(self, x):
-    return self.block(x)
-
-
-class Decorated(Own):
-    forward = _frozen
-
-
-@pytest.mark.parametrize(("kind", "reason"), [
-    (Branches, "Branches has a branch in its forward"), (Random, "Random uses random in its forward"),
-    (Without, "Without has a with statement in its forward"),
-    (Holds, "Holds holds options, a dict, which could change unseen"),
-    (Scales, "Scales uses the tensor scale directly"), (Shapes, "Shapes uses int in its forward"),
-    (Decorated, "Decorated has a forward that is not a plain function"),
-])
-def test_forwards_that_are_left(kind, reason):
-    eager, converted = both(kind())
-    assert any(line.startswith("conv: left as it is, ") and reason in line for line in converted.fastgan_report), (
-        converted.fastgan_report)
-    assert type(converted) is kind and "forward" not in converted.__dict__
-    torch.testing.assert_close(eager(image()), converted(image()))
-
-
-class Held(nn.Module):
-    """Calls its sequence through `get`, of what it holds in an attribute that is no child."""
+class Listed(nn.Module):
+    """Calls its sequences through `get`, of what it holds in an attribute that is no child."""
 
     def __init__(self, hold: Any, get: Any) -> None:
         super().__init__()
         self.first = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
         self.second = nn.Sequential(nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)), nn.ReLU())
-        self.held, self.get = hold(self), get
+        self.listed, self.get = hold(self), get
 
     def forward(self, x: Tensor) -> Tensor:
         for part in self.get(self):
@@ -289,33 +219,25 @@ class Held(nn.Module):
         return x
 
 
-@pytest.mark.parametrize(("hold", "get", "left", "kind"), [
-    (lambda m: [m.first, m.second], lambda m: m.held, "first.0 first.1 second.0.0 second.0.1", "list"),
-    (lambda m: {"a": (m.first,)}, lambda m: [*m.held["a"], m.second], "first.0 first.1", "dict"),
-    (lambda m: m.second.forward, lambda m: [m.first, m.held], "second.0.0 second.0.1", "method"),
-    (lambda m: list(m.first), lambda m: [*m.held, m.second], "first.0 first.1", "list"),
-    (lambda m: [m.second[0]], lambda m: [m.first, m.held[0], m.second[1]], "second.0.0 second.0.1", "list"),
-    (lambda m: [m], lambda m: [m.held[0].first, m.held[0].second], "first.0 first.1 second.0.0 second.0.1", "list"),
-], ids=["all in a list", "in a dict", "a method", "its layers", "a nested one", "the network itself"])
-def test_report_of_sequences_that_are_held_elsewhere(monkeypatch, hold, get, left, kind):
-    """What is called unconverted is not said to be fused, and what is said to be fused is."""
-    net, blocks, reference = fastgan.convert(Held(hold, get).double()), [], engines.REFERENCE
+@pytest.mark.parametrize(("hold", "get", "fused"), [
+    (lambda m: [m.first, m.second], lambda m: m.listed, 2),
+    (lambda m: {"a": (m.first,)}, lambda m: [*m.listed["a"], m.second], 2),
+    (lambda m: m.second.forward, lambda m: [m.first, m.listed], 2),
+    (lambda m: functools.partial(m.second), lambda m: [m.first, m.listed], 2),
+    (lambda m: lambda x: m.second(x), lambda m: [m.first, m.listed], 2),
+    (lambda m: lambda x, layers=m.second: layers(x), lambda m: [m.first, m.listed], 2),
+    (lambda m: [m], lambda m: [m.listed[0].first, m.listed[0].second], 2),
+    (lambda m: list(m.first), lambda m: [*m.listed, m.second], 1),
+], ids=["list", "dict", "method", "partial", "closure", "default", "itself", "layers"])
+def test_sequences_that_are_held_elsewhere(monkeypatch, hold, get, fused):
+    """A converted network refers to its own modules, as the given one does; the report claims what has run."""
+    net, blocks, reference = fastgan.convert(Listed(hold, get).double()), [], engines.REFERENCE
     counting = reference._replace(
         conv_bn_act=lambda *given: (blocks.append(given), reference.conv_bn_act(*given))[1])
     monkeypatch.setattr(engines, "resolve", lambda *given: counting)
+    assert not any(" as PyTorch operators" in line and "to run" not in line for line in net.fastgan_report)
     net(image())
-    reasons = [f"{name}: left as it is, it is also in held, a {kind}, which conversion does not reach"
-               for name in left.split()]
-    assert [line for line in net.fastgan_report if ": left" in line] == reasons
-    fused = [line for line in net.fastgan_report if "(engine: " in line]
-    assert len(blocks) == len(fused) == 2 - len(reasons) // 2
-
-
-def test_output_read_twice_ends_a_sequence():
-    eager, converted = both(Twice())
-    assert converted.fastgan_report == ["conv: Conv2d as PyTorch operators (engine: reference)",
-                                        "bn: left as it is, its neighbours in forward are no fusable layers"]
-    assert_same({"y": eager(image())}, {"y": converted(image())})
+    assert len(blocks) == sum("to run" not in line for line in net.fastgan_report) == fused
 
 
 def test_shared_modules():
@@ -330,6 +252,17 @@ def test_compiles_as_a_full_graph():
     eager, converted = both(ByAttributes())
     compiled = torch.compile(converted, fullgraph=True, backend="aot_eager")
     assert_same(results(eager, image(), eager), results(compiled, image(), converted))
+
+
+def test_disabled(monkeypatch):
+    """In the environment; networks that are converted before, too."""
+    before = [fastgan.convert(make().double()) for make in (ByAttributes, lambda: nn.Sequential(*layers()))]
+    monkeypatch.setenv("FASTGAN_DISABLE", "1")
+    monkeypatch.setattr(engines, "resolve", None)
+    for network in (*before, fastgan.convert(ByAttributes().double())):
+        assert network(image()).shape[0] == 6
+    assert network.fastgan_report == ["FASTGAN_DISABLE=1: all layers run in eager PyTorch"]
+    assert type(network) is ByAttributes
 
 
 @pytest.mark.parametrize(("make", "shape", "blocks"), [
@@ -351,6 +284,7 @@ def test_models_of_the_presets(make, shape, blocks):
     ("a string", {}, TypeError, r"model is 'a string' \(str\), expected an nn.Module"),
     (nn.Sequential(), {"impl": "cuda"}, FastganError, "impl 'cuda': expected 'auto', 'reference'"),
     (nn.DataParallel(nn.Sequential()), {}, FastganError, "DataParallel: convert the network inside"),
+    (torch.compile(nn.Sequential()), {}, FastganError, "model is compiled: convert it first"),
 ])
 def test_refusals(model: Any, options, error, message):
     with pytest.raises(error, match=message):

@@ -21,7 +21,7 @@ from fastgan.models.oreilly import OReillyGenerator
 from fastgan.models.pretrained import MAX_SIDE, Pretrained
 from fastgan.models.tf_mnist import TFGenerator
 from fastgan.nn import to_eager
-from fastgan.nn.same import ConvTransposeSame
+from fastgan.nn.same_padding import ConvTransposeSame
 
 LayerSpec = tuple[str, dict[str, Any]]  # the name of a class in torch.nn, and its arguments
 

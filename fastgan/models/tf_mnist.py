@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastgan.nn import Chain
-from fastgan.nn.same import ConvSame, ConvTransposeSame
+from fastgan.nn.same_padding import ConvSame, ConvTransposeSame
 
 
 class TFGenerator(nn.Module):

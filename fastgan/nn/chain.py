@@ -9,8 +9,9 @@ call.
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeGuard
 
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import parametrize
 
-from fastgan.nn.same import ConvSame, ConvTransposeSame
-from fastgan.ops import convolutions, engines
+from fastgan.nn.same_padding import ConvSame, ConvTransposeSame
+from fastgan.ops import convolutions, engines, synchronised
 from fastgan.ops.arguments import LARGEST_KERNEL, LARGEST_STRIDE, check_activation, check_groups, check_impl
 from fastgan.ops.specs import Activation, BlockSpec, BlockTensors, ConvSpec, NormSpec
 
@@ -45,31 +46,39 @@ class Chain(nn.Sequential):
     run as if they were this one's, unless those have hooks.
     """
 
+    impl: str = "auto"
+    stat_groups: int = 1
+    _fastgan: Any = None  # called before the first run of a converted network's chain
+
     def __init__(self, *layers: nn.Module | OrderedDict[str, nn.Module], impl: str = "auto") -> None:
         check_impl(impl)
         super().__init__(*layers)  # type: ignore[arg-type]
         self.impl = impl
-        self.stat_groups = 1
 
     def forward(self, input: Tensor) -> Tensor:
-        groups = self.stat_groups
-        if not isinstance(input, Tensor) or input.dim() != 4 or _has_any_global_hook():
+        if self._runs_eagerly(input):
             with _guard(self, input):
-                return _in_parts(super().forward, input, groups)
-        if groups != 1:
-            groups = check_groups(input, groups)
+                return _in_parts(super().forward, input, self.stat_groups)
+        if self._fastgan is not None:
+            self._fastgan(self)
+            self._fastgan = None
+        groups = self.stat_groups if self.stat_groups == 1 else check_groups(input, self.stat_groups)
         for part in read(flat(self)):
             if isinstance(part, list):
                 conv_bn_act, output = engines.resolve(self.impl, input).conv_bn_act, input
                 for layers in part:
                     output = conv_bn_act(output, *block(*layers, groups))
-                # as eager convolutions do: what follows may call `view`
-                channels_last = any(map(_is_channels_last, (input, *(layers[0].weight for layers in part))))
-                input = output if channels_last else output.contiguous()
+                input = in_eager_format(output, input, (layers[0].weight for layers in part))
             else:
                 with _guard(part, input):
                     input = _in_parts(part, input, groups)
         return input
+
+    def _runs_eagerly(self, input: Any) -> bool:
+        """Whether the layers are called one by one: compilers and tracers are given what they know."""
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        return (not isinstance(input, Tensor) or input.dim() != 4 or bool(_has_any_global_hook())
+                or (traced and not synchronised.processes()) or disabled())
 
     def __getitem__(self, index: Any) -> Any:
         if not isinstance(index, slice):
@@ -78,15 +87,32 @@ class Chain(nn.Sequential):
         part.stat_groups = self.stat_groups
         return part
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script compiles instead."""
+        from fastgan.nn.convert import to_eager
 
-def _is_channels_last(x: Any) -> bool:
+        return to_eager(self)
+
+
+def disabled() -> bool:
+    """Whether the environment turns fusion off."""
+    return os.environ.get("FASTGAN_DISABLE") == "1"
+
+
+def in_eager_format(a: Tensor, x: Tensor, weights: Iterable[Any]) -> Tensor:
+    """a, the result of convolutions of x, in the memory format that eager layers give it, as `view` may follow."""
+    return a if any(map(_is_channels_last, (x, *weights))) else a.contiguous()
+
+
+def _is_channels_last(x: Tensor) -> bool:
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _guard(module: nn.Module, input: Any) -> AbstractContextManager[Any]:
-    """The context in which a module is called as it is: stages before it may have made its input channels_last."""
-    convolves = any(parameter.dim() == 4 for parameter in module.parameters())
-    on_cpu = isinstance(input, Tensor) and input.device.type == "cpu"
+    """The context in which a module is called as it is: the network may be channels_last because fastgan made it so."""
+    layers = module.children() if isinstance(module, Chain) else (module,)
+    convolves = any(isinstance(layer, nn.modules.conv._ConvNd) for layer in layers)
+    on_cpu = isinstance(input, Tensor) and input.device.type == "cpu" and not torch.compiler.is_compiling()
     return convolutions.guarded() if convolves and on_cpu else nullcontext()
 
 
@@ -164,11 +190,13 @@ def _after(channels: int, activation: str, negative_slope: float, norm: bool, ep
 
 
 def use(network: nn.Module, impl: str) -> nn.Module:
-    """`network`, every `Chain` of which runs on the engine `impl` from now on."""
+    """`network`, all fused operations of which run on the engine `impl` from now on."""
     check_impl(impl)
     for module in network.modules():
         if isinstance(module, Chain):
             module.impl = impl
+        elif "_fastgan" in vars(module):
+            vars(module)["_fastgan"].set_impl(impl)
     return network
 
 
@@ -224,6 +252,20 @@ def flat(chain: nn.Sequential) -> list[nn.Module]:
     return layers
 
 
+def named_layers(chain: nn.Sequential, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """The layers of a chain, those of nested ones in their place, with their names in the network."""
+    for key, module in chain._modules.items():
+        if opens(module, chain):
+            yield from named_layers(module, join(name, key))
+        elif module is not None:
+            yield join(name, key), module
+
+
+def join(name: str, key: str) -> str:
+    """The name of a child in the network."""
+    return f"{name}.{key}" if name else key
+
+
 def opens(module: nn.Module | None, chain: nn.Sequential) -> TypeGuard[nn.Sequential]:
     """Whether the layers of `module`, inside `chain`, run as if they stood in `chain`."""
     if type(module) is nn.Sequential:
@@ -253,18 +295,24 @@ def _why_not_convolution(module: nn.modules.conv._ConvNd) -> str:
             return "its " + " and ".join(module.parametrizations) + " is parametrized"  # type: ignore[arg-type]
         base = next((kind for kind in _CONVOLUTIONS if isinstance(module, kind)), None)
         return f"it is a {type(module).__name__}" + (f", a subclass of {base.__name__}" if base else "")
-    if module.groups != 1:
-        return f"it has {module.groups} groups"
-    if module.dilation != (1, 1):
-        return f"it has dilation {module.dilation}"
     if module.padding_mode != "zeros":
         return f"its padding_mode is {module.padding_mode!r}"
-    if isinstance(module.padding, str):
-        return f"its padding is {module.padding!r}"
-    if max(module.kernel_size) > LARGEST_KERNEL:
-        return f"its kernel of {module.kernel_size[0]}x{module.kernel_size[1]} is larger than {LARGEST_KERNEL}"
-    if max(module.stride) > LARGEST_STRIDE:
-        return f"its stride {module.stride} is larger than {LARGEST_STRIDE}"
+    return why_not_geometry(module.kernel_size, module.stride, module.padding, module.dilation, module.groups)
+
+
+def why_not_geometry(kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int] | str,
+                     dilation: Sequence[int], groups: int) -> str:
+    """Why a convolution of these sizes cannot be fused, in words; "" when it can."""
+    if groups != 1:
+        return f"it has {groups} groups"
+    if tuple(dilation) != (1, 1):
+        return f"it has dilation {tuple(dilation)}"
+    if isinstance(padding, str):
+        return f"its padding is {padding!r}"
+    if max(kernel) > LARGEST_KERNEL:
+        return f"its kernel of {kernel[0]}x{kernel[1]} is larger than {LARGEST_KERNEL}"
+    if max(stride) > LARGEST_STRIDE:
+        return f"its stride {tuple(stride)} is larger than {LARGEST_STRIDE}"
     return ""
 
 

@@ -1,64 +1,73 @@
-"""From networks of eager layers to stages, and back.
+"""From networks of eager layers to fused ones, and back, without a copy, a move or a new name of any layer.
 
-`convert` looks for Conv2d or ConvTranspose2d -> BatchNorm2d -> activation in two places: in every `nn.Sequential`,
-which becomes a `Chain`; and, through torch.fx, in modules whose forward uses such layers one after the other, which
-keep their class and code but run the traced sequence. No layer is copied, moved or renamed.
+`convert` changes classes, in a network of new modules that share parameters, buffers and layers with the given one:
+every `nn.Sequential` becomes a `Chain`, and a module that owns convolutions outside of one gets a class whose forward
+Dynamo compiles (`fused.py`).
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fastgan.errors import FastganError
-from fastgan.nn.chain import Chain, opens, read, why_not
-from fastgan.nn.traced import Traced, own_children, trace
-from fastgan.ops import engines
+from fastgan.errors import FastganError, first_line
+from fastgan.nn.chain import Chain, disabled, join, why_not, why_not_geometry
+from fastgan.nn.fused import Converted, converted_class
+from fastgan.nn.references import children_of, is_opaque, shared_copy
+from fastgan.nn.report import LAYERS, Report
 from fastgan.ops.arguments import check_impl
 
-_LAYERS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_log = logging.getLogger("fastgan")
 
 
 def convert(model: nn.Module, impl: str = "auto") -> nn.Module:
-    """A network like `model` whose convolutions, batch normalisations and activations run as stages where they can.
+    """A network like `model` whose convolutions, batch normalisations and activations run as fused operations.
 
-    `model` itself stays as it is; the result shares all its layers, parameters and buffers, so whatever trains, moves
-    or loads one does so to the other, and an optimizer made for one serves both. state_dict keys, outputs and
-    gradients are the same. Convert before wrapping in DistributedDataParallel or `torch.compile`.
+    `model` is not run, and stays as it is. The result shares all its layers, parameters and buffers, so whatever
+    trains, moves or loads one does so to the other, and an optimizer made for one serves both. state_dict keys,
+    outputs and gradients are the same. Convert before wrapping in DistributedDataParallel or `torch.compile`.
 
-    A forward is read through torch.fx only where nothing can change it unseen: no branches, no `with`, no globals but
-    torch's, no attributes but numbers, words and tuples of them.
+    Every `nn.Sequential` becomes a `fastgan.nn.Chain`. A module that owns convolutions or batch normalisations
+    elsewhere gets a subclass of its class, and torch.compile compiles its forward with the backend "fastgan" in the
+    first call, without Inductor. Both run their eager layers under jit, export, ONNX and other compilers, and with the
+    environment's FASTGAN_DISABLE=1.
 
     impl: the engine, as in `fastgan.ops`.
 
     Returns the new network. Its `fastgan_report` is a list of lines: for each convolution and batch normalisation,
-    whether it was fused and by which engine, or why not; the engine is that of the device and dtype which the network
-    has when it is converted. Raises `FastganError` for an unknown engine.
+    what is expected, and after the first call whether it was fused and by which engine, or why not. Raises
+    `FastganError` for an unknown engine and for a network in a wrapper.
     """
     check_impl(impl)
     _check_model(model)
-    report: list[str] = []
-    root = _Conversion(impl, report, dict(_held(model))).of(model, "")
-    root = _container(root) if root is model else root
-    root.__dict__["fastgan_report"] = report
-    return root
+    report = Report()
+    network = shared_copy(model, lambda module: None if disabled() else _class_for(module))
+    if disabled():
+        report.append("FASTGAN_DISABLE=1: all layers run in eager PyTorch")
+    else:
+        for name, module in children_of(network):
+            _prepare(module, name, impl, report)
+    vars(network)["fastgan_report"] = report
+    return network
 
 
 def to_eager(model: nn.Module) -> nn.Module:
-    """The inverse of `convert`: every `Chain` an `nn.Sequential` again, every module its own forward.
+    """The inverse of `convert`: every `Chain` an `nn.Sequential` again, every module of its own class.
 
     Like `convert` it leaves `model` as it is and shares its layers.
     """
     _check_model(model)
-    root = _Reversion().of(model, "")
-    root = _container(root) if root is model else root
-    root.__dict__.pop("fastgan_report", None)
-    return root
+    network = shared_copy(model, _eager_class)
+    for _, module in children_of(network):
+        ours = ("impl", "stat_groups") if isinstance(module, nn.Sequential) else ()
+        for key in ("_fastgan", "fastgan_report", *ours):
+            vars(module).pop(key, None)
+    return network
 
 
 def _check_model(model: nn.Module) -> None:
@@ -66,184 +75,71 @@ def _check_model(model: nn.Module) -> None:
         raise TypeError(f"model is {model!r} ({type(model).__name__}), expected an nn.Module")
     if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel, torch.jit.ScriptModule)):
         raise FastganError(f"model is a {type(model).__name__}: convert the network inside, then wrap it")
-    if "_orig_mod" in model._modules:
+    if is_opaque(model):
         raise FastganError("model is compiled: convert it first, then torch.compile the result")
 
 
-def _container(module: nn.Module, kind: type[nn.Module] | None = None) -> Any:
-    """A new module of that kind, or the same, that shares everything with `module` but the list of its children."""
-    new = (kind or type(module)).__new__(kind or type(module))
-    new.__dict__.update(module.__dict__, _modules=module._modules.copy())
-    forward = new.__dict__.get("forward")
-    if isinstance(forward, Traced):
-        new.__dict__["forward"] = Traced(new, forward.impl)
-    return new
+def _eager_class(module: nn.Module) -> type[nn.Module] | None:
+    if isinstance(module, Converted):
+        return module._eager_class
+    return nn.Sequential if isinstance(module, Chain) and type(module).forward is Chain.forward else None
 
 
-class _Rebuild:
-    """Containers made anew along the paths to what changes; each shared module once."""
-
-    def __init__(self) -> None:
-        self.done: dict[int, nn.Module] = {}
-
-    def of(self, module: nn.Module, name: str) -> nn.Module:
-        if id(module) not in self.done:
-            self.done[id(module)] = self.make(module, name)
-        return self.done[id(module)]
-
-    def make(self, module: nn.Module, name: str) -> nn.Module:
-        raise NotImplementedError
-
-    def children(self, module: nn.Module, name: str) -> nn.Module:
-        """`module`, or one like it with other children."""
-        if isinstance(module, (*_LAYERS, torch.jit.ScriptModule)):
-            return module
-        new = {key: child and self.of(child, _join(name, key)) for key, child in module._modules.items()}
-        if all(new[key] is child for key, child in module._modules.items()):
-            return module
-        rebuilt = _container(module)
-        rebuilt._modules.update(new)
-        return rebuilt
+def _class_for(module: nn.Module) -> type[nn.Module] | None:
+    """The class of a module in a converted network; None for what can be shared with the given one."""
+    kind: Any = type(module)
+    if is_opaque(module) or isinstance(module, LAYERS):
+        return None
+    if isinstance(module, Converted) or kind.forward is Chain.forward:
+        return kind
+    if "forward" in vars(module):
+        return None
+    if kind is nn.Sequential:
+        return Chain
+    if kind.forward is nn.Sequential.forward or any(_why_left(layer) == "" for _, layer in _own_layers(module, "")):
+        try:
+            return converted_class(kind)
+        except Exception as error:  # raised by a metaclass or __init_subclass__ of the user's
+            _log.warning(f"fastgan: {kind.__name__} cannot be subclassed, so its forward is not fused: "
+                         f"{first_line(error)}")
+    return None
 
 
-class _Reversion(_Rebuild):
-    def make(self, module: nn.Module, name: str) -> nn.Module:
-        new = self.children(module, name)
-        if _is_chain(module):
-            new = _container(new, nn.Sequential)
-            for attribute in ("impl", "stat_groups"):
-                new.__dict__.pop(attribute, None)
-        elif isinstance(module.__dict__.get("forward"), Traced):
-            new = _container(new) if new is module else new
-            del new.forward
-        return new
-
-
-class _Conversion(_Rebuild):
-    def __init__(self, impl: str, report: list[str], held: dict[int, str]) -> None:
-        super().__init__()
-        self.impl, self.report, self.held = impl, report, held
-        self.told: set[int] = set()
-
-    def make(self, module: nn.Module, name: str) -> nn.Module:
-        holder = next((self.held[id(part)] for part in _run_by(module) if id(part) in self.held), "")
-        if holder and not isinstance(module, _LAYERS) and not _is_chain(module):
-            for key, layer in module.named_modules():
-                self.leave(_join(name, key), layer, f"it is also in {holder}, which conversion does not reach")
-            return module
-        if type(module) is nn.Sequential or _is_chain(module):
-            return self.chain(module, name)  # type: ignore[arg-type]
-        if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
-            return self.children(module, name)
-        return self.attributes(module, name)
-
-    def chain(self, module: nn.Sequential, name: str) -> nn.Module:
-        new = _container(module, type(module) if _is_chain(module) else Chain)
-        new.impl = self.impl
-        new.__dict__.setdefault("stat_groups", 1)
-        layers = list(_named_layers(new, name))
-        parts = read([layer for _, layer in layers])
-        self.tell(layers, parts)
-        rebuilt = self.children(module, name)
-        if not _is_chain(module) and not any(isinstance(part, list) for part in parts):
-            return rebuilt
-        new._modules.update(rebuilt._modules)
-        return new
-
-    def attributes(self, module: nn.Module, name: str) -> nn.Module:
-        """`module`, or one that runs the sequences of layers which its forward goes through."""
-        if isinstance(module, _LAYERS):
-            self.leave(name or "the model", module, "it stands alone")
-            return module
-        own = [(key, child) for key, child in own_children(module).items() if isinstance(child, _LAYERS)]
-        found, reason = trace(module, self.impl) if own else (None, "")
-        fused = False
-        for run in found.runs if found else ():
-            parts = read([layer for _, layer in run])
-            fused = fused or any(isinstance(part, list) for part in parts)
-            self.tell([(_join(name, label), layer) for label, layer in run], parts)
-        for key, child in own:
-            self.leave(_join(name, key), child, reason or "its neighbours in forward are no fusable layers")
-        new = self.children(module, name)
-        if fused:
-            new = _container(new) if new is module else new
-            new.forward = Traced(new, self.impl)
-        return new
-
-    def tell(self, layers: list[tuple[str, nn.Module]], parts: list[Any]) -> None:
-        """Report what becomes of named layers that `read` has read as `parts`."""
-        remaining = iter(layers)
-        for part in parts:
-            if not isinstance(part, list):
-                self.leave(*next(remaining), "no fusable convolution comes before it")
-                continue
-            for block in part:
-                named = [next(remaining) for layer in block if layer is not None]
-                if id(block[0]) not in self.told:
-                    self.told.update(id(layer) for _, layer in named)
-                    kinds = " + ".join(type(layer).__name__ for _, layer in named)
-                    engine = self.engine(block[0].weight)
-                    what = f"{kinds} as PyTorch operators" if engine == "reference" else f"fused {kinds}"
-                    self.report.append(f"{', '.join(label for label, _ in named)}: {what} (engine: {engine})")
-
-    def engine(self, weight: Tensor) -> str:
-        """The engine of a convolution with this weight, as far as it is known before the first call."""
-        name = engines.named(self.impl, weight.device, weight.dtype)
-        return "reference" if engines.why_not(name, weight.device) else name
-
-    def leave(self, label: str, layer: nn.Module, reason: str) -> None:
-        if isinstance(layer, _LAYERS) and id(layer) not in self.told:
-            self.told.add(id(layer))
-            self.report.append(f"{label}: left as it is, {why_not(layer) or reason}")
-
-
-def _held(model: nn.Module) -> Iterator[tuple[int, str]]:
-    """The modules, by id, that a module of `model` holds in lists and the like among its attributes, and in which."""
-    for name, module in model.named_modules():
-        for key, value in vars(module).items():
-            if key not in _OF_EVERY_MODULE:
-                for held in _modules_in(value):
-                    yield id(held), f"{_join(name, key)}, a {type(value).__name__}"
-
-
-def _modules_in(value: Any) -> Iterator[nn.Module]:
-    seen, rest = set[int](), [value]
+def _own_layers(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """The layers that the forward of a module calls by themselves, if it has one."""
+    if type(module).forward is nn.Module.forward:
+        return
+    rest = [(join(name, key), child) for key, child in module._modules.items()]
     while rest:
-        part = rest.pop()
-        if id(part) in seen:
-            continue
-        seen.add(id(part))
-        if isinstance(part, nn.Module):
-            yield part
-        elif isinstance(part, (list, tuple, set, frozenset)):
-            rest += part
-        elif isinstance(part, dict):
-            rest += [*part, *part.values()]
-        elif isinstance(part, MethodType):
-            rest.append(part.__self__)
+        key, child = rest.pop(0)
+        if isinstance(child, LAYERS):
+            yield key, child
+        elif child is not None and type(child).forward is nn.Module.forward:  # a ModuleList, say
+            rest[:0] = [(join(key, inner), layer) for inner, layer in child._modules.items()]
 
 
-def _run_by(module: nn.Module) -> Iterator[nn.Module]:
-    """`module` and, of a sequence, what a chain in its place would run by itself."""
-    yield module
-    if isinstance(module, nn.Sequential):
-        for child in module._modules.values():
-            if child is not None and (opens(child, module) or not child._modules):
-                yield from _run_by(child)
+def _why_left(layer: nn.Module) -> str:
+    """Why the backend does not fuse a layer wherever it is called, in words; "" when it may."""
+    if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+        return why_not_geometry(layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
+    if isinstance(layer, nn.BatchNorm2d):
+        return "its momentum is None" if layer.momentum is None and layer.track_running_stats else ""
+    return f"it is a {type(layer).__name__}"
 
 
-def _is_chain(module: nn.Module) -> bool:
-    return isinstance(module, Chain) and type(module).forward is Chain.forward and "forward" not in module.__dict__
+def _prepare(module: nn.Module, name: str, impl: str, report: Report) -> None:
+    """Give a module of a converted network its engine, and report what is expected of it."""
+    if isinstance(module, Chain) and type(module).forward is Chain.forward:
+        vars(module).update(impl=impl, _fastgan=partial(report.put_chain, name=name, ran=True))
+        report.put_chain(module, name, ran=False)
+    elif isinstance(module, Converted):
+        from fastgan.nn.compiled import CompiledForward  # imports Dynamo, which takes a second
 
-
-def _named_layers(chain: nn.Sequential, name: str) -> Iterator[tuple[str, nn.Module]]:
-    """As `flat`, with names."""
-    for key, module in chain._modules.items():
-        if opens(module, chain):
-            yield from _named_layers(module, _join(name, key))
-        else:
-            yield _join(name, key), module
-
-
-def _join(name: str, key: str) -> str:
-    return f"{name}.{key}" if name else key
+        vars(module)["_fastgan"] = CompiledForward(impl, report, name)
+        for key, layer in _own_layers(module, name):
+            if _why_left(layer):
+                report.put_left(key, layer, _why_left(layer))
+            else:
+                report.put_expected(key, layer, impl)
+    elif not report.has(name):
+        report.put_left(name or "the model", module, why_not(module) or "it stands alone")
