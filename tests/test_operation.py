@@ -297,8 +297,7 @@ def test_functional_gradients(engine):
 @each_engine
 @pytest.mark.parametrize("norm", [True, False], ids=["norm", "no-norm"])
 def test_compiles_as_a_full_graph(norm, engine):
-    """In a chain, which on the reference is eager layers to a compiler: PyTorch 2.11's loses gradients of a Function
-    that writes in place, as the definition of these passes does."""
+    """In a chain, which is eager layers to a compiler."""
     eager, dtype = layers("conv", norm=norm), torch.float64 if engine == "reference" else torch.float32
     ours = Chain(*copy.deepcopy(eager), impl=engine).to(dtype)
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
