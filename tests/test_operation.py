@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.memory import peak_mb
 from fastgan.errors import FastganError
 from fastgan.nn import Chain
-from fastgan.nn.chain import block, read
+from fastgan.nn.blocks import block, read
 from fastgan.ops import reference, synchronised
 from fastgan.ops.autograd import conv_bn_act
 from fastgan.ops.casts import Casts

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from fastgan.nn import Chain
-from fastgan.nn.chain import block, flat, read
+from fastgan.nn.blocks import block, read
+from fastgan.nn.chain import flat
 from fastgan.nn.same_padding import ConvSame, ConvTransposeSame
 from fastgan.ops import reference
 from tests.plain.formulas import tf_conv2d, tf_conv2d_transpose

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from fastgan.errors import FastganError, first_line
-from fastgan.nn.chain import Chain, disabled, join, why_not, why_not_geometry
+from fastgan.nn.blocks import why_not, why_not_geometry
+from fastgan.nn.chain import Chain, disabled, join
 from fastgan.nn.fused import Converted, converted_class
 from fastgan.nn.references import children_of, is_opaque, shared_copy
 from fastgan.nn.report import LAYERS, Report

@@ -20,7 +20,8 @@ from torch import Tensor, fx
 from torch._dynamo import register_backend
 from torch.nn import functional as F
 
-from fastgan.nn.chain import disabled, in_eager_format, why_not_geometry
+from fastgan.nn.blocks import why_not_geometry
+from fastgan.nn.chain import disabled, in_eager_format
 from fastgan.ops import engines
 from fastgan.ops.arguments import check_impl
 from fastgan.ops.specs import Activation, BlockSpec, BlockTensors, ConvSpec, NormSpec

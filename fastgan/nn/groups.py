@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from fastgan.errors import FastganError
-from fastgan.nn.chain import Chain, flat, read
+from fastgan.nn.blocks import read
+from fastgan.nn.chain import Chain, flat
 from fastgan.ops.arguments import check_int
 
 # outside of a chain: layers that treat each image by itself

@@ -8,7 +8,8 @@ from itertools import chain
 import torch
 from torch import nn
 
-from fastgan.nn.chain import Chain, named_layers, read, why_not
+from fastgan.nn.blocks import read, why_not
+from fastgan.nn.chain import Chain, named_layers
 from fastgan.ops import engines
 
 LAYERS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.nn import Chain
-from fastgan.nn.chain import Layers, flat, read
+from fastgan.nn.blocks import Layers, read
+from fastgan.nn.chain import flat
 from fastgan.ops import numerics
 from fastgan.verify import kinks, machine
 
