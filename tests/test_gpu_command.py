@@ -252,7 +252,7 @@ def test_every_part_has_found_something(rehearsed):
     bad = [row for row in found if row.result in rows.BAD and (row.part, row.engine) not in (
         ("passes", "native"), ("passes", "reference"), ("others", "native"), ("others", "reference"))]
     assert bad == []
-    assert {"fastgan, native, CUDA graph", "textbook, channels_last, autocast, CUDA graph"} <= {
+    assert {"fastgan, native, CUDA graph", "PyTorch, channels_last, autocast, CUDA graph"} <= {
         row.name for row in found if row.part == "steps"}
     assert {row.engine for row in found if row.part == "gemm"} == (
         {"library", "pointers", "descriptors"} if SIMULATED else {""})
