@@ -15,6 +15,7 @@ from fastgan.config import DataConfig
 from fastgan.data import make_feed
 from fastgan.data.dataset import MemoryDataset
 from fastgan.models import build
+from fastgan.train import schedule
 from fastgan.train.losses import LOSSES
 from fastgan.train.step import GANStep, Savings
 from fastgan.trainer.fetch_step import FetchStep
@@ -121,13 +122,16 @@ def test_module_that_asks_for_a_value_is_refused():
 
 
 @pytest.mark.parametrize("freeze", ["learning rate", "step count"])
-def test_frozen_number_is_found(freeze):
+def test_frozen_number_is_found(monkeypatch, freeze):
     """So can it in the schedule and in Adam's count, were they Python's."""
+    steps: dict[int, GANStep] = {}
+    if freeze == "learning rate":
+        monkeypatch.setattr(schedule, "apply", lambda config, t, total, adams: [
+            step.adam_d.rate.fill_(1e-3 / (step.steps + 1)) for step in steps.values() if step.adam_d is adams[1]])
+
     def frozen() -> GANStep:
-        step = make("dcgan-64", lr_schedule="linear")()
-        if freeze == "learning rate":
-            step._schedule = lambda: step.adam_d.rate.fill_(1e-3 / (step.steps + 1))
-        else:
+        step = steps[len(steps)] = make("dcgan-64", lr_schedule="linear")()
+        if freeze != "learning rate":
             step._finish = lambda held, record, skip, finish=step._finish: (
                 step.t.fill_(step.steps), finish(held, record, skip))[1]
         return step
