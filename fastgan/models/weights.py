@@ -63,7 +63,7 @@ def put(state: dict[str, Tensor], network: nn.Module, path: StrPath) -> None:
     for name in state:
         if name not in expected:
             raise FastganError(f"{path} has {name}, which is not expected; the last that is: {list(expected)[-1]}")
-    if any(parameter.is_meta for parameter in network.parameters()):
+    if any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers())):
         network.to_empty(device="cpu")
     network.load_state_dict(state)
 
