@@ -5,7 +5,7 @@ them: tensors, or what has their `nbytes`.
             Co * kh * kw of a transposed one: every tap, even those outside the image
     bytes   of the tensors that it reads, and of those that it writes, each once
 
-`python -m proofs.ptx --only traffic` compares both with the counters of the compiled code as it is executed.
+`python -m proofs.ptx --only traffic` compares both with what a simulator counts while it executes the compiled code.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Suite:
 
 
 def step(device: torch.device, precision: str) -> list[Implementation]:
-    """PyTorch as it is used, and fastgan on each engine; PyTorch also without the work that fastgan saves."""
+    """PyTorch, PyTorch without the work that fastgan saves, and fastgan on each engine."""
     plain, careful = _pytorch(device, precision)
     saving = careful.but(f"{careful.name}, same work saved", savings=("frozen", "fused_adam"))
     all_of_them = [plain, careful, saving, *(
@@ -114,8 +114,8 @@ def check_names(suites: list[str], preset: str) -> None:
 
 
 def _pytorch(device: torch.device, precision: str) -> tuple[Implementation, Implementation]:
-    """PyTorch's example as it is; and as a careful user changes it: channels_last, no loss read in a step; on a GPU
-    also cudnn.benchmark and the precision that was asked for."""
+    """PyTorch's example unchanged; and tuned: channels_last, no loss read in a step, and on a GPU cudnn.benchmark and
+    the requested precision."""
     if device.type != "cuda":
         plain = Implementation("PyTorch, NCHW", precision=precision, nchw=True, reads_losses=True)
         return plain, plain.but(NHWC, nchw=False, reads_losses=False)

@@ -29,8 +29,8 @@ _log = logging.getLogger("fastgan")
 def convert(model: nn.Module, impl: str = "auto") -> nn.Module:
     """A network like `model` whose convolutions, batch normalisations and activations run as fused operations.
 
-    `model` is not run, and stays as it is. The result shares all its layers, parameters and buffers, so whatever
-    trains, moves or loads one does so to the other, and an optimizer made for one serves both. state_dict keys,
+    `model` is neither run nor changed. The result shares all its layers, parameters and buffers: training, moving or
+    loading one also affects the other, and an optimizer made for one serves both. state_dict keys,
     outputs and gradients are the same. Convert before wrapping in DistributedDataParallel or `torch.compile`.
 
     Every `nn.Sequential` becomes a `fastgan.nn.Chain`. A module that owns convolutions or batch normalisations

@@ -110,7 +110,7 @@ class GANLosses:
         return loss if weight == 1 else weight * loss  # a launch less, and one in the backward pass
 
     def generator_loss(self, fake: Tensor, condition: tuple[Tensor, ...]) -> Tensor:
-        """The generator's loss through the discriminator as it is now."""
+        """The generator's loss through the current discriminator."""
         with frozen(self.discriminator) if self.savings.frozen else nullcontext():
             return self.loss.generator(self.judge(fake, *condition), self.impl)
 

@@ -164,7 +164,7 @@ class GANStep(GANLosses):
         return shard.take(self.noise(len(like) * shard.of, device=like.device, dtype=like.dtype))
 
     def allocate(self, real: Tensor, labels: Tensor | None = None) -> None:
-        """Make the static buffers for such batches, once; a step does it where nobody has."""
+        """Allocate the static buffers for batches of this size, unless they exist. Each step calls this, too."""
         if len(real) not in self._buffers:
             if self.device.type == "cpu":
                 memory.keep_freed()

@@ -16,7 +16,7 @@ from fastgan.trainer import distributed
 class GradAllreduce(SingleProcess):
     """The processes of the group, each with its part of every batch; the loss is the mean of theirs.
 
-    The all-reduce of a gradient starts as soon as it is complete. The scalars of a step (losses, probabilities) are
+    The all-reduce of a gradient starts when the gradient is complete. The scalars of a step (losses, probabilities) are
     averaged too, so that all processes read the same numbers and skip the same step where one is not finite.
     """
 

@@ -211,9 +211,9 @@ def _scatter(of: Geometry, patches: Tensor, bias: Tensor | None, fine: Tensor) -
 
 def _gemm_wgrad(of: Geometry, fine: Tensor, coarse: Tensor, out: Tensor) -> None:
     """Summed over blocks in float32."""
-    products = [torch.mm(pixels.t(), _patches(of, images)) for images, pixels in _blocks(of, fine, coarse)]
-    total = products[0]
-    for product in products[1:]:
+    products = (torch.mm(pixels.t(), _patches(of, images)) for images, pixels in _blocks(of, fine, coarse))
+    total = next(products)
+    for product in products:
         total = total.float() + product
     nhwc(out).copy_(total.view(nhwc(out).shape))
 

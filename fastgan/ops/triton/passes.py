@@ -19,7 +19,7 @@ __all__ = ["act_backward", "bn_act_forward", "bn_backward_apply", "bn_backward_s
 
 
 def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, groups: int) -> tuple[Tensor, Tensor]:
-    given, precision = (nhwc(x), nhwc(weight), bias, conv, _size(x, weight, conv)), _precision(x)
+    given, precision = (nhwc(x), nhwc(weight), bias, conv, conv.output_size(x, weight)), _precision(x)
     out = (gemm_descriptor.convolve(*given, groups=groups, precision=precision)
            or gemm_pointer.convolve(*given, groups=groups, precision=precision))
     return nchw(out.y), x.new_empty(0, dtype=torch.float32) if out.statistics is None else out.statistics
@@ -27,7 +27,7 @@ def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec,
 
 def conv_act_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec,
                      activation: Activation) -> tuple[Tensor, Tensor]:
-    given, precision = (nhwc(x), nhwc(weight), bias, conv, _size(x, weight, conv)), _precision(x)
+    given, precision = (nhwc(x), nhwc(weight), bias, conv, conv.output_size(x, weight)), _precision(x)
     masked, out = activation.keeps_mask(), None
     if not masked:
         out = gemm_descriptor.convolve(*given, activation=activation, precision=precision)
@@ -68,10 +68,6 @@ def wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
     given = coarse, fine, (weight.shape[2], weight.shape[3]), conv.stride, conv.padding, weight.dtype
     gw = gemm_descriptor.wgrad(*given, precision=_precision(x))
     return nchw(wgrad_pointer.wgrad(*given, precision=_precision(x)) if gw is None else gw)
-
-
-def _size(x: Tensor, weight: Tensor, conv: ConvSpec) -> tuple[int, int]:
-    return conv.output_size(x, weight)
 
 
 def _precision(x: Tensor) -> str:
