@@ -105,7 +105,8 @@ def _is_channels_last(x: Tensor) -> bool:
 def _guard(module: nn.Module, input: Any) -> AbstractContextManager[Any]:
     """The context in which a module is called as it is: the network may be channels_last because fastgan made it so."""
     layers = module.children() if isinstance(module, Chain) else (module,)
-    convolves = any(isinstance(layer, nn.modules.conv._ConvNd) for layer in layers)
+    convolves = any(isinstance(layer, nn.modules.conv._ConvNd) or not type(layer).__module__.startswith("torch.nn.")
+                    for layer in layers)
     on_cpu = isinstance(input, Tensor) and input.device.type == "cpu" and not torch.compiler.is_compiling()
     return convolutions.guarded() if convolves and on_cpu else nullcontext()
 

@@ -13,12 +13,14 @@ import torch
 from torch import nn
 from torch._dynamo import callback_handler, config
 from torch._dynamo.exc import TorchDynamoException
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from fastgan.errors import first_line
 from fastgan.nn import dynamo
 from fastgan.nn.dynamo import runs
 from fastgan.nn.fused import converted_class
 from fastgan.nn.report import LAYERS, Report
+from fastgan.ops import convolutions
 
 RECOMPILE_LIMIT = 64
 _SETTINGS = {
@@ -48,8 +50,8 @@ class CompiledForward:
 
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         eager = module._eager_class
-        if self.failed:
-            return eager.forward(module, *args, **kwargs)
+        if self.failed or _get_current_dispatch_mode() is not None:  # within such a mode Dynamo compiles nothing
+            return _run_eagerly(module, args, kwargs)
         if self.function is None:
             self.function = _compile(eager.forward, self.impl)
         count = runs.count
@@ -72,7 +74,7 @@ class CompiledForward:
             wrote = _settings.end()
         reason = "it writes an attribute of a class"  # in PyTorch up to 2.11, Dynamo does so once
         if error is not None:
-            result = eager.forward(module, *args, **kwargs)  # an error of the network itself is raised here
+            result = _run_eagerly(module, args, kwargs)  # an error of the network itself is raised here
             reason = f"torch.compile failed: {first_line(error)}"
         if runs.compiled or not self.called:
             self.report_compiled(module)
@@ -106,6 +108,11 @@ class CompiledForward:
         self.warned = True
         self.report.put([self.name or "the network"], text)
         _log.warning(f"fastgan: {self.name or 'the network'}: {text}")
+
+
+def _run_eagerly(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    with convolutions.guarded():
+        return module._eager_class.forward(module, *args, **kwargs)
 
 
 def _compile(forward: Any, impl: str) -> Any:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from fastgan.nn.blocks import why_not_geometry
 from fastgan.nn.chain import disabled, in_eager_format
-from fastgan.ops import engines
+from fastgan.ops import convolutions, engines
 from fastgan.ops.arguments import check_impl
 from fastgan.ops.specs import Activation, BlockSpec, BlockTensors, ConvSpec, NormSpec
 
@@ -88,6 +88,7 @@ def _fuse(graph: fx.Graph, impl: str, inputs: dict[fx.Node, Any]) -> list[Layers
             match = _match(node)
             if isinstance(match, str):
                 layers.append(Layers(_tensors(node.all_input_nodes[1:], inputs), "", match))
+                node.target = _GUARDED[node.target]
                 continue
             matched.add(match.norm)
             layers.append(Layers(_tensors(match.tensors, inputs), _kinds(match.spec), ""))
@@ -114,6 +115,7 @@ _CONVOLUTIONS: dict[Any, _Options] = {
         lambda input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1:
         (input, weight, bias, (stride, padding, output_padding), dilation, groups),
 }
+_GUARDED = {torch.conv2d: convolutions.conv2d, torch.conv_transpose2d: convolutions.conv_transpose2d}
 _relu: _Options = lambda input, inplace=False: (input, Activation("relu", inplace=inplace))  # noqa: E731
 _relu_: _Options = lambda input: (input, Activation("relu", inplace=True))  # noqa: E731
 _tanh: _Options = lambda input: (input, Activation("tanh"))  # noqa: E731
@@ -203,7 +205,7 @@ def _batch_norm_options(input: Any, running_mean: Any, running_var: Any, weight:
 def _adjacent(node: fx.Node, following: fx.Node, counter: fx.Node | None) -> bool:
     """Whether nothing between two nodes could be affected if the first were computed with the second."""
     # the result of a convolution has one user, so only what writes to its input or weight would matter
-    harmless = (*_CONVOLUTIONS, _run) if node.target in _CONVOLUTIONS else ()
+    harmless = (*_CONVOLUTIONS, *_GUARDED.values(), _run) if node.target in _CONVOLUTIONS else ()
     between = node.next
     while between is not following:
         if between is not counter and between.op not in ("placeholder", "get_attr") and between.target not in harmless:
