@@ -28,6 +28,7 @@ from fastgan.ops.tuning import stored
 from fastgan.train.graph import GraphedStep
 from fastgan.train.optim import make_adam
 from fastgan.train.precision import autocast
+from fastgan.train.snapshot import Snapshot
 from fastgan.train.step import GANStep
 from fastgan.trainer import plan_setup
 from fastgan.verify import step_comparison
@@ -57,7 +58,8 @@ class Steps(Job):
         if isinstance(self.step, GraphedStep):  # in whose first call the memory is that of every call
             step = self.step.step
             assert isinstance(step, GANStep)
-            with plan_setup.undone(step, (self.real[0],)):
+            step.allocate(self.real[0])
+            with Snapshot(step.state, step.device):
                 step.run(step.phase(), self.real[0])
 
     def check(self, expected: Expected) -> tuple[float, str]:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import fastgan.nn as fnn
+from fastgan import ops
 from fastgan.errors import FastganError
 from fastgan.models import DCGANDiscriminator
-from fastgan.ops import engines
 from tests.test_ops import assert_same, results
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -107,19 +107,8 @@ def pair(name: str = "nothing") -> tuple[nn.Sequential, fnn.Chain]:
 def blocks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many blocks each run of them has had."""
     seen: list[int] = []
-    resolve = engines.resolve
-
-    def counting(impl: str, x: Tensor) -> engines.Engine:
-        engine = resolve(impl, x)
-        seen.append(0)
-
-        def conv_bn_act(*arguments: Any) -> Tensor:
-            seen[-1] += 1
-            return engine.conv_bn_act(*arguments)
-
-        return engine._replace(conv_bn_act=conv_bn_act)
-
-    monkeypatch.setattr(engines, "resolve", counting)
+    chain = ops.chain
+    monkeypatch.setattr(ops, "chain", lambda x, run, impl: (seen.append(len(run)), chain(x, run, impl))[1])
     return seen
 
 

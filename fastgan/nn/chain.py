@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from fastgan import ops
 from fastgan.nn.blocks import block, read, why_not
-from fastgan.ops import convolutions, engines, synchronised
+from fastgan.ops import convolutions, synchronised
 from fastgan.ops.arguments import check_activation, check_groups, check_impl
 
 
@@ -59,9 +60,7 @@ class Chain(nn.Sequential):
         groups = self.stat_groups if self.stat_groups == 1 else check_groups(input, self.stat_groups)
         for part in read(flat(self)):
             if isinstance(part, list):
-                conv_bn_act, output = engines.resolve(self.impl, input).conv_bn_act, input
-                for layers in part:
-                    output = conv_bn_act(output, *block(*layers, groups))
+                output = ops.chain(input, [block(*layers, groups) for layers in part], self.impl)
                 input = in_eager_format(output, input, (layers[0].weight for layers in part))
             else:
                 with _guard(part, input):

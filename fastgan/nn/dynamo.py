@@ -20,9 +20,10 @@ from torch import Tensor, fx
 from torch._dynamo import register_backend
 from torch.nn import functional as F
 
+from fastgan import ops
 from fastgan.nn.blocks import why_not_geometry
 from fastgan.nn.chain import disabled, in_eager_format
-from fastgan.ops import convolutions, engines
+from fastgan.ops import convolutions
 from fastgan.ops.arguments import check_impl
 from fastgan.ops.specs import Activation, BlockSpec, BlockTensors, ConvSpec, NormSpec
 
@@ -230,10 +231,9 @@ def _replace(graph: fx.Graph, node: fx.Node, match: _Match, impl: str) -> None:
 
 
 def _run(x: Tensor, blocks: list[tuple[Any, ...]], impl: str) -> Tensor:
-    conv_bn_act, output = engines.resolve(impl, x).conv_bn_act, x
-    for tensors, conv, norm, activation in blocks:
-        spec = BlockSpec(ConvSpec(*conv), norm and NormSpec(*norm), Activation(*activation))
-        output = conv_bn_act(output, BlockTensors(*tensors), spec)
+    output = ops.chain(x, [(BlockTensors(*tensors), BlockSpec(ConvSpec(*conv), norm and NormSpec(*norm),
+                                                              Activation(*activation)))
+                           for tensors, conv, norm, activation in blocks], impl)
     return in_eager_format(output, x, [tensors[0] for tensors, *_ in blocks])
 
 

@@ -6,6 +6,7 @@ interpreter. "auto" uses the measured choice for each pass (`fastgan.ops.tuning`
 native on a CPU where it was compiled, else the reference.
 """
 
+from fastgan.ops.engines import chain
 from fastgan.ops.functional import conv_bn_act, conv_transpose_bn_act, logistic_loss
 
-__all__ = ["conv_bn_act", "conv_transpose_bn_act", "logistic_loss"]
+__all__ = ["chain", "conv_bn_act", "conv_transpose_bn_act", "logistic_loss"]

@@ -23,17 +23,18 @@ from fastgan.ops.specs import Activation, BlockSpec, BlockTensors, ConvSpec, Nor
 from fastgan.ops.torch_ops import statistics_dtype
 
 
-def conv_bn_act(x: Tensor, tensors: BlockTensors, spec: BlockSpec, engine: str = "reference") -> Tensor:
-    """a (N, Co, Ho, Wo) of x (N, Ci, H, W), in x's dtype or that of autocast; in eager PyTorch's memory format by the
-    reference, else channels_last.
+def bind(x: Tensor, tensors: BlockTensors, spec: BlockSpec,
+         engine: str) -> tuple[type[torch.autograd.Function], tuple[Any, ...]]:
+    """The function that computes a block, and its arguments; the first of its results is a (N, Co, Ho, Wo) of x (N, Ci,
+    H, W), in x's dtype or that of autocast; in eager PyTorch's memory format by the reference, else channels_last.
 
     engine: "reference", "native", "triton" or "plan". Raises `FastganError` for shapes that do not fit.
     """
     x = as_operand(x)
     spec = _checked(x, tensors, spec)
     if spec.norm is None:
-        return _ConvAct.apply(x, *tensors[:2], spec.conv, spec.activation, engine)[0]
-    return _ConvBNAct.apply(x, *tensors, *spec, engine)[0]
+        return _ConvAct, (x, *tensors[:2], spec.conv, spec.activation, engine)
+    return _ConvBNAct, (x, *tensors, *spec, engine)
 
 
 _specs: dict[tuple[Any, ...], BlockSpec] = {}

@@ -1,43 +1,54 @@
-"""The engine that `impl` selects for a tensor, and how it computes a block."""
+"""The engine that `impl` selects for a tensor, and blocks computed by it."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from functools import cache, partial
-from typing import NamedTuple
+from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError, first_line
-from fastgan.ops import synchronised, torch_ops
+from fastgan.ops import autograd, synchronised, torch_ops
 from fastgan.ops import tuning as plan
 from fastgan.ops.arguments import as_operand
-from fastgan.ops.autograd import conv_bn_act
-from fastgan.ops.library import OPERATORS
 from fastgan.ops.specs import BlockSpec, BlockTensors
 
 OLDEST = (8, 0)  # compute capability from which Triton's dot products run on tensor cores
 
 
-class Engine(NamedTuple):
-    """conv_bn_act(x, tensors, spec) returns a. The reference is the eager layers as PyTorch operators; where statistics
-    are those of several processes, it is its passes in one autograd function, like the other engines."""
+def chain(x: Tensor, blocks: Sequence[tuple[BlockTensors, BlockSpec]], impl: str = "auto") -> Tensor:
+    """Blocks, convolution -> [batch normalisation] -> [activation], each applied to the result of the one before.
 
-    name: str
-    conv_bn_act: Callable[[Tensor, BlockTensors, BlockSpec], Tensor]
+    Args:
+        x: (N, C, H, W), the input of the first block.
+        blocks: tensors and specification of each, as in `fastgan.ops.specs`.
+        impl: the engine.
+
+    Returns the result (N, C, H, W) of the last block. Raises `FastganError` for dtypes that the engine does not
+    support, and for shapes that do not fit.
+    """
+    engine = resolve(impl, x)
+    # as layers of PyTorch, which compilers and every transform know; passes exchange statistics between processes
+    eager = engine == "reference" and not synchronised.processes()
+    for tensors, spec in blocks:
+        if eager:
+            x = torch_ops.conv_bn_act(x, tensors, spec)
+        else:
+            function, arguments = autograd.bind(x, tensors, spec, engine)
+            x = function.apply(*arguments)[0]
+    return x
 
 
-REFERENCE = Engine("reference", torch_ops.conv_bn_act)
-DEFINITION = Engine("reference", partial(conv_bn_act, engine="reference"))
-_ENGINES = {name: Engine(name, partial(conv_bn_act, engine=name)) for name in OPERATORS}
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def resolve(impl: str, x: Tensor) -> Engine:
-    """The engine for x, the input of a convolution. "auto" follows the plan in use (`fastgan.ops.tuning`); without one
-    it is the device's default: native on a CPU where it was compiled, else the reference.
+def resolve(impl: str, x: Tensor) -> str:
+    """The name of the engine for x, the input of a convolution.
+
+    "auto" follows the plan in use (`fastgan.ops.tuning`); without one it is the device's default: native on a CPU where
+    it was compiled, else the reference.
 
     If an engine cannot run on the device (GPU too old, nothing compiled, no Triton), one warning names the reason, and
     the reference computes. Raises `FastganError` for dtypes that an engine does not support.
@@ -45,22 +56,22 @@ def resolve(impl: str, x: Tensor) -> Engine:
     return resolve_for(impl, "x", x, as_operand(x[:0]).dtype)
 
 
-def resolve_for(impl: str, name: str, x: Tensor, dtype: torch.dtype) -> Engine:
+def resolve_for(impl: str, name: str, x: Tensor, dtype: torch.dtype) -> str:
     """As `resolve`, for a tensor of that name which is computed in `dtype`."""
     impl = named(impl, x.device, dtype)
     if impl == "reference" or x.numel() == 0:
-        return DEFINITION if synchronised.processes() else REFERENCE
+        return "reference"
     if dtype not in _DTYPES:
         raise FastganError(f"{name} of dtype {dtype}: impl {impl!r} computes in torch.float32, torch.float16 and "
                            "torch.bfloat16")
     reason = why_not(impl, x.device)
     if reason:
         _warn(f"{reason}; impl {impl!r} goes on with the reference engine")
-        return DEFINITION if synchronised.processes() else REFERENCE
+        return "reference"
     if check_device(impl, x.device) and dtype == torch.bfloat16:
         raise FastganError(f"{name} of dtype torch.bfloat16: Triton's interpreter computes it wrongly, expected "
                            "torch.float32 or torch.float16")
-    return _ENGINES[impl]
+    return impl
 
 
 def named(impl: str, device: torch.device, dtype: torch.dtype) -> str:

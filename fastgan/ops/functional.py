@@ -76,8 +76,8 @@ def logistic_loss(logits: Tensor, targets: Sequence[float], *, impl: str = "auto
     check_impl(impl)
     numbers = check_logits(logits, targets)
     engine = engines.resolve_for(impl, "logits", logits, logits.dtype)
-    if engine.name != "reference":
-        return autograd.logistic_loss(logits, numbers, engine.name)
+    if engine != "reference":
+        return autograd.logistic_loss(logits, numbers, engine)
     return torch_ops.logistic_loss(logits, numbers)
 
 
@@ -87,5 +87,5 @@ def _conv_bn_act(x: Tensor, tensors: BlockTensors, conv: ConvSpec, activation: A
     size = check_convolution(x, tensors.weight, tensors.bias, conv)
     norm = as_norm_spec(x, tensors, conv, size, training=training, momentum=momentum, eps=eps,
                         stat_groups=check_groups(x, stat_groups))
-    a = engines.resolve(impl, x).conv_bn_act(x, tensors, BlockSpec(conv, norm, activation))
+    a = engines.chain(x, [(tensors, BlockSpec(conv, norm, activation))], impl)
     return a.contiguous(memory_format=torch.channels_last)

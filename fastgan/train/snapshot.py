@@ -16,13 +16,21 @@ from fastgan.errors import FastganError
 class Snapshot:
     """Copies of all tensors of `state()` and of every random state that a step could draw from, host's and device's.
 
-    `cuda` is torch.cuda, or a substitute for it.
+    As a context manager it restores them after the block. cuda: torch.cuda on a GPU, or a substitute for it.
     """
 
-    def __init__(self, state: Callable[[], list[Tensor]], device: torch.device, cuda: Any) -> None:
-        self.state, self.device, self.cuda = state, device, cuda
+    def __init__(self, state: Callable[[], list[Tensor]], device: torch.device, cuda: Any = None) -> None:
+        self.state, self.device = state, device
+        self.cuda = torch.cuda if cuda is None and device.type == "cuda" else cuda
         self.tensors = [t.detach().clone() for t in state()]
-        self.random = random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda.get_rng_state(device)
+        self.random = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        self.random_of_device = self.cuda.get_rng_state(device) if self.cuda is not None else None
+
+    def __enter__(self) -> Snapshot:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -33,11 +41,12 @@ class Snapshot:
                                "their shapes, which cannot be undone; expected all of them before the first step")
         for tensor, saved in zip(live, self.tensors, strict=True):
             tensor.copy_(saved)
-        python, numpy, host, device = self.random
+        python, numpy, host = self.random
         random.setstate(python)
         np.random.set_state(numpy)
         torch.set_rng_state(host)
-        self.cuda.set_rng_state(device, self.device)
+        if self.cuda is not None:
+            self.cuda.set_rng_state(self.random_of_device, self.device)
 
     def renew_generator(self) -> None:
         """Take the device's generator out of a capture that failed, where PyTorch has left it there."""

@@ -5,8 +5,6 @@ Measuring makes steps on noise, and undoes them: training is not affected.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor
 from fastgan.config import RunConfig
 from fastgan.errors import FastganError
 from fastgan.ops.tuning import Plan, candidates, measure, stored, table
+from fastgan.train.snapshot import Snapshot
 from fastgan.train.step import GANStep, Phase
 from fastgan.trainer.host import logger
 
@@ -52,27 +51,14 @@ def make(step: GANStep, batch: tuple[Tensor, ...], facts: dict[str, str], *, ane
     cached, trouble = stored.recall(facts)
     if trouble:
         logger.warning(trouble)
-    with undone(step, batch):
+    step.allocate(*batch)
+    with Snapshot(step.state, step.device):
         plan = measure.make(lambda: _steps(step, batch), None if anew else cached, rounds=rounds, tiles=tiles,
                             progress=progress)
     trouble = stored.remember(facts, plan)
     if trouble:
         logger.warning(trouble)
     return plan
-
-
-@contextmanager
-def undone(step: GANStep, batch: tuple[Tensor, ...]) -> Iterator[None]:
-    """Restore state and random state after the block, in which steps on such batches are made."""
-    step.allocate(*batch)
-    with torch.random.fork_rng([step.device] if step.device.type == "cuda" else []):
-        before = [tensor.detach().clone() for tensor in step.state()]
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for tensor, saved in zip(step.state(), before, strict=True):
-                    tensor.copy_(saved)
 
 
 def like_a_batch(size: int, shape: tuple[int, ...], conditional: bool, device: torch.device) -> tuple[Tensor, ...]:
@@ -104,7 +90,8 @@ def _of_folder(folder: Path, facts: dict[str, str], device: torch.device) -> Pla
 
 
 def _warn_of_unknown(plan: Plan, name: str, step: GANStep, batch: tuple[Tensor, ...]) -> None:
-    with undone(step, batch):
+    step.allocate(*batch)
+    with Snapshot(step.state, step.device):
         asked = measure.record(lambda: _steps(step, batch))
     unknown = [problem for problem in asked if problem not in plan.choices]
     if unknown and plan.engine == "plan":
