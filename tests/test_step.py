@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastgan
 from fastgan import presets
+from fastgan.config import ModelConfig, TrainConfig
 from fastgan.errors import FastganError
 from fastgan.models import build
 from fastgan.ops import tuning as plan
@@ -422,6 +423,33 @@ def test_moving_average_follows_the_generator():
         torch.testing.assert_close(parameter.detach(), (0.1 * start[key] + 0.9 * live).detach())
     for key, buffer in step.ema.module.named_buffers():
         assert torch.equal(buffer, step.generator.get_buffer(key))
+
+
+class KeepsFeatures(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 48)), nn.Unflatten(1, (3, 4, 4)))
+        self.features: list[Tensor] = []
+
+    def forward(self, z: Tensor) -> Tensor:
+        self.features = [self.net[0](z)]
+        return self.net[1](self.features[0])
+
+
+def test_moving_average_of_a_generator_that_keeps_results():
+    """`torch.nn.utils.spectral_norm` keeps the weight that it computes, which is no leaf."""
+    generator, z = KeepsFeatures(), torch.randn(5, 4)
+    generator(z)
+    discriminator = nn.Sequential(nn.Conv2d(3, 1, 4), nn.Flatten(0))
+    step = GANStep(generator, discriminator, ModelConfig(nz=4), TrainConfig(ema=0.9))
+    step(torch.randn(4, 3, 4, 4))
+    average = step.ema.module.eval()
+    weight = generator.net[0]
+    exact = KeepsFeatures().eval()
+    exact.load_state_dict(average.state_dict())
+    assert weight.weight_orig.requires_grad and not average.net[0].weight_orig.requires_grad
+    torch.testing.assert_close(average(z), exact(z))
+    assert not torch.equal(average(z), generator.eval()(z))
 
 
 @pytest.mark.parametrize("fields", [{}, {"adam_eps_hat": True, "fakes": "fresh-z"}, {"loss": "wgan-gp", "d_steps": 2}],

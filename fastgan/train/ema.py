@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+
+class _ResultsAsConstants(TorchFunctionMode):
+    """Within the block, `copy.deepcopy` detaches results of differentiable operations, which it refuses otherwise.
+
+    A network that has been called may hold some: `torch.nn.utils.spectral_norm` keeps the weight that it computes, and
+    a forward may keep features.
+    """
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
+                           kwargs: dict[str, Any] | None = None) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            args = (args[0].detach(), *args[1:])
+        return func(*args, **(kwargs or {}))
 
 
 class EMA:
@@ -20,7 +37,8 @@ class EMA:
 
     def __init__(self, network: nn.Module, decay: float, *, foreach: bool = True) -> None:
         self._network, self.decay, self.foreach = network, decay, foreach
-        self._module = copy.deepcopy(network).requires_grad_(False)
+        with _ResultsAsConstants():
+            self._module = copy.deepcopy(network).requires_grad_(False)
         self._average: list[Tensor] = list(self._module.parameters())
         self.updates = torch.zeros((), dtype=torch.float32, device=next(network.parameters()).device)
 
