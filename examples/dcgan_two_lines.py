@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastgan
-from fastgan.config import ModelConfig, TrainConfig
 from fastgan.train import GANStep, GraphedStep
 
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 500
@@ -47,9 +46,8 @@ for name, parameter in [*netG.named_parameters(), *netD.named_parameters()]:
     elif name.endswith("weight"):  # of a batch normalisation
         nn.init.normal_(parameter, 1.0, 0.02)
 
-# D's logits: the loss has the sigmoid in it
-step = GANStep(fastgan.convert(netG), fastgan.convert(netD[:-1]), ModelConfig(nz=NZ),
-               TrainConfig(lr=LR, beta1=BETAS[0], beta2=BETAS[1]))
+# without D's sigmoid: the loss takes logits
+step = GANStep(fastgan.convert(netG), fastgan.convert(netD[:-1]), nz=NZ, lr=LR, beta1=BETAS[0], beta2=BETAS[1])
 step = GraphedStep(step)  # the same calls, one CUDA graph
 
 for i in range(1, STEPS + 1):

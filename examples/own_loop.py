@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from fastgan import pictures
-from fastgan.config import ModelConfig, TrainConfig
 from fastgan.train import GANStep
 
 
@@ -40,7 +39,7 @@ def main() -> None:
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 3000
     torch.manual_seed(0)
     generator = perceptron(8, 2)
-    step = GANStep(generator, Critic(), ModelConfig(nz=8), TrainConfig(r1=0.1, lr=1e-3, beta1=0.0))
+    step = GANStep(generator, Critic(), nz=8, r1=0.1, lr=1e-3, beta1=0.0)
     for i in range(steps):
         losses = step(ring(256))
         if (i + 1) % 500 == 0:

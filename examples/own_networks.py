@@ -14,15 +14,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fastgan import pictures
-from fastgan.config import DataConfig, ModelConfig, TrainConfig
+from fastgan.config import DataConfig
 from fastgan.data import Loader, open_dataset, to_model_range, to_uint8
 from fastgan.nn import Chain, ConvBNAct, ConvTransposeBNAct, ConvTransposeBNReLU
 from fastgan.train import GANStep
 
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
 NZ, WIDTH = 64, 24
-# five updates of the critic for each of the generator
-WGAN = TrainConfig(loss="wgan-gp", gp=10.0, d_steps=5, lr=1e-4, beta1=0.0, beta2=0.9)
 
 
 class Generator(nn.Module):
@@ -58,7 +56,7 @@ device = "cuda" if torch.cuda.is_available() else "cpu"
 data = DataConfig(image_size="24", batch=64)
 loader = Loader(open_dataset(data), data, seed=0)
 generator, critic = Generator().to(device), Critic().to(device)
-step = GANStep(generator, critic, ModelConfig(nz=NZ), WGAN)
+step = GANStep(generator, critic, nz=NZ, loss="wgan-gp", gp=10.0, n_critic=5, lr=1e-4, beta1=0.0, beta2=0.9)
 
 for _ in tqdm(range(STEPS)):
     pixels, _labels = loader.next_batch()  # uint8 (64, 1, 24, 24)

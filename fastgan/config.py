@@ -25,6 +25,17 @@ except ImportError:  # only the command line needs tyro, and these annotations f
         """Takes the place of tyro's."""
 
 
+# other names of fields: those of PyTorch's DCGAN example and of papers
+ALIASES = {"source": ("data", "dataset"), "data_root": ("dataroot",), "image_size": ("imageSize",),
+           "batch": ("batch_size", "batchSize"), "epochs": ("niter",), "net_g": ("netG",), "net_d": ("netD",),
+           "outdir": ("outf",), "seed": ("manualSeed",), "d_steps": ("n_critic",)}
+
+
+def also(field: str) -> list[str]:
+    """The command line's other options for a field; that of "source" is --data."""
+    return [option(name) for name in ALIASES[field] if name != "data"]
+
+
 class _Paths:
     """Converts fields that are `os.PathLike` to str, as they are stored."""
 
@@ -38,15 +49,15 @@ class _Paths:
 class DataConfig(_Paths):
     """The images, and how they become batches."""
 
-    source: Annotated[str, arg(name="data", aliases=["--dataset"])] = "digits"
+    source: Annotated[str, arg(name="data", aliases=also("source"))] = "digits"
     """digits | mnist | fashion-mnist | cifar10 | celeba | idx:DIR | folder:DIR | npz:FILE | gaussian"""
-    data_root: Annotated[str, arg(aliases=["--dataroot"])] = "~/.cache/fastgan"
+    data_root: Annotated[str, arg(aliases=also("data_root"))] = "~/.cache/fastgan"
     """where downloaded data sets are kept"""
     split: Literal["train", "test", "all"] = "train"
     """which part of a data set; digits, gaussian and folders have only one, train"""
     holdout: int = 0
     """leave out the first N images (TensorFlow's MNIST reader keeps 5000 for validation)"""
-    image_size: Annotated[str, arg(aliases=["--imageSize"])] = "64"
+    image_size: Annotated[str, arg(aliases=also("image_size"))] = "64"
     """side length, or HEIGHTxWIDTH such as 64x96"""
     channels: Literal[1, 3, 4] | None = None
     """grey, RGB or RGBA; as the data has it when not given"""
@@ -58,7 +69,7 @@ class DataConfig(_Paths):
     """pixels in [0, 1] instead of [-1, 1]"""
     cond: bool = False
     """conditional: feed the labels to both networks through embeddings"""
-    batch: Annotated[int, arg(aliases=["--batch-size", "--batchSize"])] = 64
+    batch: Annotated[int, arg(aliases=also("batch"))] = 64
     """images per step"""
     last_batch: Literal["drop", "keep", "pad", "rollover"] = "drop"
     """an incomplete last batch: drop | keep it short | fill it from the start of the epoch | from the next epoch"""
@@ -107,7 +118,7 @@ class ModelConfig:
 class TrainConfig(_Paths):
     """Losses, optimizer and the order of updates."""
 
-    loss: Literal["bce", "minimax", "softmax", "least-squares", "hinge", "wgan-gp"] = "bce"
+    loss: Literal["bce", "minimax", "softmax", "least-squares", "hinge", "wgan", "wgan-gp"] = "bce"
     """what discriminator and generator minimise"""
     gp: float = 10.0
     """weight of WGAN's gradient penalty"""
@@ -119,7 +130,7 @@ class TrainConfig(_Paths):
     """reals count as real with probability 1 minus this, for bce and minimax"""
     d_loss_weight: float = 1.0
     """factor on the discriminator's loss (1/2 in Dive into Deep Learning)"""
-    d_steps: int = 1
+    d_steps: Annotated[int, arg(aliases=also("d_steps"))] = 1
     """discriminator updates for each generator update"""
     real_first: bool = True
     """the discriminator sees the real batch before the fakes"""
@@ -143,15 +154,21 @@ class TrainConfig(_Paths):
     """Adam's epsilon"""
     adam_eps_hat: bool = False
     """epsilon beside the raw sqrt(v), as TensorFlow and MXNet have it, instead of the bias-corrected one"""
+    grad_clip: float = 0.0
+    """clip the norm of all gradients of a network to this; 0 does not"""
+    weight_clip: float = 0.0
+    """clip the discriminator's weights to [-this, this] after each of its updates (--loss wgan); 0 does not"""
+    accumulate: int = 1
+    """equal parts of a batch whose gradients are added up before each update: less memory for large batches"""
     sync_bn: bool = False
     """of several processes (torchrun): batch statistics of the whole batch instead of each process's part of it"""
     ema: float = 0.0
     """decay per step of the moving average of the generator; 0 keeps none"""
-    epochs: Annotated[float, arg(aliases=["--niter"])] = 25
+    epochs: Annotated[float, arg(aliases=also("epochs"))] = 25
     """passes over the data"""
-    net_g: Annotated[str | None, arg(aliases=["--netG"])] = None
+    net_g: Annotated[str | None, arg(aliases=also("net_g"))] = None
     """start from these weights of the generator: netG.pth of PyTorch's DCGAN example, or a generator.safetensors"""
-    net_d: Annotated[str | None, arg(aliases=["--netD"])] = None
+    net_d: Annotated[str | None, arg(aliases=also("net_d"))] = None
     """start from these weights of the discriminator: netD.pth of PyTorch's DCGAN example"""
     steps: int | None = None
     """batches to train on; overrides epochs"""
@@ -170,9 +187,9 @@ class TrainConfig(_Paths):
 class RunConfig(_Paths):
     """Where the run computes and what it writes."""
 
-    outdir: Annotated[str, arg(aliases=["--outf"])] = "runs"
+    outdir: Annotated[str, arg(aliases=also("outdir"))] = "runs"
     """run folders are made here: 00000-digits, 00001-..."""
-    seed: Annotated[int, arg(aliases=["--manualSeed"])] = 0
+    seed: Annotated[int, arg(aliases=also("seed"))] = 0
     """seed of everything random"""
     device: str = "auto"
     """auto | cpu | cuda | cuda:N | mps"""
@@ -222,7 +239,7 @@ class Config:
         changed = {name: dataclasses.asdict(getattr(self, name)) for name in GROUPS}
         preset = values.pop("preset", self.preset)
         for key, value in values.items():
-            changed[group_of(key)][key] = value
+            changed[group_of(key)][_field(key)] = value
         return Config(preset, *(GROUPS[name](**fields) for name, fields in changed.items()))
 
     def flat(self) -> dict[str, Any]:
@@ -237,14 +254,18 @@ class Config:
         """The inverse of `flat`; a missing field takes its default, an unknown one is an error."""
         return cls().replace(**values)
 
-    def validate(self) -> Config:
-        """This configuration, or `FastganError` for the first value that cannot be."""
+    def check_values(self) -> None:
+        """Raise `FastganError` for the first field whose value cannot be, whatever the others are."""
         for name, group in GROUPS.items():
             check_types(group, vars(getattr(self, name)))
         for key, (accepted, is_right) in RULES.items():
             value = self.flat()[key]
             if value is not None and not is_right(value):
                 raise FastganError(f"{option(key)} {value}: expected {accepted}")
+
+    def validate(self) -> Config:
+        """This configuration, or `FastganError` for the first value that cannot be."""
+        self.check_values()
         parse_size(self.data.image_size)
         metric_names(self.run.metrics)
         if (self.train.loss == "softmax") != (self.model.architecture == "tf"):
@@ -253,7 +274,10 @@ class Config:
         if self.train.label_smoothing and self.train.loss not in ("bce", "minimax"):
             raise FastganError(f"--label-smoothing {self.train.label_smoothing} with --loss {self.train.loss}: "
                                "expected --loss bce or minimax")
-        if self.data.batch == 1 and self.model.architecture != "gaussian":
+        if self.data.batch % self.train.accumulate:
+            raise FastganError(f"--accumulate {self.train.accumulate} with --batch {self.data.batch}: expected equal "
+                               "parts of a batch")
+        if self.data.batch // self.train.accumulate == 1 and self.model.architecture != "gaussian":
             raise FastganError("--batch 1 with batch normalisation: statistics need at least 2 images; "
                                "expected --batch 2 or more")
         return self
@@ -267,10 +291,11 @@ _FRACTION = ("a number from 0 up to, not including, 1", lambda value: 0 <= value
 _COUNT = ("a whole number from 1 to 2^31 - 1", lambda value: 1 <= value < 2**31)
 RULES: dict[str, tuple[str, Any]] = {
     **dict.fromkeys(["lr", "lr_g", "lr_d", "bn_eps", "adam_eps", "epochs", "cache_gb", "d_loss_weight"], _POSITIVE),
-    **dict.fromkeys(["holdout", "gpu_data_gb", "workers", "gp", "r1", "gamma_std", "lr_warmup"], _NOT_NEGATIVE),
+    **dict.fromkeys(["holdout", "gpu_data_gb", "workers", "gp", "r1", "gamma_std", "lr_warmup", "grad_clip",
+                     "weight_clip"], _NOT_NEGATIVE),
     **dict.fromkeys(["beta1", "beta2", "ema", "label_smoothing"], _FRACTION),
-    **dict.fromkeys(["batch", "nz", "ngf", "ndf", "d_steps", "penalty_every", "steps", "snap", "log_every", "keep",
-                     "grid"], _COUNT),
+    **dict.fromkeys(["batch", "nz", "ngf", "ndf", "d_steps", "penalty_every", "accumulate", "steps", "snap",
+                     "log_every", "keep", "grid"], _COUNT),
     "metrics_images": ("a whole number, 100 or more", lambda value: value >= 100),
     "seed": ("a whole number from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63),
     "noise_mean": ("a finite number", math.isfinite),
@@ -286,12 +311,19 @@ def check_types(group: type, values: dict[str, Any]) -> None:
             raise FastganError(f"{option(key)} {value!r:.80}: expected {validation.describe(types[key])}")
 
 
+def _field(key: str) -> str:
+    """The field that a name, an alias or an option of the command line without its dashes means."""
+    key = key.replace("-", "_")
+    return next((field for field, others in ALIASES.items() if key in others), key)
+
+
 def group_of(key: str) -> str:
-    """The name of the group of a field, or `FastganError` with the nearest names."""
+    """The name of the group of a field, by any of its names, or `FastganError` with the nearest names."""
     for name, group in GROUPS.items():
-        if key in {f.name for f in dataclasses.fields(group)}:
+        if _field(key) in {f.name for f in dataclasses.fields(group)}:
             return name
     known = [f.name for group in GROUPS.values() for f in dataclasses.fields(group)]
+    known += [name for names in ALIASES.values() for name in names]
     raise FastganError(f"unknown option {key!r}; {nearest(key, known)}")
 
 

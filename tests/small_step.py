@@ -37,6 +37,9 @@ class SmallStep:
     def phase(self) -> str:
         return "D" if (self.steps + 1) % self.d_steps else "D and G"
 
+    def is_ready(self, phase: str) -> bool:
+        return True
+
     def run(self, phase: str, *inputs: Tensor) -> dict[str, Tensor]:
         (real,) = inputs
         fake = self.generator(self.draw(real))

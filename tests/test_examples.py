@@ -57,6 +57,11 @@ def test_own_loop(tmp_path):
     assert (tmp_path / "ring.png").stat().st_size > 10_000
 
 
+def test_own_step(tmp_path):
+    assert "diversity" in python(tmp_path, "own_step.py", "6").stdout
+    assert (tmp_path / "own_step.png").stat().st_size > 1000
+
+
 def test_own_networks(tmp_path):
     """6 steps: with 5 of the critic, G is updated."""
     assert "critic's distance:" in python(tmp_path, "own_networks.py", "6").stdout

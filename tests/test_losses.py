@@ -34,6 +34,7 @@ TERMS = {
                 lambda x: math.exp(log_softmax(x, 1))),
     "least-squares": (lambda r: (r - 1) ** 2 / 2, lambda f: f**2 / 2, lambda f: (f - 1) ** 2 / 2, lambda x: x),
     "hinge": (lambda r: max(0, 1 - r), lambda f: max(0, 1 + f), lambda f: -f, lambda x: 1 / (1 + math.exp(-x))),
+    "wgan": (lambda r: -r, lambda f: f, lambda f: -f, lambda x: x),
     "wgan-gp": (lambda r: -r, lambda f: f, lambda f: -f, lambda x: x),
 }
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastgan import presets
 from fastgan.data import to_model_range
+from fastgan.errors import FastganError
 from fastgan.models import build
 from fastgan.presets import PRESETS
 from fastgan.train.step import GANStep
@@ -234,3 +235,12 @@ def test_oreilly_generator_leaves_the_last_row_and_column_grey():
     image = generator(torch.randn(2, 100))
     assert torch.all(image[..., 27, :] == 0) and torch.all(image[..., 27] == 0)
     assert torch.all(image[..., :27, :27] != 0)
+
+
+def test_options_by_every_name_of_the_command_line():
+    config = presets.get("dcgan-64", batchSize=8, niter=3, n_critic=2, dataset="mnist", imageSize="32", manualSeed=5,
+                         **{"lr-g": 1e-3, "data-root": "there"})
+    assert config == presets.get("dcgan-64", batch=8, epochs=3, d_steps=2, source="mnist", image_size="32", seed=5,
+                                 lr_g=1e-3, data_root="there")
+    with pytest.raises(FastganError, match="unknown option 'n_crtic'; did you mean n_critic"):
+        presets.get("dcgan-64", n_crtic=2)

@@ -57,7 +57,7 @@ def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
 
 def moments(step: GANStep) -> list[Tensor]:
     """Of both Adams, and how many updates there were."""
-    return [tensor for adam in (step.adam_g, step.adam_d)
+    return [tensor for adam in (step.optimizer_g, step.optimizer_d)
             for tensor in (adam.updates, *(moment for state in adam.state.values() for moment in state.values()))]
 
 
@@ -185,7 +185,7 @@ def test_unused_frozen_and_unfrozen_parameters_are_those_of_plain_pytorch(unused
         torch.testing.assert_close(mine.state_dict(), theirs.state_dict(), rtol=1e-9, atol=1e-11)
         assert all(p.requires_grad == q.requires_grad for p, q in
                    zip(mine.parameters(), theirs.parameters(), strict=True))
-    assert [*step.adam_g.updates.tolist(), *step.adam_d.updates.tolist()] == list(updates.values())
+    assert [*step.optimizer_g.updates.tolist(), *step.optimizer_d.updates.tolist()] == list(updates.values())
 
 
 def test_a_step_with_frozen_parameters_continues_bit_for_bit():
@@ -350,8 +350,8 @@ def test_d_steps(fakes):
         assert changed(before, parameters(step)) == ({"generator", "discriminator"} if both else {"discriminator"})
         assert ("loss_g" in record) == both
     assert step.steps == 6
-    assert (step.adam_d.updates == 6).all()
-    assert (step.adam_g.updates == 2).all()
+    assert (step.optimizer_d.updates == 6).all()
+    assert (step.optimizer_g.updates == 2).all()
 
 
 def test_record():
@@ -619,7 +619,7 @@ def test_learning_rate_schedule(kind, expected):
     real, rates = batch(step), []
     for _ in range(9):
         step(real)
-        rates.append([step.adam_g.rate.item(), step.adam_d.rate.item()])
+        rates.append([step.optimizer_g.rate.item(), step.optimizer_d.rate.item()])
     assert rates == [[pytest.approx(0.1 * f, abs=1e-7), pytest.approx(0.2 * f, abs=1e-7)] for f in expected]
 
 

@@ -126,8 +126,9 @@ def test_frozen_number_is_found(monkeypatch, freeze):
     """So can it in the schedule and in Adam's count, were they Python's."""
     steps: dict[int, GANStep] = {}
     if freeze == "learning rate":
-        monkeypatch.setattr(schedule, "apply", lambda config, t, total, adams: [
-            step.adam_d.rate.fill_(1e-3 / (step.steps + 1)) for step in steps.values() if step.adam_d is adams[1]])
+        monkeypatch.setattr(schedule, "apply", lambda config, t, total, optimizers: [
+            step.optimizer_d.rate.fill_(1e-3 / (step.steps + 1)) for step in steps.values()
+            if step.optimizer_d is optimizers[1]])
 
     def frozen() -> GANStep:
         step = steps[len(steps)] = make("dcgan-64", lr_schedule="linear")()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.config import TrainConfig
-from fastgan.errors import FastganError
+from fastgan.errors import FastganError, first_line
 from fastgan.nn import Chain, frozen, stat_groups
 from fastgan.nn.groups import is_divisible, takes_channels_last
-from fastgan.train.losses import LOSSES, gradient_penalty, r1_penalty
+from fastgan.ops.numerics import HALF
+from fastgan.train.losses import (
+    LOSSES,
+    PROBABILITY_LOSSES,
+    as_loss,
+    ends_in_sigmoid,
+    gradient_penalty,
+    r1_penalty,
+)
 from fastgan.train.precision import autocast
 from fastgan.train.processes import SingleProcess
 from fastgan.train.static_buffers import StaticBuffers
+
+logger = logging.getLogger("fastgan")
 
 
 @dataclass(frozen=True)
@@ -40,12 +51,15 @@ ALL_SAVINGS = Savings()
 class GANLosses:
     """A generator, a discriminator, and what they minimise. Arguments as those of `GANStep`."""
 
-    def __init__(self, generator: nn.Module, discriminator: nn.Module, config: TrainConfig, precision: str,
+    def __init__(self, generator: nn.Module, discriminator: nn.Module, config: TrainConfig, loss: Any, precision: str,
                  savings: Savings, processes: SingleProcess) -> None:
         self.generator, self.discriminator, self.config = generator, discriminator, config
         self.precision, self.savings, self.processes = precision, savings, processes
         self.device = next(p.device for network in (generator, discriminator) for p in network.parameters())
-        self.loss = LOSSES[config.loss]
+        self.loss = as_loss(loss or config.loss)
+        self._flat = loss is None and config.loss != "softmax"  # a loss of the user's takes what the network returns
+        self._z_shape: tuple[int, ...] | None = None  # of one latent vector as the generator takes it
+        self._judged = False  # whether the discriminator has returned logits with a gradient
         self.impl = next((module.impl for module in discriminator.modules() if isinstance(module, Chain)), "auto")
         self._divisible = is_divisible(discriminator)
         self._channels_last = takes_channels_last(discriminator)
@@ -62,15 +76,60 @@ class GANLosses:
                 for name, network in (("generator", self.generator), ("discriminator", self.discriminator))}
 
     def generate(self, z: Tensor, condition: tuple[Tensor, ...]) -> Tensor:
+        """Images of latent vectors z (N, nz), which a generator may take as (N, nz, 1, 1)."""
         with autocast(self.precision, self.device):
-            return _tensor(self.generator(z, *condition), "generator", "images")
+            if self._z_shape is None:
+                return self._generate_first(z, condition)
+            return _tensor(self.generator(z.view(len(z), *self._z_shape), *condition), "generator", "images")
+
+    def _generate_first(self, z: Tensor, condition: tuple[Tensor, ...]) -> Tensor:
+        """`generate`, in the first shape of z that the generator takes."""
+        errors = []
+        for shape in ((z.shape[1],), (z.shape[1], 1, 1)):
+            try:
+                images = self.generator(z.view(len(z), *shape), *condition)
+            except Exception as error:
+                if not _is_about_inputs(error):
+                    raise
+                errors.append(error)
+                continue
+            self._z_shape = shape
+            return _tensor(images, "generator", "images")
+        raise FastganError(f"the generator takes neither z {tuple(z.shape)} ({first_line(errors[0])}) nor z "
+                           f"{(*z.shape, 1, 1)} ({first_line(errors[1])})") from errors[0]
 
     def judge(self, images: Tensor, *condition: Tensor) -> Tensor:
-        """The discriminator's logits, no narrower than float32."""
+        """The discriminator's logits (N,), or as many for each image as it returns, no narrower than float32."""
         images = images if self._channels_last else images.contiguous()
-        with autocast(self.precision, self.device):
-            logits = _tensor(self.discriminator(images, *condition), "discriminator", "logits")
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        try:
+            with autocast(self.precision, self.device):
+                output = self.discriminator(images, *condition)
+        except Exception as error:
+            if self._judged or not _is_about_inputs(error):
+                raise
+            raise FastganError(f"the discriminator does not take images {tuple(images.shape)}"
+                               f"{' and labels' if condition else ''}: {first_line(error)}") from error
+        logits = _tensor(output, "discriminator", "logits")
+        if not self._judged and logits.requires_grad:
+            self._check_logits(logits, len(images))
+            self._judged = True
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits.flatten() if self._flat else logits
+
+    def _check_logits(self, logits: Tensor, count: int) -> None:
+        """Of the first call. With a sigmoid at the end, the loss becomes that of probabilities."""
+        if logits.numel() % count:
+            raise FastganError(f"the discriminator returned logits {tuple(logits.shape)} for {count} images; expected "
+                               f"({count},), or equally many for each image")
+        name = next((name for name, loss in LOSSES.items() if loss is self.loss), "")
+        if name not in PROBABILITY_LOSSES or not ends_in_sigmoid(logits):
+            return
+        if self.precision in HALF:
+            raise FastganError(f"the discriminator ends in a sigmoid, whose result is rounded in {self.precision}; "
+                               f"expected one without it, as the loss {name!r} takes logits, or precision fp32")
+        logger.warning(f"the discriminator ends in a sigmoid: {name!r} is computed from probabilities; without the "
+                       "sigmoid it is computed from logits, which is faster and more accurate")
+        self.loss = PROBABILITY_LOSSES[name]
 
     def discriminator_loss(self, buffers: StaticBuffers, penalty: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """(loss, D(x), D(G(z))), scalars; the loss with its gradient penalty where there is one."""
@@ -82,11 +141,12 @@ class GANLosses:
             halves = list(logits.chunk(2))
         else:
             real = real.detach().requires_grad_(r1)
-            both = (real, buffers.fake) if config.real_first else (buffers.fake, real)
-            halves = [self.judge(images, *condition) for images in both]
+            order = (real, buffers.fake) if config.real_first else (buffers.fake, real)
+            halves = [self.judge(images, *condition) for images in order]
         real_logits, fake_logits = halves if config.real_first else halves[::-1]
         (loss_real, d_real), (loss_fake, d_fake) = self._real_loss(real_logits), self._fake_loss(fake_logits)
-        loss = loss_real + loss_fake
+        both = self.loss.both
+        loss = loss_real + loss_fake if both is None else self._weighted(both(real_logits, fake_logits))
         if penalty and config.loss == "wgan-gp":
             value = gradient_penalty(self.judge, buffers.real, buffers.fake, condition, self.processes.shard)
             loss = loss + config.penalty_every * config.gp * value
@@ -113,6 +173,12 @@ class GANLosses:
         """The generator's loss through the current discriminator."""
         with frozen(self.discriminator) if self.savings.frozen else nullcontext():
             return self.loss.generator(self.judge(fake, *condition), self.impl)
+
+
+def _is_about_inputs(error: Exception) -> bool:
+    """Whether a network may have raised this because of the shape or number of its inputs; subclasses have subjects of
+    their own, such as memory."""
+    return type(error) in (RuntimeError, TypeError, ValueError, IndexError, AssertionError, FastganError)
 
 
 def _tensor(output: Any, network: str, what: str) -> Tensor:

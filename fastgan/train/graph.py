@@ -21,9 +21,11 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from fastgan.errors import FastganError, first_line
 from fastgan.train.capture import collector_stopped, waiting_is_an_error
+from fastgan.train.ema import EMA
 from fastgan.train.processes import SingleProcess
 from fastgan.train.snapshot import Snapshot, distance
 
@@ -40,6 +42,9 @@ class Capturable(Protocol):
 
     def phase(self) -> Hashable:
         """Which shape of work the next call is; there is a graph for each."""
+
+    def is_ready(self, phase: Any) -> bool:
+        """Whether all state exists that `run` changes. If not, the next call runs eagerly, to make it."""
 
     def run(self, phase: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The device's work of one call, on tensors only; changes nothing on the host that a later call reads."""
@@ -102,7 +107,7 @@ class GraphedStep:
         if self.inputs:
             _check_like(self.inputs, inputs)
         phase = self.step.phase()
-        if phase not in self._captured and not self._try_to_capture(phase, inputs):
+        if phase not in self._captured and not (self.step.is_ready(phase) and self._try_to_capture(phase, inputs)):
             return self.step(*inputs)
         outputs = self._replay(self._captured[phase], inputs)
         self.step.advance(phase, *inputs)
@@ -113,6 +118,26 @@ class GraphedStep:
     def description(self) -> str:
         """How steps are made, for logs."""
         return f"eager: {self.failure}" if self.failure else "one CUDA graph a step"
+
+    @property
+    def ema(self) -> EMA | None:
+        """The moving average of a `GANStep`'s generator, if it has one."""
+        return getattr(self.step, "ema", None)
+
+    @property
+    def optimizers(self) -> tuple[Optimizer, Optimizer]:
+        """The generator's and the discriminator's, of a `GANStep`."""
+        found: tuple[Optimizer, Optimizer] = self.step.optimizers  # type: ignore[attr-defined]
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of a `GANStep`."""
+        state: dict[str, Any] = self.step.state_dict()  # type: ignore[attr-defined]
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load that of a `GANStep`, whose graphs stay in use unless an optimizer replaces tensors."""
+        self.step.load_state_dict(state)  # type: ignore[attr-defined]
 
     def close(self) -> None:
         """Give back the graphs and their memory; what they returned stays readable."""

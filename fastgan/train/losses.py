@@ -5,6 +5,7 @@
     softmax         cross-entropy of two classes, fake 0 and real 1; logits (N, 2)          G: fakes as class 1
     least-squares   D: (E[(r - 1)^2] + E[f^2]) / 2                  G: E[(f - 1)^2] / 2     Mao et al. 2017
     hinge           D: E[max(0, 1 - r)] + E[max(0, 1 + f)]          G: -E[f]                Lim and Ye 2017
+    wgan            D: E[f] - E[r], with clipped weights            G: -E[f]                Arjovsky et al. 2017
     wgan-gp         D: E[f] - E[r] + gradient penalty               G: -E[f]                Gulrajani et al. 2017
 
 One-sided label smoothing s (Salimans et al. 2016) of bce and minimax: reals count as real with probability 1 - s.
@@ -13,7 +14,7 @@ One-sided label smoothing s (Salimans et al. 2016) of bce and minimax: reals cou
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +22,9 @@ from torch.nn import functional as F
 
 from fastgan import ops
 from fastgan.data.order import WHOLE, Shard
+from fastgan.errors import FastganError
 
+Criterion = Callable[[Tensor, Tensor], Tensor]  # (x, targets) -> ()
 LossAndScore = tuple[Tensor, Tensor]  # scalars: a loss, and the mean probability, or logit, that images are real
 
 
@@ -32,6 +35,7 @@ class Loss(NamedTuple):
     fake: Callable[..., LossAndScore]  # (logits, impl="auto")
     generator: Callable[..., Tensor]  # (logits of fakes, impl="auto") -> ()
     score: Callable[[Tensor], Tensor] = lambda logits: logits  # logits -> (N,), whose gradient R1 penalises
+    both: Callable[[Tensor, Tensor], Tensor] | None = None  # (of reals, of fakes) -> (), instead of `real` + `fake`
 
 
 def _logistic(logits: Tensor, target: float, impl: str) -> LossAndScore:
@@ -60,6 +64,7 @@ def _sigmoid(loss: Tensor, logits: Tensor) -> LossAndScore:
     return loss, torch.sigmoid(logits.detach()).mean()
 
 
+_WGAN = Loss(lambda x, *_: _score(-x.mean(), x), lambda x, *_: _score(x.mean(), x), lambda x, *_: -x.mean())
 # only the logistic losses have smoothing and kernels
 LOSSES = {
     "bce": Loss(_real, _fake, lambda x, impl="auto": _logistic(x, 1.0, impl)[0]),
@@ -70,8 +75,59 @@ LOSSES = {
                           lambda x, *_: _score(x.square().mean() / 2, x), lambda x, *_: (x - 1).square().mean() / 2),
     "hinge": Loss(lambda x, *_: _sigmoid(F.relu(1 - x).mean(), x), lambda x, *_: _sigmoid(F.relu(1 + x).mean(), x),
                   lambda x, *_: -x.mean()),
-    "wgan-gp": Loss(lambda x, *_: _score(-x.mean(), x), lambda x, *_: _score(x.mean(), x), lambda x, *_: -x.mean()),
+    "wgan": _WGAN,
+    "wgan-gp": _WGAN,
 }
+
+
+def _of_criterion(criterion: Criterion) -> Loss:
+    def towards(x: Tensor, target: float) -> Tensor:
+        return criterion(x, torch.full_like(x, target))
+
+    return Loss(lambda x, smoothing=0.0, *_: _score(towards(x, 1 - smoothing), x),
+                lambda x, *_: _score(towards(x, 0.0), x), lambda x, *_: towards(x, 1.0))
+
+
+def _binary_cross_entropy(x: Tensor, target: float) -> Tensor:
+    return F.binary_cross_entropy(x, torch.full_like(x, target))
+
+
+# of probabilities, which a discriminator that ends in a sigmoid returns
+PROBABILITY_LOSSES = {
+    "bce": _of_criterion(F.binary_cross_entropy),
+    "minimax": _of_criterion(F.binary_cross_entropy)._replace(generator=lambda x, *_: -_binary_cross_entropy(x, 0.0)),
+}
+
+
+def as_loss(given: str | Criterion | tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]) -> Loss:
+    """The objectives that a name of `LOSSES` or functions of the user's define.
+
+    A function takes logits and their targets, 1 for real and 0 for fake, such as `nn.MSELoss()`. A pair of functions is
+    the discriminator's loss, of the logits of reals and of fakes, and the generator's, of the logits of fakes. Raises
+    `FastganError` for anything else.
+    """
+    if isinstance(given, str) and given in LOSSES:
+        return LOSSES[given]
+    if isinstance(given, tuple) and len(given) == 2 and all(map(callable, given)):
+        discriminator, generator = given
+        return LOSSES["wgan"]._replace(both=discriminator, generator=lambda x, *_: generator(x))
+    if callable(given):
+        return _of_criterion(given)
+    raise FastganError(f"loss {given!r}: expected {', '.join(LOSSES)}, a function of logits and targets, or a pair of "
+                       "functions: of the logits of reals and fakes, and of the logits of fakes")
+
+
+def ends_in_sigmoid(logits: Tensor) -> bool:
+    """Whether a differentiable tensor is the result of a sigmoid, but for its shape."""
+    node: Any = logits.grad_fn
+    while node is not None and node.name().startswith(_OF_SHAPE):
+        node = node.next_functions[0][0]
+    return node is not None and node.name() == "SigmoidBackward0"
+
+
+# operations that change no value
+_OF_SHAPE = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Select", "Flatten", "Alias", "ToCopy", "Clone",
+             "Permute", "Transpose", "Expand", "AsStrided")
 
 
 def gradient_penalty(discriminator: Callable[..., Tensor], real: Tensor, fake: Tensor,

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -31,9 +32,10 @@ def factor(config: TrainConfig, t: Tensor, total: Tensor) -> Tensor:
     return decay * ((t + 1) / config.lr_warmup).clamp(max=1) if config.lr_warmup else decay
 
 
-def apply(config: TrainConfig, t: Tensor, total: Tensor, optimizers: list[DeviceAdam]) -> None:
+def apply(config: TrainConfig, t: Tensor, total: Tensor, optimizers: Sequence[object]) -> None:
     """Set the learning rates of step t; those of a constant schedule never change."""
     if config.lr_schedule != "constant" or config.lr_warmup:
         scale = factor(config, t, total)
         for adam in optimizers:
+            assert isinstance(adam, DeviceAdam)  # other optimizers have no schedule
             adam.rate.copy_(scale * adam.defaults["lr"])

@@ -6,6 +6,8 @@ metrics. The batch and the noise that caused it can then still be examined.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,20 @@ class StaticBuffers:
         self.labels = None if labels is None else torch.cat([labels, labels])
         first, second = self.images.split(count)
         self.real, self.fake = (first, second) if real_first else (second, first)
+
+    def parts(self, count: int) -> list[StaticBuffers]:
+        """The inputs in `count` equal parts, whose `images` are copies."""
+        if count == 1:
+            return [self]
+        size, parts = len(self.real) // count, []
+        for begin in range(0, len(self.real), size):
+            rows, part = slice(begin, begin + size), copy.copy(self)
+            part.z, part.z_fresh, part.real, part.fake = (
+                tensor[rows] for tensor in (self.z, self.z_fresh, self.real, self.fake))
+            part.images = torch.cat([part.real, part.fake] if self.real_first else [part.fake, part.real])
+            part.labels = None if self.labels is None else self.labels[rows].repeat(2)
+            parts.append(part)
+        return parts
 
     @property
     def condition(self) -> tuple[Tensor, ...]:

@@ -13,10 +13,11 @@ repeats that step and marks it in the metrics buffer, until the host reads it.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from fastgan import memory
 from fastgan.config import ModelConfig, TrainConfig
@@ -27,13 +28,19 @@ from fastgan.ops.casts import Casts
 from fastgan.ops.numerics import HALF, products
 from fastgan.train import schedule
 from fastgan.train.ema import EMA
-from fastgan.train.gan_losses import ALL_SAVINGS, GANLosses, Savings
+from fastgan.train.gan_losses import ALL_SAVINGS, Savings
 from fastgan.train.loss_scale import LossScale
 from fastgan.train.metrics_buffer import MetricsBuffer
-from fastgan.train.optim import DeviceAdam, make_adam
+from fastgan.train.optim import make_adam
+from fastgan.train.optimizers import GuardedOptimizer, check_optimizers
+from fastgan.train.options import LossOption, StepOptions, configure
 from fastgan.train.precision import choose
-from fastgan.train.processes import Gradients, SingleProcess
+from fastgan.train.processes import SingleProcess
 from fastgan.train.static_buffers import StaticBuffers, copy_unless
+from fastgan.train.updates import GANUpdates
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["GANStep", "Phase", "Savings"]
 
@@ -45,38 +52,60 @@ class Phase(NamedTuple):
     penalty: bool
 
 
-class GANStep(GANLosses):
+class GANStep(GANUpdates):
     """Both networks with their optimizers and the moving average; calling it makes one step.
+
+        step = GANStep(netG, netD, nz=100, loss="bce", lr=2e-4)
+        metrics = step(real)
 
     Parameters that the networks do not use, or that are frozen or unfrozen between two steps, are treated as PyTorch
     treats them under an Adam over all parameters. A discriminator that consists of layers of torch.nn and fastgan alone
     is given images in channels_last; one with a `forward` of its own, which may call `view`, in NCHW.
 
     Args:
-        generator: z (N, nz) [, labels (N,)] -> images. discriminator: images [, labels] -> logits (N,) or (N, 2).
-        model: the noise. train: losses, optimizer and the order of updates.
+        generator: z (N, nz) or (N, nz, 1, 1) [, labels (N,)] -> images.
+        discriminator: images [, labels (N,)] -> logits (N,), or equally many for each image; (N, 2) for the loss
+            "softmax". If it ends in a sigmoid, "bce" and "minimax" are computed from probabilities.
+        model: the noise. train: losses, optimizer and the order of updates. options: fields of both, one by one, as in
+            the example above; they take precedence.
+        loss: a name (`losses.py`); a function of logits and targets such as `nn.MSELoss()`; or a pair of functions, the
+            discriminator's of the logits of reals and of fakes, and the generator's of the logits of fakes.
+        optimizers: of the generator and of the discriminator, from `torch.optim`; two Adams when not given. On a GPU
+            they are made capturable, and their learning rates become tensors.
         precision: "fp32", "tf32", "bf16", "fp16" or "auto" (`precision.py`).
         savings: which work of the textbook step is left out. history: steps whose metrics are kept on the device.
         processes: the processes that share each batch, when there are several.
+
+    With `n_critic` k, each k-th call updates the generator, too. With `accumulate` k, a call adds up the gradients of k
+    equal parts of the batch before each update; batch statistics are those of each part.
 
     Attributes:
         steps: how many were made, on the host. total: how many there will be, on the device, for schedules.
         metrics_buffer: the metrics of the last steps. buffers: the inputs of the last one.
     """
 
-    def __init__(self, generator: nn.Module, discriminator: nn.Module, model: ModelConfig, train: TrainConfig, *,
-                 precision: str = "auto", savings: Savings = ALL_SAVINGS, history: int = 1,
-                 processes: SingleProcess | None = None) -> None:
+    def __init__(self, generator: nn.Module, discriminator: nn.Module, model: ModelConfig | None = None,
+                 train: TrainConfig | None = None, *, loss: LossOption = None,
+                 optimizers: tuple[Optimizer, Optimizer] | None = None, precision: str = "auto",
+                 savings: Savings = ALL_SAVINGS, history: int = 1, processes: SingleProcess | None = None,
+                 **options: Unpack[StepOptions]) -> None:
+        model, train = configure(model, train, loss, optimizers, options)
         self._parameters: list[list[Tensor]] = [[p for p in network.parameters() if p.is_floating_point()]
                                                 for network in (generator, discriminator)]
         device = next(p.device for params in self._parameters for p in params)
         precision = choose(precision, device) if precision == "auto" else precision
-        super().__init__(generator, discriminator, train, precision, savings, processes or SingleProcess())
+        super().__init__(generator, discriminator, train, None if isinstance(loss, str) else loss, precision, savings,
+                         processes or SingleProcess())
         self.noise = Noise(model.noise, model.noise_mean, model.nz)
         self._requires_grad: list[bool] = []
+        if optimizers is None:
+            self.optimizer_g, self.optimizer_d = (
+                make_adam(params, lr or train.lr, train, fused=savings.fused_adam)
+                for params, lr in zip(self._parameters, (train.lr_g, train.lr_d), strict=True))
+        else:
+            check_optimizers(optimizers, (generator, discriminator))
+            self.optimizer_g, self.optimizer_d = (GuardedOptimizer(optimizer, device) for optimizer in optimizers)
         self._find_trainable()
-        self.adam_g, self.adam_d = (make_adam(params, lr or train.lr, train, fused=savings.fused_adam)
-                                    for params, lr in zip(self._parameters, (train.lr_g, train.lr_d), strict=True))
         self.ema = EMA(generator, train.ema, foreach=savings.foreach_ema) if train.ema else None
         self.scale = LossScale(precision == "fp16", device)
         # `state` is called before every replay, so it does not walk through all modules
@@ -87,7 +116,8 @@ class GANStep(GANLosses):
         self.t = torch.zeros((), dtype=torch.int64, device=device)
         self.total = torch.full_like(self.t, train.steps or 1)
         self.halted = torch.zeros((), dtype=torch.float32, device=device)
-        self._one = torch.ones((), dtype=self.adam_g.rate.dtype, device=device)  # gradient of a loss
+        wide = torch.promote_types(self.params_g[0].dtype, torch.float32)
+        self._one = torch.ones((), dtype=wide, device=device)  # gradient of a loss
         self.metrics_buffer = MetricsBuffer(history, device)
         self.buffers: StaticBuffers | None = None
         self._buffers: dict[int, StaticBuffers] = {}  # by batch size
@@ -111,6 +141,18 @@ class GANStep(GANLosses):
         return Phase((self.steps + 1) % config.d_steps == 0,
                      config.penalised and self.steps % config.penalty_every == 0)
 
+    def is_ready(self, phase: Phase) -> bool:
+        """Whether all state exists that a step of this phase changes: optimizers of the user's make it at first use."""
+        used = [self.optimizer_d, *([self.optimizer_g] if phase.both else [])]
+        return all(optimizer.is_ready for optimizer in used if isinstance(optimizer, GuardedOptimizer))
+
+    @property
+    def optimizers(self) -> tuple[Optimizer, Optimizer]:
+        """The generator's and the discriminator's."""
+        first, second = (optimizer.optimizer if isinstance(optimizer, GuardedOptimizer) else optimizer
+                         for optimizer in (self.optimizer_g, self.optimizer_d))
+        return first, second
+
     def _find_trainable(self) -> None:
         """Update the lists of parameters that require gradients: between two steps some may be frozen or unfrozen."""
         requires_grad = [p.requires_grad for params in self._parameters for p in params]
@@ -131,20 +173,18 @@ class GANStep(GANLosses):
         with products(self.precision), self.casts.lent(), synchronised.over(merged):
             self.scale.begin()
             buffers = self._fill_buffers(real, labels)
-            schedule.apply(self.config, self.t, self.total, [self.adam_g, self.adam_d])
-            reuse = phase.both and self.config.fakes == "reuse"
-            with torch.set_grad_enabled(reuse):
-                fake = self.generate(buffers.z, buffers.condition)
-            if fake.shape != buffers.fake.shape:  # which copy_ would broadcast
-                raise FastganError(f"the generator returned images {tuple(fake.shape)}; expected "
-                                   f"{tuple(buffers.fake.shape)}, as the real ones are")
-            buffers.fake.copy_(fake.detach())
-            metrics, skip = self._update_discriminator(buffers, phase)
+            schedule.apply(self.config, self.t, self.total, [self.optimizer_g, self.optimizer_d])
+            reuse = phase.both and self.config.fakes == "reuse" and self.config.accumulate == 1
+            for part in buffers.parts(self.config.accumulate):
+                with torch.set_grad_enabled(reuse):
+                    fake = self.generate(part.z, part.condition)
+                if fake.shape != part.fake.shape:  # which copy_ would broadcast
+                    raise FastganError(f"the generator returned images {tuple(fake.shape)}; expected "
+                                       f"{tuple(part.fake.shape)}, as the real ones are")
+                part.fake.copy_(fake.detach())
+            metrics, skip = self._update_discriminator(buffers, phase.penalty)
             if phase.both:
-                if not reuse:
-                    z = buffers.z_fresh if self.config.fakes == "fresh-z" else buffers.z
-                    fake = self.generate(z, buffers.condition)
-                more, skip = self._update_generator(fake, buffers, skip)
+                more, skip = self._update_generator(fake if reuse else None, buffers, skip)
                 metrics |= more
             self.scale.update()
             return self._finish(buffers, metrics, skip)
@@ -166,6 +206,7 @@ class GANStep(GANLosses):
     def allocate(self, real: Tensor, labels: Tensor | None = None) -> None:
         """Allocate the static buffers for batches of this size, unless they exist. Each step calls this, too."""
         if len(real) not in self._buffers:
+            self._check_batch(real)
             if self.device.type == "cpu":
                 memory.keep_freed()
             # in 16 bits where D's first convolution would round them, as autocast does but with float64; penalties are
@@ -174,6 +215,14 @@ class GANStep(GANLosses):
             dtype = HALF.get(self.precision, real.dtype) if rounded else real.dtype
             self._buffers[len(real)] = StaticBuffers(self.noise.nz, real, labels, self.config.real_first, dtype,
                                                      self._channels_last)
+
+    def _check_batch(self, real: Tensor) -> None:
+        if not real.is_floating_point():
+            raise FastganError(f"a batch of dtype {real.dtype}: expected floating-point images, such as "
+                               "bytes / 127.5 - 1")
+        if len(real) % self.config.accumulate:
+            raise FastganError(f"a batch of {len(real)} images with accumulate={self.config.accumulate}: expected a "
+                               "multiple of it")
 
     def _fill_buffers(self, real: Tensor, labels: Tensor | None) -> StaticBuffers:
         self.allocate(real, labels)
@@ -185,70 +234,6 @@ class GANStep(GANLosses):
         if labels is not None and buffers.labels is not None:
             copy_unless(halted, buffers.labels, torch.cat([labels, labels]))
         return buffers
-
-    def _update_discriminator(self, buffers: StaticBuffers, phase: Phase) -> tuple[dict[str, Tensor], Tensor]:
-        self.adam_d.zero_grad(set_to_none=True)  # of an interrupted step, or of the user's own backward pass
-        if self.together or phase.penalty:
-            loss, d_real, d_fake = self.discriminator_loss(buffers, phase.penalty)
-            grads, scalars = self._gradients(loss, self.params_d, loss.detach(), d_real, d_fake)
-        else:
-            grads, scalars = self._gradients_by_halves(buffers)
-        loss, d_real, d_fake = scalars
-        norm, skip = self._descend(loss, grads, self.params_d, self.adam_d, self.halted)
-        self.casts.refresh(self.params_d)
-        return {"loss_d": loss, "grad_norm_d": norm, "d_real": d_real, "d_fake": d_fake}, skip
-
-    def _gradients_by_halves(self, buffers: StaticBuffers) -> tuple[Gradients, list[Tensor]]:
-        """Gradients and scalars of `discriminator_loss`, with the activations of one half at a time in memory.
-
-        The second half's gradients are added to the first's one by one, as they come.
-        """
-        halves = [(buffers.real, self._real_loss), (buffers.fake, self._fake_loss)]
-        (first, first_loss), (second, second_loss) = halves if self.config.real_first else halves[::-1]
-        loss, d_first = first_loss(self.judge(first, *buffers.condition))
-        self.scale(loss).backward(self._one, inputs=self.params_d)
-        before = loss.detach()
-        loss, d_second = second_loss(self.judge(second, *buffers.condition))
-        d_real, d_fake = (d_first, d_second) if self.config.real_first else (d_second, d_first)
-        return self._gradients(loss, self.params_d, before + loss.detach(), d_real, d_fake)
-
-    def _gradients(self, loss: Tensor, params: list[Tensor], *scalars: Tensor) -> tuple[Gradients, list[Tensor]]:
-        """Gradients of a loss, and `scalars`; both averaged over processes."""
-        return self.processes.gradients(self.scale(loss), self._one, params, list(scalars))
-
-    def _update_generator(self, fake: Tensor, buffers: StaticBuffers,
-                          skip: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        loss = self.generator_loss(fake, buffers.condition)
-        self.adam_g.zero_grad(set_to_none=True)
-        unused = [] if self.savings.frozen else self.params_d
-        grads, (loss,) = self._gradients(loss, [*self.params_g, *unused], loss.detach())
-        norm, skip = self._descend(loss, grads[: len(self.params_g)], self.params_g, self.adam_g, skip)
-        if self.ema is not None:
-            self.ema.update(skip)
-        return {"loss_g": loss, "grad_norm_g": norm}, skip
-
-    def _descend(self, loss: Tensor, grads: Gradients, params: list[Tensor], adam: DeviceAdam,
-                 skip: Tensor) -> tuple[Tensor, Tensor]:
-        """Step, and drop the gradients; no step where `skip` holds 1 or something is not finite. Parameters without a
-        gradient, as the network does not use them, are left alone.
-
-        Returns (norm of all gradients, 1.0 where the step was skipped), both scalars on the device.
-        """
-        for parameter, grad in zip(params, grads, strict=True):
-            if grad is None:
-                continue
-            # fused Adam walks through memory: it would misread a gradient in another order of dimensions
-            same = grad.stride() == parameter.stride()
-            parameter.grad = grad if same else torch.empty_like(parameter).copy_(grad)
-        self.scale.undo(adam)
-        norms = torch._foreach_norm([p.grad for p in params if p.grad is not None])
-        norm = torch.linalg.vector_norm(torch.stack(norms))
-        # times 0, what is not finite is NaN, and not 0: half the launches of isfinite
-        skip = torch.maximum(skip, (norm + loss.detach()) * 0 != 0)
-        adam.found_inf = skip
-        adam.step()
-        adam.zero_grad(set_to_none=True)
-        return norm, skip
 
     @torch.no_grad()
     def _finish(self, buffers: StaticBuffers, metrics: dict[str, Tensor], skip: Tensor) -> dict[str, Tensor]:
@@ -271,8 +256,8 @@ class GANStep(GANLosses):
         Always the same tensors, until parameters are frozen or unfrozen.
         """
         self._find_trainable()
-        return [*(tensors[key] for tensors, key in self._state_of_networks), *self.adam_g.tensors(),
-                *self.adam_d.tensors(), *self.scale.tensors(), *([] if self.ema is None else self.ema.tensors()),
+        return [*(tensors[key] for tensors, key in self._state_of_networks), *self.optimizer_g.tensors(),
+                *self.optimizer_d.tensors(), *self.scale.tensors(), *([] if self.ema is None else self.ema.tensors()),
                 self.t, self.halted, *self.casts.tensors(),
                 *(tensor for buffers in self._buffers.values() for tensor in buffers.tensors()),
                 self.metrics_buffer.rows]
@@ -295,6 +280,7 @@ class GANStep(GANLosses):
         self.halted.zero_()
 
     def _stateful(self) -> dict[str, Any]:
-        items = {"generator": self.generator, "discriminator": self.discriminator, "adam_g": self.adam_g,
-                 "adam_d": self.adam_d, "scale": self.scale}
+        # the names in checkpoints
+        items = {"generator": self.generator, "discriminator": self.discriminator, "adam_g": self.optimizer_g,
+                 "adam_d": self.optimizer_d, "scale": self.scale}
         return items if self.ema is None else {**items, "ema": self.ema.module}

@@ -35,6 +35,9 @@ class FetchStep:
     def phase(self) -> Phase:
         return self.step.phase()
 
+    def is_ready(self, phase: Phase) -> bool:
+        return self.step.is_ready(phase)
+
     def run(self, phase: Phase) -> dict[str, Tensor]:
         images, labels = self.feed.fetch()
         return self.step.run(phase, images, labels if self.conditional else None)

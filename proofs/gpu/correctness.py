@@ -85,7 +85,8 @@ def _replay(worker: Worker, engine: str, precision: str) -> None:
             raise RuntimeError(f"no graph: {reason}")
         states.append([tensor.detach().clone() for tensor in step.state()])
     apart = sum(not torch.equal(_bits(one), _bits(other)) for one, other in zip(*states, strict=True))
-    finite = all(bool(torch.isfinite(tensor).all()) for tensor in step.adam_g.tensors() if tensor.is_floating_point())
+    moments = [tensor for tensor in step.optimizer_g.tensors() if tensor.is_floating_point()]
+    finite = all(bool(torch.isfinite(tensor).all()) for tensor in moments)
     worker.row("10 replays, 10 eager steps", f"of {len(states[0])} tensors differ", apart, engine=engine,
                precision=precision, batch=str(BATCH), result="ok" if apart == 0 and finite else "wrong",
                note="" if finite else "not finite")

@@ -1,0 +1,130 @@
+"""The backward half of a step: gradients of the losses, and the updates of the optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastgan.ops.casts import Casts
+from fastgan.train.ema import EMA
+from fastgan.train.gan_losses import GANLosses
+from fastgan.train.loss_scale import LossScale
+from fastgan.train.optim import DeviceAdam
+from fastgan.train.optimizers import GuardedOptimizer
+from fastgan.train.processes import Gradients
+from fastgan.train.static_buffers import StaticBuffers
+
+Scalars = dict[str, Tensor]  # of the metrics
+
+
+class GANUpdates(GANLosses):
+    """`GANLosses` whose networks are updated. `GANStep` sets the attributes."""
+
+    optimizer_g: DeviceAdam | GuardedOptimizer
+    optimizer_d: DeviceAdam | GuardedOptimizer
+    params_g: list[Tensor]
+    params_d: list[Tensor]
+    casts: Casts
+    ema: EMA | None
+    scale: LossScale
+    halted: Tensor
+    _one: Tensor  # gradient of a loss
+
+    def _update_discriminator(self, buffers: StaticBuffers, penalty: bool) -> tuple[Scalars, Tensor]:
+        self.optimizer_d.zero_grad(set_to_none=True)  # of an interrupted step, or of the user's own backward pass
+        apart = not (self.together or penalty or self.loss.both)
+        losses = self._losses_by_halves(buffers) if apart else self._losses_of_both(buffers, penalty)
+        grads, metrics = self._gradients(losses, (2 if apart else 1) * self.config.accumulate, self.params_d)
+        norm, skip = self._descend(metrics["loss_d"], grads, self.params_d, self.optimizer_d, self.halted)
+        if self.config.weight_clip:
+            bound = torch.where(skip > 0, torch.inf, self.params_d[0].new_full((), self.config.weight_clip))
+            with torch.no_grad():
+                for parameter in self.params_d:
+                    parameter.clamp_(-bound, bound)
+        self.casts.refresh(self.params_d)
+        return {"loss_d": metrics["loss_d"], "grad_norm_d": norm, "d_real": metrics["d_real"],
+                "d_fake": metrics["d_fake"]}, skip
+
+    def _losses_of_both(self, buffers: StaticBuffers, penalty: bool) -> Iterator[Scalars]:
+        """The discriminator's loss of each part of a batch."""
+        for part in buffers.parts(self.config.accumulate):
+            loss, d_real, d_fake = self.discriminator_loss(part, penalty)
+            yield {"loss_d": loss, "d_real": d_real, "d_fake": d_fake}
+
+    def _losses_by_halves(self, buffers: StaticBuffers) -> Iterator[Scalars]:
+        """The same in two losses each, of reals and of fakes: one half's activations at a time are in memory."""
+        def of_reals(part: StaticBuffers) -> Scalars:
+            loss, d_real = self._real_loss(self.judge(part.real, *part.condition))
+            return {"loss_d": loss, "d_real": d_real}
+
+        def of_fakes(part: StaticBuffers) -> Scalars:
+            loss, d_fake = self._fake_loss(self.judge(part.fake, *part.condition))
+            return {"loss_d": loss, "d_fake": d_fake}
+
+        for part in buffers.parts(self.config.accumulate):
+            for half in (of_reals, of_fakes) if self.config.real_first else (of_fakes, of_reals):
+                yield half(part)
+
+    def _update_generator(self, fake: Tensor | None, buffers: StaticBuffers, skip: Tensor) -> tuple[Scalars, Tensor]:
+        """fake: the generator's images if the discriminator's update has differentiable ones."""
+        self.optimizer_g.zero_grad(set_to_none=True)
+        unused = [] if self.savings.frozen else self.params_d
+        losses = self._losses_of_generator(fake, buffers)
+        grads, metrics = self._gradients(losses, self.config.accumulate, [*self.params_g, *unused])
+        norm, skip = self._descend(metrics["loss_g"], grads[: len(self.params_g)], self.params_g, self.optimizer_g,
+                                   skip)
+        if self.ema is not None:
+            self.ema.update(skip)
+        return {"loss_g": metrics["loss_g"], "grad_norm_g": norm}, skip
+
+    def _losses_of_generator(self, fake: Tensor | None, buffers: StaticBuffers) -> Iterator[Scalars]:
+        for part in buffers.parts(self.config.accumulate):
+            z = part.z_fresh if self.config.fakes == "fresh-z" else part.z
+            images = self.generate(z, part.condition) if fake is None else fake
+            yield {"loss_g": self.generator_loss(images, part.condition)}
+
+    def _gradients(self, losses: Iterator[Scalars], count: int, params: list[Tensor]) -> tuple[Gradients, Scalars]:
+        """Gradients of the mean over parts of `count` losses, the first of each item, and the means of all scalars.
+
+        Both are averaged over processes.
+        """
+        totals: Scalars = {}
+        for index, scalars in enumerate(losses, 1):
+            name, loss = next(iter(scalars.items()))
+            if self.config.accumulate > 1:
+                scalars = {key: value / self.config.accumulate for key, value in scalars.items()}
+                loss = scalars[name]
+            totals |= {key: totals[key] + value.detach() if key in totals else value.detach()
+                       for key, value in scalars.items()}
+            if index < count:
+                self.scale(loss).backward(self._one, inputs=params)
+        grads, means = self.processes.gradients(self.scale(loss), self._one, params, list(totals.values()))
+        return grads, dict(zip(totals, means, strict=True))
+
+    def _descend(self, loss: Tensor, grads: Gradients, params: list[Tensor], optimizer: Any,
+                 skip: Tensor) -> tuple[Tensor, Tensor]:
+        """Step, and drop the gradients; no step where `skip` holds 1 or something is not finite. Parameters without a
+        gradient, as the network does not use them, are left alone.
+
+        Returns (norm of all gradients, 1.0 where the step was skipped), both scalars on the device.
+        """
+        for parameter, grad in zip(params, grads, strict=True):
+            if grad is None:
+                continue
+            # fused Adam walks through memory: it would misread a gradient in another order of dimensions
+            same = grad.stride() == parameter.stride()
+            parameter.grad = grad if same else torch.empty_like(parameter).copy_(grad)
+        self.scale.undo(optimizer)
+        used = [p.grad for p in params if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(used)))
+        # times 0, what is not finite is NaN, and not 0: half the launches of isfinite
+        skip = torch.maximum(skip, (norm + loss.detach()) * 0 != 0)
+        if self.config.grad_clip:
+            torch._foreach_mul_(used, (self.config.grad_clip / (norm + 1e-6)).clamp(max=1))
+        optimizer.found_inf = skip
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return norm, skip
