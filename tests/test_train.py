@@ -327,6 +327,12 @@ def test_a_run_goes_on_in_another_working_directory(tiny, tmp_path, monkeypatch,
     assert Trainer.resume(folder, run_files.read_options(folder).replace(steps=6)).fit() == folder
     assert checkpoint.newest_step(folder / "checkpoints") == 6
 
+    data = places[0] / name
+    data.rename(places[0] / "moved")
+    with pytest.raises(FastganError, match=re.escape(f"{source}:{data}: no such f")):
+        Trainer.resume(folder)
+    (places[0] / "moved").rename(data)
+
     run_files.write_options(folder, config, {})  # as an older version stored it
     with pytest.raises(FastganError, match=re.escape(f"{source}:{places[1] / name}: no such f")):
         Trainer.resume(folder)
