@@ -27,8 +27,8 @@ NOT_READ = (".avif", ".heic", ".heif", ".jxl", ".jp2", ".psd", ".tga", ".exr", "
 # written beside the images by archivers, network disks and file systems
 IGNORED_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 RULES = (f"images: names ending in {', '.join(SUFFIXES)}, at any depth; ignored: hidden files and folders, "
-         f"{', '.join(IGNORED_FOLDERS)}; classes: the folders directly below DIR with an image that can be used, none if "
-         "an image is in DIR itself")
+         f"{', '.join(IGNORED_FOLDERS)}; classes: the folders directly below DIR with an image that can be used, none "
+         "if an image is in DIR itself")
 CHUNK = 1024  # images that are decoded at once
 PROGRESS_FROM = 512  # images for which a progress bar is shown
 NAMED = 3  # files in a message about many
