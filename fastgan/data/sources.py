@@ -1,4 +1,4 @@
-"""`open_dataset`: the data set that a name such as "digits" or "folder:DIR" stands for."""
+"""`open_dataset`: the data set of a name such as "digits" or "folder:DIR"."""
 
 from __future__ import annotations
 
