@@ -115,8 +115,9 @@ def with_channels(data: DataConfig, folder: StrPath) -> DataConfig:
     """`data` with the channels that the run in `folder` began with: where files of several modes are mixed, another
     version may choose others."""
     shape = read_resolved(folder).get("shape")
-    known = data.channels is None and isinstance(shape, list) and len(shape) == 3 and shape[0] in (1, 3, 4)
-    return dataclasses.replace(data, channels=shape[0]) if known else data
+    if data.channels is None and isinstance(shape, list) and len(shape) == 3 and shape[0] in (1, 3, 4):
+        return dataclasses.replace(data, channels=shape[0])
+    return data
 
 
 def _read(folder: StrPath) -> dict[str, Any]:
