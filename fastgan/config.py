@@ -69,6 +69,9 @@ class DataConfig(_Paths):
     """pixels in [0, 1] instead of [-1, 1]"""
     cond: bool = False
     """conditional: feed the labels to both networks through embeddings"""
+    balanced: bool = False
+    """draw each class equally often, with replacement, as PyTorch's WeightedRandomSampler does with weights
+    1 / (images of the class)"""
     batch: Annotated[int, arg(aliases=also("batch"))] = 64
     """images per step"""
     last_batch: Literal["drop", "keep", "pad", "rollover"] = "drop"

@@ -136,6 +136,7 @@ def scenarios(folder: Path) -> None:
         found: dict[str, Any] = {name: trained(name, part) for name in SETTINGS}
         found["local"] = trained("reference float64", part, sync_bn=False)
         found["seen"] = seen(experiment(folder / "seen"))
+        found["seen balanced"] = seen(experiment(folder / "balanced", balanced=True))
         found["indivisible"] = refused(batch=63)
         found["batch normalisation outside"] = refused(architecture="tf", loss="softmax",
                                                        image_size="28")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -14,6 +15,8 @@ import pytest
 import torch
 from torch import nn
 
+from fastgan.config import DataConfig
+from fastgan.data import open_dataset
 from fastgan.data.order import Order, Position, Shard
 from fastgan.nn import Chain
 from fastgan.nn.groups import outside_of_stages
@@ -81,6 +84,13 @@ def test_images_of_an_epoch_are_disjoint_and_complete(found):
     assert len(torch.cat([mine, theirs]).unique()) == 1797 // 64 * 64
     whole = Order(1797, 64, "drop", 0)
     assert torch.equal(torch.cat([found[0]["seen"][0], found[1]["seen"][0]]), whole.indices(Position(0, 0)))
+
+
+def test_processes_share_the_batches_of_class_balance(found):
+    digits = open_dataset(DataConfig(image_size="16"))
+    whole = Order(1797, 64, "drop", 0, labels=digits.labels)
+    batches = [torch.cat(shards) for shards in zip(*(each["seen balanced"] for each in found), strict=True)]
+    assert [batch.tolist() for batch in batches] == list(itertools.islice(whole.walk(Position(0, 0)), len(batches)))
 
 
 def final(folder: Path) -> dict[str, Any]:

@@ -189,7 +189,8 @@ def test_npz(place, compression):
     check()
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+@pytest.mark.filterwarnings("ignore:.*skipped .* image files")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
 def test_image_folder(place, kind):
     folder, stream = place / kind, io.BytesIO()
     folder.mkdir()

@@ -327,11 +327,29 @@ def test_a_run_goes_on_in_another_working_directory(tiny, tmp_path, monkeypatch,
     assert Trainer.resume(folder, run_files.read_options(folder).replace(steps=6)).fit() == folder
     assert checkpoint.newest_step(folder / "checkpoints") == 6
 
+    data = places[0] / name
+    data.rename(places[0] / "moved")
+    with pytest.raises(FastganError, match=re.escape(f"{source}:{data}: no such f")):
+        Trainer.resume(folder)
+    (places[0] / "moved").rename(data)
+
     run_files.write_options(folder, config, {})  # as an older version stored it
     with pytest.raises(FastganError, match=re.escape(f"{source}:{places[1] / name}: no such f")):
         Trainer.resume(folder)
     monkeypatch.chdir(places[0])
     assert Trainer.resume(folder, config.replace(steps=7)).fit() == folder
+
+
+def test_a_run_keeps_its_channels(tiny, tmp_path):
+    """Where the files leave a choice that an earlier version made otherwise."""
+    write_images(tmp_path / "mixed", 127, size=(16, 16))
+    Image.new("RGBA", (16, 16)).save(tmp_path / "mixed" / "rgba.png")
+    config = tiny(steps=3, source=f"folder:{tmp_path / 'mixed'}")
+    folder = Trainer(config.replace(channels=4)).fit()
+    run_files.write_options(folder, config, run_files.read_resolved(folder))
+    Trainer.resume(folder, config.replace(steps=4)).fit()
+    assert checkpoint.newest_step(folder / "checkpoints") == 4 and Pretrained.load(folder).shape == (4, 16, 16)
+    assert run_files.read_options(folder).data.channels is None
 
 
 def test_paths_that_mean_the_same_everywhere_stay(tiny):

@@ -137,6 +137,7 @@ def _shortage_in_words(config: Config) -> Iterator[None]:
 def _dry_run(config: Config) -> int:
     """What would run; nothing is written."""
     from fastgan.data import open_dataset
+    from fastgan.data.folder import RULES
     from fastgan.device import pick_device
     from fastgan.train.precision import choose
     from fastgan.trainer.evaluate import open_metrics
@@ -146,7 +147,10 @@ def _dry_run(config: Config) -> int:
     dataset = open_dataset(config.data, config.run.seed)
     open_metrics(config, dataset, device)
     print(json.dumps(config.flat(), indent=2))
-    _print_facts(_facts(config, dataset, str(device), precision))
+    facts = _facts(config, dataset, str(device), precision)
+    if config.data.source.startswith("folder:"):
+        facts["folder rules"] = RULES
+    _print_facts(facts)
     return 0
 
 

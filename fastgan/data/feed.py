@@ -63,7 +63,8 @@ class Feed(Protocol):
 def make_feed(dataset: Dataset, config: DataConfig, seed: int, device: torch.device, shard: Shard = WHOLE) -> Feed:
     """`Resident` for data in memory that may stay on the device (on the CPU it is there already), else `Streamed`.
 
-    Of each batch, the feed provides `shard`. Raises `FastganError` for a batch larger than the data.
+    Of each batch, the feed provides `shard`. Raises `FastganError` for a batch larger than the data, and for
+    `balanced` without labels.
     """
     if isinstance(dataset, MemoryDataset) and (
             device.type == "cpu" or dataset.bytes_in_memory / 1e9 <= config.gpu_data_gb):

@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from fastgan.config import DataConfig, parse_size
+from fastgan.config import DataConfig
 from fastgan.data.dataset import Dataset, MemoryDataset, StreamedDataset
-from fastgan.data.decode import CHANNELS, FORMATS, Decoder, Failures, natural_mode, nothing_readable, unusable
+from fastgan.data.decode import THREADS, Decoder, Failures, nothing_readable, unusable
 from fastgan.data.pixels import UnusableImage
 from fastgan.errors import FastganError
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
-IGNORED_FOLDERS = {"__MACOSX", "@eaDir"}  # written by archivers and network disks beside the images
-SURVEYED = 64  # images whose headers decide the number of channels
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+# images of these types are skipped, and named
+NOT_READ = (".avif", ".heic", ".heif", ".jxl", ".jp2", ".psd", ".tga", ".exr", ".dng", ".cr2", ".cr3", ".nef", ".arw")
+# written beside the images by archivers, network disks and file systems
+IGNORED_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+RULES = (f"images: names ending in {', '.join(SUFFIXES)}, at any depth; ignored: hidden files and folders, "
+         f"{', '.join(IGNORED_FOLDERS)}; classes: the folders directly below DIR with an image that can be used, none "
+         "if an image is in DIR itself")
 CHUNK = 1024  # images that are decoded at once
 PROGRESS_FROM = 512  # images for which a progress bar is shown
+NAMED = 3  # files in a message about many
 
 Labelling = tuple[Tensor | None, list[str]]  # labels int64 (N,) and the names of the classes
 
 
-def find_images(folder: Path) -> list[Path]:
-    """All image files below a folder, through links, sorted; without hidden folders, `IGNORED_FOLDERS`, and the "._"
-    files of macOS.
+def find_images(folder: Path) -> tuple[list[Path], Failures]:
+    """All image files below a folder by `RULES`, sorted, through links; and images of types that are not read.
 
     Raises `FastganError` when there are none, `OSError` for a folder that cannot be read.
     """
@@ -42,11 +48,15 @@ def find_images(folder: Path) -> list[Path]:
     for here, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".") and name not in IGNORED_FOLDERS
                       and not _leads_back(Path(here, name))]
-        paths += [path for path in (Path(here, name) for name in files if not name.startswith("._"))
-                  if path.suffix.lower() in SUFFIXES and path.is_file()]
-    if not paths:
-        raise FastganError(f"folder:{folder}: no images; expected files ending in {', '.join(sorted(SUFFIXES))}")
-    return sorted(paths)
+        paths += [path for path in (Path(here, name) for name in files if not name.startswith("."))
+                  if path.suffix.lower() in SUFFIXES + NOT_READ and path.is_file()]
+    paths.sort()
+    read = [path for path in paths if path.suffix.lower() in SUFFIXES]
+    others = [path for path in paths if path.suffix.lower() in NOT_READ]
+    if not read:
+        found = f", but {len(others)} that are not read, {_first_few(others, folder)}" if others else ""
+        raise FastganError(f"folder:{folder}: no images{found}; expected files ending in {', '.join(SUFFIXES)}")
+    return read, [(str(path), f"{path.suffix} files are not read") for path in others]
 
 
 def _raise(error: OSError) -> None:
@@ -60,12 +70,48 @@ def _leads_back(folder: Path) -> bool:
 
 def label_by_folder(paths: list[Path], root: Path) -> Labelling:
     """Labels int64 (N,) and classes from the first folder below `root`; (None, []) if one is in `root` itself."""
-    parts = [path.relative_to(root).parts for path in paths]
-    if any(len(part) == 1 for part in parts):
+    names = _first_folders(paths, root)
+    classes = sorted(set(names))
+    if "" in classes:
         return None, []
-    names = sorted({part[0] for part in parts})
-    index = {name: i for i, name in enumerate(names)}
-    return torch.tensor([index[part[0]] for part in parts]), [printable(name) for name in names]
+    index = {name: i for i, name in enumerate(classes)}
+    return torch.tensor([index[name] for name in names]), [printable(name) for name in classes]
+
+
+def _first_folders(paths: list[Path], root: Path) -> list[str]:
+    """For each image the folder directly below `root`, "" for an image in `root` itself."""
+    depth = len(root.parts)
+    return [path.parts[depth] if len(path.parts) > depth + 1 else "" for path in paths]
+
+
+def drop_unusable_classes(paths: list[Path], root: Path, decoder: Decoder) -> tuple[list[Path], Failures]:
+    """The images of the classes in which one can be used, and for each image of the other classes the reason.
+
+    Decodes each class up to its first usable image. Raises `FastganError` when no image is usable.
+    """
+    names = _first_folders(paths, root)
+    if "" in names:
+        return paths, []
+    folders: dict[str, list[Path]] = {}
+    for name, path in zip(names, paths, strict=True):
+        folders.setdefault(name, []).append(path)
+    with ThreadPoolExecutor(THREADS) as pool:
+        failures = list(chain.from_iterable(pool.map(partial(_all_failures, decoder), folders.values())))
+    if len(failures) == len(paths):
+        raise nothing_readable(failures)
+    dropped = {path for path, _ in failures}
+    return [path for path in paths if str(path) not in dropped], failures
+
+
+def _all_failures(decoder: Decoder, paths: list[Path]) -> Failures:
+    """Why each image cannot be used; [] if one can be."""
+    failures: Failures = []
+    for path in paths:
+        image = decoder.attempt(path)
+        if isinstance(image, Tensor):
+            return []
+        failures.append((str(path), str(image)))
+    return failures
 
 
 def printable(name: str) -> str:
@@ -73,36 +119,43 @@ def printable(name: str) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
 
 
-def open_files(paths: list[Path], root: Path, name: str, labelling: Labelling, config: DataConfig) -> Dataset:
+def open_files(paths: list[Path], root: Path, name: str, decoder: Decoder, config: DataConfig,
+               labelling: Labelling = (None, []), skipped: Failures | None = None) -> Dataset:
     """The images at `paths`: decoded into memory when they need no more than `cache_gb`, else streamed.
 
-    Raises `FastganError` when no image is usable, and with `strict` for the first that is not.
+    `skipped` are the files that were left out before. Warns of all that are left out. Raises `FastganError` when no
+    image is usable, and with `strict` for the first that is not.
     """
-    decoder = Decoder(config.channels or survey_channels(paths), parse_size(config.image_size), config.fit)
-    if len(paths) * math.prod(decoder.shape) <= config.cache_gb * 1e9:
-        return _decode_into_memory(paths, decoder, name, labelling, config.strict)
     labels, classes = labelling
-    dataset = StreamedDataset(name=name, labels=labels, classes=classes, paths=paths, decoder=decoder, root=root)
-    *_, failures = dataset.read(0)  # raises now, not in a thread, when no image is readable
-    if config.strict and failures:
-        raise unusable(*failures[0])
+    skipped = skipped or []
+    if config.strict and skipped:
+        raise unusable(*skipped[0])
+    dataset: Dataset
+    if len(paths) * math.prod(decoder.shape) <= config.cache_gb * 1e9:
+        data, readable, failures = _decode_into_memory(paths, decoder, config.strict)
+        dataset = MemoryDataset(name=name, labels=labels if labels is None else labels[readable], classes=classes,
+                                skipped=[*skipped, *failures], data=data)
+    else:
+        dataset = StreamedDataset(name=name, labels=labels, classes=classes, skipped=skipped, paths=paths,
+                                  decoder=decoder, root=root)
+        *_, failures = dataset.read(0)  # raises now, not in a thread, when no image is readable
+        if config.strict and failures:
+            raise unusable(*failures[0])
+    if dataset.skipped:
+        files, reasons = zip(*dataset.skipped, strict=True)
+        warnings.warn(f"{name}: skipped {len(files)} of {len(paths) + len(skipped)} image files: "
+                      f"{_first_few([Path(file) for file in files], root)}; the first: {reasons[0]}", stacklevel=5)
     return dataset
 
 
-def survey_channels(paths: list[Path]) -> int:
-    """The largest number of channels among the first images."""
-    found = {1}
-    for path in paths[:SURVEYED]:
-        # damaged files are reported when they are decoded
-        with contextlib.suppress(Exception), Image.open(path, formats=FORMATS) as image:
-            found.add(CHANNELS[natural_mode(image)])
-    return max(found)
+def _first_few(paths: list[Path], root: Path) -> str:
+    """The first names relative to `root`, such as "a.png, b.png, c.png, ..."."""
+    names = [printable(str(path.relative_to(root))) for path in paths[:NAMED]]
+    return ", ".join([*names, "..."] if len(paths) > NAMED else names)
 
 
-def _decode_into_memory(
-    paths: list[Path], decoder: Decoder, name: str, labelling: Labelling, strict: bool
-) -> MemoryDataset:
-    labels, classes = labelling
+def _decode_into_memory(paths: list[Path], decoder: Decoder, strict: bool) -> tuple[Tensor, list[int], Failures]:
+    """uint8 (n, C, H, W) of the n readable images, their indices, and the others."""
     data = torch.empty(len(paths), *decoder.shape, dtype=torch.uint8)
     readable: list[int] = []
     failures: Failures = []
@@ -116,15 +169,14 @@ def _decode_into_memory(
             failures.append((str(paths[index]), str(image)))
     if not readable:
         raise nothing_readable(failures)
-    labels = labels if labels is None else labels[readable]
-    return MemoryDataset(name=name, labels=labels, classes=classes, skipped=failures, data=data[: len(readable)])
+    return data[: len(readable)], readable, failures
 
 
 def _decode(paths: list[Path], decoder: Decoder) -> Iterator[Tensor | UnusableImage]:
     """Every image, or the reason why there is none, in order. Pillow and torch release the GIL, so threads suffice."""
     quiet = True if len(paths) < PROGRESS_FROM else None  # None: shown on a terminal only
     with (
-        ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool,
+        ThreadPoolExecutor(THREADS) as pool,
         tqdm(total=len(paths), desc="Decoding", unit="image", disable=quiet) as progress,
     ):
         for start in range(0, len(paths), CHUNK):

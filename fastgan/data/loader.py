@@ -15,6 +15,7 @@ from fastgan.config import DataConfig
 from fastgan.data.dataset import Dataset, MemoryDataset, StreamedDataset
 from fastgan.data.decode import Failures, unusable
 from fastgan.data.order import WHOLE, Order, Position, Shard
+from fastgan.errors import FastganError
 
 BATCHES_AHEAD = 3  # that are being decoded while a step computes
 
@@ -26,8 +27,16 @@ class LoaderState(TypedDict):
     cursor: int
 
 
+def make_order(dataset: Dataset, config: DataConfig, seed: int, shard: Shard = WHOLE) -> Order:
+    """The order of a data set; `FastganError` for a batch larger than the data, and for `balanced` without labels."""
+    if config.balanced and dataset.labels is None:
+        raise FastganError(f"--balanced: {dataset.name} has no labels; expected class subfolders or labelled data")
+    labels = dataset.labels if config.balanced else None
+    return Order(len(dataset), config.batch, config.last_batch, seed, shard, labels)
+
+
 class Loader:
-    """An endless source of batches; raises `FastganError` for a batch larger than the data.
+    """An endless source of batches; raises `FastganError` as `make_order` does.
 
     Of each batch of `config.batch` images, `next_batch` returns `shard`. A streamed data set is decoded by
     `config.workers` threads; images that they decode ahead do not count in `state_dict`.
@@ -36,7 +45,7 @@ class Loader:
     def __init__(self, dataset: Dataset, config: DataConfig, seed: int, shard: Shard = WHOLE) -> None:
         self.dataset = dataset
         self.config = config
-        self._order = Order(len(dataset), config.batch, config.last_batch, seed, shard)
+        self._order = make_order(dataset, config, seed, shard)
         self._position = Position(0, 0)
         self._pool: ThreadPoolExecutor | None = None
         self._walk: Iterator[list[int]] = iter(())

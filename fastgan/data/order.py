@@ -1,7 +1,8 @@
 """The order in which images are used: a pure function of the seed and the position.
 
-The order of epoch e is a random permutation drawn from (seed, e) alone. Training can therefore continue from any
-(epoch, cursor) without a saved generator state, and the global random generators are never used.
+The order of epoch e is drawn from (seed, e) alone: a random permutation, or with class balance as many indices with
+replacement. Training can therefore continue from any (epoch, cursor) without a saved generator state, and the global
+random generators are never used.
 """
 
 from __future__ import annotations
@@ -48,9 +49,13 @@ class Order:
     a short batch, "pad" fills the batch from the start of the same epoch's order, and "rollover" completes it from the
     next epoch's order and continues after these, like TensorFlow's next_batch. Indices are int64 tensors. Positions
     count whole batches; `indices` returns the rows of `shard`.
+
+    With `labels`, int64 (length,), each class that has images is drawn with the same probability, and so is each image
+    of a class, as by `torch.utils.data.WeightedRandomSampler` with weights 1 / (images of the class).
     """
 
-    def __init__(self, length: int, batch: int, last_batch: str, seed: int, shard: Shard = WHOLE) -> None:
+    def __init__(self, length: int, batch: int, last_batch: str, seed: int, shard: Shard = WHOLE,
+                 labels: Tensor | None = None) -> None:
         if batch > length:
             raise FastganError(f"--batch {batch}: larger than the data; expected at most its {length} images")
         self.length = length
@@ -58,6 +63,7 @@ class Order:
         self.last_batch = last_batch
         self.seed = seed
         self.shard = shard
+        self._weights = None if labels is None else 1 / labels.bincount()[labels].double()
         self._latest: tuple[int, Tensor] | None = None
 
     @property
@@ -71,13 +77,13 @@ class Order:
         return self.shard.take(self._whole(position))
 
     def _whole(self, position: Position) -> Tensor:
-        order = self._permutation(position.epoch)
+        order = self._epoch(position.epoch)
         chosen = order[position.cursor : position.cursor + self.batch]
         missing = self.batch - len(chosen)
         if missing and self.last_batch == "pad":
             return torch.cat([chosen, order[:missing]])
         if missing and self.last_batch == "rollover":
-            return torch.cat([chosen, self._permutation(position.epoch + 1)[:missing]])
+            return torch.cat([chosen, self._epoch(position.epoch + 1)[:missing]])
         return chosen
 
     def after(self, position: Position) -> Position:
@@ -110,9 +116,14 @@ class Order:
             yield self.indices(position).tolist()
             position = self.after(position)
 
-    def _permutation(self, epoch: int) -> Tensor:
+    def _epoch(self, epoch: int) -> Tensor:
+        """The order of one epoch: int64 (length,)."""
         if self._latest is None or self._latest[0] != epoch:
             mixed = np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)
             generator = torch.Generator().manual_seed(int(mixed[0]))
-            self._latest = epoch, torch.randperm(self.length, generator=generator)
+            if self._weights is None:
+                order = torch.randperm(self.length, generator=generator)
+            else:
+                order = torch.multinomial(self._weights, self.length, replacement=True, generator=generator)
+            self._latest = epoch, order
         return self._latest[1]

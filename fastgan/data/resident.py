@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fastgan.config import DataConfig
 from fastgan.data.dataset import MemoryDataset
-from fastgan.data.loader import LoaderState
-from fastgan.data.order import WHOLE, Order, Position, Shard
+from fastgan.data.loader import LoaderState, make_order
+from fastgan.data.order import WHOLE, Position, Shard
 from fastgan.data.pixels import to_model_range
 
 MAX_QUEUED = 2**22  # indices, 32 MiB
@@ -28,7 +28,7 @@ class Resident:
                  shard: Shard = WHOLE) -> None:
         self.config = config
         self._name = dataset.name
-        self._order = Order(len(dataset), config.batch, config.last_batch, seed, shard)
+        self._order = make_order(dataset, config, seed, shard)
         self._position = Position(0, 0)
         self._pin = device.type == "cuda"
         self._data = dataset.data.to(device)

@@ -1,4 +1,4 @@
-"""`open_dataset`: the data set that a name such as "digits" or "folder:DIR" stands for."""
+"""`open_dataset`: the data set of a name such as "digits" or "folder:DIR"."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from fastgan import memory
 from fastgan.config import DataConfig, nearest, option, parse_size
 from fastgan.data.arrays import Arrays, read_idx_folder, read_npz
 from fastgan.data.dataset import Dataset, MemoryDataset
-from fastgan.data.folder import find_images, label_by_folder, open_files, printable
+from fastgan.data.folder import drop_unusable_classes, find_images, label_by_folder, open_files, printable
 from fastgan.data.pixels import UnusableImage, prepare
+from fastgan.data.survey import make_decoder
 from fastgan.errors import FastganError, first_line, one_line
 from fastgan.files import reason
 
@@ -70,12 +71,15 @@ def _open(config: DataConfig, seed: int) -> Dataset:
 
 
 def _open_folder(folder: Path, config: DataConfig) -> Dataset:
-    """Classes are those of the whole folder: a label means the same for every holdout."""
-    paths = find_images(folder)
+    """Classes, channels and bit depth are those of the whole folder: the same for every holdout."""
+    paths, not_read = find_images(folder)
+    name = printable(folder.resolve().name)
+    decoder = make_decoder(paths, name, config)
+    paths, failures = drop_unusable_classes(paths, folder, decoder)
     labels, classes = label_by_folder(paths, folder)
     labels = labels if labels is None else _after_holdout(labels, config)
-    return open_files(_after_holdout(paths, config), folder, printable(folder.resolve().name), (labels, classes),
-                      config)
+    return open_files(_after_holdout(paths, config), folder, name, decoder, config, (labels, classes),
+                      [*not_read, *failures])
 
 
 def _open_arrays(splits: list[Arrays], name: str, config: DataConfig, classes: list[str] | None = None
@@ -149,7 +153,7 @@ def _open_celeba(config: DataConfig) -> Dataset:
     celeba = _fetch("celeba", config, split=config.split)
     root = Path(celeba.root, celeba.base_folder, "img_align_celeba")
     paths = _after_holdout([root / name for name in celeba.filename], config)
-    return open_files(paths, root, "celeba", (None, []), config)
+    return open_files(paths, root, "celeba", make_decoder(paths, "celeba", config), config)
 
 
 def _fetch(kind: str, config: DataConfig, **split: Any) -> Any:

@@ -23,7 +23,7 @@ class RealImages:
 
     def __init__(self, dataset: Dataset, config: DataConfig) -> None:
         self.dataset = dataset
-        self._config = dataclasses.replace(config, batch=min(BATCH, len(dataset)), last_batch="keep")
+        self._config = dataclasses.replace(config, batch=min(BATCH, len(dataset)), last_batch="keep", balanced=False)
 
     def batches(self, count: int, description: str) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Images uint8 (B, C, H, W) and labels (B,), `count` images or all, with a progress bar."""

@@ -50,7 +50,7 @@ def evaluate(folder: StrPath, metrics: str = "", *, images: int = 2000, weights:
     config, source, place = run_files.read_options(folder), Pretrained.load(folder), pick_device(device)
     if len(source.shape) == 1:
         raise FastganError(f"{folder} makes points, and all metrics are of images; expected a run that makes images")
-    dataset = open_dataset(config.data, config.run.seed)
+    dataset = open_dataset(run_files.with_channels(config.data, folder), config.run.seed)
     if dataset.shape != source.shape:
         raise FastganError(f"{folder} makes images of {_size(source.shape)}, those of {dataset.name} have "
                            f"{_size(dataset.shape)}; expected in its options what it was trained on")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
 import re
@@ -11,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fastgan.config import Config
+from fastgan.config import Config, DataConfig
 from fastgan.errors import FastganError, one_line
 from fastgan.files import StrPath, read_json, reason, replacing
 
@@ -108,6 +109,15 @@ def read_resolved(folder: StrPath) -> dict[str, Any]:
     """The facts that a run resolved when it last started; {} where it was stopped before. Raises `FastganError`."""
     resolved = _read(folder).get("resolved")
     return resolved if isinstance(resolved, dict) else {}
+
+
+def with_channels(data: DataConfig, folder: StrPath) -> DataConfig:
+    """`data` with the channels that the run in `folder` began with: where files of several modes are mixed, another
+    version may choose others."""
+    shape = read_resolved(folder).get("shape")
+    if data.channels is None and isinstance(shape, list) and len(shape) == 3 and shape[0] in (1, 3, 4):
+        return dataclasses.replace(data, channels=shape[0])
+    return data
 
 
 def _read(folder: StrPath) -> dict[str, Any]:

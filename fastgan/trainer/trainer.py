@@ -62,7 +62,8 @@ class Trainer:
             raise FastganError(f"--graph on: CUDA graphs need a CUDA device, this run is on {self.device}; expected "
                                "auto or off")
         torch.manual_seed(config.run.seed)
-        self.dataset = distributed.local_first(lambda: open_dataset(config.data, config.run.seed))
+        data = config.data if lock is None else run_files.with_channels(config.data, lock.folder)
+        self.dataset = distributed.local_first(lambda: open_dataset(data, config.run.seed))
         if shard.of > 1:
             distributed.check_equal(process_checks.common_values(config, self.dataset, precision))
         if config.data.cond and self.dataset.labels is None:

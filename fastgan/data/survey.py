@@ -1,0 +1,67 @@
+"""What the options leave open about image files, decided by a sample of them: the number of channels, the bit depth."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import warnings
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from fastgan.config import DataConfig, parse_size
+from fastgan.data.decode import CHANNELS, THREADS, WHITE, Decoder, natural_mode, open_image
+
+SURVEYED = 1024  # files whose headers are read, chosen at random
+DEEP_SURVEYED = 32  # 16-bit images whose values are read
+WHITE_12_BITS = 4095
+NAMES = {1: "grey", 3: "RGB", 4: "RGBA"}
+
+
+def make_decoder(paths: list[Path], name: str, config: DataConfig) -> Decoder:
+    """The decoder of the data set `name`, with the channels and the bit depth that its files have.
+
+    `config.channels`, or the channels of most files, and where two are equally frequent the larger number. 16-bit
+    images in which no value is above 4095 have 12 bits. The order of the names does not matter: the sample is random,
+    and always the same. Warns of files that are converted, and of 12 bits.
+    """
+    sample = random.Random(0).sample(paths, min(len(paths), SURVEYED))
+    with ThreadPoolExecutor(THREADS) as pool:
+        headers = {path: header for path, header in zip(sample, pool.map(_header, sample), strict=True) if header}
+    channels = config.channels or _most_frequent(Counter(channels for channels, _ in headers.values()), name)
+    white = _white([path for path, (_, deep) in headers.items() if deep], name)
+    return Decoder(channels, parse_size(config.image_size), config.fit, white)
+
+
+def _header(path: Path) -> tuple[int, bool] | None:
+    """The channels of an image and whether they have 16 bits; None for a damaged file, which decoding reports."""
+    with contextlib.suppress(Exception), open_image(path) as image:
+        return CHANNELS[natural_mode(image)], image.mode.startswith("I")
+    return None
+
+
+def _most_frequent(found: Counter[int], name: str) -> int:
+    channels = max(found, key=lambda channels: (found[channels], channels), default=1)
+    others = {other: count for other, count in sorted(found.items()) if other != channels}
+    if others:
+        counts = " and ".join(f"{count} {NAMES[other]}" for other, count in others.items())
+        warnings.warn(f"{name}: {counts} of {found.total()} images looked at are converted to {NAMES[channels]}, the "
+                      "most frequent mode; --channels chooses another", stacklevel=6)
+    return channels
+
+
+def _white(deep: list[Path], name: str) -> int:
+    """The value of white in the 16-bit images at `deep`."""
+    brightest = -1
+    for path in deep[:DEEP_SURVEYED]:
+        with contextlib.suppress(Exception), open_image(path) as image:
+            brightest = max(brightest, int(np.asarray(image).max()))
+        if brightest > WHITE_12_BITS:
+            return WHITE
+    if brightest < 0:
+        return WHITE
+    warnings.warn(f"{name}: no value in {len(deep[:DEEP_SURVEYED])} 16-bit images looked at is above {WHITE_12_BITS}; "
+                  f"16-bit images are read as 12-bit, with white at {WHITE_12_BITS}", stacklevel=6)
+    return WHITE_12_BITS
