@@ -1,5 +1,5 @@
-# The whole habit in twelve words: demo, test, check, aot, ptx, gpu, rehearse, bench, faults, quality, walk, clean. Everything
-# but gpu and rehearse happens in .venv, beside this file; gpu runs in the PyTorch that is there, and installs nothing.
+# All commands of a contributor. They run in .venv, beside this file, but for rehearse, and for gpu, which runs in the
+# PyTorch that is there, and installs nothing.
 PYTHON ?= python3
 PY := .venv/bin/python
 GPU_PYTHON ?= python3
@@ -8,11 +8,12 @@ OUT ?= bench
 GPU_OUT ?= build/gpu
 REHEARSAL ?= build/venv211
 
-.PHONY: help demo test check aot ptx gpu rehearse bench faults quality walk clean
+.PHONY: help demo test draws check aot ptx gpu rehearse bench faults quality walk clean
 
 help:
 	@echo "make demo    train a DCGAN on handwritten digits (a few minutes on two CPU cores)"
 	@echo "make test    run the tests"
+	@echo "make draws   convert, train and compare 500 modules drawn at random"
 	@echo "make check   lint and check types"
 	@echo "make aot     compile all GPU kernels, Triton's and csrc/cuda's, and gate the result (AOT=--quick: what CI runs)"
 	@echo "make bench   what is fast here, and what made it fast: a quarter of an hour, then tables and plots in OUT=bench"
@@ -29,6 +30,9 @@ demo: .venv/installed
 
 test: .venv/installed-dev
 	$(PY) -m pytest
+
+draws: .venv/installed-dev
+	FASTGAN_DRAWS=500 OMP_NUM_THREADS=1 $(PY) -m pytest tests/test_convert_draws.py
 
 check: .venv/installed-dev
 	$(PY) -m ruff check .
