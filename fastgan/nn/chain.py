@@ -104,10 +104,15 @@ def _is_channels_last(x: Tensor) -> bool:
 def _guard(module: nn.Module, input: Any) -> AbstractContextManager[Any]:
     """The context in which a module is called as it is: the network may be channels_last because fastgan made it so."""
     layers = module.children() if isinstance(module, Chain) else (module,)
-    convolves = any(isinstance(layer, nn.modules.conv._ConvNd) or not type(layer).__module__.startswith("torch.nn.")
-                    for layer in layers)
     on_cpu = isinstance(input, Tensor) and input.device.type == "cpu" and not torch.compiler.is_compiling()
-    return convolutions.guarded() if convolves and on_cpu else nullcontext()
+    return convolutions.guarded() if on_cpu and any(map(_may_convolve_wrongly, layers)) else nullcontext()
+
+
+def _may_convolve_wrongly(layer: nn.Module) -> bool:
+    """Whether a layer may compute one of the convolutions that `convolutions.guarded` is for."""
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        return max(layer.stride) > 1 or 1 in layer.weight.shape[:2] or layer.in_channels == 1
+    return not type(layer).__module__.startswith("torch.nn.")
 
 
 def _in_parts(function: Any, input: Any, groups: int) -> Any:
