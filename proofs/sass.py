@@ -88,17 +88,17 @@ def bytes_per_flop(job: Job) -> float:
 
 
 def row(what: str, found: Binary) -> Row:
-    """One line of the table."""
+    """A line of the table for one launch, which `rows` completes."""
     facts, limit = aot.row(found, []), gates.limit(found.job)
     return {
-        "arch": facts["arch"], "pass": what, "kernel": gates.form(found.job),
+        "arch": facts["arch"], "pass": what, "precision": "", "kernel": gates.form(found.job),
         "M x N x K, warps, stages": f"{facts['tile']}, {facts['warps']}, {facts['stages']}",
         **{name: str(found.loop.get(name, 0)) if found.loop else "" for name in (*assembly.CLASSES, "other")},
         "issue": facts["issue"], "limit": f"{limit.cycles[found.job.arch]}" if limit and facts["issue"] else "",
         "registers": facts["registers"], "spills": facts["stack"], "KiB": f"{found.shared / 1024:.0f}",
         "CTAs": facts["programs_per_sm"], "B/FLOP": f"{bytes_per_flop(found.job):.4f}",
         "wgmma": ("serialised" if found.serialised else "pipelined") if "wgmma" in found.ptx else "",
-        "gates": "; ".join(gates.failures(found, strict=True)) or "pass",
+        "presets": "", "batches": "", "gates": "; ".join(gates.failures(found, strict=True)) or "pass",
     }
 
 
