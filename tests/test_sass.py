@@ -80,24 +80,30 @@ def test_the_command_fails_where_a_gate_is_exceeded(changes, limit, words, monke
     assert ("| pass " in out.read_text()) and (status == 0 or words in out.read_text())
 
 
-SMALL_TILE = """
+COMPILE = """
 import sys
+from contextlib import nullcontext
 from fastgan.ops.triton.tiles import Tile, using
 from proofs import compiled, sass
 
-case = sass.Case("dcgan-64", 128, "bf16", 90)
-with using(**{"convolve tma": Tile(64, int(sys.argv[1]), 64, 4, 3)}):
-    what, job = next(each for each in sass.recorded(case) if each[0] == "forward conv 64x32x32 -> 128x16x16")
+batch, precision, words, tile = sys.argv[1:]
+case = sass.Case("dcgan-64", int(batch), precision, 90)
+with using(**{"convolve tma": Tile(64, 64, 64, 4, 3)}) if tile == "small" else nullcontext():
+    what, job = next(each for each in sass.recorded(case) if each[0] == words)
 table = sass.rows({(what, job.key): [case]}, {job.key: compiled.build(job)})
 sys.exit(sass.report(table, sass.parser().parse_args([])))
 """
 
 
-@pytest.mark.parametrize(("columns", "status", "words"), [
-    (128, 0, "all gates pass"), (64, 1, "issue cycles for each cycle of the tensor cores, at most 0.4")])
-def test_a_small_tile_exceeds_its_limit(columns: int, status: int, words: str) -> None:
+@pytest.mark.parametrize(("batch", "precision", "words", "tile", "printed"), [
+    (128, "bf16", "forward conv 64x32x32 -> 128x16x16", "small", "cycle of the tensor cores, at most 0.4"),
+    (128, "fp16", "forward conv 256x8x8 -> 512x4x4", "shipped", "all gates pass"),  # ptxas serialised its wgmma
+    (1024, "bf16", "forward transposed conv 100x1x1 -> 512x4x4", "shipped", "all gates pass"),  # it spilled 24 bytes
+    (128, "tf32", "wgrad of conv 64x32x32 -> 128x16x16", "shipped", "all gates pass"),  # it needed 0.58 of 0.55
+], ids=["small-tile", "not-serialised", "not-spilled", "tf32-wgrad"])
+def test_a_compiled_launch_against_its_gates(batch: int, precision: str, words: str, tile: str, printed: str) -> None:
     """Compiled in another process, because Triton's interpreter is on in this one."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", SMALL_TILE, str(columns)], cwd=ROOT, capture_output=True, text=True,
-                          env={**environment, "PYTHONPATH": str(ROOT)}, check=False)
-    assert done.returncode == status and words in done.stdout, done.stdout + done.stderr
+    done = subprocess.run([sys.executable, "-c", COMPILE, str(batch), precision, words, tile], cwd=ROOT,
+                          env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    assert done.returncode == (tile == "small") and printed in done.stdout, done.stdout + done.stderr
