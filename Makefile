@@ -8,7 +8,7 @@ OUT ?= bench
 GPU_OUT ?= build/gpu
 REHEARSAL ?= build/venv211
 
-.PHONY: help demo test draws check aot ptx gpu rehearse bench faults quality walk clean
+.PHONY: help demo test draws check aot sass ptx gpu rehearse bench faults quality walk clean
 
 help:
 	@echo "make demo    train a DCGAN on handwritten digits (a few minutes on two CPU cores)"
@@ -16,6 +16,7 @@ help:
 	@echo "make draws   convert, train and compare 500 modules drawn at random"
 	@echo "make check   lint and check types"
 	@echo "make aot     compile all GPU kernels, Triton's and csrc/cuda's, and gate the result (AOT=--quick: what CI runs)"
+	@echo "make sass    a table of the inner loops of all GEMMs, and whether each is within its limit (half an hour)"
 	@echo "make bench   what is fast here, and what made it fast: a quarter of an hour, then tables and plots in OUT=bench"
 	@echo "make faults  kill fifty runs and resume them, damage files, and search random shapes of convolutions for faults"
 	@echo "make quality score the demo's digits with a classifier (after make demo)"
@@ -42,6 +43,10 @@ check: .venv/installed-dev
 aot: .venv/installed-dev
 	env -u TRITON_INTERPRET $(PY) -m proofs.aot $(AOT)
 	$(PY) -m proofs.csrc $(filter --quick --update,$(AOT))
+
+sass: .venv/installed-dev
+	env -u TRITON_INTERPRET $(PY) -m proofs.sass --preset dcgan-64 mxnet-dcgan-mnist d2l-dcgan-pokemon \
+		--batch 64 128 1024 --precision bf16 fp16 tf32 --arch 80 90 100 $(SASS)
 
 # 12 minutes of measuring; a round, tuning or a compilation that has begun is not cut short
 bench: .venv/installed

@@ -3,8 +3,8 @@
     make aot                                          # everything; the gates are in proofs/gates.py
     make aot AOT=--quick                              # what CI runs
     python -m proofs.aot --presets dcgan-64 --archs 90 --precisions bf16 --batches 128
-    python -m proofs.aot --update                     # this run becomes docs/results/aot.csv and aot.md; with --quick,
-                                                      # what CI compares
+    python -m proofs.aot --update                     # this run becomes docs/results/aot.csv; with --quick, what CI
+                                                      # compares
 
 Launches are recorded from real networks, for each preset, batch size and precision, with D on [real; fake] in one call
 and in two. What the compiler would see twice is compiled once, and Triton's cache makes the next run short. No
@@ -42,12 +42,8 @@ BASELINE = ROOT / "docs" / "results" / "aot.csv"
 GROWTH = 16  # registers that a kernel may gain over the baseline
 COLUMNS = ("kernel", "problem", "precision", "arch", "tile", "warps", "stages", "registers", "stack", "shared",
            "programs_per_sm", "issue", "tensor_cores", "loads", "narrow", "seconds", "used_by", "key", "triton")
-PAGE = """# What the compiler makes of dcgan-64 in bfloat16
-
-Written by `proofs/aot.py --update` with Triton {}. Each cell: registers of a thread, KiB of shared memory of a program,
-and how many programs a multiprocessor holds at a time. No kernel spills. These are facts of compilation and say
-nothing about speed. Every kernel, preset and precision: `aot.csv`.
-"""
+SHOWN = ("arch", "kernel", "problem", "precision", "tile", "registers", "shared", "programs_per_sm", "issue",
+         "tensor_cores", "loads", "narrow", "seconds")
 Row = dict[str, str]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -155,31 +151,12 @@ def summary(rows: list[Row]) -> Iterator[str]:
                f"{min(int(each['programs_per_sm']) for each in some):>13}  {' '.join(kinds)}")
 
 
-def table(rows: list[Row]) -> Iterator[str]:
-    """Aligned columns, those of the CSV that fit on a line."""
-    shown = ("arch", "kernel", "problem", "precision", "tile", "registers", "shared", "programs_per_sm", "issue",
-             "tensor_cores", "loads", "narrow", "seconds")
-    lines = [shown, *(tuple(each[column] for column in shown) for each in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(shown))]
-    for line in lines:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-
-
-def page(rows: list[Row]) -> Iterator[str]:
-    """The GEMMs of dcgan-64 in bfloat16 as a table for docs: kernels by architectures."""
-    some = [each for each in rows if f"{each['kernel']}_kernel" in compiled.GEMMS and each["precision"] == "bf16"
-            and "dcgan-64" in each["used_by"].split()]
-    archs = sorted({int(each["arch"]) for each in some})
-    yield PAGE.format(version("triton"))
-    yield f"| kernel | tile | {' | '.join(f'sm_{arch}' for arch in archs)} |"
-    yield f"|---|---|{'---|' * len(archs)}"
-    cells: dict[tuple[str, str], dict[int, str]] = {}
-    for each in some:
-        line = cells.setdefault((f"{each['kernel']} {each['problem']}", each["tile"]), {})
-        line[int(each["arch"])] = (f"{each['registers']}, {int(each['shared']) / 1024:.0f} KiB, "
-                                   f"{each['programs_per_sm']}")
-    for (kernel, tile), line in sorted(cells.items()):
-        yield f"| {kernel} | {tile} | {' | '.join(line.get(arch, '') for arch in archs)} |"
+def table(rows: list[Row], columns: Sequence[str]) -> Iterator[str]:
+    """Rows as an aligned table in Markdown."""
+    lines = [[each[column] for column in columns] for each in rows]
+    widths = [max(map(len, (column, *(line[i] for line in lines)))) for i, column in enumerate(columns)]
+    for line in (columns, ["-" * width for width in widths], *lines):
+        yield f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |"
 
 
 def read(path: Path) -> list[Row]:
@@ -214,11 +191,10 @@ def run(chosen: argparse.Namespace) -> int:
     baseline = read(BASELINE)
     if not chosen.update:
         failed += regressions(rows, baseline)
-    print(*table(rows), "", *summary(rows), "", sep="\n")
+    print(*table(rows, SHOWN), "", *summary(rows), "", sep="\n")
     write(chosen.out, rows)
     if chosen.update and not failed:
         write(BASELINE, [{**each, "seconds": ""} for each in rows])  # a busy machine's seconds would change each line
-        BASELINE.with_suffix(".md").write_text("\n".join(page(rows)) + "\n")
     seconds = [each.seconds for each in found if each.seconds is not None]
     known = {old["key"] for old in baseline}
     print(f"{len(rows)} kernels of {len(all_cases)} cases, {len(seconds)} compiled now ({sum(seconds):.0f} s of "
@@ -248,7 +224,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=2, help="processes that compile (default: 2)")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "aot.csv", help="default: build/aot.csv")
     parser.add_argument("--update", action="store_true",
-                        help="if all gates pass, write the baseline, docs/results/aot.csv, and aot.md beside it")
+                        help="if all gates pass, write the baseline, docs/results/aot.csv")
     return parser
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import Counter
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastgan.errors import first_line
-from proofs import sass
+from proofs import assembly
 from proofs.launches import Launch, Pointer
 
 GEMMS = ("convolve_kernel", "wgrad_kernel", "convolve_tma_kernel", "wgrad_tma_kernel")
@@ -35,12 +36,14 @@ class Job(NamedTuple):
     def is_gemm(self) -> bool:
         return self.kernel in GEMMS and not self.given.get("NARROW")
 
+    def itemsize(self) -> int:
+        """Bytes of an element of a GEMM's operands."""
+        given = self.given
+        return int(given["x" if "x" in given else "coarse"].dtype.itemsize)
+
     def has_tensor_cores(self) -> bool:
         """Whether its products can run on them: not those of float32 to its last bit."""
-        if not self.is_gemm():
-            return False
-        given = self.given
-        return bool(given["x" if "x" in given else "coarse"].dtype.itemsize == 2 or given["PRECISION"] == "tf32")
+        return self.is_gemm() and (self.itemsize() == 2 or self.given["PRECISION"] == "tf32")
 
     def operands(self) -> dict[str, int]:
         """Bytes in a row of channels in memory, of each operand that a GEMM reads through pointers."""
@@ -64,7 +67,8 @@ class Job(NamedTuple):
 
 class Binary(NamedTuple):
     """What the compiler made of a job. `loads`: bytes of the narrowest load from global memory, by argument. `loop`:
-    instructions of the loop around the products, `waits`: those of them that wait for products."""
+    how many instructions of each class (`assembly.CLASSES`) the loop around the products has. `serialised`: whether
+    ptxas warns that each wgmma waits for the one before."""
 
     job: Job
     registers: int = 0
@@ -75,8 +79,8 @@ class Binary(NamedTuple):
     ptx: tuple[str, ...] = ()  # kinds of matrix multiplication
     sass: tuple[str, ...] = ()
     loads: dict[str, int] = {}  # noqa: RUF012
-    loop: int = 0
-    waits: int = 0
+    loop: dict[str, int] = {}  # noqa: RUF012
+    serialised: bool = False
     seconds: float | None = None  # of compilation; None: it was in Triton's cache
     error: str = ""
 
@@ -168,14 +172,16 @@ def _pointers(signature: dict[str, Any]) -> list[str]:
 def inspect(job: Job, ptx: str, cubin: bytes, names: list[str]) -> Binary:
     """A `Binary` from the compiler's output; `names`: of the kernel's parameters, in order."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
+        path, source = Path(folder, "kernel.cubin"), Path(folder, "kernel.ptx")
         path.write_bytes(cubin)
-        registers, stack, local = sass.resources(sass.run("cuobjdump", "--dump-resource-usage", str(path)))
-        listing = sass.run("nvdisasm", "-ndf", "-c", str(path)) if job.is_gemm() else ""
-    loop = sass.hot_loop(listing)
-    return Binary(job, registers, stack, local, ptx=sass.tensor_ptx(ptx), sass=sass.tensor_sass(listing),
-                  loads=sass.loads(ptx, names), loop=len(loop),
-                  waits=sum("WARPGROUP.DEPBAR" in instruction for instruction in loop))
+        source.write_text(ptx)
+        registers, stack, local = assembly.resources(assembly.run("cuobjdump", "--dump-resource-usage", str(path)))
+        listing = assembly.run("nvdisasm", "-ndf", "-c", str(path)) if job.is_gemm() else ""
+        products = assembly.tensor_ptx(ptx)
+        serialised = "wgmma" in products and assembly.serialised(source)
+    loop = Counter(map(assembly.kind, assembly.hot_loop(listing)))
+    return Binary(job, registers, stack, local, ptx=products, sass=assembly.tensor_sass(listing),
+                  loads=assembly.loads(ptx, names), loop=dict(loop), serialised=serialised)
 
 
 def problem(job: Job) -> str:

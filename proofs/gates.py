@@ -9,8 +9,8 @@
                   16-bit elements), so unless it passes through registers anyway it is turned on its way into shared
                   memory, 4 bytes at a time. The table names them.
     loop          few instructions beside the products: issue cycles of the inner loop for each cycle that the tensor
-                  cores take for it, at most `ISSUE`; and on sm_90 one wait for the products of an iteration, not one
-                  for each of them
+                  cores take for it, at most those in `LIMITS`
+    wgmma         not serialised, of which ptxas warns
 
 These are facts of compilation, not of speed and not of results.
 """
@@ -20,17 +20,52 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from proofs.compiled import Binary
+from proofs.compiled import Binary, Job
 
 REGISTERS = 255  # that a thread can name
 SCHEDULERS = 4  # of a multiprocessor, each of which issues an instruction of one of its warps in a cycle
-PRODUCTS = {80: 1024, 90: 2048}  # of 16 bits that the tensor cores of a multiprocessor take in a cycle, by architecture
-ISSUE = {  # issue cycles for each cycle of the tensor cores, by architecture, kernel and tile, in 16 bits
-    (80, "convolve_kernel", 128, 128): 0.45, (80, "convolve_kernel", 128, 64): 0.7,
-    (80, "wgrad_kernel", 128, 128): 0.63, (80, "wgrad_kernel", 128, 64): 1.05,
-    (90, "convolve_kernel", 128, 128): 0.55, (90, "convolve_kernel", 128, 64): 0.8,
-    (90, "wgrad_kernel", 128, 128): 0.75, (90, "wgrad_kernel", 128, 64): 0.95}
-ISSUE_TMA = {False: 0.4, True: 0.6}  # of kernels on tensor descriptors on sm_90, in 16 bits and in tf32
+PRODUCTS = {80: 1024, 90: 2048, 100: 4096}  # of 16 bits, that the tensor cores of a multiprocessor take in a cycle
+
+
+class Limit(NamedTuple):
+    """Issue cycles for each cycle of the tensor cores, at most, by architecture, of kernels with a tile that begins
+    with `tile`. why: the reason for a limit that is not its path's, or for exceeding it. known: what a kernel that
+    exceeds its limit needs at most, which `aot` accepts."""
+
+    kernel: str  # and its form
+    tile: str  # rows x columns [x depth]
+    cycles: dict[int, float]
+    why: str = ""
+    known: dict[int, float] = {}  # noqa: RUF012
+
+
+LIMITS = (  # the first that fits
+    Limit("convolve_tma", "", {90: 0.4}),
+    Limit("wgrad_tma", "", {90: 0.4}),
+    Limit("convolve_tma tf32", "", {90: 0.55}),
+    Limit("wgrad_tma tf32", "", {90: 0.55}),
+    Limit("convolve", "128x128", {80: 0.45, 90: 0.55}),
+    Limit("convolve", "128x64", {80: 0.8, 90: 0.8}),
+    Limit("wgrad", "128x128", {80: 0.7, 90: 0.7}),
+    Limit("wgrad", "128x64", {80: 0.7, 90: 0.7}, "for half the products it computes more than half the addresses of "
+          "128x128", {80: 0.95}),
+    Limit("convolve_tma", "", {100: 0.8}, "the loop of sm_90, for tensor cores that are twice as fast"),
+    Limit("wgrad_tma", "", {100: 0.8}, "the loop of sm_90, for tensor cores that are twice as fast"),
+    Limit("convolve_tma tf32", "", {100: 0.95}, "the loop of sm_90, for tensor cores that are twice as fast"),
+    Limit("wgrad_tma tf32", "", {100: 1.2}, "the same, and float32 of one operand passes through registers"),
+    Limit("convolve", "64x64x16", {80: 1.25, 90: 2.4, 100: 6.2}, "from 1 channel: a loop of one step"),
+    Limit("convolve tf32", "64x64x16", {80: 0.8, 90: 1.7, 100: 3.8}, "from 1 channel: a loop of one step"),
+    Limit("convolve", "64x128", {90: 0.75}, "z -> 4x4: two steps of depth with masks, for which 128x128 spills"),
+    Limit("convolve", "128x128", {100: 1.6}, "z -> 4x4: two steps of depth with masks"),
+    Limit("convolve", "64x64", {80: 0.65, 90: 1.15, 100: 2.5}, "too few pixels to occupy the device with larger tiles"),
+    Limit("convolve tf32", "64x64", {80: 0.75, 90: 1.2, 100: 2.7}, "float32 on pointers has no larger tile"),
+    Limit("convolve fold", "128x16", {80: 1.6, 90: 3.3, 100: 6.0}, "to an image: a product of 16 columns"),
+    Limit("convolve run", "", {80: 1.7, 90: 3.1, 100: 6.5}, "from an image: rows of 3 channels; memory is slower"),
+    Limit("wgrad run", "", {80: 1.9, 90: 3.8, 100: 8.1}, "of an image: rows of 3 channels; memory is slower"),
+    Limit("wgrad", "16x64", {80: 2.5, 90: 5.1, 100: 9.1}, "of the layer to 1 logit: one of 16 rows is used"),
+    Limit("wgrad", "128x128", {100: 1.4}, "z -> 4x4 on pointers, which channels of 200 bytes need"),
+    Limit("wgrad tf32", "64x64", {80: 1.5, 90: 1.45, 100: 3.0}, "float32 is turned 4 bytes at a time"),
+)
 
 
 class Device(NamedTuple):
@@ -68,12 +103,11 @@ def occupancy(binary: Binary) -> int:
 
 def issue(binary: Binary) -> float | None:
     """Issue cycles of an iteration of the hot loop for each cycle of the tensor cores, below 1 where these can be busy;
-    None for what is not counted: exact float32, image layers, other architectures."""
+    None without tensor cores and for other architectures."""
     job, given = binary.job, binary.job.given
-    counted = job.is_gemm() and job.arch in PRODUCTS and job.has_tensor_cores()
-    if not counted or not binary.loop or given.get("RUN") or given.get("FOLD"):
+    if not binary.loop or job.arch not in PRODUCTS or not job.has_tensor_cores():
         return None
-    cycles = binary.loop * job.options["num_warps"] / SCHEDULERS
+    cycles = sum(binary.loop.values()) * job.options["num_warps"] / SCHEDULERS
     rate = PRODUCTS[job.arch] / (2 if given["PRECISION"] == "tf32" else 1)
     return float(cycles * rate / (given["BM"] * given["BN"] * given["BK"]))
 
@@ -85,8 +119,9 @@ def narrow_operands(binary: Binary) -> dict[str, str]:
             if binary.loads.get(name, 0) < 16 and job.expected(name) < 16}
 
 
-def failures(binary: Binary) -> list[str]:
-    """A message for each gate that a binary does not pass."""
+def failures(binary: Binary, *, strict: bool = False) -> list[str]:
+    """A message for each gate that a binary does not pass. strict: also where a loop is as slow as it is known to be,
+    or has no limit."""
     job, failed = binary.job, []
     if binary.error:
         return [f"does not compile: {binary.error}"]
@@ -100,7 +135,9 @@ def failures(binary: Binary) -> list[str]:
     if job.is_gemm() and job.has_tensor_cores() and not (binary.ptx and binary.sass):
         failed.append(f"no matrix multiplication on tensor cores: {', '.join(binary.ptx) or 'none'} in PTX, "
                       f"{', '.join(binary.sass) or 'none'} in machine code")
-    failed += _slow_loop(binary)
+    if binary.serialised:
+        failed.append("ptxas serialises wgmma")
+    failed += _slow_loop(binary, strict)
     for name in job.operands():
         width, expected = binary.loads.get(name, 0), job.expected(name)
         if width < expected:
@@ -109,16 +146,29 @@ def failures(binary: Binary) -> list[str]:
     return failed
 
 
-def _slow_loop(binary: Binary) -> Iterator[str]:
-    """Of a loop that is pipelined."""
-    job, taken = binary.job, issue(binary)
-    if taken is None or job.options["num_stages"] == 1:
+def form(job: Job) -> str:
+    """The kernel of a GEMM with its form: "convolve_tma", "wgrad run"."""
+    words = [word.lower() for word in ("RUN", "FOLD", "NARROW") if job.given.get(word)]
+    return " ".join([job.kernel.removesuffix("_kernel"), *words])
+
+
+def limit(job: Job) -> Limit | None:
+    """That of a GEMM, the one of its precision first."""
+    given, name = job.given, form(job)
+    tile = f"{given['BM']}x{given['BN']}x{given['BK']}x"
+    names = (f"{name} tf32", name) if given["PRECISION"] == "tf32" else (name,)
+    return next((each for name in names for each in LIMITS if each.kernel == name and job.arch in each.cycles
+                 and tile.startswith(f"{each.tile}x" if each.tile else "")), None)
+
+
+def _slow_loop(binary: Binary, strict: bool) -> Iterator[str]:
+    taken, job = issue(binary), binary.job
+    if taken is None:
         return
-    tf32 = job.given["PRECISION"] == "tf32"
-    limit = ISSUE.get((job.arch, job.kernel, job.arguments["BM"], job.arguments["BN"])) if not tf32 else None
-    if job.kernel.endswith("tma_kernel") and job.arch == 90:
-        limit = ISSUE_TMA[tf32]
-    if limit is not None and taken > limit:
-        yield f"{taken:.2f} issue cycles for each cycle of the tensor cores, at most {limit}"
-    if binary.waits > 1:
-        yield f"{binary.waits} waits for products in an iteration, expected 1"
+    found = limit(job)
+    if found is None:
+        if strict:
+            yield f"no limit in `LIMITS` for {form(job)} with this tile on sm_{job.arch}"
+    elif taken > (accepted := found.cycles[job.arch] if strict else found.known.get(job.arch, found.cycles[job.arch])):
+        yield (f"{taken:.2f} issue cycles for each cycle of the tensor cores, at most {accepted}"
+               + f" ({found.why})" * (job.arch in found.known))

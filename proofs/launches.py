@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from fastgan.config import Config, data_shape
 from fastgan.errors import FastganError
 from fastgan.models import build
 from fastgan.nn import Chain, use
+from fastgan.ops import dispatch
 from fastgan.ops.numerics import PRECISIONS
 from fastgan.train.step import GANStep, Savings
 
@@ -39,12 +41,14 @@ class Pointer:
 
 
 class Launch(NamedTuple):
-    """One start of `kernel` on `grid` programs; arguments by name, tensors as `Pointer`; warps and other options."""
+    """One start of `kernel` on `grid` programs; arguments by name, tensors as `Pointer`; warps and other options; the
+    pass (`fastgan/ops/reference.py`) that started it."""
 
     kernel: Any
     grid: tuple[int, ...]
     arguments: dict[str, Any]
     options: dict[str, int]
+    pass_name: str = ""
 
     @property
     def name(self) -> str:
@@ -56,12 +60,18 @@ def record(step: Callable[[], object], arch: int) -> list[Launch]:
     from fastgan.ops.triton import launch
 
     launches: list[Launch] = []
+    bound, current = dispatch.bound, ""
+
+    def note(engine: str, name: str) -> Callable[..., Any]:
+        nonlocal current
+        current = name
+        return bound(engine, name)
 
     def keep(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], options: dict[str, int]) -> None:
         described = {name: _described(value) for name, value in arguments.items()}
-        launches.append(Launch(kernel, tuple(grid), described, dict(options)))
+        launches.append(Launch(kernel, tuple(grid), described, dict(options), current))
 
-    with launch.through(keep, arch):
+    with launch.through(keep, arch), patch.object(dispatch, "bound", note):
         step()
     return launches
 

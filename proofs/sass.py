@@ -1,108 +1,170 @@
-"""Facts of a compiled kernel from PTX and SASS: registers, tensor core instructions, widths of loads, inner loop."""
+"""What the inner loop of every GEMM of a training step costs, read from the machine code.
+
+    make sass                                         # the whole matrix
+    python -m proofs.sass                             # dcgan-64 at batch 128 in bf16 on sm_90
+    python -m proofs.sass --preset dcgan-64 mxnet-dcgan-mnist --batch 64 1024 --precision fp16 tf32 --arch 80 100
+    python -m proofs.sass --out table.md              # the table as a file, too
+
+The GEMMs of a step, forward and backward, with D on [real; fake] in one call, are recorded and compiled, each build
+once. A row is a launch; launches with the same shape and the same figures share one. Exit status 1 if a launch does not
+pass a gate (`gates.py`), with a line for each. No GPU is needed, and no speed is measured.
+"""
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
+import argparse
+import multiprocessing
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+from fastgan import presets
+from fastgan.ops.triton.launch import by_name
+from proofs import aot, assembly, compiled, gates
+from proofs.aot import Case, Row
+from proofs.compiled import Binary, Job
+from proofs.launches import Launch, Pointer, record, training_step
+
+OPTIONS: dict[str, tuple[Any, ...]] = {  # what a run can choose; the first of each is the default
+    "preset": aot.PRESETS, "batch": (128, 64, 1024), "precision": aot.TENSOR_CORES, "arch": (90, 80, 100)}
+PAGE = """# The inner loops of the GEMMs
+
+Facts of compilation by Triton {triton}, which say nothing about speed: no GPU is needed. Made by
+
+    python -m proofs.sass {command}
+
+A row is a launch of a training step, with D on [real; fake] in one call. Rows that are equal but for preset, batch size
+and precision are one. The weight gradient of a transposed convolution is named as that of its twin.
+
+- kernel: `_tma` are on tensor descriptors; `run`, `fold` and `narrow` are forms for few channels, see
+  [kernels](../kernels.md).
+- M x N x K, warps, stages: what a program computes in an iteration of its loop, its warps, the stages of its pipeline.
+- tensor, shared, global, other: the instructions of the loop, which are products; shared memory and barriers in it;
+  global memory and tensor descriptors; integers and all others. On sm_100 one warp issues the products; they are
+  counted for each warp.
+- issue: issue cycles of the loop for each cycle of the tensor cores. A multiprocessor issues 4 instructions in a
+  cycle, and its tensor cores take 1,024 products of 16 bits on sm_80, 2,048 on sm_90, 4,096 on sm_100, and half as many
+  in tf32. limit: the most that `proofs/gates.py` accepts. Both are empty for kernels without tensor cores.
+- spills: bytes of a thread's stack. KiB: shared memory of a program. CTAs: programs that a multiprocessor can hold.
+- B/FLOP: bytes that a program reads from L2 for each operation, computed from its tile: bytes of an element x (M + N) /
+  (2 x M x N).
+- wgmma: whether ptxas warns that it serialises them.
+"""
 
 
-def run(tool: str, *arguments: str) -> str:
-    """The output of one of Triton's tools."""
-    import triton
-
-    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool
-    done = subprocess.run([os.fspath(path), *arguments], capture_output=True, text=True, check=True)
-    return done.stdout
-
-
-def resources(text: str) -> tuple[int, int, int]:
-    """(registers, stack, local) of a thread, from cuobjdump's output."""
-    matches = [re.search(rf"\b{name}:(\d+)", text) for name in ("REG", "STACK", "LOCAL")]
-    if None in matches:
-        raise ValueError(f"cuobjdump printed {text!r}, expected REG, STACK and LOCAL")
-    registers, stack, local = (int(match[1]) for match in matches if match)
-    return registers, stack, local
+def words(launch: Launch) -> str:
+    """The pass of a launch and the convolution that it belongs to: "dgrad of conv 64x32x32 -> 128x16x16". A weight
+    gradient is that of a convolution and of its transposed twin; it is described as the former's."""
+    given = by_name(launch.arguments)
+    wgrad = launch.pass_name == "wgrad"
+    source, result = (given["fine"], given["coarse"]) if wgrad else (given["x"], given["y"])
+    transposed = not wgrad and given["TRANSPOSED"]
+    if launch.pass_name == "dgrad":
+        source, result, transposed = result, source, not transposed
+    kind = launch.pass_name + " of" if launch.pass_name in ("dgrad", "wgrad") else "forward"
+    return f"{kind} {'transposed ' * transposed}conv {_size(source)} -> {_size(result)}"
 
 
-def tensor_ptx(ptx: str) -> tuple[str, ...]:
-    """Kinds of matrix multiplication in PTX: "mma.sync", "wgmma", "tcgen05"."""
-    kinds = {"mma.sync": r"\bmma\.sync\.", "wgmma": r"\bwgmma\.mma_async\.", "tcgen05": r"\btcgen05\.mma\."}
-    return tuple(kind for kind, pattern in kinds.items() if re.search(pattern, ptx))
+def _size(image: Pointer) -> str:
+    """"64x32x32" of [N, 32, 32, 64]."""
+    _, height, width, channels = image.shape
+    return f"{channels}x{height}x{width}"
 
 
-def tensor_sass(text: str) -> tuple[str, ...]:
-    """Kinds of matrix multiplication in machine code, such as "HMMA", "HGMMA", "UTCHMMA"."""
-    return tuple(sorted(set(re.findall(r"\b(UTC[A-Z]*MMA|[A-Z]GMMA|[HQDI]MMA|OMMA)\b", text))))
+def recorded(case: Case) -> list[tuple[str, Job]]:
+    """The GEMMs of a step in words, with what the compiler is given for each."""
+    launches = record(training_step(presets.get(case.preset), case.batch, case.precision), case.arch)
+    return [(words(launch), job) for launch in launches if launch.name in compiled.GEMMS
+            for job in compiled.jobs([launch], case.arch).values()]
 
 
-_MMA = re.compile(r"\b(HMMA|HGMMA)\b")
-_LABEL, _INSTRUCTION = re.compile(r"\s*(\.L_\w+):"), re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?);")
-_BRANCH = re.compile(r"\bBRA\b.*?(\.L_\w+)")
+def bytes_per_flop(job: Job) -> float:
+    """Computed from the tile: what a program reads of both operands from L2 for each of its operations."""
+    given = job.given
+    return float(job.itemsize() * (given["BM"] + given["BN"]) / (2 * given["BM"] * given["BN"]))
 
 
-def hot_loop(text: str) -> list[str]:
-    """The instructions of the innermost loop with products in nvdisasm's listing, from the target of a backward branch
-    to the branch; none where there is no such loop."""
-    labels: dict[str, int] = {}
-    instructions: list[str] = []
-    for line in text.splitlines():
-        if match := _LABEL.match(line):
-            labels[match[1]] = len(instructions)
-        if match := _INSTRUCTION.match(line):
-            instructions.append(match[1])
-    loops = [instructions[labels[match[1]]:i + 1] for i, instruction in enumerate(instructions)
-             if (match := _BRANCH.search(instruction)) and labels.get(match[1], i + 1) <= i]
-    return min((loop for loop in loops if any(map(_MMA.search, loop))), key=len, default=[])
+def row(what: str, found: Binary) -> Row:
+    """A line of the table for one launch, which `rows` completes."""
+    facts, limit = aot.row(found, []), gates.limit(found.job)
+    return {
+        "arch": facts["arch"], "pass": what, "precision": "", "kernel": gates.form(found.job),
+        "M x N x K, warps, stages": f"{facts['tile']}, {facts['warps']}, {facts['stages']}",
+        **{name: str(found.loop.get(name, 0)) if found.loop else "" for name in (*assembly.CLASSES, "other")},
+        "issue": facts["issue"], "limit": f"{limit.cycles[found.job.arch]}" if limit and facts["issue"] else "",
+        "registers": facts["registers"], "spills": facts["stack"], "KiB": f"{found.shared / 1024:.0f}",
+        "CTAs": facts["programs_per_sm"], "B/FLOP": f"{bytes_per_flop(found.job):.4f}",
+        "wgmma": ("serialised" if found.serialised else "pipelined") if "wgmma" in found.ptx else "",
+        "presets": "", "batches": "", "gates": "; ".join(gates.failures(found, strict=True)) or "pass",
+    }
 
 
-_LOAD = re.compile(r"ld\.global(?P<kind>[.\w:]*)\s+.*\[\s*(?P<address>%rd\d+)")
-_COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global\S*\s+\[[^]]*\],\s*\[\s*(?P<address>%rd\d+)[^]]*\],"
-                   r"\s*(?P<size>0x[0-9a-f]+|\d+)")
-_PARAMETER = re.compile(r"ld\.param\.\w+\s+(%rd\d+),\s*\[\w+_param_(\d+)\]")
+def rows(uses: dict[tuple[str, str], list[Case]], found: dict[str, Binary]) -> list[Row]:
+    """A row for each launch; one for those that differ in nothing but preset, batch size and precision."""
+    merged: dict[tuple[str, ...], tuple[Row, list[Case]]] = {}
+    for (what, key), cases in uses.items():
+        facts = row(what, found[key])
+        merged.setdefault(tuple(facts.values()), (facts, []))[1].extend(cases)
+    order = sorted(merged.values(), key=lambda each: (int(each[0]["arch"]), each[0]["pass"], each[0]["kernel"]))
+    return [{**facts, "precision": _once(cases, "precision"), "presets": _once(cases, "preset"),
+             "batches": _once(cases, "batch")} for facts, cases in order]
 
 
-def loads(ptx: str, names: list[str]) -> dict[str, int]:
-    """Bytes of the narrowest load from global memory through each pointer parameter.
-
-    An address is followed back through the 64-bit registers that it was computed from to the parameters at its root.
-    """
-    sources: dict[str, set[str]] = {}
-    roots: dict[str, set[str]] = {}
-    accesses: set[tuple[str, int]] = set()
-    for line in ptx.splitlines():
-        line = line.split("//")[0]
-        if match := _PARAMETER.search(line):
-            if int(match[2]) < len(names):
-                roots.setdefault(match[1], set()).add(names[int(match[2])])
-        elif (match := _COPY.search(line)):
-            accesses.add((match["address"], int(match["size"], 0)))
-        elif (match := _LOAD.search(line)):
-            accesses.add((match["address"], _width(match["kind"])))
-        else:
-            target, *given = re.findall(r"%rd\d+", line) or [""]
-            sources.setdefault(target, set()).update(given)
-    narrowest: dict[str, int] = {}
-    for address, width in accesses:
-        for name in _roots(address, sources, roots):
-            narrowest[name] = min(width, narrowest.get(name, width))
-    return narrowest
+def _once(cases: list[Case], field: str) -> str:
+    return " ".join(map(str, sorted({getattr(case, field) for case in cases})))
 
 
-def _width(kind: str) -> int:
-    """16 of ".v4.b32"."""
-    vector, bits = re.search(r"\.v(\d)", kind), re.search(r"\.[bfusx]+(\d+)$", kind)
-    if bits is None:
-        raise ValueError(f"ld.global{kind}: expected a type of so many bits")
-    return int(vector[1] if vector else 1) * int(bits[1]) // 8
+def page(table: list[Row], command: str) -> Iterator[str]:
+    """A table for each architecture."""
+    yield PAGE.format(triton=version("triton"), command=command)
+    for arch in dict.fromkeys(each["arch"] for each in table):
+        some = [each for each in table if each["arch"] == arch]
+        yield from (f"## sm_{arch}", "", *aot.table(some, [name for name in some[0] if name != "arch"]), "")
 
 
-def _roots(address: str, sources: dict[str, set[str]], roots: dict[str, set[str]]) -> set[str]:
-    seen, waiting = {address}, [address]
-    while waiting:
-        for register in sources.get(waiting.pop(), ()):
-            if register not in seen:
-                seen.add(register)
-                waiting.append(register)
-    return set().union(*(roots.get(register, set()) for register in seen))
+def run(chosen: argparse.Namespace) -> int:
+    """Record, compile each build once, report."""
+    cases = [Case(preset, batch, precision, arch) for arch in chosen.arch for preset in chosen.preset
+             for precision in chosen.precision for batch in chosen.batch]
+    jobs: dict[str, Job] = {}
+    uses: dict[tuple[str, str], list[Case]] = {}
+    # not forked: torch has threads
+    with ProcessPoolExecutor(chosen.workers, multiprocessing.get_context("spawn")) as pool:
+        for case, launches in zip(cases, aot.progress(pool, recorded, cases, "record"), strict=True):
+            for what, job in launches:
+                jobs.setdefault(job.key, job)
+                uses.setdefault((what, job.key), []).append(case)
+        found = {each.job.key: each for each in aot.progress(pool, compiled.build, list(jobs.values()), "compile")}
+    return report(rows(uses, found), chosen)
+
+
+def report(table: list[Row], chosen: argparse.Namespace) -> int:
+    """Print the table and a line for each launch that fails; the exit status."""
+    print(*aot.table(table, list(table[0])), sep="\n")
+    if chosen.out:
+        options = " ".join(f"--{name} {' '.join(map(str, getattr(chosen, name)))}" for name in OPTIONS)
+        chosen.out.write_text("\n".join(page(table, options)))
+    failed = [f"sm_{each['arch']} {each['pass']} {each['precision']}: {each['gates']}" for each in table
+              if each["gates"] != "pass"]
+    print(*(f"FAIL {line}" for line in failed), sep="\n", end="\n" if failed else "")
+    print(f"{len(table)} rows: " + (f"{len(failed)} failures" if failed else "all gates pass"))
+    return 1 if failed else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m proofs.sass", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    for option, values in OPTIONS.items():
+        parser.add_argument(f"--{option}", nargs="+", type=type(values[0]), default=values[:1], metavar="VALUE",
+                            choices=None if option == "batch" else values,
+                            help=f"of {', '.join(map(str, values))}; default: {values[0]}")
+    parser.add_argument("--workers", type=int, default=2, help="processes that compile (default: 2)")
+    parser.add_argument("--out", type=Path, metavar="FILE.md", help="write the table as Markdown")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run(parser().parse_args()))

@@ -15,7 +15,7 @@ from fastgan.nn import Chain, use
 from fastgan.ops.numerics import products
 from fastgan.ops.triton.launch import by_name
 from fastgan.train.step import GANStep, Savings
-from proofs import aot, gates, sass
+from proofs import aot, assembly, gates
 from proofs.compiled import Binary, Job
 from proofs.launches import Launch, Pointer, record, training_step
 
@@ -49,9 +49,9 @@ def job(**changes: Any) -> Job:
 
 def compiled(resources: str = RESOURCES.format(0, 0), ptx: str = PTX, listing: str = "HGMMA.64x64x16.F32",
              shared: int = 0, **changes: Any) -> Binary:
-    registers, stack, local = sass.resources(resources)
-    return Binary(job(**changes), registers, stack, local, shared, ptx=sass.tensor_ptx(ptx),
-                  sass=sass.tensor_sass(listing), loads=sass.loads(ptx, NAMES), seconds=1.0)
+    registers, stack, local = assembly.resources(resources)
+    return Binary(job(**changes), registers, stack, local, shared, ptx=assembly.tensor_ptx(ptx),
+                  sass=assembly.tensor_sass(listing), loads=assembly.loads(ptx, NAMES), seconds=1.0)
 
 
 def test_a_good_kernel_passes_every_gate() -> None:
@@ -121,25 +121,49 @@ LISTING = """
 
 
 def test_the_hot_loop_is_the_innermost_one_with_products() -> None:
-    assert [instruction.split()[0] for instruction in sass.hot_loop(LISTING)] == [
+    assert [instruction.split()[0] for instruction in assembly.hot_loop(LISTING)] == [
         "LDGSTS.E.128", "HGMMA.64x128x16.F32.BF16", "WARPGROUP.DEPBAR.LE", "@!P0"]
-    assert sass.hot_loop(LISTING.replace("HGMMA", "FFMA")) == sass.hot_loop("") == []
+    assert assembly.hot_loop(LISTING.replace("HGMMA", "FFMA")) == assembly.hot_loop("") == []
 
 
 def test_the_loop_of_a_gemm_is_gated() -> None:
-    wide = compiled(BM=128, BN=128)._replace(loop=195, waits=1)  # 4 warps
+    wide = compiled(BM=128, BN=128)._replace(loop={"tensor": 8, "other": 187})  # 4 warps
     assert gates.issue(wide) == pytest.approx(195 * 2048 / 128 / 128 / 64)
-    assert gates.failures(wide) == []
-    assert gates.failures(wide._replace(loop=400)) == [
-        "0.78 issue cycles for each cycle of the tensor cores, at most 0.75"]
-    assert gates.failures(wide._replace(waits=4)) == ["4 waits for products in an iteration, expected 1"]
+    assert gates.failures(wide) == gates.failures(wide, strict=True) == []
+    assert gates.failures(wide._replace(loop={"tensor": 8, "other": 392})) == [
+        "0.78 issue cycles for each cycle of the tensor cores, at most 0.7"]
+    assert gates.failures(wide._replace(serialised=True)) == ["ptxas serialises wgmma"]
     single = Pointer(torch.float32, (8, 8))
-    assert gates.issue(compiled(BM=128, BN=128, coarse=single, fine=single)._replace(loop=400)) is None
+    exact = compiled(BM=128, BN=128, coarse=single, fine=single)._replace(loop={"other": 400})
+    assert gates.issue(exact) is None
+
+
+def test_a_loop_that_is_known_to_exceed_its_limit_fails_where_it_is_asked_for() -> None:
+    narrow = compiled(BM=128, BN=64, BK=32)
+    narrow = narrow._replace(job=narrow.job._replace(arch=80), loop={"other": 233})
+    assert gates.failures(narrow) == []
+    (failure,) = gates.failures(narrow, strict=True)
+    assert failure.startswith("0.91 issue cycles for each cycle of the tensor cores, at most 0.7 (for half")
+    assert "at most 0.95" in gates.failures(narrow._replace(loop={"other": 250}))[0]
+
+
+def test_a_tile_without_a_limit_fails_where_it_is_asked_for() -> None:
+    other = compiled(BM=32, BN=256)._replace(loop={"other": 10})
+    assert gates.failures(other) == []
+    assert gates.failures(other, strict=True) == ["no limit in `LIMITS` for wgrad with this tile on sm_90"]
+
+
+@pytest.mark.parametrize(("limit"), gates.LIMITS, ids=lambda limit: f"{limit.kernel} {limit.tile}".strip())
+def test_a_limit_of_its_own_has_a_reason(limit: gates.Limit) -> None:
+    paths = {"convolve_tma": {0.4}, "wgrad_tma": {0.4}, "convolve_tma tf32": {0.55}, "wgrad_tma tf32": {0.55},
+             "convolve": {0.45, 0.55, 0.8}, "wgrad": {0.7}}
+    assert limit.why or set(limit.cycles.values()) <= paths[limit.kernel]
+    assert limit.why or not limit.known
 
 
 def test_resources_in_words_that_are_not_understood() -> None:
     with pytest.raises(ValueError, match="expected REG, STACK and LOCAL"):
-        sass.resources("no kernel image")
+        assembly.resources("no kernel image")
 
 
 def test_occupancy_is_that_of_the_scarcest_resource() -> None:

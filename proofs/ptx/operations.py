@@ -220,8 +220,9 @@ def on_descriptors(each: list[tuple[int, int]] | None = None) -> Iterator[Run]:
                          for kernel in ("convolve tma", "wgrad tma"))
         if precision == "fp32" or (pair and pair[0] == 2):
             continue  # on pointers; and two warps are no group of wgmma
-        for gemm in gemms:
-            taken = [{key: one[key] for key in ("kernel", "tile", "warps", "stages")} for one in (gemm, *wgrads)]
+        for row in range(max(len(gemms), len(wgrads))):
+            taken = [{key: one[key] for key in ("kernel", "tile", "warps", "stages")}
+                     for one in (gemms[row % len(gemms)], wgrads[row % len(wgrads)])]
             if pair:
                 taken = [{**one, "warps": pair[0], "stages": pair[1]} for one in taken]
             yield Run(precision, 90, networks.DESCRIBED, [*taken, *pointers])

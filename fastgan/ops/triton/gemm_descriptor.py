@@ -80,12 +80,14 @@ def convolve_tma_kernel(
     else:
         y.store([n, h, w, row], result.T.reshape(BOX[0], BOX[1], BOX[2], BM))
     if statistics is not None:
-        value = result.to(tl.float32)
-        mean = tl.sum(value, 1) / BN
-        distance = value - mean[:, None]
-        groups, phases = tl.num_programs(0) // tiles, tl.num_programs(2)
-        finish_statistics(BN, mean, tl.sum(distance * distance, 1), statistics, tile // tiles, groups,
-                          tile % tiles * phases + phase, tiles * phases, channels, CO)
+        # always true: without a branch ptxas moves the rounding to float16 into the pipeline, and serialises wgmma
+        if tiles > 0:
+            value = result.to(tl.float32)
+            mean = tl.sum(value, 1) / BN
+            distance = value - mean[:, None]
+            groups, phases = tl.num_programs(0) // tiles, tl.num_programs(2)
+            finish_statistics(BN, mean, tl.sum(distance * distance, 1), statistics, tile // tiles, groups,
+                              tile % tiles * phases + phase, tiles * phases, channels, CO)
 
 
 @triton.jit(do_not_specialize=["each", "blocks"])
