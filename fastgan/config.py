@@ -10,30 +10,22 @@ import dataclasses
 import math
 import os
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal
 
-from fastgan import validation
 from fastgan.errors import FastganError
-from fastgan.options import metric_names, nearest, option, parse_size
-
-try:
-    from tyro.conf import Suppress, arg
-except ImportError:  # only the command line needs tyro, and these annotations for it
-    Suppress = Annotated[TypeVar("T"), None]  # type: ignore[misc]
-
-    def arg(**_: Any) -> None:  # type: ignore[no-redef]
-        """Takes the place of tyro's."""
-
-
-# other names of fields: those of PyTorch's DCGAN example and of papers
-ALIASES = {"source": ("data", "dataset"), "data_root": ("dataroot",), "image_size": ("imageSize",),
-           "batch": ("batch_size", "batchSize"), "epochs": ("niter",), "net_g": ("netG",), "net_d": ("netD",),
-           "outdir": ("outf",), "seed": ("manualSeed",), "d_steps": ("n_critic",)}
-
-
-def also(field: str) -> list[str]:
-    """The command line's other options for a field; that of "source" is --data."""
-    return [option(name) for name in ALIASES[field] if name != "data"]
+from fastgan.options import (
+    ALIASES,
+    RULES,
+    Suppress,
+    also,
+    arg,
+    field_of,
+    metric_names,
+    nearest,
+    option,
+    parse_size,
+)
+from fastgan.validation import check_types
 
 
 class _Paths:
@@ -242,7 +234,7 @@ class Config:
         changed = {name: dataclasses.asdict(getattr(self, name)) for name in GROUPS}
         preset = values.pop("preset", self.preset)
         for key, value in values.items():
-            changed[group_of(key)][_field(key)] = value
+            changed[group_of(key)][field_of(key)] = value
         return Config(preset, *(GROUPS[name](**fields) for name, fields in changed.items()))
 
     def flat(self) -> dict[str, Any]:
@@ -288,42 +280,10 @@ class Config:
 
 GROUPS: dict[str, type] = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig, "run": RunConfig}
 
-_POSITIVE = ("a number above 0", lambda value: 0 < value < math.inf)
-_NOT_NEGATIVE = ("0 or more", lambda value: 0 <= value < math.inf)
-_FRACTION = ("a number from 0 up to, not including, 1", lambda value: 0 <= value < 1)
-_COUNT = ("a whole number from 1 to 2^31 - 1", lambda value: 1 <= value < 2**31)
-RULES: dict[str, tuple[str, Any]] = {
-    **dict.fromkeys(["lr", "lr_g", "lr_d", "bn_eps", "adam_eps", "epochs", "cache_gb", "d_loss_weight"], _POSITIVE),
-    **dict.fromkeys(["holdout", "gpu_data_gb", "workers", "gp", "r1", "gamma_std", "lr_warmup", "grad_clip",
-                     "weight_clip"], _NOT_NEGATIVE),
-    **dict.fromkeys(["beta1", "beta2", "ema", "label_smoothing"], _FRACTION),
-    **dict.fromkeys(["batch", "nz", "ngf", "ndf", "d_steps", "penalty_every", "accumulate", "steps", "snap",
-                     "log_every", "keep", "grid"], _COUNT),
-    "metrics_images": ("a whole number, 100 or more", lambda value: value >= 100),
-    "seed": ("a whole number from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63),
-    "noise_mean": ("a finite number", math.isfinite),
-    "bn_momentum": ("a number above 0, at most 1", lambda value: 0 < value <= 1),
-}
-
-
-def check_types(group: type, values: dict[str, Any]) -> None:
-    """`FastganError` for the first value that is not of its field's type."""
-    types = get_type_hints(group)
-    for key, value in values.items():
-        if not validation.matches(value, types[key]):
-            raise FastganError(f"{option(key)} {value!r:.80}: expected {validation.describe(types[key])}")
-
-
-def _field(key: str) -> str:
-    """The field that a name, an alias or an option of the command line without its dashes means."""
-    key = key.replace("-", "_")
-    return next((field for field, others in ALIASES.items() if key in others), key)
-
-
 def group_of(key: str) -> str:
     """The name of the group of a field, by any of its names, or `FastganError` with the nearest names."""
     for name, group in GROUPS.items():
-        if _field(key) in {f.name for f in dataclasses.fields(group)}:
+        if field_of(key) in {f.name for f in dataclasses.fields(group)}:
             return name
     known = [f.name for group in GROUPS.values() for f in dataclasses.fields(group)]
     known += [name for names in ALIASES.values() for name in names]

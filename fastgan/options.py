@@ -3,15 +3,40 @@
 from __future__ import annotations
 
 import difflib
+import math
+from typing import Annotated, Any, TypeVar
 
 from fastgan.errors import FastganError
 
+try:
+    from tyro.conf import Suppress, arg
+except ImportError:  # only the command line needs tyro, and these annotations for it
+    Suppress = Annotated[TypeVar("T"), None]  # type: ignore[misc]
+
+    def arg(**_: Any) -> None:  # type: ignore[no-redef]
+        """Takes the place of tyro's."""
+
+# other names of fields: those of PyTorch's DCGAN example and of papers
+ALIASES = {"source": ("data", "dataset"), "data_root": ("dataroot",), "image_size": ("imageSize",),
+           "batch": ("batch_size", "batchSize"), "epochs": ("niter",), "net_g": ("netG",), "net_d": ("netD",),
+           "outdir": ("outf",), "seed": ("manualSeed",), "d_steps": ("n_critic",)}
 METRICS = ("fid", "kid", "is", "score")
 
 
 def option(key: str) -> str:
     """The command line's word for a field."""
     return "--data" if key == "source" else "--" + key.replace("_", "-")
+
+
+def also(field: str) -> list[str]:
+    """The command line's other options for a field; that of "source" is --data."""
+    return [option(name) for name in ALIASES[field] if name != "data"]
+
+
+def field_of(key: str) -> str:
+    """The field that a name, an alias or an option of the command line without its dashes means."""
+    key = key.replace("-", "_")
+    return next((field for field, others in ALIASES.items() if key in others), key)
 
 
 def nearest(given: str, known: list[str]) -> str:
@@ -37,3 +62,22 @@ def parse_size(text: str) -> tuple[int, int]:
     if len(parts) not in (1, 2) or not all(part.isdecimal() and 0 < int(part) <= 4096 for part in parts):
         raise FastganError(f"--image-size {text}: expected a side such as 64 or HEIGHTxWIDTH such as 64x96, up to 4096")
     return int(parts[0]), int(parts[-1])
+
+
+# of a field: what is accepted, and a function that accepts it
+_POSITIVE = ("a number above 0", lambda value: 0 < value < math.inf)
+_NOT_NEGATIVE = ("0 or more", lambda value: 0 <= value < math.inf)
+_FRACTION = ("a number from 0 up to, not including, 1", lambda value: 0 <= value < 1)
+_COUNT = ("a whole number from 1 to 2^31 - 1", lambda value: 1 <= value < 2**31)
+RULES: dict[str, tuple[str, Any]] = {
+    **dict.fromkeys(["lr", "lr_g", "lr_d", "bn_eps", "adam_eps", "epochs", "cache_gb", "d_loss_weight"], _POSITIVE),
+    **dict.fromkeys(["holdout", "gpu_data_gb", "workers", "gp", "r1", "gamma_std", "lr_warmup", "grad_clip",
+                     "weight_clip"], _NOT_NEGATIVE),
+    **dict.fromkeys(["beta1", "beta2", "ema", "label_smoothing"], _FRACTION),
+    **dict.fromkeys(["batch", "nz", "ngf", "ndf", "d_steps", "penalty_every", "accumulate", "steps", "snap",
+                     "log_every", "keep", "grid"], _COUNT),
+    "metrics_images": ("a whole number, 100 or more", lambda value: value >= 100),
+    "seed": ("a whole number from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63),
+    "noise_mean": ("a finite number", math.isfinite),
+    "bn_momentum": ("a number above 0, at most 1", lambda value: 0 < value <= 1),
+}

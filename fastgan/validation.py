@@ -5,6 +5,9 @@ from __future__ import annotations
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from fastgan.errors import FastganError
+from fastgan.options import option
+
 _DESCRIPTIONS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text",
                                  NoneType: "none"}
 _LARGEST = 2**63  # larger whole numbers are neither indices nor seeds, and lose digits as floats
@@ -47,3 +50,11 @@ def first_error(values: dict[str, Any], kind: Any) -> str:
         if not matches(value, known[name]):
             return f"{name} {value!r:.80}: expected {describe(known[name])}"
     return ""
+
+
+def check_types(group: type, values: dict[str, Any]) -> None:
+    """`FastganError` for the first value that is not of its field's type."""
+    types = get_type_hints(group)
+    for key, value in values.items():
+        if not matches(value, types[key]):
+            raise FastganError(f"{option(key)} {value!r:.80}: expected {describe(types[key])}")

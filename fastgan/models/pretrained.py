@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from fastgan import validation
-from fastgan.config import ModelConfig, check_types
+from fastgan.config import ModelConfig
 from fastgan.errors import FastganError, first_line
 from fastgan.files import StrPath, read_json, replacing
 from fastgan.models import build, pytorch_example, weights
 from fastgan.models.sampling import Noise, draw
+from fastgan.validation import check_types
 
 WEIGHTS, CONFIG = "generator.safetensors", "config.json"
 MAX_SIDE = 4096  # the limit of `config.parse_size`

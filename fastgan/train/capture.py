@@ -1,12 +1,39 @@
-"""What must hold around the capture of a CUDA graph: no waits for the device, no garbage collection."""
+"""What a CUDA graph can capture, and what must hold around it: no waits for the device, no garbage collection."""
 
 from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class Capturable(Protocol):
+    """A training step of which the device's work and the host's are apart; `args` are its inputs, tensors."""
+
+    def allocate(self, *args: Any, **kwargs: Any) -> None:
+        """Make, once, all tensors that runs on such inputs keep."""
+
+    def phase(self) -> Hashable:
+        """Which shape of work the next call is; there is a graph for each."""
+
+    def is_ready(self, phase: Any) -> bool:
+        """Whether all state exists that `run` changes. If not, the next call runs eagerly, to make it."""
+
+    def run(self, phase: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The device's work of one call, on tensors only; changes nothing on the host that a later call reads."""
+
+    def advance(self, phase: Any, *args: Any, **kwargs: Any) -> None:
+        """The host's bookkeeping after a call."""
+
+    def state(self) -> list[Tensor]:
+        """Every tensor that `run` changes and a later one reads, always changed in place; random state apart."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """phase, run and advance."""
 
 
 @contextmanager

@@ -17,14 +17,14 @@ import traceback
 from collections.abc import Hashable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from fastgan.errors import FastganError, first_line
-from fastgan.train.capture import collector_stopped, waiting_is_an_error
+from fastgan.train.capture import Capturable, collector_stopped, waiting_is_an_error
 from fastgan.train.ema import EMA
 from fastgan.train.processes import SingleProcess
 from fastgan.train.snapshot import Snapshot, distance
@@ -32,31 +32,6 @@ from fastgan.train.snapshot import Snapshot, distance
 cuda: Any = torch.cuda  # every call of CUDA goes through this name
 logger = logging.getLogger("fastgan")
 RUNS = 3  # to warm up, and on each side of the check
-
-
-class Capturable(Protocol):
-    """A training step of which the device's work and the host's are apart; `args` are its inputs, tensors."""
-
-    def allocate(self, *args: Any, **kwargs: Any) -> None:
-        """Make, once, all tensors that runs on such inputs keep."""
-
-    def phase(self) -> Hashable:
-        """Which shape of work the next call is; there is a graph for each."""
-
-    def is_ready(self, phase: Any) -> bool:
-        """Whether all state exists that `run` changes. If not, the next call runs eagerly, to make it."""
-
-    def run(self, phase: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The device's work of one call, on tensors only; changes nothing on the host that a later call reads."""
-
-    def advance(self, phase: Any, *args: Any, **kwargs: Any) -> None:
-        """The host's bookkeeping after a call."""
-
-    def state(self) -> list[Tensor]:
-        """Every tensor that `run` changes and a later one reads, always changed in place; random state apart."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """phase, run and advance."""
 
 
 class _Captured(NamedTuple):

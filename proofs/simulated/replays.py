@@ -10,7 +10,7 @@ from torch import Tensor
 
 from proofs.simulated.tape import Tape, record, same_bits, storage_key
 
-Step = Any  # what `fastgan.train.graph.Capturable` asks for, called with tensors
+Step = Any  # what `fastgan.train.capture.Capturable` asks for, called with tensors
 
 
 def assert_replays_equal_eager(make_step: Callable[[], Step], inputs: Sequence[tuple[Tensor, ...]], count: int = 10,
