@@ -18,6 +18,7 @@ class Implementation:
         precision: "fp32", "tf32", "bf16" or "fp16". nchw: images and weights in NCHW, else channels_last.
         savings: names of fields of `Savings`, of PyTorch's loop only "frozen" and "fused_adam".
         together: that of `Savings`.
+        converted: the networks of PyTorch's loop are converted, with the default engine.
         reads_losses: in every step, as PyTorch's example does.
         cudnn_benchmark: torch.backends.cudnn.benchmark. compiled: mode of torch.compile, "" for none.
         graph: the step is one CUDA graph. usual: measured unless others are asked for.
@@ -29,6 +30,7 @@ class Implementation:
     nchw: bool = False
     savings: tuple[str, ...] = ()
     together: bool | None = None
+    converted: bool = False
     reads_losses: bool = False
     cudnn_benchmark: bool = False
     compiled: str = ""

@@ -1,56 +1,56 @@
-"""What each line of fastgan in a textbook's training loop earns: the three examples, timed by turns.
+"""What each line of fastgan in a training loop gains: PyTorch's loop, the same on converted networks, and `GANStep`.
 
-    python -m benchmarks.lines [ROUNDS]
+    python -m benchmarks.lines [--preset dcgan-64] [--batch 32] [--rounds 9]
 
-Each runs in a process of its own, in interleaved rounds. A step's time is that between the lines that an example prints
-after steps 100 and 200, which wait for the device. Times are medians of the rounds, and speed-ups are their ratios.
+Each has a process of its own, and they take turns. Nothing is tuned: engines are the defaults of the device. Times are
+medians of the rounds, and speed-ups are their ratios.
 """
 
 from __future__ import annotations
 
-import os
+import argparse
+import random
 import statistics
-import subprocess
 import sys
-import time
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from benchmarks.implementation import SAVINGS, Implementation
+from benchmarks.worker import Worker
+from benchmarks.workload import Workload
+from fastgan.ops.tuning import candidates
 from fastgan.verify.machine import describe
 
-ROOT = Path(__file__).parent.parent
-EXAMPLES = {"dcgan_textbook.py": "none: PyTorch's loop", "dcgan_one_line.py": "1: `fastgan.convert`",
-            "dcgan_two_lines.py": "2: `GANStep` and `GraphedStep`"}
-BETWEEN = 100  # steps, as the examples print
-
-
-def seconds_per_step(name: str) -> float:
-    """Of one run of an example."""
-    said: dict[str, float] = {}
-    with subprocess.Popen([sys.executable, "-u", str(ROOT / "examples" / name), str(2 * BETWEEN)], text=True,
-                          stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            said[line.partition(":")[0]] = time.perf_counter()
-    if process.returncode:
-        raise SystemExit(f"{name} ended with {process.returncode}")
-    return (said[f"step {2 * BETWEEN}"] - said[f"step {BETWEEN}"]) / BETWEEN
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+PLAIN = Implementation("none: PyTorch's loop", nchw=True, reads_losses=True)
+LINES = [PLAIN, PLAIN.but("1: `fastgan.convert`", converted=True),
+         Implementation("2: `GANStep` and `GraphedStep`", candidates.default(DEVICE), savings=SAVINGS,
+                        graph=DEVICE.type == "cuda")]
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    turns = [name for _ in range(rounds) for name in EXAMPLES]
-    times: dict[str, list[float]] = {name: [] for name in EXAMPLES}
-    for name in tqdm(turns, unit="run", file=sys.stderr):
-        times[name].append(seconds_per_step(name))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(f"{describe(device)}\n\n| lines | a step | speed-up |\n|---|---|---|")
-    plain = statistics.median(times["dcgan_textbook.py"])
-    for name, words in EXAMPLES.items():
-        median = statistics.median(times[name])
-        print(f"| {words} | {1e3 * median:.1f} ms | {plain / median:.2f} x |")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.lines", description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="dcgan-64", help="whose networks (dcgan-64)")
+    parser.add_argument("--batch", type=int, default=32, help="images (32)")
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each (9)")
+    given = parser.parse_args()
+    workers = {line.name: Worker(line, DEVICE) for line in LINES}
+    try:
+        for worker in workers.values():
+            worker.call("make", Workload("step", given.preset, given.batch), "")
+        seconds: dict[str, list[float]] = {name: [] for name in workers}
+        for _ in tqdm(range(given.rounds), unit="round", file=sys.stderr):
+            for name in random.sample(list(workers), len(workers)):
+                seconds[name].append(workers[name].call("turn"))
+    finally:
+        for worker in workers.values():
+            worker.close()
+    print(f"{describe(DEVICE)}\n{given.preset}, batch {given.batch}, {given.rounds} rounds\n\n"
+          "| lines | a step | speed-up |\n|---|---|---|")
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    for name, median in medians.items():
+        print(f"| {name} | {1e3 * median:.1f} ms | {medians[PLAIN.name] / median:.2f} x |")
 
 
 if __name__ == "__main__":

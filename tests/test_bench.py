@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import __main__ as command
-from benchmarks import correctness, networks, results, run, steps, suites, training, worker
+from benchmarks import correctness, lines, networks, results, run, steps, suites, training, worker
 from benchmarks.implementation import SAVINGS, Implementation
 from benchmarks.results import Row
 from benchmarks.run import Timings
@@ -467,3 +467,28 @@ def test_commands_that_moved_name_their_place(capsys):
     for name, words in (("bench", "`python -m benchmarks`, in a clone"), ("cost", "python -m benchmarks.counters")):
         assert cli.main([name, "--batch", "4"]) == 2
         assert words in capsys.readouterr().err
+
+
+class StandIn:
+    """A worker of known speed."""
+
+    def __init__(self, implementation: Implementation, device: torch.device) -> None:
+        self.seconds = {"none": 1.0, "1: `": 0.5, "2: `": 0.1}[implementation.name[:4]]
+        self.turns = 0
+
+    def call(self, method: str, *arguments: Any) -> float:
+        self.turns += method == "turn"
+        return 100.0 if self.turns == 2 else self.seconds  # an outlier, which a median ignores
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+
+def test_what_each_line_gains(monkeypatch, capsys):
+    monkeypatch.setattr(lines, "Worker", StandIn)
+    monkeypatch.setattr(sys, "argv", ["lines", "--rounds", "5"])
+    lines.main()
+    *_, plain, one, two = capsys.readouterr().out.splitlines()
+    assert plain == "| none: PyTorch's loop | 1000.0 ms | 1.00 x |"
+    assert one == "| 1: `fastgan.convert` | 500.0 ms | 2.00 x |"
+    assert two == "| 2: `GANStep` and `GraphedStep` | 100.0 ms | 10.00 x |"

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import lines
 from benchmarks import presets as shown
 
 ROOT = Path(__file__).parents[1]
@@ -152,20 +151,3 @@ def test_picture_of_presets(tmp_path, monkeypatch):
     shown.main()
     assert (tmp_path / "presets.png").stat().st_size > 10_000
     assert len(list((tmp_path / "runs").glob("*/fakes000001.png"))) == len(shown.SHOWN) == 3
-
-
-def test_what_each_line_earns(tmp_path, monkeypatch, capsys):
-    """With stand-ins of known speed, as the benchmark's own examples take long."""
-    (tmp_path / "examples").mkdir()
-    for name, seconds in zip(lines.EXAMPLES, (1.0, 0.5, 0.1), strict=True):
-        (tmp_path / "examples" / name).write_text(
-            f"import time\nprint('step 100: loss')\ntime.sleep({seconds})\nprint('step 200: loss')\n")
-    monkeypatch.setattr(lines, "ROOT", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["lines", "1"])
-    lines.main()
-    *_, plain, one, two = capsys.readouterr().out.splitlines()
-    gains = [float(row.split("|")[3].removesuffix(" x ")) for row in (plain, one, two)]
-    assert gains[0] == 1 < gains[1] < gains[2]
-    (tmp_path / "examples" / "dcgan_one_line.py").write_text("raise SystemExit(3)")
-    with pytest.raises(SystemExit, match=r"dcgan_one_line\.py ended with 3"):
-        lines.main()
