@@ -95,10 +95,6 @@ def _install_device(kind: str) -> None:
     ptxsim = simulator.find(os.environ.get("PTXSIM"))
     library.missing = partial(_missing, library.missing, ptxsim is not None)
     if ptxsim is not None and kind not in ("facts", "nvcc", "kernels"):
-        from triton.tools.tensor_descriptor import TensorDescriptor
-
-        if not hasattr(TensorDescriptor, "round_f32_to_tf32"):  # Triton before 3.7, which the simulator asks for it
-            TensorDescriptor.round_f32_to_tf32 = False
         executing = simulator.executing(ptxsim, 90, unwritten=False)
         executing.__enter__()
         cuda.executing = executing  # to the end of the process

@@ -50,7 +50,10 @@ def find(folder: str | None) -> Any:
         return None
     sys.path.insert(0, str(Path(folder).resolve()))
     import ptxsim
+    from triton.tools.tensor_descriptor import TensorDescriptor
 
+    if not hasattr(TensorDescriptor, "round_f32_to_tf32"):  # Triton before 3.7, which the simulator asks for it
+        TensorDescriptor.round_f32_to_tf32 = False
     return ptxsim
 
 
