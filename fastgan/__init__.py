@@ -1,5 +1,19 @@
 """fastgan: DCGAN-style networks, trained fast and checked against eager PyTorch.
 
+    # fused kernels in any network of yours, which keeps its class, names and state_dict keys
+    network = fastgan.convert(network)
+
+    # a training step of two networks, replayed as one CUDA graph; step(real) returns the losses
+    step = fastgan.GraphedStep(fastgan.GANStep(netG, netD, nz=100))
+
+    # a run with pictures, checkpoints and a report, and images of a trained generator
+    fastgan.Trainer(fastgan.presets.get("dcgan-64", data="folder:photos")).fit()
+    generator = fastgan.Pretrained.load("runs/00000-photos")
+    images = generator.draw(generator.noise.from_seeds(range(16)))
+
+`fastgan.ops` has the operations as functions, `fastgan.nn` the blocks as modules, `fastgan.verify` the comparison with
+eager PyTorch on your device. The command line is `fastgan --help`.
+
 The package imports nothing heavy by itself: each public name loads what it needs, torch among it, on first use.
 """
 
