@@ -110,11 +110,12 @@ def make_step(networks: Networks, config: Config, implementation: Implementation
 def pytorch_step(networks: Networks, config: Config, implementation: Implementation) -> Step:
     """The loop of PyTorch's DCGAN example: D on real, D on fake, Adam, G through D, Adam."""
     eager = [fastgan.to_eager(network) for network in networks]
-    generator, discriminator = eager
+    called: list[Any] = eager
     if implementation.compiled:
-        generator, discriminator = (torch.compile(network, mode=implementation.compiled) for network in eager)
+        called = [torch.compile(network, mode=implementation.compiled) for network in eager]
     elif implementation.converted:
-        generator, discriminator = map(fastgan.convert, eager)
+        called = [fastgan.convert(network) for network in eager]
+    generator, discriminator = called
     weights = [weight for weight in eager[1].parameters() if weight.requires_grad]
     train, noise = config.train, Noise(config.model.noise, config.model.noise_mean, config.model.nz)
     adam_g, adam_d = (_adam(network, lr or train.lr, config, "fused_adam" in implementation.savings)
