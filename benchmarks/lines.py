@@ -9,14 +9,15 @@ medians of the rounds, and speed-ups are their ratios.
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import statistics
-import sys
 
 import torch
 from tqdm import tqdm
 
 from benchmarks.implementation import SAVINGS, Implementation
+from benchmarks.run import run_rounds
 from benchmarks.worker import Worker
 from benchmarks.workload import Workload
 from fastgan.ops.tuning import candidates
@@ -37,18 +38,17 @@ def main() -> None:
     given = parser.parse_args()
     workers = {line.name: Worker(line, DEVICE) for line in LINES}
     try:
-        for worker in workers.values():
-            worker.call("make", Workload("step", given.preset, given.batch), "")
-        seconds: dict[str, list[float]] = {name: [] for name in workers}
-        for _ in tqdm(range(given.rounds), unit="round", file=sys.stderr):
-            for name in random.sample(list(workers), len(workers)):
-                seconds[name].append(workers[name].call("turn"))
+        with tqdm(bar_format="{desc}") as bar:
+            timings = run_rounds(Workload("step", given.preset, given.batch), workers, "", given.rounds, math.inf,
+                                 random.Random(0), bar.set_description_str)
     finally:
         for worker in workers.values():
             worker.close()
+    if failed := [f"{name}: {each.error}" for name, each in timings.items() if each.error]:
+        raise SystemExit("\n".join(failed))
     print(f"{describe(DEVICE)}\n{given.preset}, batch {given.batch}, {given.rounds} rounds\n\n"
           "| lines | a step | speed-up |\n|---|---|---|")
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    medians = {name: statistics.median(each.seconds) for name, each in timings.items()}
     for name, median in medians.items():
         print(f"| {name} | {1e3 * median:.1f} ms | {medians[PLAIN.name] / median:.2f} x |")
 

@@ -120,8 +120,10 @@ def narrow_operands(binary: Binary) -> dict[str, str]:
 
 
 def failures(binary: Binary, *, strict: bool = False) -> list[str]:
-    """A message for each gate that a binary does not pass. strict: also where a loop is as slow as it is known to be,
-    or has no limit."""
+    """A message for each gate that a binary does not pass.
+
+    strict: do not accept the known slow loops (`Limit.known`), nor loops without a limit.
+    """
     job, failed = binary.job, []
     if binary.error:
         return [f"does not compile: {binary.error}"]

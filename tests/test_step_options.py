@@ -22,13 +22,13 @@ from tests.test_graph import cuda  # noqa: F401
 NZ, STEPS = 4, 5
 
 
-def networks(norm: bool = True, last: Callable[[], nn.Module] = nn.Identity) -> tuple[nn.Module, nn.Module]:
+def networks(last: Callable[[], nn.Module] = nn.Identity) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
     # without biases that a batch normalisation takes away: their gradients are rounding noise, which Adam amplifies
     generator = nn.Sequential(nn.ConvTranspose2d(NZ, 6, 4, bias=False), nn.BatchNorm2d(6), nn.ReLU(),
                               nn.ConvTranspose2d(6, 3, 4, 2, 1), nn.Tanh())
-    discriminator = nn.Sequential(nn.Conv2d(3, 6, 4, 2, 1, bias=not norm), nn.BatchNorm2d(6) if norm else nn.Identity(),
-                                  nn.LeakyReLU(0.2), nn.Conv2d(6, 1, 4), nn.Flatten(0), last())
+    discriminator = nn.Sequential(nn.Conv2d(3, 6, 4, 2, 1, bias=False), nn.BatchNorm2d(6), nn.LeakyReLU(0.2),
+                                  nn.Conv2d(6, 1, 4), nn.Flatten(0), last())
     return generator.double(), discriminator.double()
 
 

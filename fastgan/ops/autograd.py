@@ -25,8 +25,10 @@ from fastgan.ops.torch_ops import statistics_dtype
 
 def bind(x: Tensor, tensors: BlockTensors, spec: BlockSpec,
          engine: str) -> tuple[type[torch.autograd.Function], tuple[Any, ...]]:
-    """The function that computes a block, and its arguments; the first of its results is a (N, Co, Ho, Wo) of x (N, Ci,
-    H, W), in x's dtype or that of autocast; in eager PyTorch's memory format by the reference, else channels_last.
+    """The autograd function that computes a block of x (N, Ci, H, W), and its arguments.
+
+    The first of its results is a (N, Co, Ho, Wo), in x's dtype or that of autocast. Its memory format is eager
+    PyTorch's on the reference, else channels_last.
 
     engine: "reference", "native", "triton" or "plan". Raises `FastganError` for shapes that do not fit.
     """

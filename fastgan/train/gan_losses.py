@@ -15,14 +15,7 @@ from fastgan.errors import FastganError, first_line
 from fastgan.nn import Chain, frozen, stat_groups
 from fastgan.nn.groups import is_divisible, takes_channels_last
 from fastgan.ops.numerics import HALF
-from fastgan.train.losses import (
-    LOSSES,
-    PROBABILITY_LOSSES,
-    as_loss,
-    ends_in_sigmoid,
-    gradient_penalty,
-    r1_penalty,
-)
+from fastgan.train.losses import PROBABILITY_LOSSES, as_loss, ends_in_sigmoid, gradient_penalty, r1_penalty
 from fastgan.train.precision import autocast
 from fastgan.train.processes import SingleProcess
 from fastgan.train.static_buffers import StaticBuffers
@@ -57,7 +50,7 @@ class GANLosses:
         self.precision, self.savings, self.processes = precision, savings, processes
         self.device = next(p.device for network in (generator, discriminator) for p in network.parameters())
         self.loss = as_loss(loss or config.loss)
-        self._flat = loss is None and config.loss != "softmax"  # a loss of the user's takes what the network returns
+        self._named = loss is None  # a loss of the user's takes what the network returns
         self._z_shape: tuple[int, ...] | None = None  # of one latent vector as the generator takes it
         self._judged = False  # whether the discriminator has returned logits with a gradient
         self.impl = next((module.impl for module in discriminator.modules() if isinstance(module, Chain)), "auto")
@@ -114,15 +107,15 @@ class GANLosses:
             self._check_logits(logits, len(images))
             self._judged = True
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return logits.flatten() if self._flat else logits
+        return logits.flatten() if self._named and self.config.loss != "softmax" else logits
 
     def _check_logits(self, logits: Tensor, count: int) -> None:
         """Of the first call. With a sigmoid at the end, the loss becomes that of probabilities."""
         if logits.numel() % count:
             raise FastganError(f"the discriminator returned logits {tuple(logits.shape)} for {count} images; expected "
                                f"({count},), or equally many for each image")
-        name = next((name for name, loss in LOSSES.items() if loss is self.loss), "")
-        if name not in PROBABILITY_LOSSES or not ends_in_sigmoid(logits):
+        name = self.config.loss
+        if not self._named or name not in PROBABILITY_LOSSES or not ends_in_sigmoid(logits):
             return
         if self.precision in HALF:
             raise FastganError(f"the discriminator ends in a sigmoid, whose result is rounded in {self.precision}; "

@@ -88,15 +88,9 @@ def _of_criterion(criterion: Criterion) -> Loss:
                 lambda x, *_: _score(towards(x, 0.0), x), lambda x, *_: towards(x, 1.0))
 
 
-def _binary_cross_entropy(x: Tensor, target: float) -> Tensor:
-    return F.binary_cross_entropy(x, torch.full_like(x, target))
-
-
 # of probabilities, which a discriminator that ends in a sigmoid returns
-PROBABILITY_LOSSES = {
-    "bce": _of_criterion(F.binary_cross_entropy),
-    "minimax": _of_criterion(F.binary_cross_entropy)._replace(generator=lambda x, *_: -_binary_cross_entropy(x, 0.0)),
-}
+_BCE = _of_criterion(F.binary_cross_entropy)
+PROBABILITY_LOSSES = {"bce": _BCE, "minimax": _BCE._replace(generator=lambda x, *_: -_BCE.fake(x)[0])}
 
 
 def as_loss(given: str | Criterion | tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]) -> Loss:

@@ -44,7 +44,7 @@ class GuardedOptimizer:
         if self.found_inf is not None:
             for tensor in [*params, *self._state()]:
                 # state that the update has made begins at 0
-                old = before.get(tensor, torch.zeros_like(tensor))
+                old = before[tensor] if tensor in before else torch.zeros_like(tensor)
                 tensor.copy_(torch.where(self.found_inf.to(tensor.device) > 0, old, tensor))
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -26,14 +26,14 @@ class StaticBuffers:
         self.real_first, count = real_first, len(real)
         self.z, self.z_fresh = real.new_zeros(count, nz), real.new_zeros(count, nz)
         layout = torch.channels_last if channels_last and real.dim() == 4 else torch.contiguous_format
-        self.images = torch.zeros((2 * count, *real.shape[1:]), dtype=dtype, device=real.device).to(
+        self._images = torch.zeros((2 * count, *real.shape[1:]), dtype=dtype, device=real.device).to(
             memory_format=layout)
         self.labels = None if labels is None else torch.cat([labels, labels])
-        first, second = self.images.split(count)
+        first, second = self._images.split(count)
         self.real, self.fake = (first, second) if real_first else (second, first)
 
     def parts(self, count: int) -> list[StaticBuffers]:
-        """The inputs in `count` equal parts, whose `images` are copies."""
+        """The inputs in `count` equal parts."""
         if count == 1:
             return [self]
         size, parts = len(self.real) // count, []
@@ -41,10 +41,16 @@ class StaticBuffers:
             rows, part = slice(begin, begin + size), copy.copy(self)
             part.z, part.z_fresh, part.real, part.fake = (
                 tensor[rows] for tensor in (self.z, self.z_fresh, self.real, self.fake))
-            part.images = torch.cat([part.real, part.fake] if self.real_first else [part.fake, part.real])
             part.labels = None if self.labels is None else self.labels[rows].repeat(2)
             parts.append(part)
         return parts
+
+    @property
+    def images(self) -> Tensor:
+        """Both halves. Those of a part are not adjacent, and are copied."""
+        if len(self._images) == 2 * len(self.real):
+            return self._images
+        return torch.cat([self.real, self.fake] if self.real_first else [self.fake, self.real])
 
     @property
     def condition(self) -> tuple[Tensor, ...]:
