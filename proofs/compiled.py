@@ -66,9 +66,9 @@ class Job(NamedTuple):
 
 
 class Binary(NamedTuple):
-    """What the compiler made of a job. `loads`: bytes of the narrowest load from global memory, by argument. `loop`:
-    how many instructions of each class (`assembly.CLASSES`) the loop around the products has. `serialised`: whether
-    ptxas warns that each wgmma waits for the one before."""
+    """What the compiler made of a job. `stack`: bytes, if any are read. `loads`: bytes of the narrowest load from
+    global memory, by argument. `loop`: how many instructions of each class (`assembly.CLASSES`) the loop around the
+    products has. `serialised`: whether ptxas warns that each wgmma waits for the one before."""
 
     job: Job
     registers: int = 0
@@ -176,9 +176,11 @@ def inspect(job: Job, ptx: str, cubin: bytes, names: list[str]) -> Binary:
         path.write_bytes(cubin)
         source.write_text(ptx)
         registers, stack, local = assembly.resources(assembly.run("cuobjdump", "--dump-resource-usage", str(path)))
-        listing = assembly.run("nvdisasm", "-ndf", "-c", str(path)) if job.is_gemm() else ""
+        listing = assembly.run("nvdisasm", "-ndf", "-c", str(path)) if job.is_gemm() or stack else ""
         products = assembly.tensor_ptx(ptx)
         serialised = "wgmma" in products and assembly.serialised(source)
+    if "LDL" not in listing:
+        stack = 0  # nothing is spilled where nothing is read back: on sm_120 ptxas writes zeros that nothing reads
     loop = Counter(map(assembly.kind, assembly.hot_loop(listing)))
     return Binary(job, registers, stack, local, ptx=products, sass=assembly.tensor_sass(listing),
                   loads=assembly.loads(ptx, names), loop=dict(loop), serialised=serialised)

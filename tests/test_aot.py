@@ -16,7 +16,7 @@ from fastgan.ops.numerics import products
 from fastgan.ops.triton.launch import by_name
 from fastgan.train.step import GANStep, Savings
 from proofs import aot, assembly, gates
-from proofs.compiled import Binary, Job
+from proofs.compiled import Binary, Job, inspect
 from proofs.launches import Launch, Pointer, record, training_step
 
 pytest.importorskip("triton")
@@ -52,6 +52,12 @@ def compiled(resources: str = RESOURCES.format(0, 0), ptx: str = PTX, listing: s
     registers, stack, local = assembly.resources(resources)
     return Binary(job(**changes), registers, stack, local, shared, ptx=assembly.tensor_ptx(ptx),
                   sass=assembly.tensor_sass(listing), loads=assembly.loads(ptx, NAMES), seconds=1.0)
+
+
+@pytest.fixture(autouse=True)
+def newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limits as they are with the Triton that they were set with, under any."""
+    monkeypatch.setattr(gates, "version", lambda package: "3.8.0")
 
 
 def test_a_good_kernel_passes_every_gate() -> None:
@@ -145,6 +151,22 @@ def test_a_loop_that_is_known_to_exceed_its_limit_fails_where_it_is_asked_for() 
     (failure,) = gates.failures(narrow, strict=True)
     assert failure.startswith("0.91 issue cycles for each cycle of the tensor cores, at most 0.7 (for half")
     assert "at most 0.95" in gates.failures(narrow._replace(loop={"other": 250}))[0]
+
+
+def test_an_older_compiler_may_make_longer_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gates, "version", lambda package: "3.6.0")
+    wide = compiled(BM=128, BN=128)
+    longer = wide._replace(loop={"tensor": 8, "other": 392})
+    assert gates.failures(longer) == []
+    assert len(gates.failures(longer, strict=True)) == 1
+    assert "at most 0.805" in gates.failures(wide._replace(loop={"other": 420}))[0]
+
+
+@pytest.mark.parametrize(("listing", "stack"), [("STL.64 [R1], RZ ;", 0), ("STL [R1], R2 ;\nLDL R2, [R1] ;", 8)])
+def test_a_stack_that_is_never_read_is_no_spill(monkeypatch: pytest.MonkeyPatch, listing: str, stack: int) -> None:
+    printed = {"cuobjdump": RESOURCES.format(8, 0), "nvdisasm": listing}
+    monkeypatch.setattr(assembly, "run", lambda tool, *arguments: printed[tool])
+    assert inspect(job(), PTX, b"", NAMES).stack == stack
 
 
 def test_a_tile_without_a_limit_fails_where_it_is_asked_for() -> None:
