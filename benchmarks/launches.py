@@ -20,8 +20,11 @@ OUTPUTS = {"convolve_kernel": ("y", "mask", "partials", "blocks", "result"), "wg
            "bn_act_forward_kernel": ("a", "stats", "running_mean", "running_var", "tracked"),
            "bn_backward_sums_kernel": ("partials", "blocks", "result"), "bn_backward_apply_kernel": ("g",),
            "act_backward_kernel": ("g",), "sum_kernel": ("out",),
-           "logistic_kernel": ("gradient", "loss", "probability")}
-UPDATED = ("running_mean", "running_var", "tracked", "partials", "blocks")  # read, too
+           "logistic_kernel": ("gradient", "loss", "probability"), "gradient_norm_kernel": ("partials", "result"),
+           "adam_kernel": ("parameters", "first", "second", "copies", "averages", "counts", "average_updates"),
+           "finish_step_kernel": ("partials", "out", "halted", "t", "rows")}
+UPDATED = ("running_mean", "running_var", "tracked", "partials", "blocks", "parameters", "first", "second", "averages",
+           "counts", "average_updates", "t")  # read, too
 
 
 def flops(kernel: str, given: dict[str, Any]) -> int:
@@ -36,8 +39,11 @@ def tensors(kernel: str, given: dict[str, Any]) -> Iterator[tuple[Any, bool, boo
     """(tensor, whether it is read, whether it is written) of a launch."""
     measured = kernel == "convolve_kernel" and given["statistics"] is not None  # from y, which is read back
     uses_running = kernel == "bn_act_forward_kernel" and given["statistics"] is None
-    for name, value in given.items():
-        if hasattr(value, "nbytes") and name != "tickets":
+    absent = {"averages": not given.get("AVERAGED"), "average_updates": not given.get("AVERAGED"), "tickets": True}
+    absent |= {f"copies{i}": not copied for i, copied in enumerate(given.get("COPIED", ()))}
+    for numbered, value in given.items():
+        name = numbered.rstrip("0123456789")  # items of a tuple
+        if hasattr(value, "nbytes") and not (absent.get(name) or absent.get(numbered)):
             written = name in OUTPUTS[kernel] and not (uses_running and name in UPDATED)
             yield value, not written or name in UPDATED or (measured and name == "y"), written
 

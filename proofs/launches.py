@@ -77,11 +77,13 @@ def record(step: Callable[[], object], arch: int) -> list[Launch]:
 
 
 def _described(value: Any) -> Any:
-    """An argument with a `Pointer` for each tensor, also in a NamedTuple or a tensor descriptor."""
+    """An argument with a `Pointer` for each tensor, also in a tuple or a tensor descriptor."""
     if isinstance(value, Tensor):
         return _pointer(value)
     if hasattr(value, "_fields"):
         return type(value)(*map(_described, value))
+    if isinstance(value, tuple):
+        return tuple(map(_described, value))
     return replace(value, base=_pointer(value.base)) if hasattr(value, "block_shape") else value
 
 

@@ -28,7 +28,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 FRAMES = {"triton": 6, "native": 6}  # from a module's forward, or autograd's backward, to a launch
 LAUNCHES = {"convolve_kernel": 28, "bn_act_forward_kernel": 10, "wgrad_kernel": 10, "bn_backward_sums_kernel": 10,
-            "bn_backward_apply_kernel": 10, "act_backward_kernel": 3, "logistic_kernel": 3}
+            "bn_backward_apply_kernel": 10, "act_backward_kernel": 3, "logistic_kernel": 2, "gradient_norm_kernel": 2,
+            "adam_kernel": 2, "finish_step_kernel": 1}
 HOST = 2.2  # x eager PyTorch's time for three tiny blocks; 1.6 on a quiet machine
 
 

@@ -173,10 +173,10 @@ class _LogisticLoss(torch.autograd.Function):
             return None, None, None
         logits, gradient = ctx.saved_tensors
         if torch.is_grad_enabled():
-            glogits = torch_ops.logistic_loss_backward(gloss, logits, ctx.targets)
-        else:
-            glogits = (gradient.view(len(gloss), -1) * gloss[:, None]).flatten()  # [G, N / G]
-        return glogits.to(logits.dtype), None, None
+            return torch_ops.logistic_loss_backward(gloss, logits, ctx.targets).to(logits.dtype), None, None
+        glogits = torch.empty_like(logits)
+        torch.mul(gradient.view(len(gloss), -1), gloss[:, None], out=glogits.view(len(gloss), -1))  # [G, N / G]
+        return glogits, None, None
 
 
 def logistic_loss(logits: Tensor, targets: Sequence[float], engine: str) -> tuple[Tensor, Tensor]:

@@ -46,8 +46,12 @@ class Casts:
 
     def take(self, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
         """The copy of a weight; None for other tensors and other dtypes."""
-        copy = self._copies.get(id(weight))
+        copy = self.copy_of(weight)
         return None if copy is None or copy.dtype != dtype else copy
+
+    def copy_of(self, weight: Tensor) -> Tensor | None:
+        """The copy of a weight; None for other tensors."""
+        return self._copies.get(id(weight))
 
     def tensors(self) -> list[Tensor]:
         """The copies."""

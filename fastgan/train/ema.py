@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -64,6 +65,12 @@ class EMA:
             for mine, theirs in zip(self._average, live, strict=True):
                 mine.add_((theirs - mine) * weight)
         self.updates += 1 - skip
+
+    def averages_of(self, params: list[Tensor]) -> list[Tensor] | None:
+        """The averages of `params`; None unless these are all that is averaged, in order and in float32."""
+        live = list(self._network.parameters())
+        same = len(live) == len(params) and all(map(operator.is_, live, params))
+        return self._average if same and all(one.dtype == torch.float32 for one in self._average) else None
 
     def tensors(self) -> list[Tensor]:
         """The tensors that an update changes."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastgan import ops
 from fastgan.config import TrainConfig
 from fastgan.errors import FastganError, first_line
 from fastgan.nn import Chain, frozen, stat_groups
@@ -92,7 +93,7 @@ class GANLosses:
                            f"{(*z.shape, 1, 1)} ({first_line(errors[1])})") from errors[0]
 
     def judge(self, images: Tensor, *condition: Tensor) -> Tensor:
-        """The discriminator's logits (N,), or as many for each image as it returns, no narrower than float32."""
+        """The discriminator's logits (N,), or as many for each image as it returns; float32 but for logistic losses."""
         images = images if self._channels_last else images.contiguous()
         try:
             with autocast(self.precision, self.device):
@@ -106,7 +107,8 @@ class GANLosses:
         if not self._judged and logits.requires_grad:
             self._check_logits(logits, len(images))
             self._judged = True
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if not self.loss.logistic:  # whose kernels read 16 bits
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return logits.flatten() if self._named and self.config.loss != "softmax" else logits
 
     def _check_logits(self, logits: Tensor, count: int) -> None:
@@ -131,6 +133,8 @@ class GANLosses:
         if self.together and not r1:
             with stat_groups(self.discriminator, 2):
                 logits = self.judge(buffers.images, *(() if buffers.labels is None else (buffers.labels,)))
+            if self.loss.logistic:
+                return self._logistic_loss(logits)
             halves = list(logits.chunk(2))
         else:
             real = real.detach().requires_grad_(r1)
@@ -147,6 +151,13 @@ class GANLosses:
             value = r1_penalty(self.loss.score(real_logits), real)
             loss = loss + config.penalty_every * config.r1 * value
         return loss, d_real, d_fake
+
+    def _logistic_loss(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(loss, D(x), D(G(z))) of the logits of both halves."""
+        targets = (1 - self.config.label_smoothing, 0.0)
+        losses, scores = ops.logistic_loss(logits, targets if self.config.real_first else targets[::-1], impl=self.impl)
+        d_real, d_fake = scores.unbind() if self.config.real_first else reversed(scores.unbind())
+        return self._weighted(losses.sum()), d_real, d_fake
 
     def _real_loss(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The discriminator's loss on real images, and D(x)."""

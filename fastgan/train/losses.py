@@ -36,6 +36,7 @@ class Loss(NamedTuple):
     generator: Callable[..., Tensor]  # (logits of fakes, impl="auto") -> ()
     score: Callable[[Tensor], Tensor] = lambda logits: logits  # logits -> (N,), whose gradient R1 penalises
     both: Callable[[Tensor, Tensor], Tensor] | None = None  # (of reals, of fakes) -> (), instead of `real` + `fake`
+    logistic: bool = False  # `real` and `fake` are logistic losses, which one kernel computes for both halves
 
 
 def _logistic(logits: Tensor, target: float, impl: str) -> LossAndScore:
@@ -67,8 +68,8 @@ def _sigmoid(loss: Tensor, logits: Tensor) -> LossAndScore:
 _WGAN = Loss(lambda x, *_: _score(-x.mean(), x), lambda x, *_: _score(x.mean(), x), lambda x, *_: -x.mean())
 # only the logistic losses have smoothing and kernels
 LOSSES = {
-    "bce": Loss(_real, _fake, lambda x, impl="auto": _logistic(x, 1.0, impl)[0]),
-    "minimax": Loss(_real, _fake, lambda x, impl="auto": -_logistic(x, 0.0, impl)[0]),
+    "bce": Loss(_real, _fake, lambda x, impl="auto": _logistic(x, 1.0, impl)[0], logistic=True),
+    "minimax": Loss(_real, _fake, lambda x, impl="auto": -_logistic(x, 0.0, impl)[0], logistic=True),
     "softmax": Loss(lambda x, *_: _class(x, 1), lambda x, *_: _class(x, 0), lambda x, *_: _class(x, 1)[0],
                     lambda x: x[:, 1] - x[:, 0]),
     "least-squares": Loss(lambda x, *_: _score((x - 1).square().mean() / 2, x),

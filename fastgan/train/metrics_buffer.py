@@ -13,11 +13,11 @@ class MetricsBuffer:
 
     def __init__(self, rows: int, device: torch.device) -> None:
         self.rows = torch.full((rows, len(FIELDS)), torch.nan, dtype=torch.float32, device=device)
-        self._nan = torch.full((), torch.nan, dtype=torch.float32, device=device)
+        self.nan = torch.full((), torch.nan, dtype=torch.float32, device=device)
 
     def write(self, t: Tensor, metrics: dict[str, Tensor]) -> None:
         """Write scalars as those of step t (), an int64 on the device."""
-        row = torch.stack([metrics.get(name, self._nan).float() for name in FIELDS])
+        row = torch.stack([metrics.get(name, self.nan).float() for name in FIELDS])
         self.rows.index_copy_(0, (t % len(self.rows)).view(1), row[None])
 
     def read(self, start: int, stop: int) -> list[dict[str, float]]:

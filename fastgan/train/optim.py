@@ -73,6 +73,16 @@ class DeviceAdam(Adam):
         if self.found_inf is not None:
             self.updates.addcmul_(add, self.found_inf, value=-1)
 
+    def moments(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor, Tensor, Tensor, tuple[int, ...]]:
+        """Of the parameters that have a gradient: both moments; counts of updates (P,) and what an update adds to them,
+        the learning rate (), and the index of each parameter's count."""
+        params = self.param_groups[0]["params"]
+        used = [index for index, p in enumerate(params) if p.grad is not None]
+        states = [self._moments(params[index]) for index in used]
+        add = self._add_to_counts(tuple(p.grad is not None for p in params))
+        return (tuple(state["exp_avg"] for state in states), tuple(state["exp_avg_sq"] for state in states),
+                self.updates, add, self.rate, tuple(0 if self.hat else index for index in used))
+
     def _add_to_counts(self, used: tuple[bool, ...]) -> Tensor:
         """float32 (P,): 1 for each of the parameters that have a gradient; made once, as a captured step reads it."""
         if used not in self._updated:

@@ -29,6 +29,7 @@ from fastgan.ops.numerics import HALF, products
 from fastgan.train import schedule
 from fastgan.train.ema import EMA
 from fastgan.train.gan_losses import ALL_SAVINGS, Savings
+from fastgan.train.kernels import StepKernels
 from fastgan.train.loss_scale import LossScale
 from fastgan.train.metrics_buffer import MetricsBuffer
 from fastgan.train.optim import make_adam
@@ -108,6 +109,7 @@ class GANStep(GANUpdates):
         self._find_trainable()
         self.ema = EMA(generator, train.ema, foreach=savings.foreach_ema) if train.ema else None
         self.scale = LossScale(precision == "fp16", device)
+        self.kernels = StepKernels(self.impl, device)
         # `state` is called before every replay, so it does not walk through all modules
         self._state_of_networks: list[tuple[dict[str, Any], str]] = [
             (tensors, key) for network in (generator, discriminator) for module in network.modules()
@@ -238,6 +240,10 @@ class GANStep(GANUpdates):
     @torch.no_grad()
     def _finish(self, buffers: StaticBuffers, metrics: dict[str, Tensor], skip: Tensor) -> dict[str, Tensor]:
         """Complete the metrics and write them; halt, or go on to the next step."""
+        state = skip, self.halted, self.t
+        complete = self.kernels.finish(buffers, metrics, self.metrics_buffer, state, self.scale.enabled)
+        if complete is not None:
+            return complete
         if self.scale.enabled:  # the scale handles overflow of gradients; only a loss that is not finite is a fault
             losses = torch.stack([value for key, value in metrics.items() if key.startswith("loss")])
             wrong = (~torch.isfinite(losses)).any().to(skip.dtype)

@@ -11,6 +11,7 @@ from torch import Tensor
 from fastgan.ops.casts import Casts
 from fastgan.train.ema import EMA
 from fastgan.train.gan_losses import GANLosses
+from fastgan.train.kernels import StepKernels, Update
 from fastgan.train.loss_scale import LossScale
 from fastgan.train.optim import DeviceAdam
 from fastgan.train.optimizers import GuardedOptimizer
@@ -30,6 +31,7 @@ class GANUpdates(GANLosses):
     casts: Casts
     ema: EMA | None
     scale: LossScale
+    kernels: StepKernels
     halted: Tensor
     _one: Tensor  # gradient of a loss
 
@@ -38,15 +40,16 @@ class GANUpdates(GANLosses):
         apart = not (self.together or penalty or self.loss.both)
         losses = self._losses_by_halves(buffers) if apart else self._losses_of_both(buffers, penalty)
         grads, metrics = self._gradients(losses, (2 if apart else 1) * self.config.accumulate, self.params_d)
-        norm, skip = self._descend(metrics["loss_d"], grads, self.params_d, self.optimizer_d, self.halted)
+        update = self._descend(metrics["loss_d"], grads, self.params_d, self.optimizer_d, self.halted, casts=self.casts)
         if self.config.weight_clip:
-            bound = torch.where(skip > 0, torch.inf, self.params_d[0].new_full((), self.config.weight_clip))
+            bound = torch.where(update.skip > 0, torch.inf, self.params_d[0].new_full((), self.config.weight_clip))
             with torch.no_grad():
                 for parameter in self.params_d:
                     parameter.clamp_(-bound, bound)
-        self.casts.refresh(self.params_d)
-        return {"loss_d": metrics["loss_d"], "grad_norm_d": norm, "d_real": metrics["d_real"],
-                "d_fake": metrics["d_fake"]}, skip
+        if self.config.weight_clip or not update.copied:
+            self.casts.refresh(self.params_d)
+        return {"loss_d": metrics["loss_d"], "grad_norm_d": update.norm, "d_real": metrics["d_real"],
+                "d_fake": metrics["d_fake"]}, update.skip
 
     def _losses_of_both(self, buffers: StaticBuffers, penalty: bool) -> Iterator[Scalars]:
         """The discriminator's loss of each part of a batch."""
@@ -74,11 +77,9 @@ class GANUpdates(GANLosses):
         unused = [] if self.savings.frozen else self.params_d
         losses = self._losses_of_generator(fake, buffers)
         grads, metrics = self._gradients(losses, self.config.accumulate, [*self.params_g, *unused])
-        norm, skip = self._descend(metrics["loss_g"], grads[: len(self.params_g)], self.params_g, self.optimizer_g,
-                                   skip)
-        if self.ema is not None:
-            self.ema.update(skip)
-        return {"loss_g": metrics["loss_g"], "grad_norm_g": norm}, skip
+        update = self._descend(metrics["loss_g"], grads[: len(self.params_g)], self.params_g, self.optimizer_g, skip,
+                               ema=self.ema)
+        return {"loss_g": metrics["loss_g"], "grad_norm_g": update.norm}, update.skip
 
     def _losses_of_generator(self, fake: Tensor | None, buffers: StaticBuffers) -> Iterator[Scalars]:
         for part in buffers.parts(self.config.accumulate):
@@ -104,20 +105,27 @@ class GANUpdates(GANLosses):
         grads, means = self.processes.gradients(self.scale(loss), self._one, params, list(totals.values()))
         return grads, dict(zip(totals, means, strict=True))
 
-    def _descend(self, loss: Tensor, grads: Gradients, params: list[Tensor], optimizer: Any,
-                 skip: Tensor) -> tuple[Tensor, Tensor]:
+    def _descend(self, loss: Tensor, grads: Gradients, params: list[Tensor], optimizer: Any, skip: Tensor, *,
+                 casts: Casts | None = None, ema: EMA | None = None) -> Update:
         """Step, and drop the gradients; no step where `skip` holds 1 or something is not finite. Parameters without a
         gradient, as the network does not use them, are left alone.
 
-        Returns (norm of all gradients, 1.0 where the step was skipped), both scalars on the device.
+        casts: 16-bit copies that are read before the next step refreshes them. ema: the average of these parameters.
         """
         for parameter, grad in zip(params, grads, strict=True):
             if grad is None:
                 continue
-            # fused Adam walks through memory: it would misread a gradient in another order of dimensions
+            # an update walks through memory: it would misread a gradient in another order of dimensions
             same = grad.stride() == parameter.stride()
             parameter.grad = grad if same else torch.empty_like(parameter).copy_(grad)
         self.scale.undo(optimizer)
+        update = (self.kernels.update(loss, params, optimizer, skip, self.config.grad_clip, casts, ema)
+                  or self._step(loss, params, optimizer, skip, ema))
+        optimizer.zero_grad(set_to_none=True)
+        return update
+
+    def _step(self, loss: Tensor, params: list[Tensor], optimizer: Any, skip: Tensor, ema: EMA | None) -> Update:
+        """`_descend` by PyTorch's operators."""
         used = [p.grad for p in params if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(used)))
         # times 0, what is not finite is NaN, and not 0: half the launches of isfinite
@@ -126,5 +134,6 @@ class GANUpdates(GANLosses):
             torch._foreach_mul_(used, (self.config.grad_clip / (norm + 1e-6)).clamp(max=1))
         optimizer.found_inf = skip
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return norm, skip
+        if ema is not None:
+            ema.update(skip)
+        return Update(norm, skip, copied=False)

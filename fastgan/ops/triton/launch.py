@@ -87,12 +87,15 @@ def tickets(device: torch.device, count: int) -> torch.Tensor:
 
 
 def by_name(arguments: dict[str, Any]) -> dict[str, Any]:
-    """A launch's arguments, with the fields of each NamedTuple beside it, and for each tensor descriptor its tensor."""
+    """A launch's arguments, with the fields of each NamedTuple and the items ("grads0") of each tuple beside it, and
+    for each tensor descriptor its tensor."""
     named: dict[str, Any] = {}
     for name, value in arguments.items():
         named[name] = getattr(value, "base", value)
         if hasattr(value, "_asdict"):
             named |= value._asdict()
+        elif isinstance(value, tuple):
+            named |= {f"{name}{index}": item for index, item in enumerate(value)}
     return named
 
 

@@ -1,0 +1,98 @@
+"""Updates, and the end of a step, in Triton's kernels: two launches to update a network, and one that ends the step.
+
+`GANStep` calls them where Triton computes its networks. Where they do not support something (float64, another
+optimizer, many parameters), or fail, they return None, and PyTorch's operators compute the same.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastgan.errors import KernelError
+from fastgan.ops import dispatch, engines
+from fastgan.ops.casts import Casts
+from fastgan.train.ema import EMA
+from fastgan.train.metrics_buffer import FIELDS, MetricsBuffer
+from fastgan.train.optim import DeviceAdam
+from fastgan.train.static_buffers import StaticBuffers
+
+
+class Update(NamedTuple):
+    """The norm of all gradients, and 1.0 where the update was skipped, scalars on the device. copied: whether 16-bit
+    copies have been updated, too."""
+
+    norm: Tensor
+    skip: Tensor
+    copied: bool
+
+
+class StepKernels:
+    """impl: the engine of the networks, on `device`."""
+
+    def __init__(self, impl: str, device: torch.device) -> None:
+        self._impl, self._device, self._failed = impl, device, False
+
+    @property
+    def available(self) -> bool:
+        """Whether Triton computes the networks, and no kernel has failed."""
+        engine = engines.named(self._impl, self._device, torch.float32)
+        chosen = engine == "triton" or (engine == "plan" and self._device.type == "cuda")
+        return chosen and not self._failed and not engines.why_not("triton", self._device)
+
+    def update(self, loss: Tensor, params: list[Tensor], optimizer: Any, skip: Tensor, clip: float,
+               casts: Casts | None, ema: EMA | None) -> Update | None:
+        """Update the `params` that have a gradient, and their 16-bit copies and moving average where there are any.
+
+        clip: the largest norm of all gradients, 0 for any. Other arguments as in `GANUpdates._descend`.
+        """
+        used = [p for p in params if p.grad is not None]
+        if not (used and isinstance(optimizer, DeviceAdam) and not optimizer.definition and self.available):
+            return None
+        from fastgan.ops.triton import update
+
+        if len(used) > update.MOST or any(t.dtype != torch.float32 for t in (*used, loss)):
+            return None
+        (beta1, beta2), eps = (optimizer.param_groups[0][name] for name in ("betas", "eps"))
+        averages = None if ema is None else ema.averages_of(used)
+        average = None if ema is None or averages is None else update.Average(tuple(averages), ema.updates)
+        grads = [p.grad for p in used if p.grad is not None]
+        try:
+            norm = update.gradient_norm(grads, loss.detach(), skip, clip)
+            update.adam(used, grads, update.Moments(*optimizer.moments()), norm,
+                        update.AdamOptions(beta1, beta2, eps, optimizer.hat, 0.0 if ema is None else ema.decay),
+                        [None if casts is None else casts.copy_of(p) for p in used], average)
+        except KernelError as error:
+            self._give_up(error)
+            return None
+        if ema is not None and average is None:
+            ema.update(norm[1])
+        return Update(norm[0], norm[1], copied=casts is not None)
+
+    def finish(self, buffers: StaticBuffers, metrics: dict[str, Tensor], log: MetricsBuffer,
+               state: tuple[Tensor, Tensor, Tensor], scaled: bool) -> dict[str, Tensor] | None:
+        """The metrics of a step with "diversity" and "finite", all of them written to `log`.
+
+        state: skip, halted and t. scaled: whether there is a loss scale.
+        """
+        if not self.available or any(value.dtype != torch.float32 for value in metrics.values()):
+            return None
+        from fastgan.ops.triton import finish
+
+        losses = [name for name in ("loss_d", "loss_g") if name in metrics]
+        try:
+            out = finish.finish_step(buffers.images, [metrics.get(name, log.nan) for name in FIELDS[:-2]],
+                                     finish.StepState(*state, log.rows, len(losses), scaled),
+                                     real_first=buffers.real_first)
+        except KernelError as error:
+            self._give_up(error)
+            return None
+        return {**metrics, "diversity": out[0], "finite": out[1]}
+
+    def _give_up(self, error: KernelError) -> None:
+        dispatch.raise_if_lost()
+        self._failed = True
+        warnings.warn(f"fastgan: {error}; updates go on with PyTorch's operators", stacklevel=2)
