@@ -13,7 +13,7 @@ from fastgan.config import TrainConfig
 from fastgan.errors import KernelError
 from fastgan.ops.casts import Casts
 from fastgan.train.ema import EMA
-from fastgan.train.kernels import StepKernels
+from fastgan.train.kernels import MOST, StepKernels
 from fastgan.train.metrics_buffer import FIELDS, MetricsBuffer
 from fastgan.train.optim import DeviceAdam, make_adam
 from fastgan.train.static_buffers import StaticBuffers
@@ -174,7 +174,7 @@ def test_what_the_kernels_do_not_support_is_left_to_pytorch():
     optimizer = make_adam(wide.parameters(), 1e-3, TrainConfig())
     assert descend(StepKernels("triton", CPU), wide, optimizer, EMA(wide, 0.5), Casts([], None),
                    gradients(wide.used(), 0)) is None
-    many = nn.ParameterList([nn.Parameter(torch.zeros(1)) for _ in range(update.MOST + 1)])
+    many = nn.ParameterList([nn.Parameter(torch.zeros(1)) for _ in range(MOST + 1)])
     for p in many:
         p.grad = torch.ones(1)
     assert StepKernels("triton", CPU).update(torch.zeros(()), list(many), make_adam(many, 1e-3, TrainConfig()),

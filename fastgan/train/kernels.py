@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import KernelError
-from fastgan.ops import dispatch, engines
+from fastgan.ops import dispatch, engines, updates
 from fastgan.ops.casts import Casts
 from fastgan.train.ema import EMA
 from fastgan.train.metrics_buffer import FIELDS, MetricsBuffer
 from fastgan.train.optim import DeviceAdam
 from fastgan.train.static_buffers import StaticBuffers
+
+MOST = 64  # parameters: the tensors of a launch are its arguments, 4 KB in all
 
 
 class Update(NamedTuple):
@@ -52,23 +54,22 @@ class StepKernels:
         used = [p for p in params if p.grad is not None]
         if not (used and isinstance(optimizer, DeviceAdam) and not optimizer.definition and self.available):
             return None
-        from fastgan.ops.triton import update
-
-        if len(used) > update.MOST or any(t.dtype != torch.float32 for t in (*used, loss)):
+        if len(used) > MOST or any(t.dtype != torch.float32 for t in (*used, loss)):
             return None
-        (beta1, beta2), eps = (optimizer.param_groups[0][name] for name in ("betas", "eps"))
+        group = optimizer.param_groups[0]
         averages = None if ema is None else ema.averages_of(used)
-        average = None if ema is None or averages is None else update.Average(tuple(averages), ema.updates)
+        copies = {} if casts is None else {i: copy for i, p in enumerate(used)
+                                           if (copy := casts.copy_of(p)) is not None}
         grads = [p.grad for p in used if p.grad is not None]
         try:
-            norm = update.gradient_norm(grads, loss.detach(), skip, clip)
-            update.adam(used, grads, update.Moments(*optimizer.moments()), norm,
-                        update.AdamOptions(beta1, beta2, eps, optimizer.hat, 0.0 if ema is None else ema.decay),
-                        [None if casts is None else casts.copy_of(p) for p in used], average)
+            norm = updates.gradient_norm(grads, loss.detach(), skip, clip)
+            updates.adam(used, grads, *optimizer.moments(), norm, group["betas"], group["eps"], optimizer.hat,
+                         0.0 if ema is None else ema.decay, list(copies.values()), list(copies), averages or [],
+                         None if ema is None else ema.updates)
         except KernelError as error:
             self._give_up(error)
             return None
-        if ema is not None and average is None:
+        if ema is not None and averages is None:
             ema.update(norm[1])
         return Update(norm[0], norm[1], copied=casts is not None)
 
@@ -80,13 +81,10 @@ class StepKernels:
         """
         if not self.available or any(value.dtype != torch.float32 for value in metrics.values()):
             return None
-        from fastgan.ops.triton import finish
-
         losses = [name for name in ("loss_d", "loss_g") if name in metrics]
         try:
-            out = finish.finish_step(buffers.images, [metrics.get(name, log.nan) for name in FIELDS[:-2]],
-                                     finish.StepState(*state, log.rows, len(losses), scaled),
-                                     real_first=buffers.real_first)
+            out = updates.finish_step(buffers.images, [metrics.get(name, log.nan) for name in FIELDS[:-2]], *state,
+                                      log.rows, len(losses), scaled, buffers.real_first)
         except KernelError as error:
             self._give_up(error)
             return None

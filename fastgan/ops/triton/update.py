@@ -27,7 +27,6 @@ from fastgan.ops.triton.logistic import exp_of_minus
 from fastgan.ops.triton.reduce import last_arrival
 from fastgan.ops.triton.tiles import Tile
 
-MOST = 64  # parameters: the tensors of a launch are its arguments, 4 KB in all
 _NORM = Tile(rows=8192, columns=1, depth=1, warps=8, stages=1)  # elements of a program
 _ADAM = Tile(rows=2048, columns=1, depth=1, warps=4, stages=1)
 
@@ -142,7 +141,7 @@ def adam_kernel(parameters, grads, first, second, copies, averages,  # P tensors
 
 
 def gradient_norm(grads: Sequence[Tensor], loss: Tensor, skip: Tensor, clip: float) -> Tensor:
-    """float32 (3,): the norm of all `grads` (at most `MOST`, float32), skip and factor, as above.
+    """float32 (3,): the norm of all `grads` (float32), skip and factor, as above.
 
     Args:
         loss, skip: (), float32. clip: the largest norm, 0 for any.

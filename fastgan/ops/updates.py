@@ -1,0 +1,64 @@
+"""Updates by Adam, and the end of a step, as operators of `torch.library`: a dispatch mode sees what they change.
+
+Triton alone computes them; `fastgan/ops/triton/update.py` and `finish.py` describe the arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SCHEMAS = {
+    "gradient_norm": "(Tensor[] grads, Tensor loss, Tensor skip, float clip) -> Tensor",
+    # copied: the parameters that have a 16-bit copy, by number; averages: none, or one for each
+    "adam": "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] first, Tensor(c!)[] second, Tensor(d!) counts, "
+            "Tensor add, Tensor rate, int[] places, Tensor norm, float[] betas, float eps, bool hat, float decay, "
+            "Tensor(e!)[] copies, int[] copied, Tensor(f!)[] averages, Tensor(g!)? updates) -> ()",
+    "finish_step": "(Tensor images, Tensor[] metrics, Tensor skip, Tensor(a!) halted, Tensor(b!) t, Tensor(c!) rows, "
+                   "int losses, bool scaled, bool real_first) -> Tensor",
+}
+
+
+def _gradient_norm(grads: list[Tensor], loss: Tensor, skip: Tensor, clip: float) -> Tensor:
+    from fastgan.ops.triton import update
+
+    return update.gradient_norm(grads, loss, skip, clip)
+
+
+def _adam(params: list[Tensor], grads: list[Tensor], first: list[Tensor], second: list[Tensor], counts: Tensor,
+          add: Tensor, rate: Tensor, places: list[int], norm: Tensor, *rest: Any) -> None:
+    from fastgan.ops.triton import update
+
+    (beta1, beta2), eps, hat, decay, copies, copied, averages, updates = rest
+    moments = update.Moments(tuple(first), tuple(second), counts, add, rate, tuple(places))
+    with_copy = dict(zip(copied, copies, strict=True))
+    update.adam(params, grads, moments, norm, update.AdamOptions(beta1, beta2, eps, hat, decay),
+                [with_copy.get(i) for i in range(len(params))],
+                update.Average(tuple(averages), updates) if averages else None)
+
+
+def _finish_step(images: Tensor, metrics: list[Tensor], skip: Tensor, halted: Tensor, t: Tensor, rows: Tensor,
+                 losses: int, scaled: bool, real_first: bool) -> Tensor:
+    from fastgan.ops.triton import finish
+
+    state = finish.StepState(skip, halted, t, rows, losses, scaled)
+    return finish.finish_step(images, metrics, state, real_first=real_first)
+
+
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
+    "gradient_norm": _gradient_norm, "adam": _adam, "finish_step": _finish_step}
+_FAKES: dict[str, Callable[..., Any]] = {
+    "gradient_norm": lambda grads, *_: grads[0].new_empty(3), "adam": lambda *_: None,
+    "finish_step": lambda images, metrics, skip, halted, t, rows, *_: rows.new_empty(2)}
+
+_library = torch.library.Library("fastgan", "FRAGMENT")
+for _name, _schema in SCHEMAS.items():
+    _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(_name, IMPLEMENTATIONS[_name], "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastgan::{_name}", _FAKES[_name], lib=_library)
+gradient_norm: Callable[..., Tensor] = torch.ops.fastgan.gradient_norm
+adam: Callable[..., None] = torch.ops.fastgan.adam
+finish_step: Callable[..., Tensor] = torch.ops.fastgan.finish_step
