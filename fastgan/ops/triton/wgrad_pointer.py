@@ -28,8 +28,8 @@ def wgrad_kernel(
     gw,  # [SPLIT, CO, KH, KW, CI]
     pixels, each,  # N * HC * WC; depth blocks of one program
     HC: tl.constexpr, WC: tl.constexpr, HF: tl.constexpr, WF: tl.constexpr, CONV: tl.constexpr,
-    RUN: tl.constexpr, PRECISION: tl.constexpr, LARGE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    BK: tl.constexpr,
+    RUN: tl.constexpr, WHOLE: tl.constexpr,  # WHOLE: the pixels are whole blocks, and need no masks
+    PRECISION: tl.constexpr, LARGE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):
     """Grid (row blocks, column blocks, SPLIT). A program computes BM x BN of gw from `each` blocks of BK pixels."""
     CI: tl.constexpr = CONV.CI
@@ -48,19 +48,21 @@ def wgrad_kernel(
         channel = (tl.program_id(1) % per_tap) * BN + tl.arange(0, BN)
         known = channel < CI
         at_fine, at_weight = (kh * WF + kw) * CI + channel, tap * CI + channel
-    at_coarse = coarse + (tl.arange(0, BK) * CO)[:, None] + row[None, :]  # [BK, BM]
+    within = (row < CO) | (CO % BM == 0)
+    at_coarse = coarse + row[:, None] + (tl.arange(0, BK) * CO)[None, :]  # [BM, BK]
     products = tl.zeros((BM, BN), tl.float32)
-    for block in range(0, tl.maximum(each, 1)):  # at least one, as in `gemm_pointer.py`
+    blocks = tl.minimum(each, (pixels + BK - 1) // BK - split * each)
+    for block in range(0, tl.maximum(blocks, 1)):  # at least one, as in `gemm_pointer.py`
         first = (split * each + block) * BK
         k = first + tl.arange(0, BK)  # [BK]
-        valid = k < pixels
+        valid = (k < pixels) | WHOLE
         line = k // WC
         base_h, base_w = line % HC * CONV.SH - CONV.PH, k % WC * CONV.SW - CONV.PW
         # row n * HF + base_h of all images, without n where HF is SH * HC
         at_line = line * CONV.SH + line // HC * (HF - CONV.SH * HC) - CONV.PH
         if LARGE:
             first, at_line = first.to(tl.int64), at_line.to(tl.int64)
-        a = tl.load(at_coarse + first * CO, mask=valid[:, None] & (row < CO)[None, :], other=0.0)  # [BK, BM]
+        a = tl.load(at_coarse + first * CO, mask=valid[None, :] & within[:, None], other=0.0)  # [BM, BK]
         base = fine + (at_line * WF + base_w) * CI  # [BK]
         if RUN:
             read = inside(base_h[:, None] + kh[None, :], HF) & valid[:, None]
@@ -70,10 +72,10 @@ def wgrad_kernel(
         if RUN or CI % BN != 0:
             read = read & known[None, :]
         b = tl.load(base[:, None] + at_fine[None, :], mask=read, other=0.0)  # [BK, BN]
-        products = tl.dot(tl.trans(a), b, products, input_precision=PRECISION)
+        products = tl.dot(a, b, products, input_precision=PRECISION)
     size: tl.constexpr = CONV.KH * CONV.KW * CI
     out = split.to(tl.int64) * (CO * size) + row.to(tl.int64)[:, None] * size + at_weight[None, :]  # [BM, BN]
-    tl.store(gw + out, products.to(gw.dtype.element_ty), mask=(row < CO)[:, None] & known[None, :])
+    tl.store(gw + out, products.to(gw.dtype.element_ty), mask=within[:, None] & known[None, :])
 
 
 def wgrad(coarse: Tensor, fine: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int],
@@ -103,6 +105,6 @@ def wgrad(coarse: Tensor, fine: Tensor, kernel: tuple[int, int], stride: tuple[i
     gw = coarse.new_empty((split, a, kh, kw, b), dtype=dtype if split == 1 else torch.float32)
     launch(
         wgrad_kernel, (*grid, split), tile, coarse=coarse, fine=fine, gw=gw, pixels=pixels, each=each, HC=hc, WC=wc,
-        HF=hf, WF=wf, CONV=Conv(b, a, kh, kw, *stride, *padding, False), RUN=run, PRECISION=precision,
-        LARGE=max(coarse.numel(), fine.numel()) >= 2**31, BM=bm, BN=bn, BK=bk)
+        HF=hf, WF=wf, CONV=Conv(b, a, kh, kw, *stride, *padding, False), RUN=run, WHOLE=pixels % bk == 0,
+        PRECISION=precision, LARGE=max(coarse.numel(), fine.numel()) >= 2**31, BM=bm, BN=bn, BK=bk)
     return gw[0] if split == 1 else add_up(gw.view(split, -1), dtype).view(a, kh, kw, b)
