@@ -8,7 +8,7 @@ and the weight gradient of both. The fine image [N, 2H, 2W, B] is described as [
 that one tap reads are a box, and TMA fills the padding with zeros. So a loop has no masks and computes no addresses of
 threads. Rows of a product are channels and columns are pixels, because a box that is reshaped can stay in shared memory
 only as the second operand of wgmma. What does not fit (other kernels and strides, fewer than 64 channels, boxes that
-would be almost empty, float32 without tf32) is computed on pointers, by functions of the same names.
+would be mostly empty, float32 without tf32) is computed on pointers, by functions of the same names.
 """
 
 from __future__ import annotations
