@@ -4,9 +4,9 @@
 
 A convolution's coarse operand is the gradient of its output and its fine one the input; a transposed convolution's are
 the input and the gradient. Rows are the coarse channels, columns are (tap, fine channel), and the depth runs over the
-pixels of the coarse grid. With few fine channels (an image) columns are the rows of a window, each of which is one run
-of kw * b contiguous elements, padded to RUN. The depth is split over programs, whose partial sums are then added in a
-fixed order: results repeat bit for bit, without atomics.
+pixels of the coarse grid. Columns are the rows of a window, each of which is one run of kw * b contiguous elements,
+with few fine channels (an image) padded to RUN. The depth is split over programs, whose partial sums are then added in
+a fixed order: results repeat bit for bit, without atomics.
 """
 
 from __future__ import annotations
@@ -36,18 +36,12 @@ def wgrad_kernel(
     CO: tl.constexpr = CONV.CO
     row = tl.program_id(0) * BM + tl.arange(0, BM)  # [BM]
     split = tl.program_id(2)
-    if RUN:  # [BN]
-        flat = tl.program_id(1) * BN + tl.arange(0, BN)
-        kh, element = flat // RUN, flat % RUN
-        known = (kh < CONV.KH) & (element < CONV.KW * CI)
-        at_fine, at_weight = kh * (WF * CI) + element, kh * (CONV.KW * CI) + element
-    else:
-        per_tap: tl.constexpr = (CI + BN - 1) // BN
-        tap = tl.program_id(1) // per_tap
-        kh, kw = tap // CONV.KW, tap % CONV.KW
-        channel = (tl.program_id(1) % per_tap) * BN + tl.arange(0, BN)
-        known = channel < CI
-        at_fine, at_weight = (kh * WF + kw) * CI + channel, tap * CI + channel
+    window: tl.constexpr = RUN if RUN else CONV.KW * CI
+    column = tl.program_id(1) * BN + tl.arange(0, BN)  # [BN]
+    kh, element = column // window, column % window
+    kw = element // CI
+    known = ((kh < CONV.KH) & (element < CONV.KW * CI)) | (not RUN and CONV.KH * window % BN == 0)
+    at_fine, at_weight = kh * (WF * CI) + element, kh * (CONV.KW * CI) + element
     within = (row < CO) | (CO % BM == 0)
     at_coarse = coarse + row[:, None] + (tl.arange(0, BK) * CO)[None, :]  # [BM, BK]
     products = tl.zeros((BM, BN), tl.float32)
@@ -64,13 +58,8 @@ def wgrad_kernel(
             first, at_line = first.to(tl.int64), at_line.to(tl.int64)
         a = tl.load(at_coarse + first * CO, mask=valid[None, :] & within[:, None], other=0.0)  # [BM, BK]
         base = fine + (at_line * WF + base_w) * CI  # [BK]
-        if RUN:
-            read = inside(base_h[:, None] + kh[None, :], HF) & valid[:, None]
-            read = read & inside((base_w * CI)[:, None] + element[None, :], WF * CI)
-        else:
-            read = (inside(base_h + kh, HF) & inside(base_w + kw, WF) & valid)[:, None]
-        if RUN or CI % BN != 0:
-            read = read & known[None, :]
+        read = inside(base_h[:, None] + kh[None, :], HF) & inside(base_w[:, None] + kw[None, :], WF)  # [BK, BN]
+        read = read & valid[:, None] & known[None, :]
         b = tl.load(base[:, None] + at_fine[None, :], mask=read, other=0.0)  # [BK, BN]
         products = tl.dot(a, b, products, input_precision=PRECISION)
     size: tl.constexpr = CONV.KH * CONV.KW * CI
@@ -88,16 +77,11 @@ def wgrad(coarse: Tensor, fine: Tensor, kernel: tuple[int, int], stride: tuple[i
     bm, bk = fitting(a, tile.rows), covering(pixels, tile.depth)
     run = triton.next_power_of_2(kw * b)
     run = run if b < FEW_CHANNELS and run <= LONGEST_RUN else 0
-    if run:
-        bn = max(16, min(tile.columns, run * triton.next_power_of_2(kh)))
-        columns = triton.cdiv(kh * run, bn)
-    else:  # as wide as the tile, or as the fine channels where they divide it
-        widest = min(tile.columns, max(16, triton.next_power_of_2(b)))
-        bn = next((side for side in (widest, widest // 2, widest // 4) if side >= 16 and b % side == 0), widest)
-        columns = kh * kw * triton.cdiv(b, bn)
+    columns = kh * (run or kw * b)
+    bn = covering(columns, tile.columns)
     warps = max(4, tile.warps * bn // tile.columns)
     tile = tile._replace(warps=warps, registers=min(255, tile.registers * tile.warps // warps))
-    grid = (triton.cdiv(a, bm), columns)
+    grid = (triton.cdiv(a, bm), triton.cdiv(columns, bn))
     blocks = triton.cdiv(pixels, bk)
     split = max(1, min(blocks // 2, programs(arch) // (grid[0] * grid[1])))
     each = triton.cdiv(blocks, split)
