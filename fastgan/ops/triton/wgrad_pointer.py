@@ -28,7 +28,7 @@ def wgrad_kernel(
     gw,  # [SPLIT, CO, KH, KW, CI]
     pixels, each,  # N * HC * WC; depth blocks of one program
     HC: tl.constexpr, WC: tl.constexpr, HF: tl.constexpr, WF: tl.constexpr, CONV: tl.constexpr,
-    RUN: tl.constexpr, WHOLE: tl.constexpr,  # WHOLE: the pixels are whole blocks, and need no masks
+    RUN: tl.constexpr, WHOLE: tl.constexpr,  # WHOLE: BK divides the pixels
     PRECISION: tl.constexpr, LARGE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):
     """Grid (row blocks, column blocks, SPLIT). A program computes BM x BN of gw from `each` blocks of BK pixels."""
@@ -40,6 +40,7 @@ def wgrad_kernel(
     column = tl.program_id(1) * BN + tl.arange(0, BN)  # [BN]
     kh, element = column // window, column % window
     kw = element // CI
+    # where tiles are whole, masks are true in all elements as constants, and the compiler leaves them out
     known = ((kh < CONV.KH) & (element < CONV.KW * CI)) | (not RUN and CONV.KH * window % BN == 0)
     at_fine, at_weight = kh * (WF * CI) + element, kh * (CONV.KW * CI) + element
     within = (row < CO) | (CO % BM == 0)
