@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 OUTPUTS = {"convolve_kernel": ("y", "mask", "partials", "blocks", "result"), "wgrad_kernel": ("gw",),
-           "convolve_tma_kernel": ("y", "partials", "blocks", "result"), "wgrad_tma_kernel": ("gw",),
+           "convolve_tma_kernel": ("y", "mask", "partials", "blocks", "result"), "wgrad_tma_kernel": ("gw",),
            "bn_statistics_kernel": ("partials", "blocks", "result"),
            "bn_act_forward_kernel": ("a", "stats", "running_mean", "running_var", "tracked"),
            "bn_backward_sums_kernel": ("partials", "blocks", "result"), "bn_backward_apply_kernel": ("g",),

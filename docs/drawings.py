@@ -1,4 +1,5 @@
-"""Draw the pictures of the documents: `python docs/drawings.py` writes docs/images/phases.png and step.png."""
+"""Draw the pictures of the documents: `python docs/drawings.py` writes phases.png, boxes.png and step.png in
+docs/images."""
 
 from __future__ import annotations
 
@@ -65,6 +66,66 @@ def rows(axes: Axes) -> None:
     axes.axis("off")
 
 
+TAPS = ((0, 0), (1, 2))  # (kh, kw) of boxes.png, each with a colour
+
+
+def boxes(path: Path) -> None:
+    """What two taps of a 4x4 convolution of stride 2 read of an 8x8 image, and the product that they are part of."""
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 5.4), width_ratios=(1, 1, 1.1), layout="tight")
+    fine = range(SIDE * STRIDE)
+    squares(left, len(fine), {(r, c): "#cccccc" for r in fine for c in fine}, {},
+            "fine image 8x8: what two taps read\n(kh, kw) = (0, 0) blue, (1, 2) red")
+    for (kh, kw), colour in zip(TAPS, COLOURS, strict=False):
+        for h in range(SIDE):
+            for w in range(SIDE):
+                pixel(left, STRIDE * w - PADDING + kw, STRIDE * h - PADDING + kh, 1, colour, f"{h},{w}")
+    left.set(xlim=(-1.1, 8.1), ylim=(8.1, -1.1))
+    described(middle)
+    product(right)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def pixel(axes: Axes, x: float, y: float, width: float, colour: str, text: str, outside: bool | None = None) -> None:
+    """outside: of the image, so that it is filled with zeros."""
+    outside = min(x, y) < 0 if outside is None else outside
+    axes.add_patch(Rectangle((x, y), width, 1, facecolor="white" if outside else colour,
+                             edgecolor=colour if outside else "white", linewidth=1))
+    axes.text(x + width / 2, y + 0.5, "0" if outside else text, ha="center", va="center", fontsize=8,
+              color=colour if outside else "white")
+
+
+def described(axes: Axes) -> None:
+    """The same memory as [H, 2, W, 2C]: even rows above odd ones; two pixels, of C channels each, side by side."""
+    for odd in range(STRIDE):
+        top = 5.6 * odd
+        axes.text(-1.2, top + SIDE / 2, f"{('even', 'odd')[odd]}\nrows", ha="right", va="center", fontsize=9)
+        for h in range(SIDE):
+            for half in range(STRIDE * SIDE):
+                pixel(axes, half, top + h, 1, "#cccccc", "", False)
+            for w in range(SIDE):
+                axes.add_patch(Rectangle((STRIDE * w, top + h), STRIDE, 1, fill=False, edgecolor="#888888"))
+        for (kh, kw), colour in zip(TAPS, COLOURS, strict=False):
+            (first_h, row), (first_w, column) = (((k + 1) // 2 - 1, (k + 1) % 2) for k in (kh, kw))
+            for h in range(SIDE) if row == odd else ():
+                for w in range(SIDE):
+                    outside = first_h + h < 0 or first_w + w < 0
+                    pixel(axes, STRIDE * (first_w + w) + column, top + first_h + h, 1, colour, f"{h},{w}", outside)
+    axes.set(xlim=(-2.6, 8.1), ylim=(9.8, -1.2), aspect="equal",
+             title="the same memory as [H, 2, W, 2C]:\neach of them is a box")
+    axes.axis("off")
+
+
+def product(axes: Axes) -> None:
+    for left, bottom, width, height, colour, text in (
+            (0, 0, 1.6, 2.4, "#777777", "weight\nBM x BK"),
+            (1.9, 2.7, 4, 1.6, COLOURS[0], "box, reshaped and transposed\nBK channels x BN pixels"),
+            (1.9, 0, 4, 2.4, COLOURS[2], "y, added up in registers\nBM channels x BN pixels")):
+        box(axes, left, bottom, width, colour, text, height)
+    axes.set(xlim=(-0.1, 6), ylim=(-0.1, 4.9), title="an iteration of a program's loop:\none tap, BK channels")
+    axes.axis("off")
+
+
 CAPTURED = ("fetch\ngather, flip,\nscale", "draw z,\nlearning\nrates", "G(z)", "D[real; fake]\n2 statistic\ngroups",
             "D: gradients,\nfused Adam", "D(fake)\nD's weights\nfrozen", "G: gradients,\nfused Adam", "average\nof G",
             "row of\nthe ring,\nt + 1")
@@ -118,4 +179,5 @@ def step(path: Path) -> None:
 if __name__ == "__main__":
     images = Path(__file__).parent / "images"
     picture(images / "phases.png")
+    boxes(images / "boxes.png")
     step(images / "step.png")

@@ -32,14 +32,12 @@ PRODUCTS = {80: 1024, 90: 2048, 100: 4096}  # of 16 bits, that the tensor cores 
 
 class Limit(NamedTuple):
     """Issue cycles for each cycle of the tensor cores, at most, by architecture, of kernels with a tile that begins
-    with `tile`. why: the reason for a limit that is not its path's, or for exceeding it. known: what a kernel that
-    exceeds its limit needs at most, which `aot` accepts."""
+    with `tile`. why: the reason for a limit that is not its path's."""
 
     kernel: str  # and its form
     tile: str  # rows x columns [x depth]
     cycles: dict[int, float]
     why: str = ""
-    known: dict[int, float] = {}  # noqa: RUF012
 
 
 LIMITS = (  # the first that fits
@@ -50,8 +48,6 @@ LIMITS = (  # the first that fits
     Limit("convolve", "128x128", {80: 0.45, 90: 0.55}),
     Limit("convolve", "128x64", {80: 0.8, 90: 0.8}),
     Limit("wgrad", "128x128", {80: 0.7, 90: 0.7}),
-    Limit("wgrad", "128x64", {80: 0.7, 90: 0.7}, "for half the products it computes more than half the addresses of "
-          "128x128", {80: 0.95}),
     Limit("convolve_tma", "", {100: 0.8}, "the loop of sm_90, for tensor cores that are twice as fast"),
     Limit("wgrad_tma", "", {100: 0.8}, "the loop of sm_90, for tensor cores that are twice as fast"),
     Limit("convolve_tma tf32", "", {100: 0.95}, "the loop of sm_90, for tensor cores that are twice as fast"),
@@ -125,7 +121,7 @@ def narrow_operands(binary: Binary) -> dict[str, str]:
 def failures(binary: Binary, *, strict: bool = False) -> list[str]:
     """A message for each gate that a binary does not pass.
 
-    strict: do not accept the known slow loops (`Limit.known`), nor loops without a limit.
+    strict: do not accept loops without a limit.
     """
     job, failed = binary.job, []
     if binary.error:
@@ -179,7 +175,6 @@ def _slow_loop(binary: Binary, strict: bool) -> Iterator[str]:
         if strict:
             yield f"no limit in `LIMITS` for {form(job)} with this tile on sm_{job.arch}"
         return
-    accepted = found.cycles[job.arch] if strict else _slack() * found.known.get(job.arch, found.cycles[job.arch])
+    accepted = found.cycles[job.arch] * (1 if strict else _slack())
     if taken > accepted:
-        yield (f"{taken:.2f} issue cycles for each cycle of the tensor cores, at most {accepted:.3g}"
-               + f" ({found.why})" * (job.arch in found.known))
+        yield f"{taken:.2f} issue cycles for each cycle of the tensor cores, at most {accepted:.3g}"

@@ -50,17 +50,33 @@ def test_boxes(side, transposed, seen):  # noqa: F811
 
 
 @each_kind
-def test_without_normalization(transposed, seen):  # noqa: F811
+@pytest.mark.parametrize(("batch", "groups"), [(9, 3), (3, 1)])
+def test_groups_that_end_within_a_box(batch, groups, transposed, seen):  # noqa: F811
+    """Boxes of two images: the last one of a group is half of the next group, or of nothing. A transposed result has
+    no axis for groups, and is computed on pointers where there are several."""
     with tiles.using(**TMA):
-        case = case_of(transposed, groups=1)
-        judge_block("triton", case, transposed, "tanh", torch.float16, norm=False, training=False)
-    assert "convolve_tma_kernel" in {launched for launched, _, _ in seen}
-    assert flags(seen, "convolve_tma_kernel", "ACTIVATION") == {"tanh", "none"}
+        case = case_of(transposed, batch=batch, groups=groups)
+        judge_block("triton", case, transposed, "leaky_relu", torch.float16)
+    taken = [launched for launched, _, _ in seen if launched in KERNELS]
+    assert taken.count("convolve_tma_kernel") == (1 if transposed and groups > 1 else 2)
+    assert "wgrad_tma_kernel" in taken and (False in flags(seen, "convolve_tma_kernel", "WHOLE"))
+
+
+@each_kind
+@pytest.mark.parametrize("activation", ["tanh", "leaky_relu"])  # saves its result; a mask
+def test_without_normalization(activation, transposed, seen):  # noqa: F811
+    with tiles.using(**TMA):
+        case = case_of(transposed, batch=3, groups=1)
+        judge_block("triton", case, transposed, activation, torch.float16, norm=False, training=False)
+    assert {launched for launched, _, _ in seen} >= KERNELS
+    assert flags(seen, "convolve_tma_kernel", "ACTIVATION") == {activation, "none"}
+    masks = [arguments["mask"] for launched, _, arguments in seen if launched == "convolve_tma_kernel"]
+    assert (masks[0] is not None) == (activation == "leaky_relu") and masks[1] is None
 
 
 @each_kind
 @pytest.mark.parametrize("change", [
-    {"batch": 3, "groups": 1}, {"ci": 32}, {"co": 96}, {"kernel": (4, 2)}], ids=lambda change: next(iter(change)))
+    {"batch": 1, "groups": 1}, {"ci": 32}, {"co": 96}, {"kernel": (4, 2)}], ids=lambda change: next(iter(change)))
 def test_what_does_not_fit_is_computed_on_pointers(change, transposed, seen):  # noqa: F811
     with tiles.using(**TMA):
         judge_block("triton", case_of(transposed, **change), transposed, "none", torch.float16)

@@ -44,8 +44,13 @@ ODD = [
     Case("3-64-25", (4, 3, 13, 11), (Layer(64, norm=False), Layer(25, 3, 1, 1)), 4),
     Case("25-128-64 transposed", (6, 25, 3, 5), (Layer(128, 3, transposed=True), Layer(64, 4, 2, 1)), 3),
 ]
-DESCRIBED = Case("64-128-128-64 on descriptors", (16, 64, 8, 8), (Layer(128), Layer(128, transposed=True),
-                                                                  Layer(64, transposed=True)), 2)
+DESCRIBED = [  # on descriptors: whole boxes; groups that end within a box, of 2 images and of 8; masks
+    Case("64-128-128-64 described", (16, 64, 8, 8), (Layer(128), Layer(128, transposed=True),
+                                                     Layer(64, transposed=True)), 2),
+    Case("64-128-128 described in part", (10, 64, 16, 16), (Layer(128), Layer(128)), 2),
+    Case("64-128-64 described, bare", (5, 64, 8, 8), (Layer(128, norm=False),
+                                                      Layer(64, transposed=True, norm=False))),
+]
 HEADS = [
     Case("z 100-512-3", (8, 100, 1, 1), (Layer(512, 4, 1, 0, transposed=True, activation="relu"), IMAGE)),
     Case("3-64-512-1", (4, 3, 16, 16), (Layer(64, norm=False), Layer(512), HEAD), 2),

@@ -225,7 +225,7 @@ def on_descriptors(each: list[tuple[int, int]] | None = None) -> Iterator[Run]:
                      for one in (gemms[row % len(gemms)], wgrads[row % len(wgrads)])]
             if pair:
                 taken = [{**one, "warps": pair[0], "stages": pair[1]} for one in taken]
-            yield Run(precision, 90, networks.DESCRIBED, [*taken, *pointers])
+            yield from (Run(precision, 90, case, [*taken, *pointers]) for case in networks.DESCRIBED)
 
 
 def runs(quick: bool) -> Iterator[Run]:

@@ -7,8 +7,8 @@
 and the weight gradient of both. The fine image [N, 2H, 2W, B] is described as [N, H, 2, W, 2B], in which the pixels
 that one tap reads are a box, and TMA fills the padding with zeros. So a loop has no masks and computes no addresses of
 threads. Rows of a product are channels and columns are pixels, because a box that is reshaped can stay in shared memory
-only as the second operand of wgmma. What does not fit (other kernels and strides, fewer than 64 channels, a batch that
-is not made of whole boxes, float32 without tf32) is computed on pointers, by functions of the same names.
+only as the second operand of wgmma. What does not fit (other kernels and strides, fewer than 64 channels, boxes that
+would be mostly empty, float32 without tf32) is computed on pointers, by functions of the same names.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from fastgan.ops.specs import Activation, ConvSpec
 from fastgan.ops.triton.elementwise import activate
 from fastgan.ops.triton.gemm_pointer import IDENTITY, Conv, ConvResult
 from fastgan.ops.triton.launch import architecture, launch
-from fastgan.ops.triton.reduce import add_up, finish_statistics, reduction
-from fastgan.ops.triton.tiles import described, programs
+from fastgan.ops.triton.reduce import add_up, finish_statistics, moments, reduction
+from fastgan.ops.triton.tiles import WASTE, covering, described, programs
 
 _CHANNELS = 64  # that a tile has at least
 _FORM = (4, 4), (2, 2), (1, 1)  # kernel, stride, padding
@@ -39,24 +39,25 @@ def place(tile, down, across, BOX: tl.constexpr):
     return (tile // (across * down) * BOX[0], tile // across % down * BOX[1], tile % across * BOX[2])
 
 
-@triton.jit(do_not_specialize=["tiles", "down", "across"])
+@triton.jit(do_not_specialize=["images", "tiles", "down", "across"])
 def convolve_tma_kernel(
     x, weight,  # conv: [N, H, 2, W, 2 CI], [CO, 16 CI]; transposed: [N, H, W, CI], [CI, 16 CO]
     bias,  # [CO]
-    y,  # conv: [N, H, W, CO]; transposed: [N, H, 2, W, 2 CO]
+    y, mask,  # conv: [G, N / G, H, W, CO] each; transposed: [N, H, 2, W, 2 CO]
     statistics,  # a `reduce.Reduction`, or None where none are asked for
-    tiles, down, across,  # tiles of pixels of a group; of the height and the width of an image
+    images, tiles, down, across,  # images and tiles of a group; tiles of the height and the width of an image
     slope,
     CONV: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    WHOLE: tl.constexpr,  # whether a group is made of whole boxes; else its last ones reach beyond it
     BOX: tl.constexpr,  # images, rows and columns of coarse pixels of a tile
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):
     """Grid (groups * tiles, channel blocks, phases). A program computes BM channels x BN coarse pixels of a phase."""
     CI: tl.constexpr = CONV.CI
     CO: tl.constexpr = CONV.CO
-    tile, phase = tl.program_id(0), tl.program_id(2)
-    n, h, w = place(tile, down, across, BOX)
-    row = tl.program_id(1) * BM
+    group, tile, phase = tl.program_id(0) // tiles, tl.program_id(0) % tiles, tl.program_id(2)
+    image, h, w = place(tile, down, across, BOX)
+    n, row = group * images + image, tl.program_id(1) * BM
     phase_h, phase_w = phase // 2, phase % 2
     products = tl.zeros((BM, BN), tl.float32)
     blocks: tl.constexpr = CI // BK
@@ -74,20 +75,22 @@ def convolve_tma_kernel(
     channels = row + tl.arange(0, BM)  # [BM]
     if bias is not None:
         products += tl.load(bias + channels).to(tl.float32)[:, None]
-    result = activate(products, slope, ACTIVATION).to(y.dtype)
     if CONV.TRANSPOSED:
-        y.store([n, h, phase_h, w, phase_w * CO + row], result.T.reshape(BOX[0], BOX[1], 1, BOX[2], BM))
+        to = [n, h, phase_h, w, phase_w * CO + row]
     else:
-        y.store([n, h, w, row], result.T.reshape(BOX[0], BOX[1], BOX[2], BM))
+        to = [group, image, h, w, row]
+    if mask is not None:
+        mask.store(to, (products > 0.0).to(tl.uint8).T.reshape(mask.block_shape))
+    result = activate(products, slope, ACTIVATION).to(y.dtype)
+    y.store(to, result.T.reshape(y.block_shape))
     if statistics is not None:
         # always true: without a branch ptxas moves the rounding to float16 into the pipeline, and serialises wgmma
         if tiles > 0:
-            value = result.to(tl.float32)
-            mean = tl.sum(value, 1) / BN
-            distance = value - mean[:, None]
+            valid = (tl.arange(0, BN) < (images - image) * (BOX[1] * BOX[2])) | WHOLE  # images are the slowest axis
+            count, mean, m2 = moments(result.T.to(tl.float32), valid[:, None])
             groups, phases = tl.num_programs(0) // tiles, tl.num_programs(2)
-            finish_statistics(BN, mean, tl.sum(distance * distance, 1), statistics, tile // tiles, groups,
-                              tile % tiles * phases + phase, tiles * phases, channels, CO)
+            finish_statistics(count, mean, m2, statistics, group, groups, tile * phases + phase, tiles * phases,
+                              channels, CO)
 
 
 @triton.jit(do_not_specialize=["each", "blocks"])
@@ -116,35 +119,39 @@ def wgrad_tma_kernel(
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, size: tuple[int, int], *,
-             activation: Activation = IDENTITY, groups: int = 0, precision: str = "ieee") -> ConvResult | None:
-    """`gemm_pointer.convolve` without a mask; None where it does not fit."""
+             activation: Activation = IDENTITY, masked: bool = False, groups: int = 0,
+             precision: str = "ieee") -> ConvResult | None:
+    """`gemm_pointer.convolve`; None where it does not fit."""
     n, h, w, ci = x.shape
     co, fine = weight.shape[3 if conv.transposed else 0], size if conv.transposed else (h, w)
     if not _fits(weight.shape[1:3], conv.stride, conv.padding, fine, (ci, co), (x, weight), precision):
         return None
     (h, w), parts, phases = (fine[0] // 2, fine[1] // 2), max(groups, 1), 4 if conv.transposed else 1
+    images = n // parts
     tile = described("convolve", architecture(x.device), rows=co, columns=n * h * w * phases, depth=ci,
                      size=x.element_size())
-    box = _box(tile.columns, n // parts, h, w) if tile else None
-    if tile is None or box is None or ci % tile.depth:
-        return None
+    box = _box(tile.columns, images, h, w) if tile else None
+    if tile is None or box is None or ci % tile.depth or (conv.transposed and parts > 1 and images % box[0]):
+        return None  # descriptors have five axes at most: none is left for the groups of a transposed result
     bm, bn, bk = tile.rows if co % tile.rows == 0 else _CHANNELS, tile.columns, tile.depth
     y = x.new_empty((n, *size, co))
-    tiles = n // parts * h * w // bn
+    mask = torch.empty_like(y, dtype=torch.uint8) if masked else None
+    tiles = triton.cdiv(images, box[0]) * (h // box[1]) * (w // box[2])
     statistics = reduction(y, 3, groups, tiles * phases, co, co // bm) if groups else None
     coarse_box, fine_box = box, (box[0], box[1], 1, box[2])
     if conv.transposed:
-        given = (_describe(x, (n, h, w, ci), (*coarse_box, bk)), _describe(weight, (ci, 16 * co), (bk, bm)),
-                 _describe(y, (n, h, 2, w, 2 * co), (*fine_box, bm)))
+        given = _describe(x, (n, h, w, ci), (*coarse_box, bk)), _describe(weight, (ci, 16 * co), (bk, bm))
+        shape, stored = (n, h, 2, w, 2 * co), (*fine_box, bm)
     else:
-        given = (_describe(x, (n, h, 2, w, 2 * ci), (*fine_box, bk)), _describe(weight, (co, 16 * ci), (bm, bk)),
-                 _describe(y, (n, h, w, co), (*coarse_box, bm)))
+        given = _describe(x, (n, h, 2, w, 2 * ci), (*fine_box, bk)), _describe(weight, (co, 16 * ci), (bm, bk))
+        shape, stored = (parts, images, h, w, co), (1, *coarse_box, bm)
     launch(
         convolve_tma_kernel, (parts * tiles, co // bm, phases), tile, x=given[0], weight=given[1], bias=bias,
-        y=given[2], statistics=statistics, tiles=tiles, down=h // box[1], across=w // box[2],
+        y=_describe(y, shape, stored), mask=None if mask is None else _describe(mask, shape, stored),
+        statistics=statistics, images=images, tiles=tiles, down=h // box[1], across=w // box[2],
         slope=float(activation.negative_slope), CONV=Conv(ci, co, 4, 4, 2, 2, 1, 1, conv.transposed),
-        ACTIVATION=activation.name, PRECISION=precision, BOX=box, BM=bm, BN=bn, BK=bk)
-    return ConvResult(y, None, None if statistics is None else statistics.result)
+        ACTIVATION=activation.name, PRECISION=precision, WHOLE=images % box[0] == 0, BOX=box, BM=bm, BN=bn, BK=bk)
+    return ConvResult(y, mask, None if statistics is None else statistics.result)
 
 
 def wgrad(coarse: Tensor, fine: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int],
@@ -160,7 +167,7 @@ def wgrad(coarse: Tensor, fine: Tensor, kernel: tuple[int, int], stride: tuple[i
     if tile is None or box is None or box[2] != w or (box[1] != h and box[0] > 1):
         return None
     bm, bn = (side if channels % side == 0 else _CHANNELS for channels, side in ((a, tile.rows), (b, tile.columns)))
-    grid, blocks = (a // bm, 16 * (b // bn)), n * h * w // tile.depth
+    grid, blocks = (a // bm, 16 * (b // bn)), triton.cdiv(n * h * w, tile.depth)
     each = triton.cdiv(blocks, max(1, min(blocks // 2, programs(arch) // (grid[0] * grid[1]))))
     split = triton.cdiv(blocks, each)
     gw = coarse.new_empty((split, a, 4, 4, b), dtype=dtype if split == 1 else torch.float32)
@@ -182,11 +189,13 @@ def _fits(kernel: Any, stride: Any, padding: Any, fine: Any, channels: tuple[int
 
 
 def _box(pixels: int, n: int, h: int, w: int) -> tuple[int, int, int] | None:
-    """Images, rows and columns of a tile of so many coarse pixels, a power of two; None where n is not made of them."""
+    """Images, rows and columns of a tile of so many coarse pixels, a power of two, of n images; None where these would
+    be much more pixels than those of a kernel on pointers."""
     across = math.gcd(w, pixels)
     down = math.gcd(h, pixels // across)
-    images = pixels // (across * down)
-    return None if n % images else (images, down, across)
+    images, side = pixels // (across * down), covering(n * h * w, pixels)
+    boxed, tiled = triton.cdiv(n, images) * images * h * w, triton.cdiv(n * h * w, side) * side
+    return None if boxed > WASTE * tiled else (images, down, across)
 
 
 def _describe(x: Tensor, shape: tuple[int, ...], box: tuple[int, ...]) -> TensorDescriptor:

@@ -28,10 +28,9 @@ def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec,
 def conv_act_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec,
                      activation: Activation) -> tuple[Tensor, Tensor]:
     given, precision = (nhwc(x), nhwc(weight), bias, conv, conv.output_size(x, weight)), _precision(x)
-    masked, out = activation.keeps_mask(), None
-    if not masked:
-        out = gemm_descriptor.convolve(*given, activation=activation, precision=precision)
-    out = out or gemm_pointer.convolve(*given, activation=activation, masked=masked, precision=precision)
+    masked = activation.keeps_mask()
+    out = (gemm_descriptor.convolve(*given, activation=activation, masked=masked, precision=precision)
+           or gemm_pointer.convolve(*given, activation=activation, masked=masked, precision=precision))
     return nchw(out.y), x.new_empty(0, dtype=torch.bool) if out.mask is None else nchw(out.mask.view(torch.bool))
 
 

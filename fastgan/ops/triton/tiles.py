@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 from fastgan.ops.triton import fence
 
+WASTE = 1.3  # of what is computed to what is needed, at most
+
 
 class Tile(NamedTuple):
     """rows x columns of the result, computed by one program in steps of `depth`; how many warps, pipeline stages.
@@ -81,7 +83,7 @@ def _by_rule(kernel: str, arch: int, rows: int, columns: int, depth: int, size: 
 
 def fitting(length: int, side: int) -> int:
     """The side of a tile, at most `side` and at least 16, that covers `length` with little waste."""
-    while side > 16 and -(-length // side) * side > 1.3 * length:
+    while side > 16 and -(-length // side) * side > WASTE * length:
         side //= 2
     return side
 

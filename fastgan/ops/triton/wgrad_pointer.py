@@ -4,9 +4,9 @@
 
 A convolution's coarse operand is the gradient of its output and its fine one the input; a transposed convolution's are
 the input and the gradient. Rows are the coarse channels, columns are (tap, fine channel), and the depth runs over the
-pixels of the coarse grid. With few fine channels (an image) columns are the rows of a window, each of which is one run
-of kw * b contiguous elements, padded to RUN. The depth is split over programs, whose partial sums are then added in a
-fixed order: results repeat bit for bit, without atomics.
+pixels of the coarse grid. Columns are the rows of a window, each of which is one run of kw * b contiguous elements,
+with few fine channels (an image) padded to RUN. The depth is split over programs, whose partial sums are then added in
+a fixed order: results repeat bit for bit, without atomics.
 """
 
 from __future__ import annotations
@@ -28,52 +28,44 @@ def wgrad_kernel(
     gw,  # [SPLIT, CO, KH, KW, CI]
     pixels, each,  # N * HC * WC; depth blocks of one program
     HC: tl.constexpr, WC: tl.constexpr, HF: tl.constexpr, WF: tl.constexpr, CONV: tl.constexpr,
-    RUN: tl.constexpr, PRECISION: tl.constexpr, LARGE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    BK: tl.constexpr,
+    RUN: tl.constexpr, WHOLE: tl.constexpr,  # WHOLE: BK divides the pixels
+    PRECISION: tl.constexpr, LARGE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):
     """Grid (row blocks, column blocks, SPLIT). A program computes BM x BN of gw from `each` blocks of BK pixels."""
     CI: tl.constexpr = CONV.CI
     CO: tl.constexpr = CONV.CO
     row = tl.program_id(0) * BM + tl.arange(0, BM)  # [BM]
     split = tl.program_id(2)
-    if RUN:  # [BN]
-        flat = tl.program_id(1) * BN + tl.arange(0, BN)
-        kh, element = flat // RUN, flat % RUN
-        known = (kh < CONV.KH) & (element < CONV.KW * CI)
-        at_fine, at_weight = kh * (WF * CI) + element, kh * (CONV.KW * CI) + element
-    else:
-        per_tap: tl.constexpr = (CI + BN - 1) // BN
-        tap = tl.program_id(1) // per_tap
-        kh, kw = tap // CONV.KW, tap % CONV.KW
-        channel = (tl.program_id(1) % per_tap) * BN + tl.arange(0, BN)
-        known = channel < CI
-        at_fine, at_weight = (kh * WF + kw) * CI + channel, tap * CI + channel
-    at_coarse = coarse + (tl.arange(0, BK) * CO)[:, None] + row[None, :]  # [BK, BM]
+    window: tl.constexpr = RUN if RUN else CONV.KW * CI
+    column = tl.program_id(1) * BN + tl.arange(0, BN)  # [BN]
+    kh, element = column // window, column % window
+    kw = element // CI
+    # where tiles are whole, masks are true in all elements as constants, and the compiler leaves them out
+    known = ((kh < CONV.KH) & (element < CONV.KW * CI)) | (not RUN and CONV.KH * window % BN == 0)
+    at_fine, at_weight = kh * (WF * CI) + element, kh * (CONV.KW * CI) + element
+    within = (row < CO) | (CO % BM == 0)
+    at_coarse = coarse + row[:, None] + (tl.arange(0, BK) * CO)[None, :]  # [BM, BK]
     products = tl.zeros((BM, BN), tl.float32)
-    for block in range(0, tl.maximum(each, 1)):  # at least one, as in `gemm_pointer.py`
+    blocks = tl.minimum(each, (pixels + BK - 1) // BK - split * each)
+    for block in range(0, tl.maximum(blocks, 1)):  # at least one, as in `gemm_pointer.py`
         first = (split * each + block) * BK
         k = first + tl.arange(0, BK)  # [BK]
-        valid = k < pixels
+        valid = (k < pixels) | WHOLE
         line = k // WC
         base_h, base_w = line % HC * CONV.SH - CONV.PH, k % WC * CONV.SW - CONV.PW
         # row n * HF + base_h of all images, without n where HF is SH * HC
         at_line = line * CONV.SH + line // HC * (HF - CONV.SH * HC) - CONV.PH
         if LARGE:
             first, at_line = first.to(tl.int64), at_line.to(tl.int64)
-        a = tl.load(at_coarse + first * CO, mask=valid[:, None] & (row < CO)[None, :], other=0.0)  # [BK, BM]
+        a = tl.load(at_coarse + first * CO, mask=valid[None, :] & within[:, None], other=0.0)  # [BM, BK]
         base = fine + (at_line * WF + base_w) * CI  # [BK]
-        if RUN:
-            read = inside(base_h[:, None] + kh[None, :], HF) & valid[:, None]
-            read = read & inside((base_w * CI)[:, None] + element[None, :], WF * CI)
-        else:
-            read = (inside(base_h + kh, HF) & inside(base_w + kw, WF) & valid)[:, None]
-        if RUN or CI % BN != 0:
-            read = read & known[None, :]
+        read = inside(base_h[:, None] + kh[None, :], HF) & inside(base_w[:, None] + kw[None, :], WF)  # [BK, BN]
+        read = read & valid[:, None] & known[None, :]
         b = tl.load(base[:, None] + at_fine[None, :], mask=read, other=0.0)  # [BK, BN]
-        products = tl.dot(tl.trans(a), b, products, input_precision=PRECISION)
+        products = tl.dot(a, b, products, input_precision=PRECISION)
     size: tl.constexpr = CONV.KH * CONV.KW * CI
     out = split.to(tl.int64) * (CO * size) + row.to(tl.int64)[:, None] * size + at_weight[None, :]  # [BM, BN]
-    tl.store(gw + out, products.to(gw.dtype.element_ty), mask=(row < CO)[:, None] & known[None, :])
+    tl.store(gw + out, products.to(gw.dtype.element_ty), mask=within[:, None] & known[None, :])
 
 
 def wgrad(coarse: Tensor, fine: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int],
@@ -86,16 +78,11 @@ def wgrad(coarse: Tensor, fine: Tensor, kernel: tuple[int, int], stride: tuple[i
     bm, bk = fitting(a, tile.rows), covering(pixels, tile.depth)
     run = triton.next_power_of_2(kw * b)
     run = run if b < FEW_CHANNELS and run <= LONGEST_RUN else 0
-    if run:
-        bn = max(16, min(tile.columns, run * triton.next_power_of_2(kh)))
-        columns = triton.cdiv(kh * run, bn)
-    else:  # as wide as the tile, or as the fine channels where they divide it
-        widest = min(tile.columns, max(16, triton.next_power_of_2(b)))
-        bn = next((side for side in (widest, widest // 2, widest // 4) if side >= 16 and b % side == 0), widest)
-        columns = kh * kw * triton.cdiv(b, bn)
+    columns = kh * (run or kw * b)
+    bn = covering(columns, tile.columns)
     warps = max(4, tile.warps * bn // tile.columns)
     tile = tile._replace(warps=warps, registers=min(255, tile.registers * tile.warps // warps))
-    grid = (triton.cdiv(a, bm), columns)
+    grid = (triton.cdiv(a, bm), triton.cdiv(columns, bn))
     blocks = triton.cdiv(pixels, bk)
     split = max(1, min(blocks // 2, programs(arch) // (grid[0] * grid[1])))
     each = triton.cdiv(blocks, split)
@@ -103,6 +90,6 @@ def wgrad(coarse: Tensor, fine: Tensor, kernel: tuple[int, int], stride: tuple[i
     gw = coarse.new_empty((split, a, kh, kw, b), dtype=dtype if split == 1 else torch.float32)
     launch(
         wgrad_kernel, (*grid, split), tile, coarse=coarse, fine=fine, gw=gw, pixels=pixels, each=each, HC=hc, WC=wc,
-        HF=hf, WF=wf, CONV=Conv(b, a, kh, kw, *stride, *padding, False), RUN=run, PRECISION=precision,
-        LARGE=max(coarse.numel(), fine.numel()) >= 2**31, BM=bm, BN=bn, BK=bk)
+        HF=hf, WF=wf, CONV=Conv(b, a, kh, kw, *stride, *padding, False), RUN=run, WHOLE=pixels % bk == 0,
+        PRECISION=precision, LARGE=max(coarse.numel(), fine.numel()) >= 2**31, BM=bm, BN=bn, BK=bk)
     return gw[0] if split == 1 else add_up(gw.view(split, -1), dtype).view(a, kh, kw, b)
