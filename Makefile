@@ -85,7 +85,7 @@ clean:
 BUILT := .venv/bin/python pyproject.toml setup.py $(shell find csrc -type f)
 
 .venv/installed: $(BUILT)
-	$(PY) -m pip install --quiet --disable-pip-version-check --editable .
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable ".[all]"
 	touch $@
 
 # what it needs itself, too: csrc is compiled once
