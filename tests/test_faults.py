@@ -161,13 +161,17 @@ def test_a_child_does_not_keep_the_lock(tmp_path):
     again.release()
 
 
-def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
-    def none(handle: int) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+@posix
+@pytest.mark.parametrize(("number", "told"), [(errno.ENOLCK, "No locks available"), (errno.ENOSYS, "Function not implemented")])
+def test_a_file_system_without_locks(number, told, tmp_path, monkeypatch, capsys):
+    def none(*_: int) -> None:
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(lock, "_lock", none)
+    monkeypatch.setattr("fcntl.flock", none)
     first, second = Lock(tmp_path), Lock(tmp_path)
-    assert capsys.readouterr().err.count("cannot be locked (No locks available): see to it that nobody else") == 2
+    error = capsys.readouterr().err
+    assert error.count("cannot be locked (") == 2 and told in error
+    assert lock.is_locked(tmp_path) is None
     first.release()
     second.release()
 
