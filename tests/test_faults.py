@@ -162,15 +162,15 @@ def test_a_child_does_not_keep_the_lock(tmp_path):
 
 
 @posix
-@pytest.mark.parametrize(("number", "told"), [(errno.ENOLCK, "No locks available"), (errno.ENOSYS, "Function not implemented")])
-def test_a_file_system_without_locks(number, told, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks(number, tmp_path, monkeypatch, capsys):
     def none(*_: int) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("fcntl.flock", none)
     first, second = Lock(tmp_path), Lock(tmp_path)
-    error = capsys.readouterr().err
-    assert error.count("cannot be locked (") == 2 and told in error
+    told = f"cannot be locked ({os.strerror(number)}): see to it that nobody else"
+    assert capsys.readouterr().err.count(told) == 2
     assert lock.is_locked(tmp_path) is None
     first.release()
     second.release()
