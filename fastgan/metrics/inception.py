@@ -33,8 +33,9 @@ class Inception:
     """`names` among fid, kid and is, with torch-fidelity's weights from a file; raises `FastganError` without one."""
 
     def __init__(self, names: list[str], weights: StrPath | None, device: torch.device) -> None:
-        registry, utils = (extras.load(f"torch_fidelity.{name}", "metrics", f"--metrics {','.join(names)}")
-                           for name in ("registry", "utils"))
+        extras.load("torch_fidelity", "metrics", f"--metrics {','.join(names)}")
+        from torch_fidelity import registry, utils
+
         self.names, self.device = names, device
         layer = registry.FEATURE_EXTRACTORS_REGISTRY[EXTRACTOR].get_default_feature_layer_for_metric
         self.feature_layer, self.logit_layer = layer("fid"), layer("isc")
