@@ -23,8 +23,10 @@ def load(module: str, extra: str, what: str) -> Any:
 
     Raises `FastganError`, which begins with `what` and names the packages to install, where it cannot be imported.
     """
+    package = module.split(".")[0]
     try:
+        importlib.import_module(package)  # a submodule of one that has failed may be imported already
         return importlib.import_module(module)
     except Exception as error:  # torchvision built for another torch raises many types
-        raise FastganError(f"{what}: {module.split('.')[0]} cannot be imported ({first_line(error)}); expected "
-                           f"fastgan's extra {extra!r}: pip install {' '.join(EXTRAS[extra])}") from error
+        raise FastganError(f"{what}: {package} cannot be imported ({first_line(error)}); expected fastgan's extra "
+                           f"{extra!r}: pip install {' '.join(EXTRAS[extra])}") from error
