@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -39,6 +40,7 @@ GNU = ["-O3", "-g0", "-fPIC", "-std=c++17", "-fvisibility=hidden", "-fno-math-er
 MSVC = ["/O2", "/std:c++17", "/EHsc", "/openmp"]
 NVCC = ["-O3", "-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xfatbin=-compress-all", "-Icsrc/include"]
 SHARED = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
+NO_NVCC = "nvcc was not found"
 RULES = """ninja_required_version = 1.5
 builddir = {folder}
 rule cxx
@@ -106,7 +108,7 @@ class Graph:
         pybind = self.own / f"pybind11-{pybind11.__version__}"
         pybind.unlink(missing_ok=True)
         pybind.symlink_to(pybind11.get_include())
-        self.python = [f"-isystem{place}" for place in (pybind, *include)]
+        self.python = [shlex.quote(f"-isystem{place}") for place in (pybind, *include)]
         self.lines = [RULES.format(folder=FOLDER, cxx=cxx, shared=" ".join(SHARED))]
 
     def add(self, out: Path, rule: str, inputs: list[Path], flags: list[str]) -> Path:
@@ -149,12 +151,12 @@ class Ninja(build_ext):
 
     def missing(self, ext: Extension, cxx: str) -> str:
         """Why a module cannot be compiled here; "" where it can be tried."""
+        if is_cuda(ext) and not shutil.which("nvcc"):
+            return NO_NVCC
         if not cxx or not shutil.which(cxx.split()[0]):
-            return f"no C++ compiler ({cxx or 'c++, g++, clang++ or the one that CXX names'}) was found"
+            return f"no C++ compiler ({cxx or 'c++, g++ or clang++'}) was found"
         if not any(Path(place, "Python.h").is_file() for place in self.include_dirs):
             return "Python.h was not found (on Debian and Ubuntu it is in python3-dev)"
-        if is_cuda(ext) and not shutil.which("nvcc"):
-            return "nvcc was not found"
         if is_cuda(ext) and not architectures(self.inplace or self.editable_mode):
             return "nvcc supports none of the GPU architectures asked for"
         return ""
@@ -180,12 +182,16 @@ class Ninja(build_ext):
         return failures
 
     def report(self, failures: dict[str, str]) -> None:
+        reasons = {}
         for ext in self.extensions:
             name, value = setting(ext)
-            if failures[ext.name] and value == "1":
-                sys.exit(f"{name}=1, but {failures[ext.name]}")
-        if reasons := [reason for name, reason in failures.items() if reason and name != "fastgan._cuda"]:
-            tell(f"installed without C++ kernels for the CPU, for which PyTorch's operators are used: {reasons[0]}. To "
+            reason = failures[ext.name]
+            if reason and value == "1":
+                sys.exit(f"{name}=1, but {reason}")
+            if reason and reason != NO_NVCC:
+                reasons["GPUs" if is_cuda(ext) else "CPUs"] = reason
+        for devices, reason in reasons.items():
+            tell(f"installed without C++ kernels for {devices}, for which PyTorch's operators are used: {reason}. To "
                  "have them, install what is missing, then fastgan again by pip install --no-cache-dir")
 
 

@@ -15,7 +15,7 @@ from fastgan.ops.native import extension
 from fastgan.ops.tuning import stored
 from fastgan.verify import machine
 
-_PACKAGES = ("torch", "triton", "numpy", "pillow", "safetensors", "tqdm")
+_PACKAGES = ("torch", "triton", "filelock", "numpy", "pillow", "safetensors", "tqdm")
 _OPTIONAL = {"tyro": "the command line", "torchvision": "--data mnist, fashion-mnist, cifar10 or celeba",
              "scikit-learn": "--data digits", "matplotlib": "loss curves", "tensorboard": "TensorBoard curves",
              "torch-fidelity": "--metrics fid,kid,is", "onnx": "export --format onnx",
