@@ -182,17 +182,18 @@ class Ninja(build_ext):
         return failures
 
     def report(self, failures: dict[str, str]) -> None:
-        reasons = {}
+        reasons: dict[str, list[str]] = {}
         for ext in self.extensions:
             name, value = setting(ext)
             reason = failures[ext.name]
             if reason and value == "1":
                 sys.exit(f"{name}=1, but {reason}")
             if reason and reason != NO_NVCC:
-                reasons["GPUs" if is_cuda(ext) else "CPUs"] = reason
-        for devices, reason in reasons.items():
-            tell(f"installed without C++ kernels for {devices}, for which PyTorch's operators are used: {reason}. To "
-                 "have them, install what is missing, then fastgan again by pip install --no-cache-dir")
+                reasons.setdefault(reason, []).append("GPUs" if is_cuda(ext) else "CPUs")
+        for reason, devices in reasons.items():
+            kinds = " and ".join(dict.fromkeys(devices))
+            tell(f"installed without C++ kernels for {kinds}, so PyTorch's operators are used: {reason}. To have "
+                 "them, install what is missing, then fastgan again by pip install --no-cache-dir")
 
 
 def ninja() -> str:
