@@ -1,5 +1,5 @@
-# All commands of a contributor. They run in .venv, beside this file, but for rehearse, and for gpu, which runs in the
-# PyTorch that is there, and installs nothing.
+# All commands of a contributor. They run in .venv, beside this file, but for matrix and rehearse, which make environments,
+# and for gpu, which runs in the PyTorch that is there, and installs nothing.
 PYTHON ?= python3
 PY := .venv/bin/python
 GPU_PYTHON ?= python3
@@ -8,11 +8,12 @@ OUT ?= bench
 GPU_OUT ?= build/gpu
 REHEARSAL ?= build/venv211
 
-.PHONY: help demo test draws check aot sass ptx gpu rehearse bench faults quality walk clean
+.PHONY: help demo test matrix draws check aot sass ptx gpu rehearse bench faults quality walk clean
 
 help:
 	@echo "make demo    train a DCGAN on handwritten digits (a few minutes on two CPU cores)"
 	@echo "make test    run the tests"
+	@echo "make matrix  test three pairs of Python and PyTorch, in environments that are removed (6 GB are fetched for each)"
 	@echo "make draws   convert, train and compare 500 modules drawn at random"
 	@echo "make check   lint and check types"
 	@echo "make aot     compile all GPU kernels, Triton's and csrc/cuda's, and gate the result (AOT=--quick: what CI runs)"
@@ -31,6 +32,9 @@ demo: .venv/installed
 
 test: .venv/installed-dev
 	$(PY) -m pytest
+
+matrix:
+	$(PYTHON) -m proofs.versions $(MATRIX)
 
 draws: .venv/installed-dev
 	FASTGAN_DRAWS=500 OMP_NUM_THREADS=1 $(PY) -m pytest tests/test_convert_draws.py
@@ -85,7 +89,7 @@ clean:
 BUILT := .venv/bin/python pyproject.toml setup.py $(shell find csrc -type f)
 
 .venv/installed: $(BUILT)
-	$(PY) -m pip install --quiet --disable-pip-version-check --editable .
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable ".[all]"
 	touch $@
 
 # what it needs itself, too: csrc is compiled once

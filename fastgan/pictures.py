@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from fastgan import extras
 from fastgan.files import StrPath, replacing
 
 if TYPE_CHECKING:
@@ -110,9 +111,8 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 def new_figure(**options: Any) -> Figure:
     """An empty matplotlib figure."""
-    from matplotlib.figure import Figure  # importing it takes a quarter of a second
-
-    return Figure(dpi=120, layout="constrained", **options)
+    figure = extras.load("matplotlib.figure", "plots", "a plot")  # importing it takes a quarter of a second
+    return figure.Figure(dpi=120, layout="constrained", **options)
 
 
 def _save_figure(figure: Figure, path: StrPath) -> None:

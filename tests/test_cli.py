@@ -207,7 +207,7 @@ def test_doctor_says_which_packages_are_for_what(monkeypatch):
     versions = machine.version
     monkeypatch.setattr(machine, "version", lambda name: None if name == "onnx" else versions(name))
     found = dict(doctor.report())
-    assert found["onnx"] == "not installed; export --format onnx needs it: pip install onnx"
+    assert found["onnx"] == "not installed; needed for export --format onnx: pip install onnx"
     assert found["verdict"].startswith("ready to train")
 
 

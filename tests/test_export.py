@@ -226,7 +226,7 @@ def test_bad_input_is_told_in_a_line(run, capsys, monkeypatch):
     for package, *args in (("onnxruntime", "--format", "onnx"), ("huggingface_hub", "--push", "somebody/digits")):
         monkeypatch.setitem(sys.modules, package, None)
         error = fails(capsys, *args)
-        assert f" needs {package}, which is not installed; expected fastgan's extra" in error and "pip install" in error
+        assert f"{package} cannot be imported (" in error and "expected fastgan's extra" in error
     assert not (run / "export").exists()
 
 

@@ -161,13 +161,17 @@ def test_a_child_does_not_keep_the_lock(tmp_path):
     again.release()
 
 
-def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
-    def none(handle: int) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+@posix
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks(number, tmp_path, monkeypatch, capsys):
+    def none(*_: int) -> None:
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(lock, "_lock", none)
+    monkeypatch.setattr("fcntl.flock", none)
     first, second = Lock(tmp_path), Lock(tmp_path)
-    assert capsys.readouterr().err.count("cannot be locked (No locks available): see to it that nobody else") == 2
+    told = f"cannot be locked ({os.strerror(number)}): see to it that nobody else"
+    assert capsys.readouterr().err.count(told) == 2
+    assert lock.is_locked(tmp_path) is None
     first.release()
     second.release()
 

@@ -96,9 +96,24 @@ def test_one_graph_serves_all_batch_sizes(impl, name, backend):
     assert counts == [1 if backend == "eager" else counts[0]] * 3
 
 
+EXPORTED = {"block": (lambda: Block("auto"), (3, 9, 8), 2), **NETWORKS}
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize("impl", ["reference", "native"])
+def test_exports_with_a_dynamic_batch(impl, name):
+    make, shape, _ = EXPORTED[name]
+    network = set_impl(make(), impl).eval()
+    batch = 2 * torch.export.Dim("half", min=2, max=64)  # of whole statistic groups
+    program = torch.export.export(network, (torch.randn(8, *shape),), dynamic_shapes=({0: batch},)).module()
+    for size in (4, 6, 10):
+        x = torch.randn(size, *shape)
+        torch.testing.assert_close(program(x), network(x), rtol=1e-4, atol=1e-4)
+
+
 def set_impl(network: nn.Module, impl: str) -> nn.Module:
     for module in network.modules():
-        if isinstance(module, fnn.Chain):
+        if isinstance(module, fnn.Chain | Block):
             module.impl = impl
     return network
 

@@ -392,7 +392,7 @@ def test_data_that_cannot_be_measured(tiny, tmp_path, classes, count, message):
 
 def test_without_torch_fidelity(tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    with pytest.raises(FastganError, match=r"--metrics fid,is: torch-fidelity .*pip install torch-fidelity"):
+    with pytest.raises(FastganError, match=r"--metrics fid,is: torch_fidelity .*pip install torch-fidelity"):
         Trainer(tiny(metrics="fid,is"))
     Trainer(tiny(metrics="score"))
 

@@ -285,7 +285,7 @@ def test_any_strides_and_dtypes_of_vectors(isa, contiguous):
 
 
 @pytest.mark.parametrize(("name", "change", "message"), [
-    ("y", None, "y: expected an address, got null"), ("y", 2, "y: expected an address divisible by 4"),
+    ("y", None, "(y|ga): expected an address, got null"), ("y", 2, "(y|ga): expected an address divisible by 4"),
     ("dtype", 3, "dtype 3: expected 0"), ("rows", -1, "rows -1: expected 0 or more"),
     ("rows", 2**62, r"rows \d+: expected rows \* channels"), ("channels", 0, "channels 0: expected 1 or more"),
     ("groups", 3, "groups 3: expected a divisor of the 4 rows"), ("groups", 0, "groups 0: expected a divisor"),

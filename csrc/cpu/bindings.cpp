@@ -38,10 +38,9 @@ template <ConvolutionPass* patches, ConvolutionPass* winograd>
 void convolve(const ConvolutionArguments& arguments, Address from, Address weight, Address bias, Address out,
               std::int64_t threads) {
     const Convolution conv = convolution_of(arguments);
-    (conv.tile == 0 ? patches : winograd)(conv, pointer<const float>("from", from),
-                                          pointer<const float>("weight", weight),
-                                          pointer<const float>("bias", bias, true), pointer<float>("out", out),
-                                          threads);
+    (conv.tile == 0 ? patches : winograd)(
+        conv, pointer<const float>("from", from), pointer<const float>("weight", weight),
+        pointer<const float>("bias", bias, true), pointer<float>("out", out), threads);
 }
 
 void wgrad(const ConvolutionArguments& arguments, Address fine, Address coarse, Address out, std::int64_t threads) {

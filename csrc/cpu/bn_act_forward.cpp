@@ -20,9 +20,10 @@ void bn_act_forward(const Shape& shape, const void* y, const Normalization& norm
                     std::int64_t threads) {
     for_each_block(RowBlocks(shape), normalization, threads,
                    [&](auto type, auto kind, const RowBlock& block, const Coefficients& by) {
-        using T = decltype(type);
-        bn_act_block<kind()>(static_cast<const T*>(y), block, by, normalization.slope, static_cast<T*>(a));
-    });
+                       using T = decltype(type);
+                       bn_act_block<kind()>(static_cast<const T*>(y), block, by, normalization.slope,
+                                            static_cast<T*>(a));
+                   });
 }
 
 }  // namespace fastgan

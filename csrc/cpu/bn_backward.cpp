@@ -49,11 +49,11 @@ void bn_backward_sums(const Shape& shape, const void* ga, const void* y, const N
     const ScratchPool<double> partials(1, 2 * size);  // [2, G, parts, C]
     for_each_block(blocks, normalization, threads,
                    [&](auto type, auto kind, const RowBlock& block, const Coefficients& by) {
-        using T = decltype(type);
-        double* to = partials.data + (block.group * parts + block.part) * channels;
-        sum_block<kind()>(static_cast<const T*>(ga), static_cast<const T*>(y), block, by, normalization.slope, to,
-                          to + size);
-    });
+                       using T = decltype(type);
+                       double* to = partials.data + (block.group * parts + block.part) * channels;
+                       sum_block<kind()>(static_cast<const T*>(ga), static_cast<const T*>(y), block, by,
+                                         normalization.slope, to, to + size);
+                   });
     for (std::int64_t i = 0; i < 2 * shape.groups; ++i) {
         double* total = partials.data + i * parts * channels;  // of the first part, to which the others are added
         for (std::int64_t t = 1; t < parts; ++t)
@@ -95,12 +95,12 @@ void bn_backward_apply(const Shape& shape, const void* ga, const void* y, const 
                        const float* sums, float inverse_count, void* g, std::int64_t threads) {
     for_each_block(RowBlocks(shape), normalization, threads,
                    [&](auto type, auto kind, const RowBlock& block, const Coefficients& by) {
-        using T = decltype(type);
-        std::optional<Means> means;
-        if (sums != nullptr) means.emplace(shape, block, sums, inverse_count);
-        apply_block<kind()>(static_cast<const T*>(ga), static_cast<const T*>(y), block, by,
-                            means ? &*means : nullptr, normalization.slope, static_cast<T*>(g));
-    });
+                       using T = decltype(type);
+                       std::optional<Means> means;
+                       if (sums != nullptr) means.emplace(shape, block, sums, inverse_count);
+                       apply_block<kind()>(static_cast<const T*>(ga), static_cast<const T*>(y), block, by,
+                                           means ? &*means : nullptr, normalization.slope, static_cast<T*>(g));
+                   });
 }
 
 }  // namespace fastgan

@@ -38,7 +38,7 @@ static inline bfloat16 rounded_to_bfloat16(float x) {
 
 static inline float widened(float16 x) {
     const std::uint32_t sign = static_cast<std::uint32_t>(x.bits & 0x8000) << 16, rest = (x.bits & 0x7fffu) << 13;
-    const std::uint32_t beyond = rest + 0x70000000;                           // infinity and NaN
+    const std::uint32_t beyond = rest + 0x70000000;                                        // infinity and NaN
     const std::uint32_t finite = bits_of<std::uint32_t>(bits_of<float>(rest) * 0x1p112f);  // and subnormal numbers
     return bits_of<float>(sign | (rest >= 0x0f800000 ? beyond : finite));
 }

@@ -153,9 +153,8 @@ void patches_wgrad(const Convolution& conv, const float* fine, const float* coar
             for (std::int64_t first = 0; first < conv.coarse_h; first += p.rows) {
                 const std::int64_t count = std::min(p.rows, conv.coarse_h - first);
                 p.gather(fine, image, first, count, row_pool.of_this_thread(), patches);
-                gemm(conv.coarse, p.depth, count * conv.coarse_w,
-                     {p.coarse_row(coarse, image, first), 1, conv.coarse}, {patches, NR, p.stride}, sums, p.stride,
-                     image > part * each || first > 0);
+                gemm(conv.coarse, p.depth, count * conv.coarse_w, {p.coarse_row(coarse, image, first), 1, conv.coarse},
+                     {patches, NR, p.stride}, sums, p.stride, image > part * each || first > 0);
             }
         }
     }

@@ -65,8 +65,14 @@ struct RowBlocks {
         const std::int64_t channel = task % across * BLOCK_CHANNELS;
         const std::int64_t row = group * shape.group_rows() + std::min(part * part_rows, shape.group_rows());
         const std::int64_t pack = across > 1 ? 1 : BLOCK_CHANNELS / shape.channels;
-        return {group, part, row * shape.channels + channel, channel,
-                std::min(BLOCK_CHANNELS, shape.channels - channel), rows_of(part), pack, pack * shape.channels};
+        return {group,
+                part,
+                row * shape.channels + channel,
+                channel,
+                std::min(BLOCK_CHANNELS, shape.channels - channel),
+                rows_of(part),
+                pack,
+                pack * shape.channels};
     }
 };
 

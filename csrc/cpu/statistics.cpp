@@ -38,9 +38,8 @@ static void measure_block(const T* y, const RowBlock& block, double* mean, doubl
 
 static void update(const RunningStats& running, std::int64_t channel, std::int64_t group, double count, double mean,
                    double m2) {
-    const float factor = running.momentum < 0.0f
-                             ? 1.0f / static_cast<float>(*running.num_batches_tracked + group + 1)
-                             : running.momentum;
+    const float factor = running.momentum < 0.0f ? 1.0f / static_cast<float>(*running.num_batches_tracked + group + 1)
+                                                 : running.momentum;
     const float unbiased = static_cast<float>(m2 / std::max(count - 1.0, 1.0));
     float &running_mean = running.mean[channel], &running_var = running.var[channel];
     running_mean = (1.0f - factor) * running_mean + factor * static_cast<float>(mean);

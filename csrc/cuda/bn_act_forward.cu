@@ -6,11 +6,12 @@ namespace fastgan {
 namespace {
 
 template <typename T, int V, Activation kind>
-__global__ void __launch_bounds__(THREADS, BLOCKS) bn_act_forward_kernel(
-    const T* y, int64_t rows, int64_t channels, int bits, const __grid_constant__ Normalization normalization, T* a) {
+__global__ void __launch_bounds__(THREADS, BLOCKS)
+    bn_act_forward_kernel(const T* y, int64_t rows, int64_t channels, int bits,
+                          const __grid_constant__ Normalization normalization, T* a) {
     const ThreadTile tile(blockIdx.z, bits, V, channels);
     const Coefficients<V> by(normalization, channels, tile);
-    map_rows<V>(tile, rows, channels, {y}, a, [&](const float(&of)[1], int v) {
+    map_rows<V>(tile, rows, channels, {y}, a, [&](const float (&of)[1], int v) {
         return activate<kind>(by.z(by.xhat(of[0], v), v), normalization.slope);
     });
 }

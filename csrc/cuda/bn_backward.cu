@@ -15,10 +15,11 @@ constexpr int BITS = 3;  // 2^3 channels of a block that adds up parts: 32 bytes
 
 // grid (parts, groups, tiles of channels)
 template <typename T, int V, Activation kind>
-__global__ void __launch_bounds__(THREADS, BLOCKS) bn_backward_sums_kernel(
-    const T* __restrict__ ga, const T* __restrict__ y, int64_t rows, int64_t each,  // of a group, of a part
-    int64_t channels, int bits, const __grid_constant__ Normalization normalization,
-    float* __restrict__ sums) {  // [2, groups, parts, channels]
+__global__ void __launch_bounds__(THREADS, BLOCKS)
+    bn_backward_sums_kernel(const T* __restrict__ ga, const T* __restrict__ y, int64_t rows,
+                            int64_t each,  // of a group, of a part
+                            int64_t channels, int bits, const __grid_constant__ Normalization normalization,
+                            float* __restrict__ sums) {  // [2, groups, parts, channels]
     const ThreadTile tile(blockIdx.z, bits, V, channels);
     const Coefficients<V> by(normalization, channels, tile);
     const int64_t columns = channels / V, begin = blockIdx.x * each, count = tile.count(min(each, rows - begin));
@@ -47,9 +48,9 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) bn_backward_sums_kernel(
 }
 
 // grid (tiles of channels, 2 * groups)
-__global__ void __launch_bounds__(THREADS, BLOCKS) add_parts_kernel(
-    const float* __restrict__ partials,  // [2 * groups, parts, channels]
-    int64_t channels, int64_t parts, float* __restrict__ sums) {  // [2 * groups, channels]
+__global__ void __launch_bounds__(THREADS, BLOCKS)
+    add_parts_kernel(const float* __restrict__ partials,                           // [2 * groups, parts, channels]
+                     int64_t channels, int64_t parts, float* __restrict__ sums) {  // [2 * groups, channels]
     const ThreadTile tile(blockIdx.x, BITS, 1, channels);
     Sums<1> of[1] = {};
     if (tile.inside) {
@@ -61,10 +62,11 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) add_parts_kernel(
 }
 
 template <typename T, int V, Activation kind>
-__global__ void __launch_bounds__(THREADS, BLOCKS) bn_backward_apply_kernel(
-    const T* ga, const T* y, int64_t rows, int64_t channels, int bits,
-    const __grid_constant__ Normalization normalization, const float* __restrict__ sums,  // [2, groups, channels]
-    float inverse_count, T* g) {
+__global__ void __launch_bounds__(THREADS, BLOCKS)
+    bn_backward_apply_kernel(const T* ga, const T* y, int64_t rows, int64_t channels, int bits,
+                             const __grid_constant__ Normalization normalization,
+                             const float* __restrict__ sums,  // [2, groups, channels]
+                             float inverse_count, T* g) {
     const ThreadTile tile(blockIdx.z, bits, V, channels);
     const Coefficients<V> by(normalization, channels, tile);
     const bool batch_statistics = sums != nullptr;  // through running ones nothing flows, not even NaN
@@ -78,7 +80,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) bn_backward_apply_kernel(
         gz_mean[v] *= inverse_count;
         gz_xhat_mean[v] *= inverse_count;
     }
-    map_rows<V>(tile, rows, channels, {ga, y}, g, [&](const float(&of)[2], int v) {
+    map_rows<V>(tile, rows, channels, {ga, y}, g, [&](const float (&of)[2], int v) {
         const float xhat = by.xhat(of[1], v);
         const float gz = activation_backward<kind>(of[0], by.z(xhat, v), normalization.slope);
         const float through = batch_statistics ? gz_mean[v] + xhat * gz_xhat_mean[v] : 0.0f;

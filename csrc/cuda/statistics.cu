@@ -9,9 +9,9 @@
 namespace fastgan {
 namespace {
 
-constexpr int64_t PART = 1 << 15;     // elements of a part: some sixteen accesses of each thread
+constexpr int64_t PART = 1 << 15;    // elements of a part: some sixteen accesses of each thread
 constexpr int64_t MAX_PARTS = 1024;  // that the second launch reads
-constexpr int BITS = 3;               // 2^3 channels of a block of the second launch: 32 bytes, a memory access
+constexpr int BITS = 3;              // 2^3 channels of a block of the second launch: 32 bytes, a memory access
 
 struct Moments {
     float count, mean, m2;  // m2: sum of (y - mean)^2
@@ -26,9 +26,10 @@ __device__ inline Moments merge(Moments a, Moments b) {
 
 // grid (parts, groups, tiles of channels)
 template <typename T, int V>
-__global__ void __launch_bounds__(THREADS, BLOCKS) measure_kernel(const T* __restrict__ y,  // [groups * rows, channels]
-                                                          int64_t rows, int64_t each,  // of a group, of a part
-                                                          int64_t channels, int bits, float* __restrict__ partials) {
+__global__ void __launch_bounds__(THREADS, BLOCKS)
+    measure_kernel(const T* __restrict__ y,     // [groups * rows, channels]
+                   int64_t rows, int64_t each,  // of a group, of a part
+                   int64_t channels, int bits, float* __restrict__ partials) {
     const ThreadTile tile(blockIdx.z, bits, V, channels);
     const int64_t columns = channels / V, begin = blockIdx.x * each, steps = tile.count(min(each, rows - begin));
     const int64_t first = (blockIdx.y * rows + begin + tile.row) * columns + tile.column;
@@ -68,10 +69,11 @@ __device__ void update(const RunningStats& running, int64_t channel, int64_t gro
     running.var[channel] = (1.0f - factor) * running.var[channel] + factor * unbiased;
 }
 
-__global__ void __launch_bounds__(THREADS, BLOCKS) merge_parts_kernel(
-    const float* __restrict__ partials,  // [3, groups, parts, channels]
-    int64_t channels, int64_t groups, int64_t parts, float eps, const __grid_constant__ RunningStats running,
-    float* __restrict__ stats) {  // [2, groups, channels]
+__global__ void __launch_bounds__(THREADS, BLOCKS)
+    merge_parts_kernel(const float* __restrict__ partials,  // [3, groups, parts, channels]
+                       int64_t channels, int64_t groups, int64_t parts, float eps,
+                       const __grid_constant__ RunningStats running,
+                       float* __restrict__ stats) {  // [2, groups, channels]
     const ThreadTile tile(blockIdx.x, BITS, 1, channels);
     const int64_t size = groups * parts * channels;
     for (int64_t group = 0; group < groups; ++group) {

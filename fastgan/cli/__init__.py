@@ -50,10 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[0] == "--version":
         print(__version__)
         return 0
-    from fastgan.cli.commands import run
+    from fastgan import extras
     from fastgan.errors import FastganError
 
     try:
+        extras.load("tyro", "cli", "the command line")
+        from fastgan.cli.commands import run
+
         return run(args[0], [arg for arg in args[1:] if arg != "--debug"])
     except (FastganError, KeyboardInterrupt) as error:
         if "--debug" in args:

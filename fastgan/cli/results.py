@@ -71,10 +71,11 @@ def export(args: list[str]) -> int:
     """`fastgan export`."""
     options = parsing.parse(Export, args, "export")
     from fastgan import export as exports
+    from fastgan import extras
     from fastgan.trainer import run_facts, run_files
 
     if options.push is not None:
-        exports.require("hub", "--push")
+        extras.load("huggingface_hub", "hub", "--push")
     folder = run_files.newest(Path("runs")) if options.folder is None else options.folder
     home = folder.parent if folder.is_file() else folder
     out = options.out or home / "export" / options.format

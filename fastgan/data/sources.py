@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastgan import memory
+from fastgan import extras, memory
 from fastgan.config import DataConfig, nearest, option, parse_size
 from fastgan.data.arrays import Arrays, read_idx_folder, read_npz
 from fastgan.data.dataset import Dataset, MemoryDataset
 from fastgan.data.folder import drop_unusable_classes, find_images, label_by_folder, open_files, printable
 from fastgan.data.pixels import UnusableImage, prepare
 from fastgan.data.survey import make_decoder
-from fastgan.errors import FastganError, first_line, one_line
+from fastgan.errors import FastganError, one_line
 from fastgan.files import reason
 
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "celeba": "CelebA"}
@@ -127,9 +127,7 @@ def _check_memory(needed: int, config: DataConfig) -> None:
 
 def _read_digits() -> Arrays:
     """scikit-learn's handwritten digits, 8x8 in 17 grey levels: (1797, 8, 8) and (1797,)."""
-    from sklearn.datasets import load_digits  # slow to import
-
-    digits = load_digits()
+    digits = extras.load("sklearn.datasets", "data", f"{option('source')} digits").load_digits()
     return (digits.images * (255 / 16)).round().astype(np.uint8), digits.target
 
 
@@ -158,11 +156,7 @@ def _open_celeba(config: DataConfig) -> Dataset:
 
 def _fetch(kind: str, config: DataConfig, **split: Any) -> Any:
     """torchvision's dataset object, downloaded into `data_root` if it is not there."""
-    try:
-        from torchvision import datasets  # slow to import
-    except Exception as error:  # torchvision built for another torch raises many types
-        raise FastganError(f"{option('source')} {kind}: torchvision cannot be imported ({first_line(error)}); expected "
-                           "it installed: pip install torchvision") from error
+    datasets = extras.load("torchvision.datasets", "data", f"{option('source')} {kind}")
     root = Path(config.data_root).expanduser().absolute()
     try:
         return getattr(datasets, TORCHVISION[kind])(root, download=True, **split)

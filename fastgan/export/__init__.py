@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fastgan import __version__
+from fastgan import __version__, extras
 from fastgan.config import ModelConfig, nearest
 from fastgan.errors import FastganError, first_line
 from fastgan.export import card, pytorch_example
@@ -20,12 +19,11 @@ from fastgan.export.sequential import SequentialGenerator, check_output, load_we
 from fastgan.files import StrPath, read_json, reason, replacing
 from fastgan.models.pretrained import CONFIG, Pretrained, check
 
-__all__ = ["FORMAT_NAMES", "PYTORCH_EXAMPLE", "export", "is_export", "load", "push", "require"]
+__all__ = ["FORMAT_NAMES", "PYTORCH_EXAMPLE", "export", "is_export", "load", "push"]
 
 PYTORCH_EXAMPLE = "pytorch-example"
 FORMAT_NAMES = (*FORMATS, PYTORCH_EXAMPLE)
 _CARD = "README.md"
-_EXTRAS = {"export": ("onnx", "onnxscript", "onnxruntime"), "hub": ("huggingface_hub",)}
 _SEEDS = range(16)  # of the images that are compared
 
 
@@ -48,7 +46,8 @@ def export(source: Pretrained, form: str, out: StrPath, *, facts: dict[str, Any]
         files = {CONFIG: _config(source, form), **pytorch_example.write(source, discriminator)}
     else:
         if form == "onnx":
-            require("export", "--format onnx")
+            for package in extras.EXTRAS["export"]:
+                extras.load(package, "export", "--format onnx")
         generator = to_sequential(source)
         files = {CONFIG: _config(source, form, generator), **FORMATS[form].write(generator)}
         _compare(source, form, files)
@@ -88,25 +87,16 @@ def is_export(folder: StrPath) -> bool:
         return False
 
 
-def require(extra: str, what: str) -> None:
-    """`FastganError` unless the packages of this optional extra are installed."""
-    for package in _EXTRAS[extra]:
-        if importlib.util.find_spec(package) is None:
-            raise FastganError(f"{what} needs {package}, which is not installed; expected fastgan's extra "
-                               f"{extra!r}: pip install {' '.join(_EXTRAS[extra])}")
-
-
 def push(repository: str, folder: StrPath, files: list[str]) -> str:
     """Upload these files of `folder` to a model repository of the Hugging Face Hub, made if it is not there.
 
     Returns the URL of the commit. Raises `FastganError` without a login, for an invalid name, or if the Hub cannot be
     reached.
     """
-    from huggingface_hub import HfApi
-
+    api = extras.load("huggingface_hub", "hub", "--push").HfApi()
     try:
-        HfApi().create_repo(repository, exist_ok=True)
-        return HfApi().upload_folder(repo_id=repository, folder_path=Path(folder), allow_patterns=files,
+        api.create_repo(repository, exist_ok=True)
+        return api.upload_folder(repo_id=repository, folder_path=Path(folder), allow_patterns=files,
                                      commit_message="Generator exported by fastgan").commit_url
     except Exception as error:  # network, token and name raise many types
         raise FastganError(f"--push {repository}: {first_line(error)}; the files are in {folder}") from error

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastgan import extras
 from fastgan.data.pixels import to_channels
-from fastgan.errors import FastganError, first_line
+from fastgan.errors import FastganError
 from fastgan.files import StrPath
 from fastgan.metrics.cache import cached_tensors
 from fastgan.metrics.real_images import RealImages
@@ -32,11 +33,9 @@ class Inception:
     """`names` among fid, kid and is, with torch-fidelity's weights from a file; raises `FastganError` without one."""
 
     def __init__(self, names: list[str], weights: StrPath | None, device: torch.device) -> None:
-        try:
-            from torch_fidelity import registry, utils
-        except ImportError as error:
-            raise FastganError(f"--metrics {','.join(names)}: torch-fidelity cannot be imported ({first_line(error)}); "
-                               "expected it installed: pip install torch-fidelity") from error
+        extras.load("torch_fidelity", "metrics", f"--metrics {','.join(names)}")
+        from torch_fidelity import registry, utils
+
         self.names, self.device = names, device
         layer = registry.FEATURE_EXTRACTORS_REGISTRY[EXTRACTOR].get_default_feature_layer_for_metric
         self.feature_layer, self.logit_layer = layer("fid"), layer("isc")

@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fastgan import extras, pictures
+from fastgan.errors import FastganError
 from fastgan.files import replacing
+from fastgan.trainer.host import logger
 
 TAGS = {
     "loss_d": "Loss/D", "loss_g": "Loss/G", "grad_norm_d": "Loss/grad_norm_D", "grad_norm_g": "Loss/grad_norm_G",
@@ -34,8 +37,9 @@ class RunLog:
         with replacing(path) as stream:
             stream.writelines(_line(record) for record in self.records)
         self._lines = path.open("ab", buffering=0)
+        self._has_plots = _can_load("matplotlib.figure", "plots", "losses.png")
         self._events = None
-        if tensorboard:
+        if tensorboard and _can_load("tensorboard", "tensorboard", "TensorBoard curves"):
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
             self._events = SummaryWriter(str(folder), purge_step=step + 1)
@@ -50,9 +54,9 @@ class RunLog:
         line = _line(record)
         if self._lines.write(line) != len(line):  # what a disk does that has room for half of it
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._plot(record)
+        self._add_scalars(record)
 
-    def _plot(self, record: dict[str, Any]) -> None:
+    def _add_scalars(self, record: dict[str, Any]) -> None:
         if self._events is not None:
             for key, value in record.items():
                 if key in TAGS:
@@ -66,10 +70,25 @@ class RunLog:
             with Image.open(path) as image:
                 self._events.add_image(f"Samples/{name}", np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
+    def plot(self, path: Path) -> None:
+        """Draw the loss curves, where matplotlib is installed."""
+        if self._has_plots:
+            pictures.loss_curves(self.records, path)
+
     def close(self) -> None:
         self._lines.close()
         if self._events is not None:
             self._events.close()
+
+
+def _can_load(module: str, extra: str, what: str) -> bool:
+    """Whether a package that a run can do without is there; a warning names it otherwise."""
+    try:
+        extras.load(module, extra, what)
+    except FastganError as error:
+        logger.warning(f"{error}; the run continues without")
+        return False
+    return True
 
 
 def _line(record: dict[str, Any]) -> bytes:

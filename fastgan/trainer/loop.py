@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm import tqdm
 
-from fastgan import pictures
 from fastgan.trainer import checkpoint, diagnose, distributed
 from fastgan.trainer.alerts import Alerts
 from fastgan.trainer.host import logger, peak_memory_gb
@@ -134,7 +133,7 @@ class TrainingLoop:
         name = f"fakes{step:06d}.png"
         trainer.save_generated(name)
         self.log.picture("generated", trainer.folder / name, step)
-        pictures.loss_curves(self.log.records, trainer.folder / "losses.png")
+        self.log.plot(trainer.folder / "losses.png")
         trainer.pretrained().save(trainer.folder)
         checkpoint.save(trainer.folder / "checkpoints", step, trainer.state_dict(), trainer.config.run.keep)
 

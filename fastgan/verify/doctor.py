@@ -15,9 +15,9 @@ from fastgan.ops.native import extension
 from fastgan.ops.tuning import stored
 from fastgan.verify import machine
 
-_PACKAGES = ("torch", "triton", "numpy", "pillow", "safetensors", "tensorboard", "matplotlib",
-             "scikit-learn", "tyro", "tqdm")
-_OPTIONAL = {"torchvision": "--data mnist, fashion-mnist, cifar10 or celeba",
+_PACKAGES = ("torch", "triton", "filelock", "numpy", "pillow", "safetensors", "tqdm")
+_OPTIONAL = {"tyro": "the command line", "torchvision": "--data mnist, fashion-mnist, cifar10 or celeba",
+             "scikit-learn": "--data digits", "matplotlib": "loss curves", "tensorboard": "TensorBoard curves",
              "torch-fidelity": "--metrics fid,kid,is", "onnx": "export --format onnx",
              "onnxscript": "export --format onnx", "onnxruntime": "export --format onnx",
              "huggingface_hub": "export --push"}
@@ -33,7 +33,7 @@ def report() -> list[tuple[str, str]]:
         ("fastgan", fastgan.__version__),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         *((name, version or "not installed") for name, version in found.items()),
-        *((name, machine.version(name) or f"not installed; {use} needs it: pip install {name}")
+        *((name, machine.version(name) or f"not installed; needed for {use}: pip install {name}")
           for name, use in _OPTIONAL.items()),
         ("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, "
                 f"{torch.backends.cpu.get_cpu_capability()}"),

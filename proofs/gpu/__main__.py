@@ -5,9 +5,9 @@
     python -m proofs.gpu --dry-run                      the parts with the seconds that they are expected to take
     python -m proofs.gpu --import results.tar           fill docs/results/gpu/DEVICE-DATE, and the tables of the docs
 
-Needs PyTorch, and installs nothing; nvcc, pybind11, ncu and compute-sanitizer are used where they are. Each job of a
-part is a process: one that crashes, hangs or loses the device costs what it was doing, the second time all that it had
-left to do. Each row is on the disk as soon as it is known, and a second later in the tar.
+Needs PyTorch, and installs nothing; nvcc, pybind11, ninja, ncu and compute-sanitizer are used where they are. Each job
+of a part is a process: one that crashes, hangs or loses the device costs what it was doing, the second time all that it
+had left to do. Each row is on the disk as soon as it is known, and a second later in the tar.
 
 The exit code is 0, 1 when anything was wrong, failed, crashed or hung, or 2 for arguments that cannot be used.
 """

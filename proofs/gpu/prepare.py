@@ -89,6 +89,7 @@ def nvcc(worker: Worker) -> None:
     needed: dict[str, object] = {
         "nvcc": shutil.which("nvcc"), "a C++ compiler": any(map(shutil.which, COMPILERS)),
         "pybind11": importlib.util.find_spec("pybind11"), "setuptools": importlib.util.find_spec("setuptools"),
+        "ninja": shutil.which("ninja") or importlib.util.find_spec("ninja"),
     }
     if lacking := [name for name, there in needed.items() if not there]:
         worker.row("fastgan._cuda", engine="native", result="not run", note=f"no {', no '.join(lacking)} here")

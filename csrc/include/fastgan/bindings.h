@@ -107,37 +107,48 @@ inline void bind_kernels(py::module_& module) {
 
     module.def("parts", &parts_of);
 
-    module.def("batch_stats", [](Address y, const ShapeArguments& of, float eps, const RunningArguments& running,
-                                 const WorkspaceArguments& workspace, Address stats, std::int64_t queue) {
-        const Shape shape = shape_of(of);
-        batch_stats(shape, matrix<const void>("y", y, shape), eps, running_of(running), workspace_of(workspace),
-                    pointer<float>("stats", stats), queue);
-    }, Free());
+    module.def(
+        "batch_stats",
+        [](Address y, const ShapeArguments& of, float eps, const RunningArguments& running,
+           const WorkspaceArguments& workspace, Address stats, std::int64_t queue) {
+            const Shape shape = shape_of(of);
+            batch_stats(shape, matrix<const void>("y", y, shape), eps, running_of(running), workspace_of(workspace),
+                        pointer<float>("stats", stats), queue);
+        },
+        Free());
 
-    module.def("bn_act_forward", [](Address y, const ShapeArguments& of, const NormalizationArguments& normalization,
-                                    Address a, std::int64_t queue) {
-        const Shape shape = shape_of(of);
-        bn_act_forward(shape, matrix<const void>("y", y, shape), normalization_of(normalization),
-                       matrix<void>("a", a, shape), queue);
-    }, Free());
+    module.def(
+        "bn_act_forward",
+        [](Address y, const ShapeArguments& of, const NormalizationArguments& normalization, Address a,
+           std::int64_t queue) {
+            const Shape shape = shape_of(of);
+            bn_act_forward(shape, matrix<const void>("y", y, shape), normalization_of(normalization),
+                           matrix<void>("a", a, shape), queue);
+        },
+        Free());
 
-    module.def("bn_backward_sums", [](Address ga, Address y, const ShapeArguments& of,
-                                      const NormalizationArguments& normalization, const WorkspaceArguments& workspace,
-                                      Address sums, std::int64_t queue) {
-        const Shape shape = shape_of(of);
-        bn_backward_sums(shape, matrix<const void>("ga", ga, shape), matrix<const void>("y", y, shape),
-                         normalization_of(normalization), workspace_of(workspace), pointer<float>("sums", sums), queue);
-    }, Free());
+    module.def(
+        "bn_backward_sums",
+        [](Address ga, Address y, const ShapeArguments& of, const NormalizationArguments& normalization,
+           const WorkspaceArguments& workspace, Address sums, std::int64_t queue) {
+            const Shape shape = shape_of(of);
+            bn_backward_sums(shape, matrix<const void>("ga", ga, shape), matrix<const void>("y", y, shape),
+                             normalization_of(normalization), workspace_of(workspace), pointer<float>("sums", sums),
+                             queue);
+        },
+        Free());
 
-    module.def("bn_backward_apply", [](Address ga, Address y, const ShapeArguments& of,
-                                       const NormalizationArguments& normalization, Address sums, std::int64_t count,
-                                       Address g, std::int64_t queue) {
-        const Shape shape = shape_of(of);
-        check(count > 0, "count", count, "1 or more");
-        bn_backward_apply(shape, matrix<const void>("ga", ga, shape), matrix<const void>("y", y, shape),
-                          normalization_of(normalization), pointer<const float>("sums", sums, true),
-                          1.0f / static_cast<float>(count), matrix<void>("g", g, shape), queue);
-    }, Free());
+    module.def(
+        "bn_backward_apply",
+        [](Address ga, Address y, const ShapeArguments& of, const NormalizationArguments& normalization, Address sums,
+           std::int64_t count, Address g, std::int64_t queue) {
+            const Shape shape = shape_of(of);
+            check(count > 0, "count", count, "1 or more");
+            bn_backward_apply(shape, matrix<const void>("ga", ga, shape), matrix<const void>("y", y, shape),
+                              normalization_of(normalization), pointer<const float>("sums", sums, true),
+                              1.0f / static_cast<float>(count), matrix<void>("g", g, shape), queue);
+        },
+        Free());
 }
 
 }  // namespace fastgan

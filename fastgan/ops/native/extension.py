@@ -25,8 +25,8 @@ def _load(compiler: str, *modules: str) -> tuple[ModuleType | None, str]:
         try:
             return import_module(module), ""
         except ModuleNotFoundError as error:
-            reason = (f"the native engine was not built ({first_line(error)}): install {compiler}, then fastgan again, "
-                      "and look for its warnings (pip install -v)")
+            reason = (f"the native engine was not built ({first_line(error)}): install {compiler}, then fastgan again "
+                      "by pip install --no-cache-dir -v, which prints what is missing")
         except Exception as error:  # built for another interpreter, another processor, a library that is not there
             return None, f"the native engine cannot be loaded: {first_line(error)}"
     return None, reason
