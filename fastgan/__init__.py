@@ -45,19 +45,19 @@ if TYPE_CHECKING:
     from fastgan.nn.convert import convert, to_eager
     from fastgan.ops.tuning import autotune
     from fastgan.train import GANStep, GraphedStep
-    from fastgan.trainer import Trainer
+    from fastgan.trainer import Callback, Trainer
 
 __version__ = "0.2.0.dev0"
-__all__ = ["Config", "FastganError", "GANStep", "GraphedStep", "Pretrained", "Trainer", "__version__", "autotune",
-           "config", "convert", "data", "errors", "export", "metrics", "models", "nn", "ops", "pictures", "presets",
-           "report", "to_eager", "train", "trainer", "verify"]
+__all__ = ["Callback", "Config", "FastganError", "GANStep", "GraphedStep", "Pretrained", "Trainer", "__version__",
+           "autotune", "config", "convert", "data", "errors", "export", "metrics", "models", "nn", "ops", "pictures",
+           "presets", "report", "to_eager", "train", "trainer", "verify"]
 
 MOVED = {"fastgan.models.exported": "fastgan.export", "fastgan.ops.plan": "fastgan.ops.tuning",
          "fastgan.train.Trainer": "fastgan.Trainer", "fastgan.train.distributed": "fastgan.trainer.distributed",
          "fastgan.train.evaluate": "fastgan.trainer.evaluate"}
-_HOMES = {"Config": "config", "FastganError": "errors", "GANStep": "train", "GraphedStep": "train",
-          "Pretrained": "models.pretrained", "Trainer": "trainer", "autotune": "ops.tuning", "convert": "nn",
-          "to_eager": "nn"}
+_HOMES = {"Callback": "trainer", "Config": "config", "FastganError": "errors", "GANStep": "train",
+          "GraphedStep": "train", "Pretrained": "models.pretrained", "Trainer": "trainer", "autotune": "ops.tuning",
+          "convert": "nn", "to_eager": "nn"}
 
 
 class _MovedNames:

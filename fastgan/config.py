@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from fastgan import combinations
 from fastgan.errors import FastganError
 from fastgan.options import (
     ALIASES,
@@ -19,6 +20,7 @@ from fastgan.options import (
     Suppress,
     also,
     arg,
+    augmentation_names,
     field_of,
     metric_names,
     nearest,
@@ -95,8 +97,9 @@ class ModelConfig:
     """z ~ N(noise-mean, 1), or uniform on [-1, 1]"""
     noise_mean: float = 0.0
     """mean of normal noise"""
-    norm_d: Literal["skip-first", "all", "none"] = "skip-first"
-    """which discriminator stages have batch normalisation"""
+    norm_d: Literal["skip-first", "all", "none", "spectral"] = "skip-first"
+    """discriminator stages with batch normalisation; spectral normalization instead, then with --loss hinge unless
+    another is given. --loss wgan-gp and --r1 choose none unless this is given"""
     bn_eps: float = 1e-5
     """epsilon of batch normalisation"""
     bn_momentum: float = 0.1
@@ -123,6 +126,8 @@ class TrainConfig(_Paths):
     """add either penalty only at every Nth step, N times as strong (StyleGAN 2's lazy regularisation)"""
     label_smoothing: float = 0.0
     """reals count as real with probability 1 minus this, for bce and minimax"""
+    augment: str = ""
+    """DiffAugment, for few images: what the discriminator sees is changed by some of color,translation,cutout"""
     d_loss_weight: float = 1.0
     """factor on the discriminator's loss (1/2 in Dive into Deep Learning)"""
     d_steps: Annotated[int, arg(aliases=also("d_steps"))] = 1
@@ -198,8 +203,10 @@ class RunConfig(_Paths):
     """arithmetic of the convolutions: auto is bf16 on NVIDIA GPUs from sm_80 on, else fp32"""
     graph: Literal["auto", "on", "off"] = "auto"
     """the whole step as one CUDA graph: auto is on where there is a CUDA device"""
-    snap: int = 500
-    """steps between pictures and checkpoints"""
+    snap: int | None = None
+    """steps between pictures and checkpoints; a fifth of the run when not given, from 50 to 500"""
+    snap_minutes: float = 10.0
+    """minutes after which there are pictures and a checkpoint in any case; 0: never"""
     log_every: int = 10
     """steps between lines of stats.jsonl and TensorBoard points; only then does the host wait for the device"""
     keep: int = 3
@@ -217,6 +224,11 @@ class RunConfig(_Paths):
     """fakes that are measured; only measures of equally many can be compared"""
     metrics_weights: str | None = None
     """file with InceptionV3's weights, which fid, kid and is need; else looked for where torch.hub keeps weights"""
+
+
+    def snapshot_steps(self, total: int) -> int:
+        """`snap` in a run of `total` steps."""
+        return self.snap or min(500, max(50, math.ceil(total / 5)))
 
 
 @dataclass(frozen=True)
@@ -263,18 +275,8 @@ class Config:
         self.check_values()
         parse_size(self.data.image_size)
         metric_names(self.run.metrics)
-        if (self.train.loss == "softmax") != (self.model.architecture == "tf"):
-            raise FastganError(f"--loss {self.train.loss} with --architecture {self.model.architecture}: "
-                               "softmax and tf, whose discriminator has two outputs, go together")
-        if self.train.label_smoothing and self.train.loss not in ("bce", "minimax"):
-            raise FastganError(f"--label-smoothing {self.train.label_smoothing} with --loss {self.train.loss}: "
-                               "expected --loss bce or minimax")
-        if self.data.batch % self.train.accumulate:
-            raise FastganError(f"--accumulate {self.train.accumulate} with --batch {self.data.batch}: expected equal "
-                               "parts of a batch")
-        if self.data.batch // self.train.accumulate == 1 and self.model.architecture != "gaussian":
-            raise FastganError("--batch 1 with batch normalisation: statistics need at least 2 images; "
-                               "expected --batch 2 or more")
+        augmentation_names(self.train.augment)
+        combinations.check(self)
         return self
 
 

@@ -21,6 +21,7 @@ ALIASES = {"source": ("data", "dataset"), "data_root": ("dataroot",), "image_siz
            "batch": ("batch_size", "batchSize"), "epochs": ("niter",), "net_g": ("netG",), "net_d": ("netD",),
            "outdir": ("outf",), "seed": ("manualSeed",), "d_steps": ("n_critic",)}
 METRICS = ("fid", "kid", "is", "score")
+AUGMENTATIONS = ("color", "translation", "cutout")
 
 
 def option(key: str) -> str:
@@ -47,12 +48,21 @@ def nearest(given: str, known: list[str]) -> str:
 
 def metric_names(text: str) -> list[str]:
     """["fid", "kid"] of "fid,kid"; none of ""."""
+    return _names("--metrics", text, METRICS, "fid,kid")
+
+
+def augmentation_names(text: str) -> list[str]:
+    """["color", "cutout"] of "color,cutout"; none of ""."""
+    return _names("--augment", text, AUGMENTATIONS, "color,translation,cutout")
+
+
+def _names(option: str, text: str, known: tuple[str, ...], example: str) -> list[str]:
     names = [name.strip() for name in text.split(",")] if text else []
     for name in names:
-        if name not in METRICS:
-            close = difflib.get_close_matches(name, METRICS, n=1)
-            raise FastganError(f"--metrics {text}: unknown {name!r}; expected some of {', '.join(METRICS)}, as in "
-                               f"--metrics fid,kid" + (f"; did you mean {close[0]}?" if close else ""))
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            raise FastganError(f"{option} {text}: unknown {name!r}; expected some of {', '.join(known)}, as in "
+                               f"{option} {example}" + (f"; did you mean {close[0]}?" if close else ""))
     return list(dict.fromkeys(names))
 
 
@@ -71,8 +81,8 @@ _FRACTION = ("a number from 0 up to, not including, 1", lambda value: 0 <= value
 _COUNT = ("a whole number from 1 to 2^31 - 1", lambda value: 1 <= value < 2**31)
 RULES: dict[str, tuple[str, Any]] = {
     **dict.fromkeys(["lr", "lr_g", "lr_d", "bn_eps", "adam_eps", "epochs", "cache_gb", "d_loss_weight"], _POSITIVE),
-    **dict.fromkeys(["holdout", "gpu_data_gb", "workers", "gp", "r1", "gamma_std", "lr_warmup", "grad_clip",
-                     "weight_clip"], _NOT_NEGATIVE),
+    **dict.fromkeys(["holdout", "gpu_data_gb", "workers", "snap_minutes", "gp", "r1", "gamma_std", "lr_warmup",
+                     "grad_clip", "weight_clip"], _NOT_NEGATIVE),
     **dict.fromkeys(["beta1", "beta2", "ema", "label_smoothing"], _FRACTION),
     **dict.fromkeys(["batch", "nz", "ngf", "ndf", "d_steps", "penalty_every", "accumulate", "steps", "snap",
                      "log_every", "keep", "grid"], _COUNT),

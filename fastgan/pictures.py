@@ -19,20 +19,44 @@ if TYPE_CHECKING:
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _GAP = 2  # pixels between tiles
+_CAPTION = 14  # pixels
 
 
-def grid(images: Tensor, columns: int | None = None) -> Image.Image:
-    """Images (N, C, H, W) uint8 as tiles, in `columns` or nearly a square; small images are enlarged to 64 pixels."""
+def grid(images: Tensor, columns: int | None = None, captions: Sequence[str] = ()) -> Image.Image:
+    """Images (N, C, H, W) uint8 as tiles, in `columns` or nearly a square; small images are enlarged to 64 pixels.
+
+    captions: a text below each tile, cut off where it is wider.
+    """
     count, channels, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows, scale = math.ceil(count / columns), max(1, 64 // max(height, width))
-    tile_height, tile_width = height * scale + _GAP, width * scale + _GAP
+    tile_height, tile_width = height * scale + _GAP + (_CAPTION if captions else 0), width * scale + _GAP
     canvas = Image.new(_MODES[channels], (columns * tile_width + _GAP, rows * tile_height + _GAP))
     for i, pixels in enumerate(images.permute(0, 2, 3, 1).numpy()):
         tile = Image.fromarray(pixels[..., 0] if channels == 1 else np.ascontiguousarray(pixels))
         tile = tile.resize((width * scale, height * scale), Image.Resampling.NEAREST)
         canvas.paste(tile, (i % columns * tile_width + _GAP, i // columns * tile_height + _GAP))
+    for i, text in enumerate(captions):
+        canvas.paste(_caption(text, tile_width - _GAP).convert(canvas.mode),
+                     (i % columns * tile_width + _GAP, (i // columns + 1) * tile_height - _CAPTION))
     return canvas
+
+
+def class_columns(count: int, classes: int) -> int | None:
+    """Images in a row of a grid of `count`, whose classes come in turn: equally many of each class, near a square; ten
+    for more than 16 classes. None, for a square, without classes and where the count is smaller than a row."""
+    if classes > 16:
+        return 10 if count >= 10 else None
+    return classes * max(1, round(math.sqrt(count) / classes)) if 1 < classes <= count else None
+
+
+def _caption(text: str, width: int) -> Image.Image:
+    """White on black, (width, _CAPTION) pixels."""
+    strip = Image.new("L", (width, _CAPTION))
+    font = ImageFont.load_default(11)
+    fits = font.getlength(text) <= width
+    ImageDraw.Draw(strip).text((width / 2 if fits else 0, _CAPTION / 2), text, 255, font, anchor="mm" if fits else "lm")
+    return strip
 
 
 def side_by_side(fakes: Tensor, reals: Tensor) -> Image.Image:

@@ -12,10 +12,14 @@ What the frameworks of the documents have in common, and PyTorch does otherwise:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from fastgan.config import Config, nearest
+from fastgan.config import Config, field_of, nearest
 from fastgan.errors import FastganError
+
+if TYPE_CHECKING:
+    from fastgan.data.recommend import Choice
 
 PRESETS: dict[str, Callable[[], Config]] = {}
 
@@ -23,11 +27,26 @@ PRESETS: dict[str, Callable[[], Config]] = {}
 def get(name: str, **values: Any) -> Config:
     """The preset of this name, with the given fields changed: `get("dcgan-64", batch=32)`.
 
+    The values of "own-images" follow from the images in its source, where that is given: `chosen_for` has the reasons.
     Raises `FastganError`, with the nearest names, for a preset or a field that does not exist.
     """
     if name not in PRESETS:
         raise FastganError(f"unknown preset {name!r}; {nearest(name, list(PRESETS))}")
-    return PRESETS[name]().replace(preset=name, **values)
+    given = {field_of(key): value for key, value in values.items()}
+    chosen = {key: value for choice in chosen_for(name, given.get("source")) for key, value in choice.values.items()}
+    return PRESETS[name]().replace(preset=name, **{**chosen, **given})
+
+
+def chosen_for(name: str, source: str | None) -> list[Choice]:
+    """What the preset "own-images" chooses for the images of `source`, folder:DIR; nothing for other presets."""
+    kind, _, folder = (source or "").partition(":")
+    if name != "own-images" or kind != "folder" or not folder:
+        return []
+    import torch
+
+    from fastgan.data.recommend import recommend
+
+    return recommend(Path(folder).expanduser().absolute(), torch.cuda.is_available())
 
 
 def preset(function: Callable[[], Config]) -> Callable[[], Config]:
@@ -43,6 +62,16 @@ def digits() -> Config:
     The 8x8 images are enlarged to 32x32. `dcgan-32` at half its width, batch 64, with a moving average of G.
     """
     return Config().replace(source="digits", image_size="32", ngf=32, ndf=32, batch=64, ema=0.999, steps=3000)
+
+
+@preset
+def own_images() -> Config:
+    """A folder of your own images: `fastgan train --preset own-images --data folder:PATH`.
+
+    `dcgan-64`, with a moving average of G and mirrored images. Image size, widths, augmentation, batch and length
+    follow from the number and the size of the images; each choice is printed with its reason. Given options win.
+    """
+    return dcgan_64().replace(batch=64, flip=True, ema=0.999)
 
 
 @preset
@@ -171,11 +200,11 @@ def dcgan_64() -> Config:
 
 @preset
 def dcgan_32() -> Config:
-    """`dcgan-64` one stage shallower, for 32x32 images such as CIFAR-10."""
-    return dcgan_64().replace(source="cifar10", image_size="32")
+    """`dcgan-64` one stage shallower, for 32x32 images such as CIFAR-10, with a moving average of G."""
+    return dcgan_64().replace(source="cifar10", image_size="32", ema=0.999)
 
 
 @preset
 def dcgan_128() -> Config:
-    """`dcgan-64` one stage deeper, up to 1,024 channels, for 128x128 images."""
-    return dcgan_64().replace(image_size="128", batch=64)
+    """`dcgan-64` one stage deeper, up to 1,024 channels, for 128x128 images, with a moving average of G."""
+    return dcgan_64().replace(image_size="128", batch=64, ema=0.999)

@@ -125,6 +125,7 @@ class Case:
 
 CASES = {
     "digits": Case(dcgan_2015, lambda: example_names(3), (1, 32, 32)),
+    "own-images": Case(dcgan_2015, lambda: example_names(4), (3, 64, 64), widths={"ngf": 16, "ndf": 12}),
     "mxnet-dcgan-mnist": Case(mxnet_dcgan, mxnet_names, (3, 64, 64), widths={"ngf": 24, "ndf": 20}),
     "oreilly-gan-mnist": Case(oreilly_gan, oreilly_names, (1, 28, 28), nhwc=True, unread=("running_",)),
     "d2l-gan-gaussian": Case(d2l_gaussian, gaussian_names, (2,), batch=6),

@@ -123,4 +123,19 @@ def test_words_say_what_was_seen_and_what_to_try():
         words |= alerts.look(record)
     assert words["discriminator won"].startswith("the discriminator has won: for 300 steps ")
     assert "from 6.7 to 8.3" in words["discriminator won"] and "--lr-d" in words["discriminator won"]
-    assert "vary 10% as much as the reals" in words["mode collapse"] and "--lr-g" in words["mode collapse"]
+    assert "the fakes of a batch vary 10% as much as its reals" in words["mode collapse"]
+    assert "--lr-g" in words["mode collapse"]
+
+
+def test_of_a_conditional_run_the_class_is_named():
+    alerts = Alerts("bce", conditional=True)
+    (words,) = [line for record in series(60, diversity=(0.1, 0.1)) for line in alerts.look(record).values()]
+    assert "the fakes of a class vary 10% as much as its reals" in words
+
+
+@pytest.mark.parametrize(("scores", "step"), [([0.3, 0.44], 1000), ([0.3, 0.6, 0.4, 0.45], 2000), ([0.4], None),
+                                              ([0.4, 0.5, 0.4, 0.5], None)], ids=str)
+def test_classes_that_score_low_twice_in_a_row(scores, step):
+    """0.21 to 0.44 were measured in conditional runs whose label embeddings started from N(0, 1)."""
+    measured = [{"step": 500 * (i + 1), "score_diversity": score} for i, score in enumerate(scores)]
+    assert raised(measured) == ({} if step is None else {"collapsed classes": step})

@@ -79,8 +79,34 @@ for command in COMMANDS:
 
 def test_help_shows_the_presets_own_values(capsys):
     with pytest.raises(SystemExit):
-        cli.main(["train", "--preset", "tf-dcgan-mnist", "--help"])
+        cli.main(["train", "--preset", "tf-dcgan-mnist", "--help-all"])
     assert "(default: 128)" in capsys.readouterr().out
+    assert cli.main(["train", "--preset", "tf-dcgan-mnist", "--help"]) == 0
+    short = capsys.readouterr().out
+    assert "--batch N             images per step (now: 128)" in short and "--help-all" in short
+    assert "--beta1 " not in short and max(map(len, short.splitlines())) <= 80
+
+
+def test_help_of_resume_shows_what_may_change_in_that_run(capsys, here):
+    assert cli.main(["train", *SMALL, "--steps", "2", "--keep", "5"]) == 0
+    capsys.readouterr()
+    assert cli.main(["resume", "runs/00000-digits", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "values of runs/00000-digits" in out and "checkpoints kept (now: 5)" in out
+    assert "--steps N" in out and "--lr " not in out
+
+
+@pytest.mark.parametrize(("args", "words"), [
+    (["train", "digits"], "unknown argument 'digits'; did you mean --preset digits?"),
+    (["train", "pictures"], "did you mean --data folder:pictures?"),
+    (["train", "dgits"], "expected options, such as --preset digits"),
+    (["train", "--data", "png"], "did you mean folder:DIR, for image files in a folder?"),
+    (["train", "--data", "pictures"], "did you mean folder:pictures, for image files"),
+    (["interpolate", "--out", "walk.mp4"], "--out walk.mp4: .mp4 is not written; expected a name without suffix")])
+def test_suggestions(args, words, capsys, here):
+    Path("pictures").mkdir()
+    assert cli.main(args) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_train_resume_sample_interpolate(capsys, here):

@@ -107,6 +107,10 @@ def test_command_line(name, words, monkeypatch):
     monkeypatch.setattr(parsing, "parse", only_parse)
     monkeypatch.setattr(run_files, "read_options", lambda folder: presets.get("digits"))
     monkeypatch.setattr(run_files, "newest", lambda folder: Path("runs/00000-digits"))
+    monkeypatch.setattr("fastgan.data.recommend.recommend", lambda folder, on_gpu: [])  # which reads the images
+    if words in (["train", "--help"], ["resume", "--help"]):  # printed without a parse
+        assert commands.run(words[0], words[1:]) == 0
+        return
     with pytest.raises((Parsed, SystemExit)):  # --help exits; what does not parse is a FastganError
         commands.run(words[0], words[1:])
 
@@ -117,8 +121,8 @@ def test_command_lines_are_found():
 
 SAID = {"FastganError", "SharedError", "warn", "_warn", "info", "warning"}
 # rooms whose errors have an entry; every warning has one
-WITH_ENTRY = ("train/", "trainer/", "data/", "config.py", "device.py", "options.py", "cli/", "files.py", "models/",
-              "metrics/", "export/", "report/")
+WITH_ENTRY = ("train/", "trainer/", "data/", "combinations.py", "config.py", "device.py", "options.py", "cli/",
+              "files.py", "models/", "metrics/", "export/", "report/")
 
 
 def messages() -> Iterator[tuple[str, str]]:

@@ -67,6 +67,15 @@ def test_own_networks(tmp_path):
     assert (tmp_path / "own_networks.png").stat().st_size > 1000
 
 
+def test_weights_and_biases(tmp_path):
+    """Offline: a run file is written, and nothing is sent."""
+    pytest.importorskip("wandb")
+    done = run(tmp_path, sys.executable, str(EXAMPLES / "weights_and_biases.py"), "2", WANDB_MODE="offline",
+               PYTHONPATH=os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    assert "run: " in done.stdout
+    assert list(tmp_path.glob("runs/*/wandb/offline-run-*/run-*.wandb"))
+
+
 def test_one_line_makes_the_textbooks_step(tmp_path):
     """Two steps from the same weights on the same images tell the same losses."""
     plain, converted = (python(tmp_path, f"dcgan_{name}.py", "2").stdout for name in ("textbook", "one_line"))

@@ -160,6 +160,8 @@ def test_the_card_shows_names_as_they_are(tmp_path):
     text = card.write(source, "torch.export", facts, []).splitlines()
     assert text[-6:] == [r"100 fakes against a\|b, after step 9:", "", "| metric | fakes | reals |", "|---|---|---|",
                          "| fid | 12.35 |  |", "| is | 2 | 3 |"]
+    assert "tags: [gan, dcgan, fastgan, conditional]" in text and "pipeline_tag" not in text
+    assert "The generator is conditional: each image is of the class that its label names." in text
     assert r"Labels: 0 is \<b\>x\</b\>, 1 is \*a\* \| \`b\`, 2 is no" + "\udcfftext." in text
     assert r"| source | folder:\<i\> |" in text and r"| data | \[c\](d): 9 images |" in text
 

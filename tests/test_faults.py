@@ -257,7 +257,7 @@ def test_images_that_are_removed_while_it_trains(tiny, tmp_path):
 
 
 def test_a_line_of_which_the_disk_takes_half(tmp_path):
-    log = RunLog(tmp_path, 0, False)
+    log = RunLog(tmp_path, 0)
     log.write({"step": 1})
 
     class Full:

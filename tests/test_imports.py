@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "fastgan"
 # from the top; packages of one line may import each other
 ORDER = [("__main__", "cli"), ("trainer",), ("presets", "verify", "metrics", "export", "report"), ("train",),
          ("models", "data"), ("nn",), ("ops",),
-         ("config", "device", "errors", "extras", "files", "memory", "options", "pictures", "validation",
-          "__version__")]
+         ("combinations", "config", "device", "errors", "extras", "files", "memory", "options", "pictures",
+          "validation", "__version__")]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 ENGINES = ("fastgan.ops.native", "fastgan.ops.triton")  # the reference is the definition, which both may call
 # what goes up today, with the reason; a line is removed with its import, and none is added

@@ -25,6 +25,27 @@ def test_grid_places_every_image(channels, mode):
         assert (pixels[top:top + 32, left:left + 64] == 40 * i + 20).all()
 
 
+@pytest.mark.parametrize(("count", "classes", "columns"), [(64, 3, 9), (64, 2, 8), (64, 10, 10), (100, 10, 10),
+                                                           (12, 12, 12), (64, 0, None), (8, 10, None), (64, 17, 10),
+                                                           (9, 17, None)])
+def test_each_class_has_its_columns_near_a_square(count, classes, columns):
+    assert pictures.class_columns(count, classes) == columns
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_captions_stand_below_their_tiles(channels):
+    """Within the tile, however long; tiles are where they are without, but for the strips."""
+    images = torch.full((4, channels, 64, 64), 50, dtype=torch.uint8)
+    picture = pictures.grid(images, 2, ["", "shoe", "", "a very long name of a class"])
+    pixels = np.array(picture.convert("L"))
+    assert picture.size == (2 * 66 + 2, 2 * 80 + 2)
+    strips = [pixels[80 * row + 66:80 * row + 80, 66 * column + 2:66 * column + 66] for row in (0, 1)
+              for column in (0, 1)]
+    assert [strip.max() > 200 for strip in strips] == [False, True, False, True]
+    assert pixels[66:80, :68].max() == 0 and pixels[:, -2:].max() == 0
+    assert (pixels[2:66, 2:66] == 50).all() and (pixels[82:146, 68:132] == 50).all()
+
+
 def test_small_images_are_enlarged_without_blur():
     image = torch.tensor([[0, 255], [255, 0]], dtype=torch.uint8).repeat(4, 4)[None, None]
     assert set(np.unique(np.array(pictures.grid(image)))) == {0, 255}

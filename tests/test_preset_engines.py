@@ -23,6 +23,7 @@ NARROW = {"ngf": 4, "ndf": 4, "nz": 8}
 SMALL: dict[str, dict[str, Any]] = {
     "digits": {"image_size": "16"}, "mxnet-dcgan-mnist": {"image_size": "16"}, "dcgan-64": {"image_size": "16x32"},
     "d2l-dcgan-pokemon": {"image_size": "16"}, "dcgan-32": {"image_size": "16"}, "dcgan-128": {"image_size": "32"},
+    "own-images": {"image_size": "16"},
 }
 SHAPES = {"oreilly-gan-mnist": (1, 28, 28), "tf-dcgan-mnist": (1, 28, 28), "d2l-gan-gaussian": (2,)}
 # Adam turns a gradient that is nothing but rounding into a whole lr: how far float32 comes from float64 is decided by

@@ -27,6 +27,7 @@ SHAPES = {
     "d2l-dcgan-pokemon": ("512x4x4 256x8x8 128x16x16 64x32x32 3x64x64", "64x32x32 128x16x16 256x8x8 512x4x4 1x1x1"),
     "tf-dcgan-mnist": ("6272 64x14x14 1x28x28", "64x14x14 128x7x7 1024 2"),
     "dcgan-64": ("512x4x4 256x8x8 128x16x16 64x32x32 3x64x64", "64x32x32 128x16x16 256x8x8 512x4x4 1x1x1"),
+    "own-images": ("512x4x4 256x8x8 128x16x16 64x32x32 3x64x64", "64x32x32 128x16x16 256x8x8 512x4x4 1x1x1"),
     "dcgan-32": ("256x4x4 128x8x8 64x16x16 3x32x32", "64x16x16 128x8x8 256x4x4 1x1x1"),
     "dcgan-128": ("1024x4x4 512x8x8 256x16x16 128x32x32 64x64x64 3x128x128",
                   "64x64x64 128x32x32 256x16x16 512x8x8 1024x4x4 1x1x1"),
@@ -61,6 +62,7 @@ TRAINED = {
         + 2 * (1024 + 512 + 256 + 128 + 64),
         (3 * 64 + 64 * 128 + 128 * 256 + 256 * 512 + 512 * 1024 + 1024 * 1) * 4 * 4 + 2 * (128 + 256 + 512 + 1024)),
 }
+TRAINED["own-images"] = TRAINED["dcgan-64"]
 
 # parameters that are held: scales of fix_gamma, and the three of the four unused biases that cancel
 HELD = {"mxnet-dcgan-mnist": (1024 + 512 + 256 + 128, 256 + 512 + 1024), "oreilly-gan-mnist": (256 + 128 + 64, 0)}
@@ -102,6 +104,7 @@ FIELDS: dict[str, dict[str, Any]] = {
         "noise": "normal", "noise_mean": 0.0, "norm_d": "skip-first", "bn_eps": 1e-5, "bn_momentum": 0.1,
         "fix_gamma": False, "gamma_std": 0.02, "loss": "bce", "d_loss_weight": 1.0, "d_steps": 1, "real_first": True,
         "fakes": "reuse", "lr_g": None, "lr_d": None, "adam_eps_hat": False, "steps": None, "r1": 0.0},
+    "own-images": {**ADAM_PAPER, "image_size": "64", "batch": 64, "flip": True, "ema": 0.999, "norm_d": "skip-first"},
     "dcgan-32": {**ADAM_PAPER, "image_size": "32", "source": "cifar10", "batch": 128, "adam_eps_hat": False},
     "dcgan-128": {**ADAM_PAPER, "image_size": "128", "adam_eps_hat": False},
 }
@@ -115,7 +118,7 @@ WEIGHTS = {
     "tf-dcgan-mnist": (GLOROT, GLOROT),
 }
 BIASES = {name: (0.1 if name.startswith("oreilly") else 0.0, 0.0) for name in PRESETS}
-SCALES = {name: 0.02 if name.startswith(("digits", "dcgan")) else 0.0 for name in PRESETS}  # deviation around 1
+SCALES = {name: 0.02 if name.startswith(("digits", "dcgan", "own")) else 0.0 for name in PRESETS}  # deviation around 1
 
 NOISE = {  # mean, deviation, bound
     **dict.fromkeys(PRESETS, (0.0, 1.0, math.inf)),

@@ -95,7 +95,7 @@ def test_a_whole_run(folder):
     assert text.count("data:image/png;base64,") == 5 + len(titles), "fakes three times, reals, interpolation, curves"
     assert "200 of 200" in text and "is training" not in text
     assert "score_classes 9.5 10" in part(text, "metrics")
-    assert "snap 7 500" in part(text, "options") and "engine native" in part(text, "facts")
+    assert "snap 7 null" in part(text, "options") and "engine native" in part(text, "facts")
     assert "0 to 1, 1 to 2, 2 to 3, class" in part(text, "interpolation")
     assert part(text, "alerts") == "Alerts None in the log."
     assert "Last values: discriminator 0.05, generator 20." in part(text, "curves") and "cannot be" not in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -555,8 +556,8 @@ def test_nan_in_the_fakes_does_not_reach_the_average():
 @pytest.mark.parametrize("saving", [field.name for field in dataclasses.fields(Savings)])
 @pytest.mark.parametrize("fields", [
     {}, {"real_first": False, "fakes": "fresh-z", "adam_eps_hat": True}, {"loss": "wgan-gp", "norm_d": "none"},
-    {"loss": "hinge", "r1": 1.0, "penalty_every": 2, "norm_d": "all"},
-], ids=["dcgan", "mxnet order, fresh z", "wgan-gp", "lazy r1"])
+    {"loss": "hinge", "r1": 1.0, "penalty_every": 2, "norm_d": "all"}, {"augment": "color,translation,cutout"},
+], ids=["dcgan", "mxnet order, fresh z", "wgan-gp", "lazy r1", "augmentation"])
 def test_saved_work_changes_nothing(saving, fields):
     """With and without each saving: the same parameters, statistics and records after three steps in float64."""
     outcomes = []
@@ -736,3 +737,26 @@ def test_diversity():
     assert step(real)["diversity"] == pytest.approx(1)
     returning(real[:1].expand_as(real))
     assert step(real)["diversity"] == pytest.approx(0, abs=1e-6)
+
+def test_diversity_is_that_within_classes():
+    """0 where each class is one picture, however different the classes are; 1 for the reals, in another order, too."""
+    step, real = new_step(num_classes=3), batch(new_step(), count=8)
+    labels = torch.tensor([2, 0, 1, 0, 2, 2, 0, 1])
+
+    def returning(images: Tensor) -> Tensor:
+        step.generator.forward = lambda z, y: images + 0 * sum(p.sum() for p in step.generator.parameters())
+        return step(real, labels)["diversity"]
+
+    assert returning(real) == pytest.approx(1)
+    assert returning(real[labels]) == pytest.approx(0, abs=1e-6)
+    order = labels.sort(stable=True).indices
+    pairs = [(i, j) for i, j in itertools.pairwise(order.tolist()) if labels[i] == labels[j]]
+    deviation = [torch.stack([(x[i] - x[j]).square() / 2 for i, j in pairs]).mean(0).sqrt().mean()
+                 for x in (real.flip(0), real)]
+    assert returning(real.flip(0)) == pytest.approx((deviation[0] / deviation[1]).item(), rel=1e-5)
+    assert len(pairs) == 5 and step(real, torch.arange(8) % 3)["diversity"].isfinite()
+
+
+def test_diversity_of_classes_that_come_once_is_unknown():
+    step = new_step(num_classes=6)
+    assert step(batch(new_step()), torch.arange(6))["diversity"].isnan()

@@ -17,6 +17,7 @@ from fastgan.config import ModelConfig, TrainConfig
 from fastgan.errors import FastganError
 from fastgan.train import GANStep, GraphedStep
 from fastgan.train.options import StepOptions
+from tests.plain import diff_augment
 from tests.test_graph import cuda  # noqa: F401
 
 NZ, STEPS = 4, 5
@@ -55,10 +56,14 @@ def relativistic(first: Tensor, second: Tensor) -> Tensor:
 
 def plain(pair: tuple[nn.Module, nn.Module], optimizers: Any, *, loss_d: Callable[[Tensor, Tensor], Tensor] = bce_d,
           loss_g: Callable[[Tensor], Tensor] = bce_g, n_critic: int = 1, grad_clip: float = 0.0,
-          weight_clip: float = 0.0, parts: int = 1) -> None:
+          weight_clip: float = 0.0, parts: int = 1,
+          augment: Callable[[Tensor], Tensor] = lambda images: images) -> None:
     """The loop that people write. With more than one part, each update has the gradients of all of them."""
     (generator, discriminator), (optimizer_g, optimizer_d) = pair, optimizers
     torch.manual_seed(2)
+
+    def judge(images: Tensor) -> Tensor:
+        return discriminator(augment(images))
 
     def update(network: nn.Module, optimizer: Any) -> None:
         if grad_clip:
@@ -70,7 +75,7 @@ def plain(pair: tuple[nn.Module, nn.Module], optimizers: Any, *, loss_d: Callabl
         fakes = [generator(z) for z in zs]
         discriminator.zero_grad()
         for real, fake in zip(batch.chunk(parts), fakes, strict=True):
-            (loss_d(discriminator(real), discriminator(fake.detach())) / parts).backward()
+            (loss_d(judge(real), judge(fake.detach())) / parts).backward()
         update(discriminator, optimizer_d)
         if weight_clip:
             for parameter in discriminator.parameters():
@@ -78,7 +83,7 @@ def plain(pair: tuple[nn.Module, nn.Module], optimizers: Any, *, loss_d: Callabl
         if index % n_critic == 0:
             generator.zero_grad()
             for z, fake in zip(zs, fakes, strict=True):
-                (loss_g(discriminator(fake if parts == 1 else generator(z))) / parts).backward()
+                (loss_g(judge(fake if parts == 1 else generator(z))) / parts).backward()
             update(generator, optimizer_g)
 
 
@@ -108,6 +113,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "weight clipping": ({"loss": "wgan", "weight_clip": 0.02, "n_critic": 2}, {
         "loss_d": lambda real, fake: fake.mean() - real.mean(), "loss_g": lambda fake: -fake.mean(),
         "weight_clip": 0.02, "n_critic": 2}),
+    "augmentation": ({"augment": "color,translation,cutout"}, {
+        "augment": lambda images: diff_augment.augment(images, "color,translation,cutout")}),
     "accumulation": ({"accumulate": 3}, {"parts": 3}),
     "accumulation with clipping": ({"accumulate": 2, "grad_clip": 0.1, "n_critic": 2}, {
         "parts": 2, "grad_clip": 0.1, "n_critic": 2}),
@@ -147,7 +154,8 @@ def test_optimizers(name, graphed, request):
 
 
 @pytest.mark.parametrize(("name", "graphed"), [*((name, False) for name in CASES),
-                                               *((name, True) for name in ("n_critic", "pair", "weight clipping",
+                                               *((name, True) for name in ("n_critic", "pair", "augmentation",
+                                                                           "weight clipping",
                                                                            "accumulation with clipping"))])
 def test_options(name, graphed, request):
     options, of_loop = CASES[name]

@@ -24,7 +24,8 @@ from tests.small_step import Asking
 
 SHAPES = {"digits": (1, 16, 16), "mxnet-dcgan-mnist": (3, 16, 16), "oreilly-gan-mnist": (1, 28, 28),
           "d2l-gan-gaussian": (2,), "d2l-dcgan-pokemon": (3, 16, 16), "tf-dcgan-mnist": (1, 28, 28),
-          "dcgan-64": (3, 16, 16), "dcgan-32": (3, 16, 16), "dcgan-128": (3, 32, 32)}
+          "dcgan-64": (3, 16, 16), "dcgan-32": (3, 16, 16), "dcgan-128": (3, 32, 32),
+          "own-images": (3, 16, 16)}
 SMALL = {"ngf": 2, "ndf": 2}  # as many layers as widths do not matter to a tape
 COUNT = 4  # images
 
@@ -74,7 +75,8 @@ def test_no_preset_is_left_out():
     {"loss": "wgan-gp", "d_steps": 3, "norm_d": "none"}, {"r1": 1.0, "penalty_every": 3, "norm_d": "none"},
     {"loss": "wgan-gp", "d_steps": 2, "penalty_every": 3, "norm_d": "none"}, {"label_smoothing": 0.1},
     {"fakes": "same-z"}, {"fakes": "fresh-z"}, {"adam_eps_hat": True, "beta1": 0.0}, {"num_classes": 3},
-    {"precision": "bf16"}, {"precision": "fp16"}, {"precision": "fp16", "loss": "wgan-gp", "norm_d": "none"},
+    {"augment": "color,translation,cutout"}, {"precision": "bf16"}, {"precision": "fp16"},
+    {"precision": "fp16", "loss": "wgan-gp", "norm_d": "none"},
 ], ids=lambda fields: " ".join(f"{key} {value}" for key, value in fields.items()))
 def test_option(fields):
     assert_replays_equal_eager(make("dcgan-64", ema=0.9, **fields), inputs("dcgan-64", fields.get("num_classes", 0)),

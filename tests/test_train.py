@@ -26,7 +26,7 @@ from fastgan.errors import FastganError
 from fastgan.models import build, weights
 from fastgan.models.pretrained import Pretrained
 from fastgan.ops.tuning import Plan, stored
-from fastgan.trainer import Trainer, checkpoint, evaluate, loop, run_facts, run_files, run_pictures
+from fastgan.trainer import Trainer, checkpoint, evaluate, loop, run_facts, run_files
 from fastgan.trainer.log import TAGS, RunLog
 from proofs.kills import same
 from tests.test_data import write_idx, write_images
@@ -45,12 +45,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def final_state(folder: Path) -> dict[str, Any]:
     return checkpoint.read_newest(Path(folder, "checkpoints"))[0]
-
-
-@pytest.mark.parametrize(("count", "classes", "columns"), [(64, 3, 9), (64, 2, 8), (64, 10, 10), (100, 10, 10),
-                                                           (12, 12, 12), (64, 0, None), (8, 10, None), (64, 17, None)])
-def test_each_class_has_its_columns_near_a_square(count, classes, columns):
-    assert run_pictures.columns(count, classes) == columns
 
 
 def test_run_folder(tiny):
@@ -127,6 +121,13 @@ def test_resume_forgets_records_after_the_checkpoint(tiny):
 def test_last_checkpoints_are_kept(tiny):
     folder = Trainer(tiny(snap=1, keep=2)).fit()
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step000005.pt", "step000006.pt"]
+
+
+def test_snapshots_by_time(tiny):
+    """At every look at the log once the minutes are over, and never with 0."""
+    for minutes, steps in ((1e-9, [2, 4, 6]), (0, [6]), (10, [6])):
+        folder = Trainer(tiny(snap=100, log_every=2, snap_minutes=minutes)).fit()
+        assert sorted(path.name for path in folder.glob("fakes0*.png")) == [f"fakes{step:06d}.png" for step in steps]
 
 
 @pytest.mark.parametrize("received", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])

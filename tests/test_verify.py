@@ -325,6 +325,23 @@ def test_command_ends_with_1_and_names_the_quantity(monkeypatch, capsys, tmp_pat
     assert not json.loads(path.read_text())["passed"]
 
 
+def test_rows_that_pass_by_the_allowance_for_kinks_are_marked():
+    """Beyond the limit without the allowance, by either measure; a row that fails, or needs none of it, has no mark."""
+    exact = torch.linspace(-1, 1, 100, dtype=torch.float64)
+    eager, moved = exact + 1e-6, [exact + 0.1, exact - 0.1]
+    near, far, wrong = (numerics.judge(exact + error, eager, exact, 1e-7, 0.0, moved) for error in (1e-6, 0.05, 0.5))
+    assert [(one.used <= 1, one.by_kinks) for one in (near, far, wrong)] == [(True, False), (True, True), (False, True)]
+    assert not numerics.judge(exact + 1e-6, eager, exact, 1e-7).by_kinks
+    row = {"what": "G1", "engine": "native", "precision": "float32", "width": None, "error": "", "worst": "output"}
+    rows = [{**row, "passed": one.used <= 1, "quantities": {"output": {**one._asdict(), "used": one.used}}}
+            for one in (near, far, wrong)]
+    shown = list(table.lines({"preset": "digits", "batch": 4, "machine": {"device": "cpu"}, "engines": {"native": ""},
+                              "operations": rows, "steps": [], "not_checked": []}))
+    ends = [line.split("output")[1].split()[3:] for line in shown if line.startswith("G1")]
+    assert ends == [["pass"], ["pass", "*"], ["FAIL"]]
+    assert any(line.startswith("\n* within the limit") for line in shown)
+
+
 def test_a_number_that_is_none_is_written_in_words():
     one = numerics.Nearness("rms", math.nan, 0.0, 0.0)
     assert json.loads(table.as_json({"ours": one.ours, "used": [one.used]})) == {"ours": "nan", "used": ["inf"]}

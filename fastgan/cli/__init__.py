@@ -15,8 +15,8 @@ usage: fastgan COMMAND [options]
 Train DCGAN-style networks, and draw from them.
 
   train         train a preset               fastgan train --preset digits
-                on your own images           fastgan train --preset dcgan-64 --data folder:PATH
-                or see everything first      fastgan train --preset dcgan-64 --data folder:PATH --dry-run
+                on your own images           fastgan train --preset own-images --data folder:PATH
+                or see everything first      fastgan train --preset own-images --data folder:PATH --dry-run
   resume        go on where a run stopped    fastgan resume runs/00000-digits --steps 8000
   sample        draw a grid of images        fastgan sample runs/00000-digits --seeds 0,1,4-6 --out grid.png
   interpolate   walk between latents         fastgan interpolate runs/00000-digits --seeds 0,5,7 --out walk

@@ -43,12 +43,17 @@ def sample(args: list[str]) -> int:
     if options.columns is not None and options.columns < 1:
         raise FastganError(f"--columns {options.columns}: expected 1 or more")
     source, seeds = parsing.load(options.folder), _parse_seeds(options.seeds)
-    images = source.draw(source.noise.from_seeds(seeds), _labels(source, options.label, len(seeds)))
+    labels = _labels(source, options.label, len(seeds))
+    images = source.draw(source.noise.from_seeds(seeds), labels)
+    columns = options.columns
+    if columns is None and options.label is None:
+        columns = pictures.class_columns(len(seeds), len(source.classes))
     parsing.writable(options.out)
     if len(source.shape) == 1:
         pictures.scatter(options.out, generated=images)
     else:
-        pictures.save(pictures.grid(to_uint8(images, source.unit_range), options.columns), options.out)
+        grid = pictures.grid(to_uint8(images, source.unit_range), columns, source.names(labels))
+        pictures.save(grid, options.out)
     print(f"{len(seeds)} samples: {options.out}")
     return 0
 
@@ -75,6 +80,9 @@ def interpolate(args: list[str]) -> int:
     from fastgan import pictures
     from fastgan.data import to_uint8
 
+    if options.out.suffix not in ("", ".png", ".gif"):
+        raise FastganError(f"--out {options.out}: {options.out.suffix} is not written; expected a name without suffix, "
+                           ".png or .gif: both are")
     source, seeds = parsing.load(options.folder), _parse_seeds(options.seeds)
     if len(seeds) < 2 or options.frames < 2:
         raise FastganError(f"--seeds {options.seeds} --frames {options.frames}: expected at least 2 of each")

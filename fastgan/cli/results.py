@@ -25,6 +25,8 @@ class Evaluate:
     """fakes that are measured; only measures of equally many can be compared"""
     metrics_weights: str | None = None
     """file with InceptionV3's weights, which fid, kid and is need"""
+    against: Path | None = None
+    """another run, measured by the same metrics on the same images: the better value of each is marked *"""
     device: str = "auto"
     """auto | cpu | cuda | cuda:N | mps"""
 
@@ -38,14 +40,15 @@ def evaluate(args: list[str]) -> int:
 
     folder = options.folder or run_files.newest(Path("runs"))
     try:
-        found = measuring.evaluate(folder, options.metrics, images=options.images, weights=options.metrics_weights,
-                                   device=options.device)
+        results = measuring.evaluate_all([folder, *([] if options.against is None else [options.against])],
+                                         options.metrics, images=options.images, weights=options.metrics_weights,
+                                         device=options.device)
     except (MemoryError, RuntimeError) as error:
         if not memory.ran_out(error):
             raise
         raise FastganError(f"--images {options.images}: out of memory while they were measured; expected fewer, or "
                            "other programs to leave more") from error
-    print(*measuring.lines(found), f"metrics: {folder / measuring.FILE}", sep="\n")
+    print(*measuring.lines(results), *(f"metrics: {one / measuring.FILE}" for one in results), sep="\n")
     return 0
 
 

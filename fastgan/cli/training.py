@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from fastgan import presets
-from fastgan.cli import parsing
+from fastgan import combinations, presets
+from fastgan.cli import help, parsing
 from fastgan.config import Config
 from fastgan.errors import FastganError
+from fastgan.options import option
 
 if TYPE_CHECKING:
     from fastgan.data import Dataset
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Train:
-    """Train a GAN in a new run folder. The defaults below are those of the chosen preset."""
+    """Train a GAN in a new run folder. The defaults are those of the chosen preset."""
 
     config: OmitArgPrefixes[Config]
     preset: str = "digits"
@@ -35,9 +36,26 @@ class Train:
 def train(args: list[str]) -> int:
     """`fastgan train`."""
     name = parsing.value_of("--preset", args) or "digits"
-    chosen = presets.get(name)
+    source = parsing.value_of("--data", args) or parsing.value_of("--dataset", args)
+    chosen = presets.get(name) if source is None else presets.get(name, source=source)
+    if help.wanted(args):
+        print("usage: fastgan train [--preset NAME] [options]\n", f"{Train.__doc__}\n",
+              *help.entry("--preset NAME", "ready-made experiment; `fastgan presets` lists them", name),
+              *help.entry("-n, --dry-run", "print what would run, data and memory, and stop", ""),
+              *help.lines(chosen, help.COMMON), "\n--help-all lists all options.", sep="\n")
+        return 0
+    if "--help-all" in args:
+        args = ["--help" if word == "--help-all" else word for word in args]
+        help.all_options(lambda: parsing.parse(Train, args, "train", Train(chosen, name)))
+    if args and not args[0].startswith("-"):
+        raise FastganError(f"unknown argument {args[0]!r}; {_option_for(args[0])}")
     options = parsing.parse(Train, args, "train", Train(chosen, name))
-    config = _given_wins(options.config, chosen)
+    config = _with_partners(_given_wins(options.config, chosen), chosen, args)
+    for values, why in presets.chosen_for(name, source):
+        if values.items() <= config.flat().items():  # else other values were given
+            words = ", ".join(option(key) if value is True else f"{option(key)} {value or 'none'}"
+                              for key, value in values.items())
+            print(f"{name} chooses {words}: {why}")
     if options.dry_run:
         with _shortage_in_words(config):
             return _dry_run(config)
@@ -60,9 +78,14 @@ def resume(args: list[str]) -> int:
     from fastgan.trainer import run_files
 
     given = args and not args[0].startswith("-")
-    asked_for_help = any(word in args for word in ("-h", "--help"))
+    asked_for_help = help.wanted(args)
     folder = Path(args[0]) if given else Path() if asked_for_help else run_files.newest(Path("runs"))
     before = Config() if asked_for_help and not given else run_files.read_options(folder)
+    if asked_for_help:
+        print("usage: fastgan resume [FOLDER] [options]\n", Resume.__doc__,
+              f"\nWhat may change, with the values of {folder if given else 'a new run'}:\n",
+              *help.lines(before, run_files.MAY_CHANGE), sep="\n")
+        return 0
     options = parsing.parse(Resume, args, "resume", Resume(before, folder))
     config = _given_wins(options.config, before)
     from fastgan.trainer import Trainer
@@ -92,11 +115,31 @@ def list_presets(args: list[str]) -> int:
     return 0
 
 
+def _option_for(word: str) -> str:
+    """How to write an argument that was given without its option."""
+    if word in presets.PRESETS:
+        return f"did you mean --preset {word}?"
+    if Path(word).exists():
+        return f"did you mean --data folder:{word}?"
+    return "expected options, such as --preset digits"
+
+
 def _given_wins(given: Config, base: Config) -> Config:
     """Let --epochs and --lr win over the finer `steps`, `lr_g`, `lr_d` that only the base has set."""
     changed = {key for key, value in given.flat().items() if value != base.flat()[key]}
     forget = {"steps": "epochs", "lr_g": "lr", "lr_d": "lr"}
     return given.replace(**{fine: None for fine, coarse in forget.items() if coarse in changed and fine not in changed})
+
+
+def _with_partners(config: Config, chosen: Config, args: list[str]) -> Config:
+    """`config` with the values that go with what was given, each named in a line."""
+    before, after = chosen.flat(), config.flat()
+    given = {key: value for key, value in after.items()
+             if value != before[key] or parsing.value_of(option(key), args) is not None}
+    values = combinations.partners(given, config)
+    for key, value in values.items():
+        print(f"{option(key)} {value}: goes with the other options; give {option(key)} for another")
+    return config.replace(**values)
 
 
 def _fit(make: Callable[[], Trainer], config: Config) -> int:

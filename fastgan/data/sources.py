@@ -50,7 +50,7 @@ def open_dataset(config: DataConfig, seed: int = 0) -> Dataset:
 def _open(config: DataConfig, seed: int) -> Dataset:
     kind, _, argument = config.source.partition(":")
     if config.source not in NAMED and not (kind in LOCAL and argument):
-        raise FastganError(f"{option('source')} {config.source}: unknown; {nearest(kind, [*NAMED, *LOCAL.values()])}")
+        raise FastganError(f"{option('source')} {config.source}: unknown; {_suggestion(config.source)}")
     if kind in UNDIVIDED and config.split == "test":
         raise FastganError(f"--split test: {config.source} is not divided; expected train or all")
     path = Path(argument).expanduser().absolute()  # errors name the absolute path
@@ -68,6 +68,14 @@ def _open(config: DataConfig, seed: int) -> Dataset:
         case "celeba":
             return _open_celeba(config)
     return _open_fetched(kind, config)
+
+
+def _suggestion(source: str) -> str:
+    """What may have been meant by a source that is none."""
+    path = Path(source).expanduser()
+    if path.is_dir() or source.lower() in ("png", "jpg", "jpeg", "images"):
+        return f"did you mean folder:{source if path.is_dir() else 'DIR'}, for image files in a folder?"
+    return nearest(source.partition(":")[0], [*NAMED, *LOCAL.values()])
 
 
 def _open_folder(folder: Path, config: DataConfig) -> Dataset:

@@ -13,6 +13,7 @@ from fastgan.models.pretrained import Pretrained
 _COUNT = 16  # images that the program in the card draws
 _REQUIRES = {"safetensors": "torch and safetensors", "torch.export": "torch", "onnx": "numpy and onnxruntime",
              "pytorch-example": "PyTorch's DCGAN example, `dcgan/main.py` of pytorch/examples"}
+_UNCONDITIONAL = "pipeline_tag: unconditional-image-generation\ntags: [gan, dcgan, fastgan]"
 # options that contain paths on the machine of the run
 _PRIVATE = {"outdir", "data_root", "net_g", "net_d", "plan", "metrics_weights"}
 
@@ -26,8 +27,7 @@ def write(source: Pretrained, form: str, facts: dict[str, Any], files: list[str]
                 "Not known here: the weights came without the options of their run.\n")
     return f"""---
 library_name: {'onnx' if form == 'onnx' else 'pytorch'}
-pipeline_tag: unconditional-image-generation
-tags: [gan, dcgan, fastgan]
+{'tags: [gan, dcgan, fastgan, conditional]' if source.classes else _UNCONDITIONAL}
 ---
 
 # {_plain(config.preset) if config else 'DCGAN'}: a generator of {what}
@@ -48,7 +48,8 @@ def _program(source: Pretrained, form: str) -> str:
     notes = [f"`images` are points, ({shape})." if len(source.shape) == 1 else
              f"`images` is ({shape}); its bytes are `({pixels}).clip(0, 255).round()`."]
     if source.classes:
-        notes += ["Labels: " + ", ".join(f"{i} is {_plain(name)}" for i, name in enumerate(source.classes)) + "."]
+        notes += ["The generator is conditional: each image is of the class that its label names.",
+                  "Labels: " + ", ".join(f"{i} is {_plain(name)}" for i, name in enumerate(source.classes)) + "."]
     if source.model.sample_bn == "batch":
         notes += ["Batch normalisation uses the statistics of the batch that is drawn, as in training: an image "
                   "depends on the others in its batch, and differs when it is drawn alone."]

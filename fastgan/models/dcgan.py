@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.errors import FastganError
+from fastgan.models.spectral import spectral_norm
 from fastgan.nn import Chain
 
 _WIDEST = 16  # channels double at each halving up to this multiple of the base width
@@ -76,7 +77,8 @@ class DCGANDiscriminator(nn.Module):
 
     Args:
         ndf: channels of the first stage. nc: image channels. image_size: side, or (H, W).
-        norm: batch normalisation in all stages but the first ("skip-first"), in "all", or in "none".
+        norm: batch normalisation in all stages but the first ("skip-first"), in "all", or in "none"; or "spectral", all
+            convolutions under spectral normalization instead.
         bn_eps, bn_momentum, gamma_std, fix_gamma, num_classes: as in `DCGANGenerator`; the label is one more plane.
 
     Shape: x (N, nc, H, W), labels (N,) int64 when conditional -> (N,).
@@ -99,6 +101,10 @@ class DCGANDiscriminator(nn.Module):
             channels = out
         self.main = Chain(*layers, nn.Conv2d(channels, 1, (height >> count, width >> count), bias=False))
         initialise(self, gamma_std, fix_gamma)
+        if norm == "spectral":  # of the initial weights
+            for layer in self.main:
+                if isinstance(layer, nn.Conv2d):
+                    spectral_norm(layer)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         if self.embedding is not None:

@@ -44,6 +44,10 @@ class Pretrained:
         """Labels (count,) 0, 1, ..., classes - 1, 0, 1, ...; None for an unconditional generator."""
         return torch.arange(count) % len(self.classes) if self.classes else None
 
+    def names(self, labels: Tensor | None) -> list[str]:
+        """The class of each label; [] for None."""
+        return [] if labels is None else [self.classes[label] for label in labels.tolist()]
+
     def save(self, folder: StrPath) -> None:
         """Write both files into `folder`, each atomically."""
         state = weights.unwrapped(self.generator.state_dict())

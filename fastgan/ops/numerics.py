@@ -84,12 +84,16 @@ def one_by_one(terms: int) -> float:
 
 
 class Nearness(NamedTuple):
-    """Distances from float64 by one measure, "rms" or "worst element", relative to the exact result's size by it."""
+    """Distances from float64 by one measure, "rms" or "worst element", relative to the exact result's size by it.
+
+    by_kinks: more than the allowed error without the allowance for kinks, by this measure or the other.
+    """
 
     measure: str
     ours: float
     eager: float
     allowed: float
+    by_kinks: bool = False
 
     @property
     def used(self) -> float:
@@ -110,13 +114,15 @@ def judge(ours: Tensor, eager: Tensor, exact: Tensor, unit: float, cancelled: fl
     chance = 1 + 3 / math.sqrt(exact.numel())
     found = []
     for measure, factor, size in (("rms", MARGIN, rms), ("worst element", WORST, worst)):
-        theirs = size(eager.double() - exact)
-        allowed = math.hypot(factor * chance * theirs, *(MARGIN * size(moved - exact) for moved in kinks))
+        theirs, rounding = size(eager.double() - exact), unit * size(exact) + cancelled
+        smooth = factor * chance * theirs
+        allowed = math.hypot(smooth, *(MARGIN * size(moved - exact) for moved in kinks))
         # what a rounding is relative to: the result, and what has cancelled in it
         scale = size(exact) + (cancelled / unit if unit else 0.0) or 1.0
-        distances = size(ours.double() - exact), theirs, allowed + unit * size(exact) + cancelled
-        found.append(Nearness(measure, *(distance / scale for distance in distances)))
-    return max(found, key=lambda one: one.used)
+        error = size(ours.double() - exact)
+        found.append(Nearness(measure, error / scale, theirs / scale, (allowed + rounding) / scale,
+                              bool(kinks) and error > smooth + rounding))
+    return max(found, key=lambda one: one.used)._replace(by_kinks=any(one.by_kinks for one in found))
 
 
 def used(ours: Tensor, eager: Tensor, exact: Tensor, unit: float, cancelled: float = 0.0,

@@ -28,8 +28,8 @@ CHARTS = (
           {"d_real": "D(x), real", "d_fake": "D(G(z)), generated"}),
     Chart("Gradient norms", "Over all parameters of a network",
           {"grad_norm_d": "discriminator", "grad_norm_g": "generator"}, log=True),
-    Chart("Diversity", "Mean distance between the fakes of a batch, relative to that between its real images",
-          {"diversity": "fakes"}),
+    Chart("Diversity", "Distance between the fakes of a batch, or of a class in a conditional run, relative to that "
+          "between the real images", {"diversity": "fakes"}),
     Chart("Throughput", "Images per second of training", {"images_per_sec": "images per second"}),
     Chart("FID", "Distance of the distributions of fakes and real images; lower is better", {"fid": "FID"}),
     Chart("KID", "The same by another kernel, without bias; lower is better", {"kid": "KID"}),

@@ -16,6 +16,7 @@ from typing import Any
 from fastgan import pictures, presets
 from fastgan.errors import FastganError, first_line
 from fastgan.files import StrPath, replacing
+from fastgan.metrics.merit import best, merit
 from fastgan.report import curves, files, page
 from fastgan.report.curves import is_number
 from fastgan.trainer import lock
@@ -152,7 +153,19 @@ class _Report:
                 f'<div class="charts">{figures}</div>')
 
     def metrics(self) -> str:
-        """The results of `fastgan evaluate`, or else the last values in the log."""
+        """The best checkpoint, and the results of `fastgan evaluate` or else the last values in the log."""
+        return self._best() + self._latest()
+
+    def _best(self) -> str:
+        record = best(self.records)
+        if record is None or not (self.folder / "checkpoints" / "best.pt").exists():
+            return ""
+        name, value = merit(record) or ("", 0.0)
+        what = "confidence times diversity" if name == "score_confidence" else name
+        return (f"<p>Best at a snapshot, by {what} {page.number(abs(value))}: step {record['step']:,}; "
+                "checkpoints/best.pt and the folder best have it.</p>")
+
+    def _latest(self) -> str:
         last = next((record for record in reversed(self.records) if record.keys() & MEANINGS.keys()), None)
         if not (self.folder / METRICS).exists() and last is not None:
             rows = [(page.short(name), _value(last[name])) for name in MEANINGS if name in last]

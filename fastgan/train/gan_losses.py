@@ -16,6 +16,7 @@ from fastgan.errors import FastganError, first_line
 from fastgan.nn import Chain, frozen, stat_groups
 from fastgan.nn.groups import is_divisible, takes_channels_last
 from fastgan.ops.numerics import HALF
+from fastgan.train.augment import DiffAugment
 from fastgan.train.losses import PROBABILITY_LOSSES, as_loss, ends_in_sigmoid, gradient_penalty, r1_penalty
 from fastgan.train.precision import autocast
 from fastgan.train.processes import SingleProcess
@@ -50,6 +51,7 @@ class GANLosses:
         self.generator, self.discriminator, self.config = generator, discriminator, config
         self.precision, self.savings, self.processes = precision, savings, processes
         self.device = next(p.device for network in (generator, discriminator) for p in network.parameters())
+        self.augment = DiffAugment(config.augment, processes.shard)
         self.loss = as_loss(loss or config.loss)
         self._named = loss is None  # a loss of the user's takes what the network returns
         self._z_shape: tuple[int, ...] | None = None  # of one latent vector as the generator takes it
@@ -93,7 +95,9 @@ class GANLosses:
                            f"{(*z.shape, 1, 1)} ({first_line(errors[1])})") from errors[0]
 
     def judge(self, images: Tensor, *condition: Tensor) -> Tensor:
-        """The discriminator's logits (N,), or as many for each image as it returns; float32 but for logistic losses."""
+        """The discriminator's logits (N,), or as many for each image as it returns, of images that are augmented first;
+        float32 but for logistic losses."""
+        images = self.augment(images)
         images = images if self._channels_last else images.contiguous()
         try:
             with autocast(self.precision, self.device):

@@ -24,6 +24,7 @@ class StepOptions(TypedDict, total=False):
     r1: float
     penalty_every: int
     label_smoothing: float
+    augment: str
     d_loss_weight: float
     d_steps: int
     n_critic: int

@@ -58,11 +58,27 @@ class StaticBuffers:
         return () if self.labels is None else (self.labels[: len(self.real)],)
 
     def diversity(self) -> Tensor:
-        """The mean standard deviation of pixels over a batch, that of the fakes divided by that of the reals: ()."""
+        """The mean standard deviation of pixels over a batch, that of the fakes divided by that of the reals: ().
+
+        With labels, within classes: NaN where no class is in the batch twice.
+        """
         halves = self.images.unflatten(0, (2, -1))  # [2, N, ...]
-        first, second = halves.std(1, correction=0).flatten(1).mean(1, dtype=self.z.dtype)
+        deviation = halves.std(1, correction=0) if self.labels is None else self._deviation_within_classes(halves)
+        first, second = deviation.flatten(1).mean(1, dtype=self.z.dtype)
         real, fake = (first, second) if self.real_first else (second, first)
         return fake / real.clamp(min=1e-8)
+
+    def _deviation_within_classes(self, halves: Tensor) -> Tensor:
+        """[2, ...] of [2, N, ...]: sqrt(E[(x_i - x_j)^2] / 2), the mean over neighbours, in the order of labels, of one
+        class.
+
+        A sum over pairs needs no number of classes, and repeats bit for bit, where a scatter by class does not.
+        """
+        labels, order = self.condition[0].sort(stable=True)
+        same = labels[1:] == labels[:-1]  # [N - 1]
+        steps = halves.index_select(1, order).diff(dim=1).float().square_()
+        weight = (same / same.sum()).view(-1, *[1] * (halves.dim() - 2))
+        return ((steps * weight).sum(1) / 2).sqrt()
 
     def tensors(self) -> list[Tensor]:
         """All buffers."""

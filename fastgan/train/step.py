@@ -128,8 +128,8 @@ class GANStep(GANUpdates):
         """Train on real images (N, C, H, W), or points (N, 2), and labels (N,) of a conditional model.
 
         Returns scalars on the device: loss_d, d_real = E[D(x)], d_fake = E[D(G(z))], grad_norm_d, diversity (how far
-        the fakes are from each other, 1 when as far as the reals), finite and, when the generator was updated too,
-        loss_g and grad_norm_g.
+        the fakes of the batch, or with labels those of each class, are from each other: 1 when as far as the reals),
+        finite and, when the generator was updated too, loss_g and grad_norm_g.
         """
         inputs = (real,) if labels is None else (real, labels)
         phase = self.phase()
@@ -222,6 +222,9 @@ class GANStep(GANUpdates):
         if not real.is_floating_point():
             raise FastganError(f"a batch of dtype {real.dtype}: expected floating-point images, such as "
                                "bytes / 127.5 - 1")
+        if self.augment.names and real.dim() != 4:
+            raise FastganError(f"a batch {tuple(real.shape)} with augment={self.config.augment!r}: expected images "
+                               "(N, C, H, W)")
         if len(real) % self.config.accumulate:
             raise FastganError(f"a batch of {len(real)} images with accumulate={self.config.accumulate}: expected a "
                                "multiple of it")

@@ -4,7 +4,8 @@
                          for hinge, whose loss is 0 from logits of 1 and -1 on: loss_d < 0.02 instead; not for
                          wgan-gp and least squares, whose gradients for G do not vanish with the best D
     mode collapse        median diversity over 100 steps below half of its maximum, when that is 0.5 or more; or, over
-                         500 steps, below 0.2
+                         500 steps, below 0.2; of conditional runs the diversity within classes
+    collapsed classes    score_diversity of --metrics below 0.5 in two measurements in a row
 
 The windows are long because the first one or two hundred steps of a healthy run show the same.
 """
@@ -21,10 +22,15 @@ MAX_STEPS = 500  # of the longest window
 
 
 class Alerts:
-    """Takes every record of a run in turn, those from before a resume first; raises each alert once."""
+    """Takes every record of a run in turn, those from before a resume first; raises each alert once.
 
-    def __init__(self, loss: str, records: Iterable[dict[str, Any]] = ()) -> None:
-        self._loss = loss
+    Args:
+        conditional: the fakes have labels, and diversity is that within classes.
+    """
+
+    def __init__(self, loss: str, records: Iterable[dict[str, Any]] = (), *, conditional: bool = False) -> None:
+        self._loss, self._conditional = loss, conditional
+        self._scores: deque[float] = deque(maxlen=2)
         self._recent: deque[dict[str, Any]] = deque()
         self._best = 0.0
         self._raised: set[str] = set()
@@ -33,12 +39,16 @@ class Alerts:
 
     def look(self, record: dict[str, Any], saved: bool = False) -> dict[str, str]:
         """The new alerts after this record, messages by name. saved: the run has checkpoints."""
-        if not {"d_real", "d_fake", "diversity"} <= record.keys():
+        if "score_diversity" in record:
+            self._scores.append(record["score_diversity"])
+            alerts = {"collapsed classes": self._classes_collapsed()}
+        elif {"d_real", "d_fake", "diversity"} <= record.keys():
+            self._recent.append(record)
+            while len(self._recent) > MIN_RECORDS and self._recent[1]["step"] <= record["step"] - MAX_STEPS:
+                self._recent.popleft()
+            alerts = {"discriminator won": self._discriminator_won(), "mode collapse": self._collapsed()}
+        else:
             return {}
-        self._recent.append(record)
-        while len(self._recent) > MIN_RECORDS and self._recent[1]["step"] <= record["step"] - MAX_STEPS:
-            self._recent.popleft()
-        alerts = {"discriminator won": self._discriminator_won(), "mode collapse": self._collapsed()}
         hint = "; earlier checkpoints are in the run's folder" * saved
         new = {name: message + hint for name, message in alerts.items() if message and name not in self._raised}
         self._raised |= new.keys()
@@ -76,8 +86,16 @@ class Alerts:
         else:
             self._best = max(self._best, now or 0.0)
             return ""
-        return (f"mode collapse: the fakes of a batch vary {now:.0%} as much as the reals, {past}. "
+        whole = "class" if self._conditional else "batch"
+        return (f"mode collapse: the fakes of a {whole} vary {now:.0%} as much as its reals, {past}. "
                 "Try a smaller --lr-g, a larger --batch or another --loss")
+
+    def _classes_collapsed(self) -> str:
+        if len(self._scores) < 2 or max(self._scores) >= 0.5:
+            return ""
+        return (f"collapsed classes: score_diversity is {self._scores[-1]:.2f} after {self._scores[0]:.2f}; the fakes "
+                "of a class vary less than half as much as its reals. Try a smaller --lr-g or --augment "
+                "color,translation,cutout")
 
     def _last(self, steps: int) -> list[dict[str, Any]]:
         """The records of the last `steps` steps, `MIN_RECORDS` or more; [] where the run is shorter."""

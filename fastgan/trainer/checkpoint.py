@@ -13,6 +13,8 @@ import torch
 from fastgan.errors import FastganError, first_line
 from fastgan.files import StrPath, replacing
 
+BEST = "best.pt"
+
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     """Write `step000500.pt` and remove all but the newest `keep`; `FastganError` when the disk is full.
@@ -26,6 +28,12 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     for old in done[keep:]:
         old.unlink(missing_ok=True)
     return path
+
+
+def keep_best(folder: Path, step: int) -> None:
+    """Copy the checkpoint of `step` to best.pt, which neither counts as one of the newest nor is removed with them."""
+    with replacing(folder / BEST) as stream:
+        stream.write((folder / f"step{step:06d}.pt").read_bytes())
 
 
 def write(path: Path, state: dict[str, Any]) -> None:

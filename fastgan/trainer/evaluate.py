@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from fastgan.device import pick_device
 from fastgan.errors import FastganError
 from fastgan.files import StrPath, read_json, replacing
 from fastgan.metrics import Metrics
+from fastgan.metrics.merit import better
 from fastgan.models.pretrained import Pretrained
 from fastgan.trainer import checkpoint, run_files
 from fastgan.trainer.host import logger
@@ -99,12 +100,32 @@ def measured(folder: StrPath, anew: Collection[str] = ()) -> list[dict[str, Any]
     return [result for result in others if result["fakes"]]
 
 
-def lines(result: dict[str, Any]) -> list[str]:
-    """A result of `evaluate` as a table."""
-    fakes, reals = result["fakes"], result["reals"]
-    names = [name for name in MEANINGS if name in fakes or name in reals]
-    return [f"{result['images']} fakes against {result['data']}", f"{'':18}{'fakes':>17}{'reals':>8}",
-            *(f"{name:18}{_number(fakes, name):>17}{_number(reals, name):>8}  {MEANINGS[name]}" for name in names)]
+def evaluate_all(folders: Sequence[Path], metrics: str = "", **options: Any) -> dict[Path, dict[str, Any]]:
+    """`evaluate` of each of these runs, by the metrics of the first; raises `FastganError` for runs on other images."""
+    results: dict[Path, dict[str, Any]] = {}
+    for folder in folders:
+        results[folder] = evaluate(folder, metrics, **options)
+        first = results[folders[0]]
+        metrics = first["metrics"]
+        if results[folder]["data"] != first["data"]:
+            raise FastganError(f"{folder} is measured against {results[folder]['data']}, {folders[0]} against "
+                               f"{first['data']}; expected two runs on the same images")
+    return results
+
+
+def lines(results: Mapping[Path, dict[str, Any]]) -> list[str]:
+    """Results of `evaluate` as a table, a column for each of at most two runs; * marks the better one."""
+    first, runs = next(iter(results.values())), [result["fakes"] for result in results.values()]
+    names = [name for name in MEANINGS if name in first["fakes"] or name in first["reals"]]
+    heads = ["fakes"] if len(runs) == 1 else [folder.name for folder in results]
+    table = [f"{first['images']} fakes against {first['data']}",
+             f"{'':18}{''.join(f'{head[-20:]:>22}' for head in heads)}{'reals':>10}"]
+    for name in names:
+        winner = better(name, runs[0], runs[-1])
+        cells = [_number(values, name) + ("*" if index == winner else " ") for index, values in enumerate(runs)]
+        table.append(f"{name:18}{''.join(f'{cell:>22}' for cell in cells)}{_number(first['reals'], name):>10}  "
+                     f"{MEANINGS[name]}")
+    return table
 
 
 def _number(values: dict[str, float], name: str) -> str:

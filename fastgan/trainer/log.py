@@ -1,4 +1,4 @@
-"""The log of a run: stats.jsonl, one JSON object a line, and TensorBoard events."""
+"""The log of a run: stats.jsonl, one JSON object a line."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from fastgan import extras, pictures
 from fastgan.errors import FastganError
 from fastgan.files import replacing
 from fastgan.trainer.host import logger
 
-TAGS = {
+TAGS = {  # of TensorBoard
     "loss_d": "Loss/D", "loss_g": "Loss/G", "grad_norm_d": "Loss/grad_norm_D", "grad_norm_g": "Loss/grad_norm_G",
     "d_real": "Progress/D(x)", "d_fake": "Progress/D(G(z))", "epoch": "Progress/epoch",
     "fid": "Metrics/FID", "kid": "Metrics/KID", "is": "Metrics/IS",
@@ -31,18 +28,13 @@ TAGS = {
 class RunLog:
     """Appends records to a run folder; one that is resumed at `step` drops later ones."""
 
-    def __init__(self, folder: Path, step: int, tensorboard: bool) -> None:
+    def __init__(self, folder: Path, step: int) -> None:
         path = folder / "stats.jsonl"
         self.records = [record for record in read_stats(path) if record["step"] <= step]
         with replacing(path) as stream:
             stream.writelines(_line(record) for record in self.records)
         self._lines = path.open("ab", buffering=0)
-        self._has_plots = _can_load("matplotlib.figure", "plots", "losses.png")
-        self._events = None
-        if tensorboard and _can_load("tensorboard", "tensorboard", "TensorBoard curves"):
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-            self._events = SummaryWriter(str(folder), purge_step=step + 1)
+        self._has_plots = can_load("matplotlib.figure", "plots", "losses.png")
 
     def write(self, record: dict[str, Any]) -> None:
         """One record; "step" is the axis, every other key that has a tag becomes a curve.
@@ -54,21 +46,6 @@ class RunLog:
         line = _line(record)
         if self._lines.write(line) != len(line):  # what a disk does that has room for half of it
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._add_scalars(record)
-
-    def _add_scalars(self, record: dict[str, Any]) -> None:
-        if self._events is not None:
-            for key, value in record.items():
-                if key in TAGS:
-                    self._events.add_scalar(TAGS[key], value, record["step"])
-            for name, words in record.get("alerts", {}).items():
-                self._events.add_text(f"Alerts/{name}", words, record["step"])
-
-    def picture(self, name: str, path: Path, step: int) -> None:
-        """A picture that lies in the run folder, for TensorBoard: under Samples/, by step."""
-        if self._events is not None:
-            with Image.open(path) as image:
-                self._events.add_image(f"Samples/{name}", np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def plot(self, path: Path) -> None:
         """Draw the loss curves, where matplotlib is installed."""
@@ -77,11 +54,9 @@ class RunLog:
 
     def close(self) -> None:
         self._lines.close()
-        if self._events is not None:
-            self._events.close()
 
 
-def _can_load(module: str, extra: str, what: str) -> bool:
+def can_load(module: str, extra: str, what: str) -> bool:
     """Whether a package that a run can do without is there; a warning names it otherwise."""
     try:
         extras.load(module, extra, what)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import signal
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
+from fastgan.metrics.merit import best
 from fastgan.trainer import checkpoint, diagnose, distributed
 from fastgan.trainer.alerts import Alerts
 from fastgan.trainer.host import logger, peak_memory_gb
@@ -25,27 +26,28 @@ class TrainingLoop:
     def __init__(self, trainer: Trainer, log: RunLog | None, bar: tqdm) -> None:
         self.trainer, self.step, self.log, self.bar = trainer, trainer.step, log, bar
         self._read = self._timed = trainer.step.steps  # the last steps whose metrics, or time, are known
-        self._time = time.perf_counter()
+        self._time, self._snapped = time.perf_counter(), time.monotonic()
         self._saved = trainer.step.steps or None
-        self._alerts = Alerts(trainer.config.train.loss, [] if log is None else log.records)
+        self._alerts = Alerts(trainer.config.train.loss, [] if log is None else log.records,
+                              conditional=bool(trainer.classes))
 
     def run(self) -> None:
         trainer, run = self.trainer, self.trainer.config.run
-        if self.step.steps == 0 and self.log is not None:
-            self.log.picture("generated", trainer.folder / "fakes_init.png", 0)
-            self.log.picture("real", trainer.folder / "reals.png", 0)
+        snap = run.snapshot_steps(trainer.total)
         while self.step.steps < trainer.total and not self._must_stop():
             self.make_step()
             self.bar.update()
             done, last = self.step.steps, self.step.steps == trainer.total
-            if done % run.log_every and done % run.snap and not last:
+            if done % run.log_every and done % snap and not last:
                 continue
             metrics = self._read_metrics()
             if done % run.log_every == 0 or last:
                 self._log_step(metrics)
-            if done % run.snap == 0 or last:
+            if done % snap == 0 or last:
                 self._snapshot()
                 self._measure()
+            elif run.snap_minutes and distributed.on_rank_0(self._is_due):
+                self._snapshot()
         # not in the loop: a signal may arrive at any line of it
         if self._saved != self.step.steps:
             if self._read != self.step.steps:
@@ -99,13 +101,21 @@ class TrainingLoop:
     def _log_step(self, metrics: dict[str, float]) -> None:
         if self.log is None:
             return
-        record = {"step": self.step.steps, **metrics, **self._resources()}
+        self._write({"step": self.step.steps, **metrics, **self._resources()})
+        losses = {"D": "loss_d", "G": "loss_g"}
+        self.bar.set_postfix_str(" ".join(f"{name} {metrics[key]:.2f}" for name, key in losses.items()
+                                          if key in metrics), refresh=False)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        """A record to the log, with the alerts that it raises."""
+        assert self.log is not None
         alerts = self._alerts.look(record, self._saved is not None)
-        self.log.write(record | {"alerts": alerts} if alerts else record)
+        record = record | {"alerts": alerts} if alerts else record
+        self.log.write(record)
+        for callback in self.trainer.callbacks:
+            callback.on_metrics(self.trainer, record)
         for message in alerts.values():
             logger.warning(message)
-        self.bar.set_postfix_str(" ".join(f"{key} {metrics[key]:.3f}" for key in ("loss_d", "loss_g")
-                                          if key in metrics), refresh=False)
 
     def _resources(self) -> dict[str, float]:
         trainer, position, seconds = self.trainer, self.trainer.feed.state_dict(), self._seconds_per_step()
@@ -122,24 +132,35 @@ class TrainingLoop:
         self._time, self._timed = now, step
         return seconds
 
+    def _is_due(self) -> bool:
+        """Whether the last snapshot, or the start, is --snap-minutes ago."""
+        return time.monotonic() - self._snapped > 60 * self.trainer.config.run.snap_minutes
+
     def _snapshot(self) -> None:
         """Pictures, curves, the generator for use elsewhere and, last, the checkpoint."""
         distributed.on_rank_0(self._save)
-        self._saved = self.step.steps
+        self._saved, self._snapped = self.step.steps, time.monotonic()
 
     def _save(self) -> None:
         assert self.log is not None
         trainer, step = self.trainer, self.step.steps
-        name = f"fakes{step:06d}.png"
-        trainer.save_generated(name)
-        self.log.picture("generated", trainer.folder / name, step)
+        picture = trainer.folder / f"fakes{step:06d}.png"
+        trainer.save_generated(picture.name)
+        for callback in trainer.callbacks:
+            callback.on_snapshot(trainer, step, picture)
         self.log.plot(trainer.folder / "losses.png")
         trainer.pretrained().save(trainer.folder)
-        checkpoint.save(trainer.folder / "checkpoints", step, trainer.state_dict(), trainer.config.run.keep)
+        path = checkpoint.save(trainer.folder / "checkpoints", step, trainer.state_dict(), trainer.config.run.keep)
+        for callback in trainer.callbacks:
+            callback.on_checkpoint(trainer, step, path)
 
     def _measure(self) -> None:
-        """The metrics of --metrics, which are not part of the time of a step."""
+        """The metrics of --metrics, which are not part of the time of a step; the best checkpoint by them is kept."""
         trainer = self.trainer
         if self.log is not None and trainer.metrics is not None and trainer.stopped_by is None:
-            self.log.write({"step": self.step.steps, **trainer.metrics.of(trainer.pretrained())})
+            self._write({"step": self.step.steps, **trainer.metrics.of(trainer.pretrained())})
+            if best(self.log.records) is self.log.records[-1]:
+                checkpoint.keep_best(trainer.folder / "checkpoints", self.step.steps)
+                (trainer.folder / "best").mkdir(exist_ok=True)
+                trainer.pretrained().save(trainer.folder / "best")
             self._seconds_per_step()

@@ -20,8 +20,8 @@ OPTIONS = "training_options.json"
 # options that a resumed run may change: none changes what a step computes (except the length, where the learning rate
 # depends on it), but for rounding, which differs between devices and precisions
 MAY_CHANGE = {"outdir", "data_root", "cache_gb", "workers", "strict", "epochs", "steps", "device", "precision", "impl",
-              "plan", "graph", "gpu_data_gb", "snap", "log_every", "keep", "tensorboard", "source", "metrics",
-              "metrics_images", "metrics_weights"}
+              "plan", "graph", "gpu_data_gb", "snap", "snap_minutes", "log_every", "keep", "tensorboard", "source",
+              "metrics", "metrics_images", "metrics_weights"}
 
 
 def absolute(config: Config) -> Config:

@@ -44,13 +44,11 @@ class RunPictures:
             halves = (to_uint8(half[:count].float().cpu(), unit) for half in (buffers.fake, buffers.real))
             pictures.save(pictures.side_by_side(*halves), path)
             return
-        images = source.draw(source.noise.from_seeds(range(count)), source.labels_in_turn(count))
+        columns = pictures.class_columns(count, len(source.classes))
+        count -= count % (columns or 1)  # no row with some of the classes
+        labels = source.labels_in_turn(count)
+        images = source.draw(source.noise.from_seeds(range(count)), labels)
         if self.dataset.shape == (2,):
             pictures.scatter(path, real=self.examples, generated=images)
         else:
-            pictures.save(pictures.grid(to_uint8(images, unit), columns(count, len(source.classes))), path)
-
-
-def columns(count: int, classes: int) -> int | None:
-    """The same number of columns for each class, near a square, where that fits the page."""
-    return classes * max(1, round(math.sqrt(count) / classes)) if 1 < classes <= min(count, 16) else None
+            pictures.save(pictures.grid(to_uint8(images, unit), columns, source.names(labels)), path)

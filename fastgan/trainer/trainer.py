@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 import signal
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from fastgan import __version__
+from fastgan.combinations import BATCH_NORMS
 from fastgan.config import Config
 from fastgan.data import make_feed, open_dataset
 from fastgan.data.order import Shard
@@ -33,12 +35,13 @@ from fastgan.train.graph import GraphedStep
 from fastgan.train.precision import choose
 from fastgan.train.step import GANStep
 from fastgan.trainer import checkpoint, distributed, plan_setup, process_checks, run_files
+from fastgan.trainer.callbacks import Callback, TensorBoard, started
 from fastgan.trainer.evaluate import open_metrics
 from fastgan.trainer.fetch_step import FetchStep
 from fastgan.trainer.grad_allreduce import GradAllreduce
 from fastgan.trainer.host import logger, signals
 from fastgan.trainer.lock import Lock
-from fastgan.trainer.log import RunLog
+from fastgan.trainer.log import RunLog, can_load
 from fastgan.trainer.loop import TrainingLoop
 from fastgan.trainer.run_pictures import RunPictures
 
@@ -46,10 +49,14 @@ from fastgan.trainer.run_pictures import RunPictures
 class Trainer:
     """`Trainer(config).fit()` trains in a new run folder; `Trainer.resume(folder).fit()` goes on in an old one.
 
+    Args:
+        config: what to train. lock: of the run folder, for a run that is resumed. callbacks: are called while it trains
+            (`fastgan.Callback`), after TensorBoard's, which is one.
+
     Raises `FastganError` for data, options or checkpoints that cannot be used.
     """
 
-    def __init__(self, config: Config, lock: Lock | None = None) -> None:
+    def __init__(self, config: Config, lock: Lock | None = None, *, callbacks: Sequence[Callback] = ()) -> None:
         self.config = config = run_files.absolute(config.validate())
         self.world = distributed.world()
         shard = Shard(self.world.rank, self.world.size)
@@ -61,6 +68,9 @@ class Trainer:
         if config.run.graph == "on" and self.device.type != "cuda":
             raise FastganError(f"--graph on: CUDA graphs need a CUDA device, this run is on {self.device}; expected "
                                "auto or off")
+        if config.train.penalised and config.model.architecture == "dcgan" and config.model.norm_d in BATCH_NORMS:
+            logger.warning(f"gradient penalty with --norm-d {config.model.norm_d}: it is of single images, which batch "
+                           "normalisation mixes; --norm-d none or spectral fit it better")
         torch.manual_seed(config.run.seed)
         data = config.data if lock is None else run_files.with_channels(config.data, lock.folder)
         self.dataset = distributed.local_first(lambda: open_dataset(data, config.run.seed))
@@ -88,6 +98,9 @@ class Trainer:
         self.pictures = RunPictures(config, self.dataset)
         self.lock = lock or _locked(distributed.on_rank_0(self._new_folder))
         self.folder = self.lock.folder
+        with_events = self.world.first and config.run.tensorboard
+        events = [TensorBoard()] if with_events and can_load("tensorboard", "tensorboard", "TensorBoard curves") else []
+        self.callbacks: list[Callback] = [*events, *callbacks] if self.world.first else []
         self.stop_signal = distributed.StopSignal()
         self.stopped_by: signal.Signals | None = None
 
@@ -111,17 +124,18 @@ class Trainer:
         return folder
 
     @classmethod
-    def launched(cls, config: Config) -> Trainer:
+    def launched(cls, config: Config, *, callbacks: Sequence[Callback] = ()) -> Trainer:
         """A new run; or, where `torchrun` has started its processes again after it lost one, the run that they began,
         from its last checkpoint."""
         folder = distributed.on_rank_0(distributed.run_folder)
         if folder is None:
-            return cls(config)
+            return cls(config, callbacks=callbacks)
         logger.info(f"started again: going on in {folder}")
-        return cls.resume(folder, config)
+        return cls.resume(folder, config, callbacks=callbacks)
 
     @classmethod
-    def resume(cls, folder: StrPath, config: Config | None = None) -> Trainer:
+    def resume(cls, folder: StrPath, config: Config | None = None, *,
+               callbacks: Sequence[Callback] = ()) -> Trainer:
         """The run in `folder` where its newest readable checkpoint left it; `config` may prolong it.
 
         One that was stopped before its first checkpoint begins again. Raises `FastganError` where another process
@@ -133,7 +147,7 @@ class Trainer:
         lock = _locked(folder)
         try:
             distributed.on_rank_0(lambda: remove_leftovers(folder))
-            trainer = cls(config or before, lock)
+            trainer = cls(config or before, lock, callbacks=callbacks)
             trainer._load_newest(run_files.read_resolved(folder))
         except BaseException:
             lock.release()
@@ -205,8 +219,8 @@ class Trainer:
         self.write_options()
         if self.step.steps == 0:
             distributed.on_rank_0(self._first_pictures)
-        log = RunLog(self.folder, self.step.steps, self.config.run.tensorboard) if self.world.first else None
-        with (closing(log) if log is not None else nullcontext(),
+        log = RunLog(self.folder, self.step.steps) if self.world.first else None
+        with (closing(log) if log is not None else nullcontext(), started(self.callbacks, self),
               tqdm(total=self.total, initial=self.step.steps, unit="step", dynamic_ncols=True, desc=self.folder.name,
                    disable=log is None) as bar, signals(self._stop)):
             TrainingLoop(self, log, bar).run()

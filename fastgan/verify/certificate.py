@@ -39,7 +39,8 @@ def certificate(preset: str = "digits", *, device: str = "auto", impl: str = "au
         "passed"; "machine", "engines", "rule", in words;
         "operations" and "steps": lists of {"what", "engine", "precision", "width" of narrowed networks or None,
         "passed", "error" in words or "", "worst", "quantities"}, the quantities being {"measure", "ours", "eager",
-        "allowed", "used"} by name: distances from float64 relative to the exact result, and used = ours / allowed;
+        "allowed", "by_kinks", "used"} by name: distances from float64 relative to the exact result, whether more is
+        allowed because of kinks and needed, and used = ours / allowed;
         "not_checked": lines, which count neither way.
 
     Raises `FastganError` for an engine or a device that is not there, and for numbers that cannot be.

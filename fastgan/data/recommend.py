@@ -1,0 +1,62 @@
+"""What training on a folder of one's own images should be like, by how many there are and how large.
+
+Rules of thumb: a discriminator that is shown few images needs augmentation and narrow networks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from fastgan.data.decode import open_image
+from fastgan.data.folder import find_images
+
+SURVEYED = 256  # files whose size is read, chosen at random
+FEW, MANY = 2_000, 20_000  # images: below, everything is augmented; from, nothing is
+SIDES = (128, 64, 32)
+SHOWN = 500_000  # images that the discriminator is shown on a GPU, a fifth of it on a CPU
+
+
+class Choice(NamedTuple):
+    """Options by field, and why they have these values."""
+
+    values: dict[str, Any]
+    why: str
+
+
+def recommend(folder: Path, on_gpu: bool) -> list[Choice]:
+    """Image size, width, augmentation, batch and length for the images below `folder`.
+
+    Raises `FastganError` where there are none.
+    """
+    paths, _ = find_images(folder)
+    count, side = len(paths), _shorter_side(paths)
+    sides = [one for one in SIDES if one <= max(side, 32) and (on_gpu or one <= 64)]
+    width = 64 if on_gpu and count >= FEW else 32
+    batch = max(2, min(64, count // 4))
+    names = "color,translation,cutout" if count < FEW else "translation,cutout" if count < MANY else ""
+    images = SHOWN if on_gpu else SHOWN // 5
+    return [
+        Choice({"image_size": str(sides[0])}, f"the shorter side of half of the images is {side:.0f} pixels or more"
+               + "; larger ones take hours on a CPU" * (not on_gpu and side > 64)),
+        Choice({"ngf": width, "ndf": width}, "wide, for many images on a GPU" if width == 64 else
+               "narrow, for few images" if on_gpu else "narrow, for a CPU"),
+        Choice({"augment": names}, f"{count:,} images are few: without it the discriminator learns them by heart"
+               if names else f"{count:,} images are enough without"),
+        Choice({"flip": True}, "doubles the images; give --no-flip where a mirrored one is wrong, as of letters"),
+        Choice({"ema": 0.999}, "pictures from the average of the last thousand generators are calmer"),
+        Choice({"batch": batch, "steps": images // batch}, f"the discriminator is shown {images:,} images, "
+               f"each about {images // count:,} times"),
+    ]
+
+
+def _shorter_side(paths: list[Path]) -> float:
+    """The median of the shorter sides in a random sample of the images, always the same; 64 where none is readable."""
+    sides = []
+    for path in random.Random(0).sample(paths, min(len(paths), SURVEYED)):
+        with contextlib.suppress(Exception), open_image(path) as image:  # damaged files are reported when decoded
+            sides.append(min(image.size))
+    return median(sides) if sides else 64

@@ -1,0 +1,90 @@
+"""What is called while a run trains: `Trainer(config, callbacks=[...])`.
+
+    class Print(fastgan.Callback):
+        def on_metrics(self, trainer, record):
+            print(record["step"], record.get("loss_g"))
+
+    fastgan.Trainer(config, callbacks=[Print()]).fit()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from fastgan.trainer.log import TAGS
+
+if TYPE_CHECKING:
+    from fastgan.trainer.trainer import Trainer
+
+
+class Callback:
+    """Methods that do nothing; override some. Of several processes, those of the first are called.
+
+    They may read the trainer (`config`, `folder`, `step`, `pretrained()`), but not change it. What they raise ends the
+    run.
+    """
+
+    def on_start(self, trainer: Trainer, step: int) -> None:
+        """Before the first step of this call of `fit`; `step` steps were made before, 0 in a new run."""
+
+    def on_metrics(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
+        """A new record of stats.jsonl: "step" and numbers by name, and "alerts", messages by name, where there are
+        any."""
+
+    def on_snapshot(self, trainer: Trainer, step: int, picture: Path) -> None:
+        """The picture of the fakes after `step` steps has been written."""
+
+    def on_checkpoint(self, trainer: Trainer, step: int, path: Path) -> None:
+        """The checkpoint of `step` has been written, and before it the generator in the run folder."""
+
+    def on_end(self, trainer: Trainer, step: int) -> None:
+        """After the last step, a signal or an error; `step` steps are made."""
+
+
+class TensorBoard(Callback):
+    """Writes TensorBoard events to the run folder; those of later steps are dropped when a run is resumed."""
+
+    def on_start(self, trainer: Trainer, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        self._events = SummaryWriter(str(trainer.folder), purge_step=step + 1)
+        if step == 0:
+            self._picture("generated", trainer.folder / "fakes_init.png", 0)
+            self._picture("real", trainer.folder / "reals.png", 0)
+
+    def on_metrics(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
+        for key, value in record.items():
+            if key in TAGS:
+                self._events.add_scalar(TAGS[key], value, record["step"])
+        for name, words in record.get("alerts", {}).items():
+            self._events.add_text(f"Alerts/{name}", words, record["step"])
+
+    def on_snapshot(self, trainer: Trainer, step: int, picture: Path) -> None:
+        self._picture("generated", picture, step)
+
+    def on_end(self, trainer: Trainer, step: int) -> None:
+        self._events.close()
+
+    def _picture(self, name: str, path: Path, step: int) -> None:
+        with Image.open(path) as image:
+            self._events.add_image(f"Samples/{name}", np.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+
+@contextmanager
+def started(callbacks: Sequence[Callback], trainer: Trainer) -> Iterator[None]:
+    """Start each callback; at the end of the block, end those that were started, the last one first."""
+    with ExitStack() as ends:
+        for callback in callbacks:
+            callback.on_start(trainer, trainer.step.steps)
+            ends.callback(_end, callback, trainer)
+        yield
+
+
+def _end(callback: Callback, trainer: Trainer) -> None:
+    callback.on_end(trainer, trainer.step.steps)

@@ -1,0 +1,71 @@
+"""Callbacks of a run: what is called when, with what, and that each start has its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastgan
+from fastgan.trainer import Trainer
+from fastgan.trainer.log import read_stats
+
+
+class Recorder(fastgan.Callback):
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.records: list[Mapping[str, Any]] = []
+
+    def on_start(self, trainer: Trainer, step: int) -> None:
+        assert (trainer.folder / "training_options.json").exists()
+        self.calls.append(("start", step))
+
+    def on_metrics(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
+        self.records.append(record)
+        self.calls.append(("metrics", record["step"]))
+
+    def on_snapshot(self, trainer: Trainer, step: int, picture: Path) -> None:
+        assert picture.stat().st_size > 0
+        self.calls.append(("snapshot", step))
+
+    def on_checkpoint(self, trainer: Trainer, step: int, path: Path) -> None:
+        assert path.exists() and (trainer.folder / "generator.safetensors").exists()
+        self.calls.append(("checkpoint", step))
+
+    def on_end(self, trainer: Trainer, step: int) -> None:
+        self.calls.append(("end", step))
+
+
+def test_order_of_calls_in_a_run_and_a_resumed_one(tiny):
+    recorder = Recorder()
+    folder = Trainer(tiny(steps=3, snap=2), callbacks=[recorder]).fit()
+    assert recorder.calls == [("start", 0), ("metrics", 1), ("metrics", 2), ("snapshot", 2), ("checkpoint", 2),
+                              ("metrics", 3), ("snapshot", 3), ("checkpoint", 3), ("end", 3)]
+    assert recorder.records == read_stats(folder / "stats.jsonl")
+    again = Recorder()
+    Trainer.resume(folder, tiny(steps=4, snap=2), callbacks=[again]).fit()
+    assert again.calls == [("start", 3), ("metrics", 4), ("snapshot", 4), ("checkpoint", 4), ("end", 4)]
+    finished = Recorder()
+    Trainer.resume(folder, tiny(steps=4, snap=2), callbacks=[finished]).fit()
+    assert finished.calls == [], "nothing is trained"
+
+
+def test_callbacks_that_were_started_are_ended_after_an_error(tiny):
+    class Failing(Recorder):
+        def on_metrics(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
+            raise ValueError("of the callback")
+
+    class NotStarting(Recorder):
+        def on_start(self, trainer: Trainer, step: int) -> None:
+            raise ValueError("at the start")
+
+    first, second = Recorder(), Failing()
+    with pytest.raises(ValueError, match="of the callback"):
+        Trainer(tiny(), callbacks=[first, second]).fit()
+    assert first.calls == [("start", 0), ("metrics", 1), ("end", 1)] and second.calls == [("start", 0), ("end", 1)]
+    first = Recorder()
+    with pytest.raises(ValueError, match="at the start"):
+        Trainer(tiny(), callbacks=[first, NotStarting()]).fit()
+    assert first.calls == [("start", 0), ("end", 0)]
