@@ -120,8 +120,8 @@ def test_corrections_do_not_cancel(beta, t):
 
 
 def finished(images: Tensor, metrics: dict[str, float], t: int, halted: float, skip: float, scaled: bool,
-             real_first: bool = True, kernels: StepKernels | None = None):
-    buffers = StaticBuffers(3, images[: len(images) // 2], None, real_first, images.dtype)
+             real_first: bool = True, kernels: StepKernels | None = None, labels: Tensor | None = None):
+    buffers = StaticBuffers(3, images[: len(images) // 2], labels, real_first, images.dtype)
     buffers.images.copy_(images)
     log = MetricsBuffer(4, CPU)
     state = torch.tensor(skip), torch.tensor(halted), torch.tensor(t)
@@ -179,6 +179,11 @@ def test_what_the_kernels_do_not_support_is_left_to_pytorch():
         p.grad = torch.ones(1)
     assert StepKernels("triton", CPU).update(torch.zeros(()), list(many), make_adam(many, 1e-3, TrainConfig()),
                                              torch.zeros(()), 0.0, casts, None) is None
+
+
+def test_diversity_within_classes_is_left_to_pytorch():
+    out, *_ = finished(torch.randn(8, 2), {"loss_d": 1.0}, 0, 0.0, 0.0, scaled=False, labels=torch.tensor([0, 1, 0, 1]))
+    assert out is None
 
 
 def test_a_kernel_that_fails_is_named_once_and_changes_nothing(monkeypatch):

@@ -75,11 +75,14 @@ class StepKernels:
 
     def finish(self, buffers: StaticBuffers, metrics: dict[str, Tensor], log: MetricsBuffer,
                state: tuple[Tensor, Tensor, Tensor], scaled: bool) -> dict[str, Tensor] | None:
-        """The metrics of a step with "diversity" and "finite", all of them written to `log`.
+        """The metrics of a step with "diversity" and "finite", all of them written to `log`; None with labels, where
+        diversity is that within classes.
 
         state: skip, halted and t. scaled: whether there is a loss scale.
         """
-        if not self.available or any(value.dtype != torch.float32 for value in metrics.values()):
+        if buffers.labels is not None or not self.available:
+            return None
+        if any(value.dtype != torch.float32 for value in metrics.values()):
             return None
         losses = [name for name in ("loss_d", "loss_g") if name in metrics]
         try:
