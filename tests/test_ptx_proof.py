@@ -40,6 +40,13 @@ def test_packed_comparisons_become_scalar_ones():
     assert lines[9] == "\tsetp.gt.bf16 %p3, %rs1, %rs2;"
 
 
+def test_tables_of_branches_become_branches():
+    table = "\t$L_brx_0: .branchtargets\n\t\t$L__BB0_2,\n\t\t$L__BB0_3;\n\tbrx.idx \t%r11, $L_brx_0;\n$L__BB0_2:\n"
+    lines = [line for line in simulator.lowered(f".reg .b32 %r<9>;\n{table}").splitlines() if line]
+    assert lines == ["\t.reg .pred %is_entry;", ".reg .b32 %r<9>;",
+                     "\tsetp.eq.u32 %is_entry, %r11, 0; @%is_entry bra $L__BB0_2; bra $L__BB0_3;", "$L__BB0_2:"]
+
+
 @pytest.mark.parametrize("line", ["setp.gt.and.bf16x2 %p1|%p2, %r3, %r4, %p5;", "setp.gt.bf16x2 %p1, %r3, %r4;"])
 def test_other_forms_are_left_for_the_simulator_to_refuse(line):
     text = f".reg .b32 %r<9>;\n\t{line}\n"
@@ -122,12 +129,12 @@ def test_operations_and_bytes_of_a_layer():
 
 
 def test_gates():
-    right = traffic.Row(0, "convolve", "3->5", "64x64x64", 1.0, 1.0, 1.0, 9.0, 0.2, 5.0, 1.0, 20.0)
+    right = traffic.Row(0, "convolve", "3->5", "64x64x64", 1.0, 1.0, 1.0, 9.0, 0.2, 3.0, 2.0, 1.0, 20.0)
     assert not list(traffic.excess(right))
     for key, value in [("mma_flops", 1.35), ("mma_flops", 0.9), ("load", 1.04), ("load", 0.96),
                        ("store", 1.04)]:
         assert len(list(traffic.excess(right._replace(**{key: value})))) == 1
-    assert not list(traffic.excess(right._replace(load=1.2, megabytes=0.01)))
+    assert not list(traffic.excess(right._replace(load=1.2, read=0.01)))
 
 
 def test_every_shipped_tile_is_tried_in_every_way():

@@ -1,7 +1,7 @@
 """Kernels in a PTX simulator (ptxsim): where it is, what it is asked to check, and what every launch left behind.
 
 Triton compiles a kernel as for a real launch; the simulator executes that PTX on the CPU, warp by warp, with bounds,
-poison and race checks. What it does not know it reports; `lowered` spells out the one instruction that it lacks.
+poison and race checks. What it does not know it reports; `lowered` spells out the two instructions that it lacks.
 """
 
 from __future__ import annotations
@@ -60,10 +60,33 @@ def find(folder: str | None) -> Any:
 _ONE = re.compile(r"^(?P<before>\s*(?:@!?%\w+\s+)?)setp\.(?P<compare>\w+)\.(?P<type>b?f16)x2\s+"
                   r"(?P<low>%\w+)\|(?P<high>%\w+),\s*(?P<left>%\w+),\s*(?P<right>%\w+);", re.MULTILINE)
 _HALVES = [f"%half_{side}_{half}" for side in ("left", "right") for half in ("low", "high")]
+_TABLE = re.compile(r"^\s*(?P<name>\$\w+):\s*\.branchtargets\s+(?P<labels>[^;]+);", re.MULTILINE)
+_JUMP = re.compile(r"^\s*brx\.idx\s+(?P<index>%\w+),\s*(?P<name>\$\w+);", re.MULTILINE)
 
 
 def lowered(ptx: str) -> str:
-    """The same kernel without `setp.CMP.bf16x2 %p|%q, %ra, %rb` and its twin of f16x2, which the simulator lacks.
+    """The same kernel without the two instructions that the simulator lacks."""
+    return _without_tables(_without_pairs(ptx))
+
+
+def _without_tables(ptx: str) -> str:
+    """`brx.idx %r, table`, which LLVM makes of comparisons of one number with constants, as a branch for each entry."""
+    tables = {table["name"]: re.findall(r"\$\w+", table["labels"]) for table in _TABLE.finditer(ptx)}
+    if not tables:
+        return ptx
+
+    def spell(jump: re.Match[str]) -> str:
+        *others, last = tables[jump["name"]]
+        tests = [f"setp.eq.u32 %is_entry, {jump['index']}, {entry}; @%is_entry bra {label};"
+                 for entry, label in enumerate(others)]
+        return "\t" + " ".join([*tests, f"bra {last};"])
+
+    text = _JUMP.sub(spell, _TABLE.sub("", ptx))
+    return re.sub(r"^\s*\.reg\s", "\t.reg .pred %is_entry;\n\\g<0>", text, count=1, flags=re.MULTILINE)
+
+
+def _without_pairs(ptx: str) -> str:
+    """The same kernel without `setp.CMP.bf16x2 %p|%q, %ra, %rb` and its twin of f16x2.
 
     LLVM narrows comparisons of extended 16-bit values to it from sm_90 on. By the PTX ISA %p compares the low halves
     and %q the high ones, so it stands for

@@ -44,7 +44,8 @@ class Row(NamedTuple):
     store: float
     l2: float
     conflicts: float
-    megabytes: float
+    read: float  # MB
+    written: float
     million_instructions: float
     instructions_per_mma: float
 
@@ -60,7 +61,7 @@ def row(index: int, launch: Launch) -> Row:
                _over(result["mma_flops"], flops), _over(sectors["load_sectors_unique"], read),
                _over(sectors["store_sectors_unique"], written),
                _over(sectors["load_sectors_cta"] + sectors["store_sectors_cta"], read + written),
-               _over(result["shared_conflicts"], result["shared_wavefronts"]), (read + written) / 1e6,
+               _over(result["shared_conflicts"], result["shared_wavefronts"]), read / 1e6, written / 1e6,
                result["warp_instructions"] / 1e6, _over(result["warp_instructions"], result["mma_count"]))
 
 
@@ -72,10 +73,9 @@ def excess(row: Row) -> Iterator[str]:
     """The gates that a launch does not pass."""
     if row.mma_flops > MOST_FLOPS or 0 < row.mma_flops < 1:
         yield f"tensor cores compute {row.mma_flops:.2f} x the layer"
-    if row.megabytes * 1e6 > SMALL:
-        for what in ("load", "store"):
-            if abs(getattr(row, what) - 1) > NEAR:
-                yield f"{what}s touch {getattr(row, what):.2f} x the tensors' bytes"
+    for what, ratio, megabytes in (("load", row.load, row.read), ("store", row.store, row.written)):
+        if megabytes * 1e6 > SMALL and abs(ratio - 1) > NEAR:
+            yield f"{what}s touch {ratio:.2f} x the tensors' bytes"
 
 
 def measure(ptxsim: Any) -> list[Row]:
@@ -108,5 +108,5 @@ def prove(ptxsim: Any, out: Path) -> list[str]:
         kinds.setdefault((one.kernel, one.layer, one.tile), []).append(one)
     for (kernel, layer, tile), (one, *others) in kinds.items():
         print(f"{1 + len(others):2} {kernel:13} {layer:58} {tile:12} {one.mma_flops:5.2f} {one.load:5.2f} "
-              f"{one.store:5.2f} {one.l2:6.2f} {one.conflicts:5.2f} {one.megabytes:6.2f}")
+              f"{one.store:5.2f} {one.l2:6.2f} {one.conflicts:5.2f} {one.read + one.written:6.2f}")
     return [f"traffic: {one.kernel} {one.layer}, tile {one.tile}: {words}" for one in rows for words in excess(one)]
