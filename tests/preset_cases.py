@@ -188,7 +188,8 @@ def run_fastgan(name: str, steps: int, **changes: Any) -> dict[str, Tensor]:
     step, noise = new_step(name, **changes), latents(name, config)
     step.draw = lambda real: next(noise)
     for batch in batches(name, steps):
-        step(to_model_range(batch, flip=config.data.flip, unit_range=config.data.unit_range, dtype=torch.float64))
+        # not mirrored at random, which no document does
+        step(to_model_range(batch, flip=False, unit_range=config.data.unit_range, dtype=torch.float64))
     return variables(name, step)
 
 
