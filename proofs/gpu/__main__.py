@@ -7,7 +7,7 @@
 
 Needs PyTorch, and installs nothing; nvcc, pybind11, ninja, ncu and compute-sanitizer are used where they are. Each job
 of a part is a process: one that crashes, hangs or loses the device costs what it was doing, the second time all that it
-had left to do. Each row is on the disk as soon as it is known, and a second later in the tar.
+had left to do. Each row is written to disk when it is measured, and to the tar within a second.
 
 The exit code is 0, 1 when anything was wrong, failed, crashed or hung, or 2 for arguments that cannot be used.
 """
