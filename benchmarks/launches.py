@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from typing import Any
 
 OUTPUTS = {"convolve_kernel": ("y", "mask", "partials", "blocks", "result"), "wgrad_kernel": ("gw",),
-           "convolve_tma_kernel": ("y", "mask", "partials", "blocks", "result"), "wgrad_tma_kernel": ("gw",),
+           "convolve_tma_kernel": ("y", "mask", "partials", "blocks", "result"), "wgrad_tma_kernel": ("gw", "partials"),
            "bn_statistics_kernel": ("partials", "blocks", "result"),
            "bn_act_forward_kernel": ("a", "stats", "running_mean", "running_var", "tracked"),
-           "bn_backward_sums_kernel": ("partials", "blocks", "result"), "bn_backward_apply_kernel": ("g",),
-           "act_backward_kernel": ("g",), "sum_kernel": ("out",),
+           "bn_backward_sums_kernel": ("partials", "blocks", "result", "of_all"), "bn_backward_apply_kernel": ("g",),
+           "act_backward_kernel": ("g",), "sum_kernel": ("out",), "copy_unless_kernel": ("targets",),
            "logistic_kernel": ("gradient", "loss", "probability"), "gradient_norm_kernel": ("partials", "result"),
            "adam_kernel": ("parameters", "first", "second", "copies", "averages", "counts", "average_updates"),
            "finish_step_kernel": ("partials", "out", "halted", "t", "rows")}

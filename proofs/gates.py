@@ -61,6 +61,7 @@ LIMITS = (  # the first that fits
     Limit("convolve fold", "128x16", {80: 1.6, 90: 3.3, 100: 6.0}, "to an image: a product of 16 columns"),
     Limit("convolve run", "", {80: 1.75, 90: 3.1, 100: 6.5}, "from an image: rows of 3 channels; memory is slower"),
     Limit("wgrad run", "", {80: 1.9, 90: 3.8, 100: 8.1}, "of an image: rows of 3 channels; memory is slower"),
+    Limit("wgrad run derivative", "", {80: 2.75, 90: 5.3, 100: 8.3}, "of an image, times act': still less than memory"),
     Limit("wgrad", "16x64", {80: 2.5, 90: 5.1, 100: 9.1}, "of the layer to 1 logit: one of 16 rows is used"),
     Limit("wgrad", "128x128", {100: 1.4}, "z -> 4x4 on pointers, which channels of 200 bytes need"),
     Limit("wgrad tf32", "64x64", {80: 1.5, 90: 1.45, 100: 3.0}, "float32 is turned 4 bytes at a time"),
@@ -149,7 +150,7 @@ def failures(binary: Binary, *, strict: bool = False) -> list[str]:
 
 def form(job: Job) -> str:
     """The kernel of a GEMM with its form: "convolve_tma", "wgrad run"."""
-    words = [word.lower() for word in ("RUN", "FOLD", "NARROW") if job.given.get(word)]
+    words = [word.lower() for word in ("RUN", "FOLD", "NARROW", "derivative") if job.given.get(word)]
     return " ".join([job.kernel.removesuffix("_kernel"), *words])
 
 

@@ -28,8 +28,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 FRAMES = {"triton": 6, "native": 6}  # from a module's forward, or autograd's backward, to a launch
 LAUNCHES = {"convolve_kernel": 28, "bn_act_forward_kernel": 10, "wgrad_kernel": 10, "bn_backward_sums_kernel": 10,
-            "bn_backward_apply_kernel": 10, "act_backward_kernel": 3, "logistic_kernel": 2, "gradient_norm_kernel": 2,
-            "adam_kernel": 2, "finish_step_kernel": 1}
+            "bn_backward_apply_kernel": 10, "act_backward_kernel": 2, "logistic_kernel": 2, "gradient_norm_kernel": 2,
+            "adam_kernel": 2, "finish_step_kernel": 1, "copy_unless_kernel": 1}
 HOST = 2.2  # x eager PyTorch's time for three tiny blocks; 1.6 on a quiet machine
 
 
@@ -69,7 +69,7 @@ def test_frames_to_a_launch(impl, monkeypatch):
     assert len(depths) >= 5 and max(depths.values()) <= FRAMES[impl], depths
 
 
-@pytest.mark.parametrize(("precision", "sums"), [("bf16", 9), ("tf32", 7)])
+@pytest.mark.parametrize(("precision", "sums"), [("bf16", 5), ("tf32", 5)])
 def test_launches_of_a_step(precision, sums):
     """Of dcgan-64, forward and backward, with D on real and fake images together."""
     launches = record(training_step(presets.get("dcgan-64"), 128, precision), 90)

@@ -28,14 +28,17 @@ def case_of(transposed: bool, *, batch: int = 4, side: int = 4, ci: int = 64, co
 
 
 @each_kind
-@pytest.mark.parametrize("precision", ["fp16", "tf32"])
-def test_block(precision, transposed, seen, monkeypatch):  # noqa: F811
+@pytest.mark.parametrize(("precision", "summed"), [("fp16", "in the launch"), ("tf32", "after it")])
+def test_block(precision, summed, transposed, seen, monkeypatch):  # noqa: F811
     """Two statistic groups, boxes of two images, two blocks of channels each way, a weight gradient in parts."""
     monkeypatch.setattr(gemm_descriptor, "programs", lambda arch: 1000)
+    if summed == "after it":
+        monkeypatch.setattr(gemm_descriptor, "_TOGETHER", 1)
     with tiles.using(**TMA), products("tf32" if precision == "tf32" else "fp32"):
         judge_block("triton", case_of(transposed, batch=8), transposed, "leaky_relu", PRECISIONS[precision].dtype)
     assert {launched for launched, _, _ in seen} >= KERNELS
     assert max(grid[2] for launched, grid, _ in seen if launched == "wgrad_tma_kernel") == 2
+    assert any(launched == "sum_kernel" for launched, _, _ in seen) == (summed == "after it")
 
 
 @each_kind

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from fastgan import ops
-from fastgan.ops.triton import gemm_descriptor, gemm_pointer, launch, normalize, reduce, wgrad_pointer
+from fastgan.ops import reference
+from fastgan.ops.library import OPERATORS
+from fastgan.ops.specs import Activation, ConvSpec
+from fastgan.ops.triton import gemm_descriptor, gemm_pointer, launch, normalize, passes, reduce, wgrad_pointer
 from tests.test_ops import each_kind
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -113,6 +116,33 @@ def test_only_the_kernels_that_are_needed(needs, expected, transposed, monkeypat
     counting.names.pop("sum_kernel", None)  # a split weight gradient
     assert counting.names == expected
     assert all((given[name].grad is not None) == (name in needs) for name in NAMES)
+
+
+@pytest.mark.parametrize(("activation", "inplace"), [("relu", False), ("tanh", False), ("leaky_relu", True),
+                                                     ("leaky_relu", False)], ids=["relu", "tanh", "a", "mask"])
+def test_activation_within_the_weight_gradient_of_an_image(activation, inplace, monkeypatch):
+    """The bits of two launches, in one."""
+    tensors = draw(False)
+    x, weight = tensors["x"].to(memory_format=torch.channels_last), tensors["weight"]
+    conv, act = ConvSpec((2, 2), (1, 1)), Activation(activation, 0.2, inplace)
+    a, mask = OPERATORS["triton"].conv_act_forward(x, weight, None, conv, act)
+    ga, saved = torch.randn_like(a), mask if mask.numel() else a
+    counting = Counting(monkeypatch)
+    found = OPERATORS["triton"].wgrad(ga, x, weight, conv, saved, act)
+    assert set(counting.names) <= {"wgrad_kernel", "sum_kernel"}
+    assert torch.equal(found, OPERATORS["triton"].wgrad(passes.act_backward(ga, saved, act), x, weight, conv))
+    expected = reference.wgrad(*(t.double() for t in (ga, x, weight)), conv, saved if mask.numel() else saved.double(),
+                               act)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("needs", [("weight",), ("weight", "x"), ("weight", "bias")], ids="-".join)
+def test_where_the_activation_is_within_the_weight_gradient(needs, monkeypatch):
+    given = {name: t.requires_grad_(name in needs) for name, t in draw(False).items() if name in NAMES[:3]}
+    loss = block(given, False, "triton").sum()
+    counting = Counting(monkeypatch)
+    loss.backward()
+    assert counting.names["act_backward_kernel"] == (needs != ("weight",)) and counting.names["wgrad_kernel"] == 1
 
 
 def test_no_gradient_no_backward(impl):

@@ -332,7 +332,7 @@ def test_passes(activation, groups, engine):
         found |= dict(zip(("running mean", "running var", "tracked"), running, strict=True))
         ga = torch.randn(y.shape, generator=torch.Generator().manual_seed(2))
         of_bn = ga, y, found["stats"], gamma, beta
-        found["sums"] = kernels.bn_backward_sums(*of_bn, act)
+        found["sums"], found["sums over groups"] = kernels.bn_backward_sums(*of_bn, act)
         found["g"] = kernels.bn_backward_apply(*of_bn, found["sums"], count, act)
         found["g of running statistics"] = kernels.bn_backward_apply(*of_bn, None, 1, act)
         found["a without norm"], mask = kernels.conv_act_forward(x, weight, bias, conv, act)
@@ -362,7 +362,10 @@ def test_operators(engine):
         ("bn_act_forward", y, None, None, None, vector.clone(), vector.clone(), None, 1, False, None, 1e-5, 1, *act),
         ("bn_backward_sums", y.clone(), y, stats, vector, vector, *act),
         ("bn_backward_apply", y.clone(), y, stats, vector, None, stats, 5, *act),
-        ("act_backward", y.clone(), y, *act), ("dgrad", g, y, weight, *conv), ("wgrad", g, y, weight, *conv),
+        ("bn_backward_sums", y.clone(), y, stats.repeat(1, 2, 1), vector, vector, *act),
+        ("act_backward", y.clone(), y, *act), ("dgrad", g, y, weight, *conv),
+        ("wgrad", g, y, weight, *conv, None, "none", 0.0, False),
+        *[("wgrad", g, y, weight, *conv, g.clone(), *act)] * (engine == "triton"),
     ]:
         operator = getattr(torch.ops.fastgan, name).default
         torch.library.opcheck(operator, (engine, *given), test_utils=["test_schema", "test_faketensor"])

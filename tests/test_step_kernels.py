@@ -186,6 +186,25 @@ def test_diversity_within_classes_is_left_to_pytorch():
     assert out is None
 
 
+def layout(shape: tuple[int, ...], last: bool) -> Tensor:
+    return torch.randn(shape).to(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+@pytest.mark.parametrize("last", [True, False], ids=["channels_last", "contiguous"])  # else it is copied before
+@pytest.mark.parametrize("halted", [0.0, 1.0])
+def test_inputs(halted, last):
+    """One launch fills buffers of several dtypes and sizes, half of a tensor among them; none once the step halts."""
+    noise, images, labels = torch.randn(6, 700), layout((6, 3, 5, 7), last), torch.arange(6)
+    both = torch.zeros(12, 3, 5, 7, dtype=torch.float16).to(memory_format=torch.channels_last)
+    targets = [torch.zeros(6, 700), both[6:], torch.full((6,), -1)]
+    before = [target.clone() for target in targets]
+    sources = [noise, images, labels]
+    StepKernels("triton", CPU).copy_unless(torch.tensor(halted), list(zip(sources, targets, strict=True)))
+    for target, source, old in zip(targets, sources, before, strict=True):
+        assert torch.equal(target, old if halted else source.to(target.dtype))
+    assert not both[:6].any()
+
+
 def test_a_kernel_that_fails_is_named_once_and_changes_nothing(monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise KernelError("adam_kernel: no")
@@ -196,7 +215,7 @@ def test_a_kernel_that_fails_is_named_once_and_changes_nothing(monkeypatch):
     kernels = StepKernels("triton", CPU)
     for module in (update, finish):
         monkeypatch.setattr(module, "launch", fail)
-    with pytest.warns(UserWarning, match="adam_kernel: no; updates go on with PyTorch's operators"):
+    with pytest.warns(UserWarning, match="adam_kernel: no; the step goes on with PyTorch's operators"):
         assert descend(kernels, network, adam, ema, casts, gradients(network.used(), 0)) is None
     assert all(map(torch.equal, tensors, before)) and not kernels.available
     out, *_ = finished(torch.randn(4, 2), {"loss_d": 1.0}, 0, 0.0, 0.0, scaled=False, kernels=kernels)

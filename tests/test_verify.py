@@ -144,10 +144,10 @@ def one_percent(right: Callable[..., Tensor], *arguments: Any) -> Tensor:
     return 1.01 * right(*arguments)
 
 
-def dropped(right: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    sums = right(*arguments)
-    sums[0] = 0  # beta's gradient
-    return sums
+def dropped(right: Callable[..., tuple[Tensor, Tensor]], *arguments: Any) -> tuple[Tensor, Tensor]:
+    sums, of_all = right(*arguments)
+    sums[0] = of_all[:1] = 0  # beta's gradient
+    return sums, of_all
 
 
 def one_value(value: float) -> Callable[..., Tensor]:

@@ -100,8 +100,8 @@ class _ConvBNAct(torch.autograd.Function):
         kernels, trains, sums = library.passes_of(engine, ga, weight), norm.batch_statistics, None
         gx = gweight = gbias = ggamma = gbeta = None
         if trains or needs_bias or needs_gamma or needs_beta:
-            sums = kernels.bn_backward_sums(ga, y, stats, gamma, beta, activation)
-            gbeta, ggamma = sums[:, 0] if sums.shape[1] == 1 else sums.sum(1)
+            sums, of_all = kernels.bn_backward_sums(ga, y, stats, gamma, beta, activation)
+            gbeta, ggamma = of_all if of_all.numel() else sums[:, 0]
             if needs_bias:  # the mean takes a constant away again: with statistics of the batch, there is no gradient
                 gbias = torch.zeros_like(gbeta) if trains else gbeta * stats[1, 0] * (1 if gamma is None else gamma)
         if needs_x or needs_weight:
@@ -147,8 +147,11 @@ class _ConvAct(torch.autograd.Function):
             a, mask = reference.conv_act_forward(x, *_narrow(x, weight, bias), conv, activation)
             saved = mask if mask.numel() else a
         kernels = library.passes_of(engine, ga, weight)
-        g = ga if activation.name == "none" else kernels.act_backward(ga, saved, activation)
-        gx, gweight = _conv_backward(g, x, weight, conv, needs_x, needs_weight, kernels)
+        loads = (activation.name != "none" and not needs_x and not needs_bias
+                 and library.loads_activation(engine, x, weight, conv))
+        g = ga if loads or activation.name == "none" else kernels.act_backward(ga, saved, activation)
+        loaded = (saved, activation) if loads else ()
+        gx, gweight = _conv_backward(g, x, weight, conv, needs_x, needs_weight, kernels, *loaded)
         gbias = g.sum((0, 2, 3), dtype=statistics_dtype(g.dtype)) if needs_bias else None
         return gx, gweight, _like(gbias, bias, needs_bias), None, None, None
 
@@ -240,10 +243,11 @@ def _narrow(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Ten
 
 
 def _conv_backward(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, needs_x: bool, needs_weight: bool,
-                   kernels: Any) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of x and of weight, the latter in weight's dtype and strides."""
+                   kernels: Any, *loaded: Any) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of x and of weight, the latter in weight's dtype and strides. loaded: saved and the activation where
+    `wgrad` multiplies g by act'."""
     gx = kernels.dgrad(g, x, _narrow(x, weight, None)[0], conv) if needs_x else None
-    gweight = kernels.wgrad(g, x, weight, conv) if needs_weight else None
+    gweight = kernels.wgrad(g, x, weight, conv, *loaded) if needs_weight else None
     if gweight is not None and gweight.stride() != weight.stride():
         # a fused optimizer walks through memory and takes equal strides for granted
         gweight = torch.empty_like(weight).copy_(gweight)

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan.ops import dispatch, reference
+from fastgan.ops import dispatch, reference, tuning
 from fastgan.ops.layout import empty
-from fastgan.ops.specs import Activation, ConvSpec, NormSpec, RunningStats
+from fastgan.ops.specs import FEW_CHANNELS, IDENTITY, Activation, ConvSpec, NormSpec, RunningStats
 from fastgan.ops.torch_ops import statistics_dtype
+from fastgan.ops.tuning import problem
 
 _CONV = "int[2] stride, int[2] padding, int[2] output_padding, bool transposed"
 _ACT = "str activation, float negative_slope, bool inplace"
@@ -28,11 +29,11 @@ SCHEMAS = {
     "bn_act_forward": "(str engine, Tensor y, Tensor? statistics, Tensor? gamma, Tensor? beta, Tensor(a!)? "
                       "running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, SymInt count, "
                       f"{_NORM}, {_ACT}) -> (Tensor, Tensor)",
-    "bn_backward_sums": f"(str engine, {_OF_BN}, {_ACT}) -> Tensor",
+    "bn_backward_sums": f"(str engine, {_OF_BN}, {_ACT}) -> (Tensor, Tensor)",
     "bn_backward_apply": f"(str engine, {_OF_BN}, Tensor? sums, SymInt count, {_ACT}) -> Tensor",
     "act_backward": f"(str engine, Tensor ga, Tensor saved, {_ACT}) -> Tensor",
     "dgrad": f"(str engine, Tensor g, Tensor x, Tensor weight, {_CONV}) -> Tensor",
-    "wgrad": f"(str engine, Tensor g, Tensor x, Tensor weight, {_CONV}) -> Tensor",
+    "wgrad": f"(str engine, Tensor g, Tensor x, Tensor weight, {_CONV}, Tensor? saved, {_ACT}) -> Tensor",
     "logistic_loss": "(str engine, Tensor logits, float[] targets) -> (Tensor, Tensor, Tensor)",
 }
 
@@ -57,7 +58,7 @@ class Operators:
         return _ops.bn_act_forward(self.engine, y, statistics, gamma, beta, *running, count, *norm, *activation)
 
     def bn_backward_sums(self, ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
-                         activation: Activation) -> Tensor:
+                         activation: Activation) -> tuple[Tensor, Tensor]:
         return _ops.bn_backward_sums(self.engine, ga, y, stats, gamma, beta, *activation)
 
     def bn_backward_apply(self, ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
@@ -70,8 +71,9 @@ class Operators:
     def dgrad(self, g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
         return _ops.dgrad(self.engine, g, x, weight, *conv)
 
-    def wgrad(self, g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
-        return _ops.wgrad(self.engine, g, x, weight, *conv)
+    def wgrad(self, g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, saved: Tensor | None = None,
+              activation: Activation = IDENTITY) -> Tensor:
+        return _ops.wgrad(self.engine, g, x, weight, *conv, saved, *activation)
 
     def logistic_loss(self, logits: Tensor, targets: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
         return _ops.logistic_loss(self.engine, logits, targets)
@@ -104,6 +106,16 @@ def takes_statistics(engine: str, device: torch.device) -> bool:
     return engine == "triton" or (engine == "plan" and device.type == "cuda")
 
 
+def loads_activation(engine: str, x: Tensor, weight: Tensor, conv: ConvSpec) -> bool:
+    """Whether an engine's `wgrad` multiplies by act' as it loads ga. Triton's does for the convolution of an image,
+    where it loads each element once."""
+    if conv.transposed or weight.shape[1] >= FEW_CHANNELS:
+        return False
+    if engine == "plan" and x.is_cuda and type(x) in _PLAIN and not torch.compiler.is_compiling():
+        engine = tuning.current().choose(problem.OF["wgrad"](x, x, weight, conv)).partition("/")[0]
+    return engine == "triton"
+
+
 def _conv(stride: list[int], padding: list[int], output_padding: list[int], transposed: bool) -> ConvSpec:
     return ConvSpec((stride[0], stride[1]), (padding[0], padding[1]), (output_padding[0], output_padding[1]),
                     transposed)
@@ -127,8 +139,13 @@ def _of_bn(name: str) -> Callable[..., Any]:
     return lambda engine, *given: dispatch.run(engine, name, *given[:-3], Activation(*given[-3:]))
 
 
-def _of_conv(name: str) -> Callable[..., Any]:
-    return lambda engine, *given: dispatch.run(engine, name, *given[:3], _conv(*given[3:]))
+def _dgrad(engine: str, g: Tensor, x: Tensor, weight: Tensor, *conv: Any) -> Any:
+    return dispatch.run(engine, "dgrad", g, x, weight, _conv(*conv))
+
+
+def _wgrad(engine: str, g: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> Any:
+    loaded = () if rest[4] is None else (rest[4], Activation(*rest[5:]))
+    return dispatch.run(engine, "wgrad", g, x, weight, _conv(*rest[:4]), *loaded)
 
 
 def _logistic_loss(engine: str, logits: Tensor, targets: list[float]) -> Any:
@@ -169,12 +186,12 @@ def _bn_act_forward_fake(engine: str, y: Tensor, *rest: Any) -> tuple[Tensor, Te
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {  # `benchmarks.counters` opens operators with these
     "conv_forward": _conv_forward, "conv_act_forward": _conv_act_forward, "bn_act_forward": _bn_act_forward,
     "bn_backward_sums": _of_bn("bn_backward_sums"), "bn_backward_apply": _of_bn("bn_backward_apply"),
-    "act_backward": _of_bn("act_backward"), "dgrad": _of_conv("dgrad"), "wgrad": _of_conv("wgrad"),
+    "act_backward": _of_bn("act_backward"), "dgrad": _dgrad, "wgrad": _wgrad,
     "logistic_loss": _logistic_loss}
 _FAKES: dict[str, Callable[..., Any]] = {
     "conv_forward": _conv_forward_fake, "conv_act_forward": _conv_act_forward_fake,
     "bn_act_forward": _bn_act_forward_fake,
-    "bn_backward_sums": lambda engine, ga, y, stats, *_: torch.empty_like(stats),
+    "bn_backward_sums": lambda engine, ga, y, stats, *_: (torch.empty_like(stats), reference.over_groups(stats)),
     "bn_backward_apply": lambda engine, ga, *_: empty(ga, *ga.shape),
     "act_backward": lambda engine, ga, *_: empty(ga, *ga.shape),
     "dgrad": lambda engine, g, x, *_: empty(x, *x.shape),

@@ -3,7 +3,7 @@
     conv_forward       y = conv(x, weight) + bias, and its mean and variance where they are asked for
     conv_act_forward   a = act(y), without batch normalization
     bn_act_forward     a = act(z),  z = gamma * xhat + beta,  xhat = (y - mean) * rstd
-    bn_backward_sums   sum gz and sum gz * xhat [2, G, C],  gz = ga * act'(z)
+    bn_backward_sums   sum gz and sum gz * xhat [2, G, C],  gz = ga * act'(z); over all groups [2, C], or (0,) of one
     bn_backward_apply  g = gamma * rstd * (gz - (sum gz + xhat * sum gz * xhat) / M)
     act_backward       g = ga * act'(z), without batch normalization
     dgrad, wgrad       gradients of x and of weight from g
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fastgan.ops import torch_ops
 from fastgan.ops.casts import cast
-from fastgan.ops.specs import Activation, ConvSpec, NormSpec, RunningStats
+from fastgan.ops.specs import IDENTITY, Activation, ConvSpec, NormSpec, RunningStats
 from fastgan.ops.torch_ops import (
     activate,
     convolve,
@@ -86,10 +86,16 @@ def batch_stats(y: Tensor, statistics: Tensor | None, running: RunningStats, cou
 
 
 def bn_backward_sums(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
-                     activation: Activation) -> Tensor:
-    """[2, G, C]: over the elements of each group."""
+                     activation: Activation) -> tuple[Tensor, Tensor]:
+    """Sums [2, G, C] over the elements of each group, and [2, C] over all of them, or (0,) of one group."""
     gz, xhat = _gz_and_xhat(ga, y, stats, gamma, beta, activation)
-    return torch.stack([part.unflatten(0, (stats.shape[1], -1)).sum((1, 3, 4)) for part in (gz, gz * xhat)])
+    sums = torch.stack([part.unflatten(0, (stats.shape[1], -1)).sum((1, 3, 4)) for part in (gz, gz * xhat)])
+    return sums, over_groups(sums)
+
+
+def over_groups(sums: Tensor) -> Tensor:
+    """[2, C] of [2, G, C]; (0,) where there is one group."""
+    return sums.sum(1) if sums.shape[1] > 1 else sums.new_empty(0)
 
 
 def bn_backward_apply(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
@@ -117,8 +123,11 @@ def dgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
     return convolve_backward(g, x, weight, conv, needs_x=True)[0]
 
 
-def wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
-    """Gradient of weight, in its dtype; only its shape, dtype and layout are read."""
+def wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, saved: Tensor | None = None,
+          activation: Activation = IDENTITY) -> Tensor:
+    """Gradient of weight, in its dtype; only its shape, dtype and layout are read. saved: g is ga, and `act_backward`
+    comes first."""
+    g = g if saved is None else act_backward(g, saved, activation)
     return convolve_backward(g, x, cast(weight, x.dtype), conv, needs_weight=True)[1].to(weight.dtype)
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 ACTIVATIONS = ("none", "relu", "leaky_relu", "tanh")
+FEW_CHANNELS = 16  # fewer than these are those of an image, which kernels compute in ways of their own
 
 
 class ConvSpec(NamedTuple):
@@ -61,12 +62,15 @@ class Activation(NamedTuple):
         return self.name == "leaky_relu" and not self.inplace
 
 
+IDENTITY = Activation()
+
+
 class BlockSpec(NamedTuple):
     """A block without its tensors; norm is None without batch normalization."""
 
     conv: ConvSpec
     norm: NormSpec | None = None
-    activation: Activation = Activation()
+    activation: Activation = IDENTITY
 
 
 class BlockTensors(NamedTuple):

@@ -1,6 +1,6 @@
-"""Updates by Adam, and the end of a step, as operators of `torch.library`: a dispatch mode sees what they change.
+"""Inputs, updates by Adam and the end of a step as operators of `torch.library`: a dispatch mode sees what they change.
 
-Triton alone computes them; `fastgan/ops/triton/update.py` and `finish.py` describe the arguments.
+Triton alone computes them; `update.py`, `inputs.py` and `finish.py` in `fastgan/ops/triton` describe the arguments.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 SCHEMAS = {
+    "copy_unless": "(Tensor halted, Tensor[] sources, Tensor(a!)[] targets) -> ()",
     "gradient_norm": "(Tensor[] grads, Tensor loss, Tensor skip, float clip) -> Tensor",
     # copied: the parameters that have a 16-bit copy, by number; averages: none, or one for each
     "adam": "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] first, Tensor(c!)[] second, Tensor(d!) counts, "
@@ -20,6 +21,12 @@ SCHEMAS = {
     "finish_step": "(Tensor images, Tensor[] metrics, Tensor skip, Tensor(a!) halted, Tensor(b!) t, Tensor(c!) rows, "
                    "int losses, bool scaled, bool real_first) -> Tensor",
 }
+
+
+def _copy_unless(halted: Tensor, sources: list[Tensor], targets: list[Tensor]) -> None:
+    from fastgan.ops.triton import inputs
+
+    inputs.copy_unless(halted, sources, targets)
 
 
 def _gradient_norm(grads: list[Tensor], loss: Tensor, skip: Tensor, clip: float) -> Tensor:
@@ -49,8 +56,9 @@ def _finish_step(images: Tensor, metrics: list[Tensor], skip: Tensor, halted: Te
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
-    "gradient_norm": _gradient_norm, "adam": _adam, "finish_step": _finish_step}
+    "copy_unless": _copy_unless, "gradient_norm": _gradient_norm, "adam": _adam, "finish_step": _finish_step}
 _FAKES: dict[str, Callable[..., Any]] = {
+    "copy_unless": lambda *_: None,
     "gradient_norm": lambda grads, *_: grads[0].new_empty(3), "adam": lambda *_: None,
     "finish_step": lambda images, metrics, skip, halted, t, rows, *_: rows.new_empty(2)}
 
@@ -59,6 +67,7 @@ for _name, _schema in SCHEMAS.items():
     _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(_name, IMPLEMENTATIONS[_name], "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastgan::{_name}", _FAKES[_name], lib=_library)
+copy_unless: Callable[..., None] = torch.ops.fastgan.copy_unless
 gradient_norm: Callable[..., Tensor] = torch.ops.fastgan.gradient_norm
 adam: Callable[..., None] = torch.ops.fastgan.adam
 finish_step: Callable[..., Tensor] = torch.ops.fastgan.finish_step

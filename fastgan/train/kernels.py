@@ -1,4 +1,5 @@
-"""Updates, and the end of a step, in Triton's kernels: two launches to update a network, and one that ends the step.
+"""What a step does beside its networks, in Triton's kernels: a launch that fills its buffers, two that update a
+network, and one that ends the step.
 
 `GANStep` calls them where Triton computes its networks. Where they do not support something (float64, another
 optimizer, many parameters), or fail, they return None, and PyTorch's operators compute the same.
@@ -44,6 +45,19 @@ class StepKernels:
         engine = engines.named(self._impl, self._device, torch.float32)
         chosen = engine == "triton" or (engine == "plan" and self._device.type == "cuda")
         return chosen and not self._failed and not engines.why_not("triton", self._device)
+
+    def copy_unless(self, halted: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        """Copy the sources of (source, target) to their targets, in their dtypes, unless `halted` () holds 1."""
+        if self.available and halted.dtype == torch.float32:
+            sources = [source if source.stride() == target.stride()
+                       else torch.empty_like(target, dtype=source.dtype).copy_(source) for source, target in pairs]
+            try:
+                return updates.copy_unless(halted, sources, [target for _, target in pairs])
+            except KernelError as error:
+                self._give_up(error)
+        stays = halted > 0
+        for source, target in pairs:
+            torch.where(stays, target, source.to(target.dtype), out=target)
 
     def update(self, loss: Tensor, params: list[Tensor], optimizer: Any, skip: Tensor, clip: float,
                casts: Casts | None, ema: EMA | None) -> Update | None:
@@ -96,4 +110,4 @@ class StepKernels:
     def _give_up(self, error: KernelError) -> None:
         dispatch.raise_if_lost()
         self._failed = True
-        warnings.warn(f"fastgan: {error}; updates go on with PyTorch's operators", stacklevel=2)
+        warnings.warn(f"fastgan: {error}; the step goes on with PyTorch's operators", stacklevel=2)

@@ -83,8 +83,3 @@ class StaticBuffers:
     def tensors(self) -> list[Tensor]:
         """All buffers."""
         return [self.z, self.z_fresh, self.images, *([] if self.labels is None else [self.labels])]
-
-
-def copy_unless(halted: Tensor, target: Tensor, source: Tensor) -> None:
-    """Copy `source` to `target`, in its dtype, unless `halted` (), a bool on the device, is true."""
-    torch.where(halted, target, source.to(target.dtype), out=target)

@@ -37,7 +37,7 @@ from fastgan.train.optimizers import GuardedOptimizer, check_optimizers
 from fastgan.train.options import LossOption, StepOptions, configure
 from fastgan.train.precision import choose
 from fastgan.train.processes import SingleProcess
-from fastgan.train.static_buffers import StaticBuffers, copy_unless
+from fastgan.train.static_buffers import StaticBuffers
 from fastgan.train.updates import GANUpdates
 
 if TYPE_CHECKING:
@@ -231,13 +231,13 @@ class GANStep(GANUpdates):
 
     def _fill_buffers(self, real: Tensor, labels: Tensor | None) -> StaticBuffers:
         self.allocate(real, labels)
-        buffers, halted = self._buffers[len(real)], self.halted > 0
-        copy_unless(halted, buffers.z, self.draw(real))
+        buffers = self._buffers[len(real)]
+        filled = [(self.draw(real), buffers.z), (real, buffers.real)]
         if self.config.fakes == "fresh-z":
-            copy_unless(halted, buffers.z_fresh, self.draw(real))
-        copy_unless(halted, buffers.real, real)
+            filled.insert(1, (self.draw(real), buffers.z_fresh))
         if labels is not None and buffers.labels is not None:
-            copy_unless(halted, buffers.labels, torch.cat([labels, labels]))
+            filled += [(labels, half) for half in buffers.labels.split(len(real))]
+        self.kernels.copy_unless(self.halted, filled)
         return buffers
 
     @torch.no_grad()

@@ -91,13 +91,13 @@ def bn_act_forward(y: Tensor, statistics: Tensor | None, gamma: Tensor | None, b
 
 
 def bn_backward_sums(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
-                     activation: Activation) -> Tensor:
+                     activation: Activation) -> tuple[Tensor, Tensor]:
     ga, y, groups = channels_last(ga), channels_last(y), stats.shape[1]
     _check("ga", ga, y, y.shape, y.dtype)
     sums = y.new_empty((2, groups, y.shape[1]), dtype=torch.float32)
     extension.call(y.device, "bn_backward_sums", ga, y, *_normalization(y, stats, gamma, beta, activation),
                    _workspace(y, 2, groups), sums)
-    return sums
+    return sums, reference.over_groups(sums)
 
 
 def bn_backward_apply(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,

@@ -22,14 +22,15 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from fastgan.ops.specs import Activation, ConvSpec
+from fastgan.ops.specs import IDENTITY, Activation, ConvSpec
 from fastgan.ops.triton.elementwise import activate
-from fastgan.ops.triton.gemm_pointer import IDENTITY, Conv, ConvResult
-from fastgan.ops.triton.launch import architecture, launch
-from fastgan.ops.triton.reduce import add_up, finish_statistics, moments, reduction
+from fastgan.ops.triton.gemm_pointer import Conv, ConvResult
+from fastgan.ops.triton.launch import architecture, launch, tickets
+from fastgan.ops.triton.reduce import add_up, finish_statistics, last_arrival, moments, reduction
 from fastgan.ops.triton.tiles import WASTE, covering, described, programs
 
 _CHANNELS = 64  # that a tile has at least
+_TOGETHER = 4  # partial sums that a launch of wgrad adds up itself: few programs do it, while the others have ended
 _FORM = (4, 4), (2, 2), (1, 1)  # kernel, stride, padding
 
 
@@ -96,12 +97,14 @@ def convolve_tma_kernel(
 @triton.jit(do_not_specialize=["each", "blocks"])
 def wgrad_tma_kernel(
     coarse, fine,  # [N * H * W, CO], [N, H, 2, W, 2 CI]
-    gw,  # [SPLIT, CO, 4, 4, CI]
+    gw,  # [CO, 4, 4, CI]; without tickets that of each program, [SPLIT, CO, 4, 4, CI]
+    partials, tickets,  # [SPLIT, CO, 4, 4, CI], an int32 for each row and column block; or None
     each, blocks,  # depth blocks of one program, of all
     H: tl.constexpr, W: tl.constexpr, CONV: tl.constexpr, PRECISION: tl.constexpr, BOX: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):
-    """Grid (row blocks, tap x column blocks, SPLIT). A program adds up BM x BN of gw over `each` boxes of BK pixels."""
+    """Grid (row blocks, tap x column blocks, SPLIT). A program adds up BM x BN of gw over `each` boxes of BK pixels;
+    with tickets, the last of SPLIT programs adds up what all have stored, in order."""
     CI: tl.constexpr = CONV.CI
     row, split = tl.program_id(0) * BM, tl.program_id(2)
     per_tap: tl.constexpr = CI // BN
@@ -114,8 +117,20 @@ def wgrad_tma_kernel(
         box = fine.load([n, h + (kh + 1) // 2 - 1, (kh + 1) % 2, w + (kw + 1) // 2 - 1, (kw + 1) % 2 * CI + column])
         products = tl.dot(a.T, box.reshape(BK, BN), products, input_precision=PRECISION)
     rows, columns = row + tl.arange(0, BM), tap * CI + column + tl.arange(0, BN)
-    out = split.to(tl.int64) * (CONV.CO * 16 * CI) + rows[:, None] * (16 * CI) + columns[None, :]
-    tl.store(gw + out, products.to(gw.dtype.element_ty))
+    size: tl.constexpr = CONV.CO * 16 * CI
+    out = rows[:, None] * (16 * CI) + columns[None, :]  # [BM, BN]
+    if tickets is None:
+        tl.store(gw + split.to(tl.int64) * size + out, products.to(gw.dtype.element_ty))
+    else:
+        tl.store(partials + split.to(tl.int64) * size + out, products)
+        ticket = tickets + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+        if last_arrival(ticket, tl.num_programs(2)):
+            at = partials + out
+            total = tl.load(at)
+            for _ in range(1, tl.num_programs(2)):
+                at += size
+                total += tl.load(at)
+            tl.store(gw + out, total.to(gw.dtype.element_ty))
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, size: tuple[int, int], *,
@@ -168,15 +183,22 @@ def wgrad(coarse: Tensor, fine: Tensor, kernel: tuple[int, int], stride: tuple[i
         return None
     bm, bn = (side if channels % side == 0 else _CHANNELS for channels, side in ((a, tile.rows), (b, tile.columns)))
     grid, blocks = (a // bm, 16 * (b // bn)), triton.cdiv(n * h * w, tile.depth)
-    each = triton.cdiv(blocks, max(1, min(blocks // 2, programs(arch) // (grid[0] * grid[1]))))
-    split = triton.cdiv(blocks, each)
-    gw = coarse.new_empty((split, a, 4, 4, b), dtype=dtype if split == 1 else torch.float32)
     tile = tile._replace(warps=max(4, tile.warps * bm * bn // (tile.rows * tile.columns)))
+    # one program of 8 warps occupies a multiprocessor: two would leave twice as many sums to add up
+    each = triton.cdiv(blocks, max(1, min(blocks // 2, programs(arch) * 4 // tile.warps // (grid[0] * grid[1]))))
+    split = triton.cdiv(blocks, each)
+    together = 1 < split <= _TOGETHER
+    sums = coarse.new_empty((split, a, 4, 4, b), dtype=dtype if split == 1 else torch.float32)
+    gw = coarse.new_empty((a, 4, 4, b), dtype=dtype) if together else sums
     launch(
         wgrad_tma_kernel, (*grid, split), tile, coarse=_describe(coarse, (n * h * w, a), (tile.depth, bm)),
-        fine=_describe(fine, (n, h, 2, w, 2 * b), (box[0], box[1], 1, box[2], bn)), gw=gw, each=each, blocks=blocks,
-        H=h, W=w, CONV=Conv(b, a, 4, 4, 2, 2, 1, 1, False), PRECISION=precision, BOX=box, BM=bm, BN=bn, BK=tile.depth)
-    return gw[0] if split == 1 else add_up(gw.view(split, -1), dtype).view(a, 4, 4, b)
+        fine=_describe(fine, (n, h, 2, w, 2 * b), (box[0], box[1], 1, box[2], bn)), gw=gw,
+        partials=sums if together else None,
+        tickets=tickets(coarse.device, grid[0] * grid[1]) if together else None, each=each, blocks=blocks, H=h, W=w,
+        CONV=Conv(b, a, 4, 4, 2, 2, 1, 1, False), PRECISION=precision, BOX=box, BM=bm, BN=bn, BK=tile.depth)
+    if split == 1:
+        return gw[0]
+    return gw if together else add_up(sums.view(split, -1), dtype).view(a, 4, 4, b)
 
 
 def _fits(kernel: Any, stride: Any, padding: Any, fine: Any, channels: tuple[int, int], operands: tuple[Tensor, ...],

@@ -31,15 +31,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgan.ops.specs import Activation, ConvSpec
+from fastgan.ops.specs import FEW_CHANNELS, IDENTITY, Activation, ConvSpec
 from fastgan.ops.triton.elementwise import activate
 from fastgan.ops.triton.launch import architecture, launch
 from fastgan.ops.triton.reduce import finish_statistics, moments, reduction
 from fastgan.ops.triton.tiles import choose, covering, fitting, programs
 
-IDENTITY = Activation()
 NARROW = 4  # columns up to which NARROW may be taken
-FEW_CHANNELS = 16  # input channels below which a window is read in runs
 LONGEST_RUN = 64
 FOLDED = 16  # columns of a folded GEMM at most
 

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastgan.ops.specs import Activation, NormSpec, RunningStats
-from fastgan.ops.triton.elementwise import activate, activate_backward
+from fastgan.ops.triton.elementwise import activate, activate_backward, derivative_of, load_derived
 from fastgan.ops.triton.launch import architecture, launch
 from fastgan.ops.triton.reduce import finish_statistics, finish_sums, moments, reduction
 from fastgan.ops.triton.tiles import Tile, choose, programs
@@ -140,7 +140,7 @@ def gz_and_xhat(ga, y, at, inside, mean, rstd, gamma, beta, slope, ACTIVATION: t
 @triton.jit(do_not_specialize=["rows", "tiles", "programs", "groups"])
 def bn_backward_sums_kernel(
     ga, y, stats, gamma, beta,  # [R, C] twice, [2, G, C], [C] or None
-    sums,  # a `reduce.Reduction`
+    sums, of_all,  # a `reduce.Reduction`; [2, C], written where there are several groups
     rows, tiles, programs, groups,  # rows, tiles and programs of one group
     slope, C, ACTIVATION: tl.constexpr, LARGE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):
@@ -157,7 +157,8 @@ def bn_backward_sums_kernel(
         gz, xhat = gz_and_xhat(ga, y, at, inside, mean, rstd, scale, shift, slope, ACTIVATION)
         sum_gz += gz
         sum_gz_xhat += tl.where(inside, gz * xhat, 0.0)
-    finish_sums(tl.sum(sum_gz, 0), tl.sum(sum_gz_xhat, 0), sums, group, groups, program, programs, channel, C)
+    finish_sums(tl.sum(sum_gz, 0), tl.sum(sum_gz_xhat, 0), sums, of_all, group, groups, program, programs, channel,
+                C)
 
 
 @triton.jit(do_not_specialize=["rows", "tiles", "groups"])
@@ -181,23 +182,15 @@ def bn_backward_apply_kernel(
 
 
 @triton.jit
-def act_backward_kernel(ga, saved, g,  # [size] each
-                        size, slope, KIND: tl.constexpr, LARGE: tl.constexpr, B: tl.constexpr):
-    """Grid (blocks,). saved: a, or the mask z > 0 for KIND "mask". Of relu and leaky_relu, a has the sign of z."""
+def act_backward_kernel(ga, derivative, g,  # [size], a `Derivative`, [size]
+                        size, LARGE: tl.constexpr, B: tl.constexpr):
+    """Grid (blocks,)."""
     block = tl.program_id(0)
     if LARGE:
         block = block.to(tl.int64)
     at = block * B + tl.arange(0, B)  # [B]
     inside = at < size
-    value = tl.load(ga + at, mask=inside, other=0.0).to(tl.float32)
-    of_z = tl.load(saved + at, mask=inside, other=0).to(tl.float32)
-    if KIND == "tanh":
-        value = value * (1.0 - of_z * of_z)
-    elif KIND == "relu":
-        value = tl.where(of_z <= 0.0, 0.0, value)
-    else:
-        value = tl.where(of_z > 0.0, value, value * slope)
-    tl.store(g + at, value.to(g.dtype.element_ty), mask=inside)
+    tl.store(g + at, load_derived(ga, at, inside, derivative), mask=inside)
 
 
 class _Grid(NamedTuple):
@@ -257,18 +250,19 @@ def bn_act_forward(y: Tensor, statistics: Tensor | None, gamma: Tensor | None, b
 
 
 def bn_backward_sums(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
-                     activation: Activation) -> Tensor:
-    """[2, G, C]."""
+                     activation: Activation) -> tuple[Tensor, Tensor]:
+    """[2, G, C]; over all groups [2, C], or (0,) of one."""
     (_, groups, channels), arch = stats.shape, architecture(y.device)
     grid = _grid(y, groups)
     each = max(1, min(grid.tiles, programs(arch) // (groups * grid.columns)))  # programs of a group
     sums = reduction(y, 2, groups, each, channels, grid.columns)
+    of_all = y.new_empty((2, channels) if groups > 1 else 0, dtype=torch.float32)
     launch(
         bn_backward_sums_kernel, (groups * each, grid.columns), grid.tile, ga=ga, y=y, stats=stats, gamma=gamma,
-        beta=beta, sums=sums, rows=grid.rows, tiles=grid.tiles, programs=each, groups=groups,
+        beta=beta, sums=sums, of_all=of_all, rows=grid.rows, tiles=grid.tiles, programs=each, groups=groups,
         slope=float(activation.negative_slope), C=channels, ACTIVATION=activation.name, LARGE=_large(y),
         BM=grid.height, BC=grid.width)
-    return sums.result
+    return sums.result, of_all
 
 
 def bn_backward_apply(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
@@ -287,9 +281,7 @@ def bn_backward_apply(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None
 def act_backward(ga: Tensor, saved: Tensor, activation: Activation) -> Tensor:
     """g, like ga; both are contiguous."""
     g, size = torch.empty_like(ga), ga.numel()
-    masked = saved.dtype == torch.bool
     tile = choose("rows", architecture(ga.device), rows=size, columns=1, depth=1, size=ga.element_size())
     launch(act_backward_kernel, (triton.cdiv(size, tile.rows * tile.columns),), tile, ga=ga,
-           saved=saved.view(torch.uint8) if masked else saved, g=g, size=size, slope=float(activation.negative_slope),
-           KIND="mask" if masked else activation.name, LARGE=_large(ga), B=tile.rows * tile.columns)
+           derivative=derivative_of(activation, saved), g=g, size=size, LARGE=_large(ga), B=tile.rows * tile.columns)
     return g

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fastgan.ops.layout import nchw, nhwc
-from fastgan.ops.specs import Activation, ConvSpec, NormSpec, RunningStats
+from fastgan.ops.specs import IDENTITY, Activation, ConvSpec, NormSpec, RunningStats
 from fastgan.ops.triton import gemm_descriptor, gemm_pointer, normalize, wgrad_pointer
+from fastgan.ops.triton.elementwise import derivative_of
 from fastgan.ops.triton.logistic import logistic_loss
 
 __all__ = ["act_backward", "bn_act_forward", "bn_backward_apply", "bn_backward_sums", "conv_act_forward",
@@ -41,7 +42,7 @@ def bn_act_forward(y: Tensor, statistics: Tensor | None, gamma: Tensor | None, b
 
 
 def bn_backward_sums(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
-                     activation: Activation) -> Tensor:
+                     activation: Activation) -> tuple[Tensor, Tensor]:
     return normalize.bn_backward_sums(nhwc(ga), nhwc(y), stats, gamma, beta, activation)
 
 
@@ -62,9 +63,13 @@ def dgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
     return nchw(out.y)
 
 
-def wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
+def wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, saved: Tensor | None = None,
+          activation: Activation = IDENTITY) -> Tensor:
     coarse, fine = (nhwc(x), nhwc(g)) if conv.transposed else (nhwc(g), nhwc(x))
     given = coarse, fine, (weight.shape[2], weight.shape[3]), conv.stride, conv.padding, weight.dtype
+    if saved is not None:
+        derivative = derivative_of(activation, nhwc(saved))
+        return nchw(wgrad_pointer.wgrad(*given, precision=_precision(x), derivative=derivative))
     gw = gemm_descriptor.wgrad(*given, precision=_precision(x))
     return nchw(wgrad_pointer.wgrad(*given, precision=_precision(x)) if gw is None else gw)
 

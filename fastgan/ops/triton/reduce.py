@@ -32,7 +32,8 @@ class Reduction(NamedTuple):
     """Memory of what G groups of T programs put together: K vectors of C columns each.
 
     partials [K, G * T, C], blocks [K, G * B, C] of B blocks of `fan` programs, and result [2, G, C] are float32; B + 1
-    int32 tickets for each group and block of columns. fan is a constant of the kernel.
+    int32 tickets for each group and block of columns, then one for each block of columns. fan is a constant of the
+    kernel.
     """
 
     partials: Tensor
@@ -47,7 +48,7 @@ def reduction(like: Tensor, vectors: int, groups: int, rows: int, columns: int, 
     blocks = triton.cdiv(rows, FAN)
     partials, merged, result = (like.new_empty((lead, groups * length, columns), dtype=torch.float32)
                                 for lead, length in ((vectors, rows), (vectors, blocks), (2, 1)))
-    return Reduction(partials, merged, result, tickets(like.device, groups * column_blocks * (blocks + 1)),
+    return Reduction(partials, merged, result, tickets(like.device, column_blocks * (groups * (blocks + 1) + 1)),
                      tl.constexpr(FAN))
 
 
@@ -143,8 +144,9 @@ def finish_statistics(count, mean, m2,  # of this program: a scalar, [BC], [BC]
 
 @triton.jit
 def finish_sums(one, two,  # of this program, [BC] each
-                reduction, group, groups, row, rows, column, C):
-    """Sums [2, G, C] of both over all T rows of each group; arguments as in `finish_statistics`."""
+                reduction, of_all, group, groups, row, rows, column, C):
+    """Sums [2, G, C] of both over all T rows of each group, and where there are several over all groups, `of_all`
+    [2, C]; other arguments as in `finish_statistics`."""
     FAN: tl.constexpr = reduction.fan
     within = column < C
     block, blocks = row // FAN, (rows + FAN - 1) // FAN
@@ -162,6 +164,12 @@ def finish_sums(one, two,  # of this program, [BC] each
             out = reduction.result + group * C + column
             tl.store(out, add(to, 0, blocks, within, C, FAN), mask=within)
             tl.store(out + groups * C, add(to + block_size, 0, blocks, within, C, FAN), mask=within)
+            if groups > 1:
+                after = reduction.tickets + groups * tl.num_programs(1) * (blocks + 1) + tl.program_id(1)
+                if last_arrival(after, groups):
+                    first = reduction.result + column
+                    tl.store(of_all + column, add(first, 0, groups, within, C, FAN), mask=within)
+                    tl.store(of_all + C + column, add(first + groups * C, 0, groups, within, C, FAN), mask=within)
 
 
 @triton.jit(do_not_specialize=["rows"])

@@ -146,9 +146,9 @@ def gradient_norm(grads: Sequence[Tensor], loss: Tensor, skip: Tensor, clip: flo
     Args:
         loss, skip: (), float32. clip: the largest norm, 0 for any.
     """
-    sizes, starts = _programs(grads, _NORM.rows)
+    sizes, starts = parts(grads, _NORM.rows)
     result, partials = (grads[0].new_empty(count) for count in (3, starts[-1]))
-    launch(gradient_norm_kernel, (starts[-1],), _NORM, grads=tuple(map(_flat, grads)), loss=loss, before=skip,
+    launch(gradient_norm_kernel, (starts[-1],), _NORM, grads=tuple(map(flat, grads)), loss=loss, before=skip,
            result=result, partials=partials, tickets=tickets(result.device, 1), clip=float(clip), SIZES=sizes,
            STARTS=starts, BM=_NORM.rows)
     return result
@@ -158,12 +158,12 @@ def adam(params: Sequence[Tensor], grads: Sequence[Tensor], moments: Moments, no
          copies: Sequence[Tensor | None], average: Average | None) -> None:
     """Update float32 `params` in place, with their moments, counts, 16-bit `copies` (None for those without) and
     moving average. Each gradient has the strides of its parameter. norm: from `gradient_norm`."""
-    sizes, starts = _programs(params, _ADAM.rows)
+    sizes, starts = parts(params, _ADAM.rows)
     averages, updates = average or (params, norm)
-    betas, flat = (options.beta1, options.beta2), lambda tensors: tuple(map(_flat, tensors))
-    launch(adam_kernel, (starts[-1],), _ADAM, parameters=flat(params), grads=flat(grads), first=flat(moments.first),
-           second=flat(moments.second), averages=flat(averages),
-           copies=flat(p if copy is None else copy for p, copy in zip(params, copies, strict=True)),
+    betas, all_flat = (options.beta1, options.beta2), lambda tensors: tuple(map(flat, tensors))
+    launch(adam_kernel, (starts[-1],), _ADAM, parameters=all_flat(params), grads=all_flat(grads),
+           first=all_flat(moments.first), second=all_flat(moments.second), averages=all_flat(averages),
+           copies=all_flat(p if copy is None else copy for p, copy in zip(params, copies, strict=True)),
            counts=moments.counts, add=moments.add, average_updates=updates, rate=moments.rate, norm=norm,
            tickets=tickets(norm.device, 1), betas=betas, rests=tuple(1 - beta for beta in betas),
            logs=tuple(-math.log(beta) if beta else math.inf for beta in betas), eps=options.eps, decay=options.decay,
@@ -172,7 +172,7 @@ def adam(params: Sequence[Tensor], grads: Sequence[Tensor], moments: Moments, no
            CC=triton.next_power_of_2(len(moments.counts)), BM=_ADAM.rows)
 
 
-def _programs(tensors: Sequence[Tensor], block: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def parts(tensors: Sequence[Tensor], block: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The elements of each tensor, and the number of its first program; then of all programs."""
     sizes, starts = tuple(tensor.numel() for tensor in tensors), [0]
     for size in sizes:
@@ -180,6 +180,6 @@ def _programs(tensors: Sequence[Tensor], block: int) -> tuple[tuple[int, ...], t
     return sizes, tuple(starts)
 
 
-def _flat(tensor: Tensor) -> Tensor:
+def flat(tensor: Tensor) -> Tensor:
     """The same memory in one dimension."""
     return tensor.detach().as_strided((tensor.numel(),), (1,))

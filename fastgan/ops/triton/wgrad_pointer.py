@@ -16,7 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgan.ops.triton.gemm_pointer import FEW_CHANNELS, LONGEST_RUN, Conv, inside
+from fastgan.ops.specs import FEW_CHANNELS
+from fastgan.ops.triton.elementwise import Derivative, load_derived
+from fastgan.ops.triton.gemm_pointer import LONGEST_RUN, Conv, inside
 from fastgan.ops.triton.launch import architecture, launch
 from fastgan.ops.triton.reduce import add_up
 from fastgan.ops.triton.tiles import choose, covering, fitting, programs
@@ -25,6 +27,7 @@ from fastgan.ops.triton.tiles import choose, covering, fitting, programs
 @triton.jit(do_not_specialize=["pixels", "each"])
 def wgrad_kernel(
     coarse, fine,  # [N, HC, WC, CO], [N, HF, WF, CI]
+    derivative,  # a `Derivative` by which coarse is multiplied, or None
     gw,  # [SPLIT, CO, KH, KW, CI]
     pixels, each,  # N * HC * WC; depth blocks of one program
     HC: tl.constexpr, WC: tl.constexpr, HF: tl.constexpr, WF: tl.constexpr, CONV: tl.constexpr,
@@ -44,7 +47,7 @@ def wgrad_kernel(
     known = ((kh < CONV.KH) & (element < CONV.KW * CI)) | (not RUN and CONV.KH * window % BN == 0)
     at_fine, at_weight = kh * (WF * CI) + element, kh * (CONV.KW * CI) + element
     within = (row < CO) | (CO % BM == 0)
-    at_coarse = coarse + row[:, None] + (tl.arange(0, BK) * CO)[None, :]  # [BM, BK]
+    at_coarse = row[:, None] + (tl.arange(0, BK) * CO)[None, :]  # [BM, BK]
     products = tl.zeros((BM, BN), tl.float32)
     blocks = tl.minimum(each, (pixels + BK - 1) // BK - split * each)
     for block in range(0, tl.maximum(blocks, 1)):  # at least one, as in `gemm_pointer.py`
@@ -57,7 +60,8 @@ def wgrad_kernel(
         at_line = line * CONV.SH + line // HC * (HF - CONV.SH * HC) - CONV.PH
         if LARGE:
             first, at_line = first.to(tl.int64), at_line.to(tl.int64)
-        a = tl.load(at_coarse + first * CO, mask=valid[None, :] & within[:, None], other=0.0)  # [BM, BK]
+        # [BM, BK]
+        a = load_derived(coarse, at_coarse + first * CO, valid[None, :] & within[:, None], derivative)
         base = fine + (at_line * WF + base_w) * CI  # [BK]
         read = inside(base_h[:, None] + kh[None, :], HF) & inside(base_w[:, None] + kw[None, :], WF)  # [BK, BN]
         read = read & valid[:, None] & known[None, :]
@@ -69,8 +73,9 @@ def wgrad_kernel(
 
 
 def wgrad(coarse: Tensor, fine: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int],
-          dtype: torch.dtype, *, precision: str = "ieee") -> Tensor:
-    """[A, kh, kw, B] in `dtype` from coarse [N, HC, WC, A] and fine [N, HF, WF, B]."""
+          dtype: torch.dtype, *, precision: str = "ieee",
+          derivative: Derivative | None = None) -> Tensor:
+    """[A, kh, kw, B] in `dtype` from coarse [N, HC, WC, A], which `derivative` multiplies, and fine [N, HF, WF, B]."""
     n, hc, wc, a = coarse.shape
     _, hf, wf, b = fine.shape
     (kh, kw), pixels, arch = kernel, n * hc * wc, architecture(coarse.device)
@@ -89,7 +94,8 @@ def wgrad(coarse: Tensor, fine: Tensor, kernel: tuple[int, int], stride: tuple[i
     split = triton.cdiv(blocks, each)
     gw = coarse.new_empty((split, a, kh, kw, b), dtype=dtype if split == 1 else torch.float32)
     launch(
-        wgrad_kernel, (*grid, split), tile, coarse=coarse, fine=fine, gw=gw, pixels=pixels, each=each, HC=hc, WC=wc,
-        HF=hf, WF=wf, CONV=Conv(b, a, kh, kw, *stride, *padding, False), RUN=run, WHOLE=pixels % bk == 0,
-        PRECISION=precision, LARGE=max(coarse.numel(), fine.numel()) >= 2**31, BM=bm, BN=bn, BK=bk)
+        wgrad_kernel, (*grid, split), tile, coarse=coarse, fine=fine, derivative=derivative, gw=gw,
+        pixels=pixels, each=each, HC=hc, WC=wc, HF=hf, WF=wf, CONV=Conv(b, a, kh, kw, *stride, *padding, False),
+        RUN=run, WHOLE=pixels % bk == 0, PRECISION=precision,
+        LARGE=max(coarse.numel(), fine.numel()) >= 2**31, BM=bm, BN=bn, BK=bk)
     return gw[0] if split == 1 else add_up(gw.view(split, -1), dtype).view(a, kh, kw, b)

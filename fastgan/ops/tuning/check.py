@@ -16,10 +16,11 @@ from fastgan.ops.tuning.problem import Problem
 
 DOUBT = 2**-5  # of rms(a): where a leaky_relu's a is nearer to 0, its mask is not compared
 _NAMES = {"conv_forward": ("y", "statistics"), "conv_act_forward": ("a", "mask"),
-          "bn_act_forward": ("a", "mean and rstd", "running mean", "running var"), "bn_backward_sums": ("sums",),
-          "bn_backward_apply": ("gradient of y",), "act_backward": ("gradient of y",), "dgrad": ("gradient of x",),
-          "wgrad": ("gradient of the weight",), "logistic_loss": ("loss", "probability", "gradient")}
-_STACKED = ("statistics", "mean and rstd", "sums")  # vectors of different sizes
+          "bn_act_forward": ("a", "mean and rstd", "running mean", "running var"),
+          "bn_backward_sums": ("sums", "sums over groups"), "bn_backward_apply": ("gradient of y",),
+          "act_backward": ("gradient of y",), "dgrad": ("gradient of x",), "wgrad": ("gradient of the weight",),
+          "logistic_loss": ("loss", "probability", "gradient")}
+_STACKED = ("statistics", "mean and rstd", "sums", "sums over groups")  # vectors of different sizes
 
 
 def used(problem: Problem, ours: tuple[Tensor, ...], reference: tuple[Tensor, ...],

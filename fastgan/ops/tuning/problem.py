@@ -91,7 +91,7 @@ def _dgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Problem:
     return _of_conv("dgrad", x, weight, False, conv, "none", 0.0, False, 0)
 
 
-def _wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Problem:
+def _wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, *_: Any) -> Problem:
     return _of_conv("wgrad", x, weight, False, conv, "none", 0.0, False, 0)
 
 

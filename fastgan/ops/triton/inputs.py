@@ -1,0 +1,41 @@
+"""The inputs of a training step copied into its buffers, rounded to their dtypes, in one launch for all of them.
+
+    target = source,   unless the step is a repetition of one that was not finite (`halted`)
+
+A program copies a part of one tensor, which its number selects; sizes are constants of the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastgan.ops.triton.launch import launch
+from fastgan.ops.triton.tiles import Tile
+from fastgan.ops.triton.update import flat, parts
+
+_TILE = Tile(rows=2048, columns=1, depth=1, warps=4, stages=1)  # elements of a program
+
+
+@triton.jit
+def copy_unless_kernel(halted, sources, targets,  # [1], P tensors each
+                       SIZES: tl.constexpr, STARTS: tl.constexpr, BM: tl.constexpr):
+    """Grid (programs,)."""
+    program = tl.program_id(0)
+    if tl.load(halted) == 0.0:
+        for i in tl.static_range(len(SIZES)):
+            if (program >= STARTS[i]) & (program < STARTS[i + 1]):
+                at = (program - STARTS[i]) * BM + tl.arange(0, BM)
+                value = tl.load(sources[i] + at, mask=at < SIZES[i])
+                tl.store(targets[i] + at, value.to(targets[i].dtype.element_ty), mask=at < SIZES[i])
+
+
+def copy_unless(halted: Tensor, sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    """Copy each source to its target, which has its shape and strides and no gaps, unless `halted` (), float32, is 1.
+    """
+    sizes, starts = parts(targets, _TILE.rows)
+    launch(copy_unless_kernel, (starts[-1],), _TILE, halted=halted, sources=tuple(map(flat, sources)),
+           targets=tuple(map(flat, targets)), SIZES=sizes, STARTS=starts, BM=_TILE.rows)
