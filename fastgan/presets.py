@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from fastgan.data.recommend import Choice
 
 PRESETS: dict[str, Callable[[], Config]] = {}
+PHOTOGRAPHS = ("celeba", "cifar10")  # of which a mirrored image is one, too
 
 
 def get(name: str, **values: Any) -> Config:
     """The preset of this name, with the given fields changed: `get("dcgan-64", batch=32)`.
 
-    The values of "own-images" follow from the images in its source, where that is given: `chosen_for` has the reasons.
+    Some values follow from the source: `chosen_for` has them and the reasons.
     Raises `FastganError`, with the nearest names, for a preset or a field that does not exist.
     """
     if name not in PRESETS:
@@ -38,7 +39,12 @@ def get(name: str, **values: Any) -> Config:
 
 
 def chosen_for(name: str, source: str | None) -> list[Choice]:
-    """What the preset "own-images" chooses for the images of `source`, folder:DIR; nothing for other presets."""
+    """What a preset chooses for the images of `source`, None for its own: "own-images" for those of folder:DIR; mirrored
+    photographs where no document fixes the recipe."""
+    if name in ("dcgan-32", "dcgan-128") and (source or PRESETS[name]().data.source) in PHOTOGRAPHS:
+        from fastgan.data.recommend import MIRRORED
+
+        return [MIRRORED]
     kind, _, folder = (source or "").partition(":")
     if name != "own-images" or kind != "folder" or not folder:
         return []
@@ -200,11 +206,13 @@ def dcgan_64() -> Config:
 
 @preset
 def dcgan_32() -> Config:
-    """`dcgan-64` one stage shallower, for 32x32 images such as CIFAR-10, with a moving average of G."""
+    """`dcgan-64` one stage shallower, for 32x32 images such as CIFAR-10, with a moving average of G. Photographs are
+    mirrored."""
     return dcgan_64().replace(source="cifar10", image_size="32", ema=0.999)
 
 
 @preset
 def dcgan_128() -> Config:
-    """`dcgan-64` one stage deeper, up to 1,024 channels, for 128x128 images, with a moving average of G."""
+    """`dcgan-64` one stage deeper, up to 1,024 channels, for 128x128 images, with a moving average of G. Photographs of
+    `--data celeba` are mirrored."""
     return dcgan_64().replace(image_size="128", batch=64, ema=0.999)

@@ -69,7 +69,7 @@ def test_own_networks(tmp_path):
 
 def test_weights_and_biases(tmp_path):
     """Offline: a run file is written, and nothing is sent."""
-    pytest.importorskip("wandb")
+    needs("wandb")
     done = run(tmp_path, sys.executable, str(EXAMPLES / "weights_and_biases.py"), "2", WANDB_MODE="offline",
                PYTHONPATH=os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
     assert "run: " in done.stdout

@@ -72,3 +72,11 @@ def test_command_line_trains_and_names_its_choices(tmp_path, capsys):
 def test_short_runs_have_several_pictures(total, steps):
     assert RunConfig().snapshot_steps(total) == steps
     assert RunConfig(snap=7).snapshot_steps(total) == 7
+
+
+@pytest.mark.parametrize(("name", "given", "flip"), [
+    ("dcgan-32", {}, True), ("dcgan-32", {"flip": False}, False), ("dcgan-32", {"data": "idx:x"}, False),
+    ("dcgan-32", {"data": "fashion-mnist"}, False), ("dcgan-128", {}, False), ("dcgan-128", {"data": "celeba"}, True),
+    ("dcgan-64", {"data": "celeba"}, False)], ids=str)
+def test_photographs_are_mirrored_where_no_document_fixes_the_recipe(name, given, flip):
+    assert presets.get(name, **given).data.flip is flip

@@ -27,6 +27,9 @@ class Choice(NamedTuple):
     why: str
 
 
+MIRRORED = Choice({"flip": True}, "doubles the images; give --no-flip where a mirrored one is wrong, as of letters")
+
+
 def recommend(folder: Path, on_gpu: bool) -> list[Choice]:
     """Image size, width, augmentation, batch and length for the images below `folder`.
 
@@ -46,7 +49,7 @@ def recommend(folder: Path, on_gpu: bool) -> list[Choice]:
                "narrow, for few images" if on_gpu else "narrow, for a CPU"),
         Choice({"augment": names}, f"{count:,} images are few: without it the discriminator learns them by heart"
                if names else f"{count:,} images are enough without"),
-        Choice({"flip": True}, "doubles the images; give --no-flip where a mirrored one is wrong, as of letters"),
+        MIRRORED,
         Choice({"ema": 0.999}, "pictures from the average of the last thousand generators are calmer"),
         Choice({"batch": batch, "steps": images // batch}, f"the discriminator is shown {images:,} images, "
                f"each about {images // count:,} times"),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 
 class Noise:
@@ -64,3 +65,27 @@ def draw(generator: nn.Module, z: Tensor, labels: Tensor | None = None, *, batch
     for buffer, saved in zip(generator.buffers(), buffers, strict=True):
         buffer.copy_(saved)
     return torch.cat(images)
+
+
+def measure_statistics(generator: nn.Module, z: Tensor, labels: Tensor | None = None, *, batch: int = 64) -> None:
+    """Replace the running statistics of batch normalization by their means over z (N, nz) in batches of `batch`.
+
+    For averaged parameters: the running statistics of the live network are those of other activations. labels (N,) if
+    conditional. By `torch.optim.swa_utils.update_bn`.
+    """
+    like = next(generator.parameters())
+    inputs = [z.to(like)] if labels is None else [z.to(like), labels.to(like.device)]
+    batches = zip(*(part.split(batch) for part in inputs), strict=True)
+    update_bn(((one,) for one in batches), _Unpacked(generator).train(generator.training))
+
+
+class _Unpacked(nn.Module):
+    """A network that takes all its inputs in one tuple."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        output: Tensor = self.network(*inputs)
+        return output

@@ -30,7 +30,8 @@ class EMA:
     """average += (1 - decay_t) * (live - average), for parameters.
 
     decay_t = min(decay, (1 + t) / (10 + t)) after t updates, so that the average forgets its random start; t lives on
-    the device. Buffers (running statistics) are those of the live network: `module` copies them.
+    the device. Buffers (running statistics) are those of the live network: `module` copies them, and
+    `Trainer.pretrained` replaces them by those of the average.
 
     Args:
         foreach: a few kernels for all parameters together; else one after the other.

@@ -27,6 +27,7 @@ from fastgan.errors import FastganError, first_line
 from fastgan.files import StrPath, reason, remove_leftovers
 from fastgan.models import build, weights
 from fastgan.models.pretrained import Pretrained
+from fastgan.models.sampling import measure_statistics
 from fastgan.nn import use
 from fastgan.ops.engines import check_device
 from fastgan.ops.tuning import Plan, table
@@ -44,6 +45,8 @@ from fastgan.trainer.lock import Lock
 from fastgan.trainer.log import RunLog, can_load
 from fastgan.trainer.loop import TrainingLoop
 from fastgan.trainer.run_pictures import RunPictures
+
+_STATISTICS = 256  # images; with 1,024, KID and diversity are the same
 
 
 class Trainer:
@@ -249,9 +252,16 @@ class Trainer:
         self.pictures.save_generated(self.folder / name, self.pretrained(), self.step.buffers)
 
     def pretrained(self) -> Pretrained:
-        """What pictures are drawn from: the moving average where there is one, else the generator itself."""
+        """What pictures are drawn from: the moving average where there is one, else the generator itself.
+
+        The running statistics of the average are measured on the latents of seeds 0 to 255.
+        """
         generator = self.step.ema.module if self.step.ema is not None else self.step.generator
-        return Pretrained(generator, self.config.model, self.dataset.shape, self.classes, self.config.data.unit_range)
+        source = Pretrained(generator, self.config.model, self.dataset.shape, self.classes, self.config.data.unit_range)
+        if self.step.ema is not None:
+            z = source.noise.from_seeds(range(_STATISTICS))
+            measure_statistics(generator, z, source.labels_in_turn(_STATISTICS))
+        return source
 
     def _stop(self, received: signal.Signals) -> None:
         if self.stopped_by is not None:
