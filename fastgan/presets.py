@@ -39,8 +39,8 @@ def get(name: str, **values: Any) -> Config:
 
 
 def chosen_for(name: str, source: str | None) -> list[Choice]:
-    """What a preset chooses for the images of `source`, None for its own: "own-images" for those of folder:DIR; mirrored
-    photographs where no document fixes the recipe."""
+    """What a preset chooses for the images of `source`, None for its own: "own-images" for those of folder:DIR;
+    mirrored photographs where no document fixes the recipe."""
     if name in ("dcgan-32", "dcgan-128") and (source or PRESETS[name]().data.source) in PHOTOGRAPHS:
         from fastgan.data.recommend import MIRRORED
 

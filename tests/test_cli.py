@@ -142,6 +142,15 @@ def test_conditional_samples(capsys, here):
     assert "--label cat: expected a class, 0, 1, 2" in fails(capsys, "sample", "--label", "cat")
 
 
+def test_samples_of_every_class_fill_their_rows(capsys, here):
+    """Ten columns: 60 of the default seeds; of those that are given, all."""
+    assert cli.main(["train", *SMALL, "--steps", "2", "--cond"]) == 0
+    for seeds, count in ([], 60), (["--seeds", "0-12"], 13), (["--label", "3"], 64):
+        capsys.readouterr()
+        assert cli.main(["sample", *seeds]) == 0
+        assert capsys.readouterr().out.startswith(f"{count} samples: ")
+
+
 def test_points_are_plotted(capsys, here):
     assert cli.main(["train", "--preset", "d2l-gan-gaussian", "--steps", "2", "--no-tensorboard"]) == 0
     assert cli.main(["sample", "--out", "points.png"]) == 0

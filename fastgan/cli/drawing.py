@@ -24,8 +24,9 @@ class Sample:
 
     folder: Positional[Path | None] = None
     """a run folder, any with generator.safetensors and config.json, or a netG.pth; the newest run when not given"""
-    seeds: str = "0-63"
-    """latents by seed, such as 0,1,4-6: a seed is the same picture in every grid"""
+    seeds: str | None = None
+    """latents by seed, such as 0,1,4-6: a seed is the same picture in every grid; when not given, 0-63, but of several
+    classes whole rows only"""
     label: str | None = None
     """class name or number, for a conditional generator; each in turn when not given"""
     columns: int | None = None
@@ -42,12 +43,14 @@ def sample(args: list[str]) -> int:
 
     if options.columns is not None and options.columns < 1:
         raise FastganError(f"--columns {options.columns}: expected 1 or more")
-    source, seeds = parsing.load(options.folder), _parse_seeds(options.seeds)
-    labels = _labels(source, options.label, len(seeds))
-    images = source.draw(source.noise.from_seeds(seeds), labels)
+    source, seeds = parsing.load(options.folder), _parse_seeds(options.seeds or "0-63")
     columns = options.columns
     if columns is None and options.label is None:
         columns = pictures.class_columns(len(seeds), len(source.classes))
+        if options.seeds is None:
+            seeds = seeds[:len(seeds) - len(seeds) % (columns or 1)]
+    labels = _labels(source, options.label, len(seeds))
+    images = source.draw(source.noise.from_seeds(seeds), labels)
     parsing.writable(options.out)
     if len(source.shape) == 1:
         pictures.scatter(options.out, generated=images)
