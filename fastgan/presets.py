@@ -27,8 +27,10 @@ PRESETS: dict[str, Callable[[], Config]] = {}
 def get(name: str, **values: Any) -> Config:
     """The preset of this name, with the given fields changed: `get("dcgan-64", batch=32)`.
 
-    The values of "own-images" follow from the images in its source, where that is given: `chosen_for` has the reasons.
-    Raises `FastganError`, with the nearest names, for a preset or a field that does not exist.
+    The preset "own-images" chooses its values for the images of its source, if that is given.
+
+    Raises:
+        FastganError: for a preset or a field that does not exist; the message has the nearest names.
     """
     if name not in PRESETS:
         raise FastganError(f"unknown preset {name!r}; {nearest(name, list(PRESETS))}")

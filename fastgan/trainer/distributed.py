@@ -63,10 +63,12 @@ def launched() -> bool:
 
 @contextmanager
 def group() -> Iterator[World]:
-    """Join the processes that were launched together, and leave them at the end of the block.
+    """Context manager in which this process is part of the group of processes that `torchrun` launched.
 
-    NCCL between GPUs, gloo between CPUs. Raises `FastganError` where the others cannot be joined, and where one of them
-    ends within the block.
+    It uses NCCL between GPUs and gloo between CPUs, and does nothing without `torchrun`.
+
+    Raises:
+        FastganError: if the other processes cannot be reached, and if one of them ends within the block.
     """
     global _launch_store
     if not launched() or _joined():

@@ -47,13 +47,15 @@ from fastgan.trainer.run_pictures import RunPictures
 
 
 class Trainer:
-    """`Trainer(config).fit()` trains in a new run folder; `Trainer.resume(folder).fit()` goes on in an old one.
+    """A run: `Trainer(config).fit()` trains in a new run folder, `Trainer.resume(folder).fit()` continues a run.
 
     Args:
-        config: what to train. lock: of the run folder, for a run that is resumed. callbacks: are called while it trains
-            (`fastgan.Callback`), after TensorBoard's, which is one.
+        config: data, networks, training and output of the run.
+        lock: the lock of the run folder of a run that is resumed; `resume` passes it.
+        callbacks: each a `fastgan.Callback`, called while the run trains, after the built-in one for TensorBoard.
 
-    Raises `FastganError` for data, options or checkpoints that cannot be used.
+    Raises:
+        FastganError: for data, options or checkpoints that cannot be used.
     """
 
     def __init__(self, config: Config, lock: Lock | None = None, *, callbacks: Sequence[Callback] = ()) -> None:
@@ -125,8 +127,8 @@ class Trainer:
 
     @classmethod
     def launched(cls, config: Config, *, callbacks: Sequence[Callback] = ()) -> Trainer:
-        """A new run; or, where `torchrun` has started its processes again after it lost one, the run that they began,
-        from its last checkpoint."""
+        """A new run; or, after `torchrun --max-restarts` has restarted the processes, the run that they began, from its
+        last checkpoint."""
         folder = distributed.on_rank_0(distributed.run_folder)
         if folder is None:
             return cls(config, callbacks=callbacks)
@@ -136,10 +138,16 @@ class Trainer:
     @classmethod
     def resume(cls, folder: StrPath, config: Config | None = None, *,
                callbacks: Sequence[Callback] = ()) -> Trainer:
-        """The run in `folder` where its newest readable checkpoint left it; `config` may prolong it.
+        """The run in `folder`, from its newest readable checkpoint, or from the start if it has none.
 
-        One that was stopped before its first checkpoint begins again. Raises `FastganError` where another process
-        trains in the folder, and with a difference per key for options that would change what is computed.
+        Args:
+            folder: the run folder.
+            config: the configuration of the run with more steps or epochs; by default that of the run.
+            callbacks: as in `Trainer`.
+
+        Raises:
+            FastganError: if another process trains in the folder, and, listing the options, if some would change what
+                the run computes.
         """
         folder = Path(folder)
         before = run_files.read_options(folder)
@@ -155,7 +163,7 @@ class Trainer:
         return trainer
 
     def _load_newest(self, was: dict[str, Any]) -> None:
-        """From the newest readable checkpoint, or from the start where the run has come to none."""
+        """Load the newest readable checkpoint, or start from the beginning if there is none."""
         now = {"device": str(self.device), "precision": self.step.precision}
         changed = [f"{key} {was[key]} -> {value}" for key, value in now.items() if was.get(key, value) != value]
         if changed:
@@ -177,9 +185,9 @@ class Trainer:
             raise FastganError(f"{path} does not fit the run's own options: {first_line(error)}") from error
 
     def fit(self) -> Path:
-        """Train to the end, or to Ctrl-C or SIGTERM, which save first; returns the run folder.
+        """Train until the last step, or until Ctrl-C or SIGTERM, after which the run is saved; returns the run folder.
 
-        Of a run that has come to its end, nothing is written.
+        If all steps of the run were made before, nothing is written.
         """
         self.lock.take()
         try:
@@ -249,7 +257,7 @@ class Trainer:
         self.pictures.save_generated(self.folder / name, self.pretrained(), self.step.buffers)
 
     def pretrained(self) -> Pretrained:
-        """What pictures are drawn from: the moving average where there is one, else the generator itself."""
+        """The generator that pictures are drawn from: its moving average if the run has one, else itself."""
         generator = self.step.ema.module if self.step.ema is not None else self.step.generator
         return Pretrained(generator, self.config.model, self.dataset.shape, self.classes, self.config.data.unit_range)
 
@@ -263,7 +271,7 @@ class Trainer:
         logger.info(f"{received.name}: saving after this step{again}")
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a run needs to go on as if it had not stopped."""
+        """Everything that a run needs to continue as if it had not been stopped."""
         state = {"step": self.step.state_dict(), "loader": self.feed.state_dict(), "rng": torch.get_rng_state(),
                  "fingerprint": self.dataset.fingerprint}
         if self.device.type == "cuda":
@@ -271,7 +279,11 @@ class Trainer:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises `FastganError` when the data is not what the run was trained on."""
+        """Load a `state_dict`.
+
+        Raises:
+            FastganError: if the data is not the data that the run was trained on.
+        """
         if state["fingerprint"] != self.dataset.fingerprint:
             raise FastganError(f"{self.dataset.name} has changed since {self.folder} was trained on it; "
                                "expected the same images, or a new run")
