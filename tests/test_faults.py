@@ -169,7 +169,7 @@ def test_a_file_system_without_locks(number, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("fcntl.flock", none)
     first, second = Lock(tmp_path), Lock(tmp_path)
-    told = f"cannot be locked ({os.strerror(number)}): see to it that nobody else"
+    told = f"cannot be locked ({os.strerror(number)}): make sure that no other process"
     assert capsys.readouterr().err.count(told) == 2
     assert lock.is_locked(tmp_path) is None
     first.release()
