@@ -430,7 +430,7 @@ def test_a_run_is_in_float32_whatever_the_default_dtype_is(tiny, values):
 
 
 def test_no_run_to_resume(tmp_path):
-    with pytest.raises(FastganError, match="is no run folder"):
+    with pytest.raises(FastganError, match="is not a run folder"):
         Trainer.resume(tmp_path)
 
 

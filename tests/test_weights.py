@@ -118,8 +118,8 @@ def wrong(change: Callable[[dict[str, Tensor]], Any]) -> Callable[[Path], None]:
 @pytest.mark.parametrize(("spoil", "message"), [
     (wrong(lambda state: {**state, "main.0.weight": Code()}), r"it calls for code, posix\.mkdir, which is never run"),
     (wrong(lambda _: nn.Linear(2, 2)), r"it calls for code, torch\.nn\.modules\.linear\.Linear, which is never run"),
-    (wrong(lambda state: {"step": state}), r"is no state_dict: its 'step' is a dict"),
-    (wrong(lambda state: list(state.values())), "is no state_dict, it holds a list"),
+    (wrong(lambda state: {"step": state}), r"is not a state_dict: its 'step' is a dict"),
+    (wrong(lambda state: list(state.values())), "is not a state_dict, but a list"),
     (lambda path: path.write_bytes(path.read_bytes()[:500]), "cannot read weights from"),
     (lambda path: path.write_text("hello"), "cannot read weights from .*: it is damaged or something else;"),
     (lambda path: path.write_bytes(b""), "cannot read weights from .*: it is damaged or something else;"),

@@ -141,7 +141,7 @@ def _compare(source: Pretrained, form: str, files: dict[str, bytes]) -> None:
         images = FORMATS[form].draw(files, (z,) if labels is None else (z, labels))
     distance = float((images - expected).abs().max() / expected.abs().max().clamp(min=1))
     if not distance <= TOLERANCE[form]:
-        raise FastganError(f"--format {form}: its images are {distance:.1e} from fastgan's, allowed are "
+        raise FastganError(f"--format {form}: its images differ from fastgan's by {distance:.1e}, more than "
                            f"{TOLERANCE[form]:.0e}; nothing was written")
 
 

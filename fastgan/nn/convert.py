@@ -149,4 +149,4 @@ def _prepare(module: nn.Module, name: str, impl: str, report: Report) -> None:
             else:
                 report.put_expected(key, layer, impl)
     elif not report.has(name):
-        report.put_left(name or "the model", module, why_not(module) or "it stands alone")
+        report.put_left(name or "the model", module, why_not(module) or "it is not in an nn.Sequential")

@@ -47,7 +47,7 @@ def write(folder: StrPath, out: StrPath | None = None) -> Path:
         FastganError: for a folder without a run, and if the page cannot be written.
     """
     if not is_run(folder):
-        raise FastganError(f"{folder} is no run folder: expected {OPTIONS}, {LOG} or pictures of fakes in it")
+        raise FastganError(f"{folder} is not a run folder: expected {OPTIONS}, {LOG} or pictures of fakes in it")
     out, folder = Path(out or Path(folder, NAME)), Path(folder)
     with replacing(out) as stream:
         stream.write(_Report(folder).page().encode(errors="backslashreplace"))

@@ -184,7 +184,7 @@ class GraphedStep:
     def _go_on_eagerly(self, reason: str) -> None:
         self.failure = reason
         self._drop()
-        logger.warning(f"training goes on without CUDA graphs: {reason}")
+        logger.warning(f"training continues without CUDA graphs: {reason}")
 
     def _put_back(self, before: Snapshot) -> None:
         try:
@@ -243,8 +243,8 @@ class GraphedStep:
         apart = distance(before.tensors, eager, after(self._captured[phase].graph.replay))
         floor = distance(before.tensors, eager, after(run))
         if not (apart <= 4 * floor + 1e-5 and apart < torch.inf):
-            raise FastganError(f"{RUNS} replays end {apart:.1e} of the way from {RUNS} eager steps, which end "
-                               f"{floor:.1e} from each other")
+            raise FastganError(f"{RUNS} replays differ from {RUNS} eager steps by {apart:.1e} of their change, and "
+                               f"eager steps from each other by {floor:.1e}")
 
     def _capture_again(self) -> None:
         """After a `load_state_dict` that replaced tensors; a step whose state moves all the time is trained eagerly."""
@@ -271,7 +271,7 @@ def _addresses(step: Capturable) -> list[int]:
 
 
 def _one_device(step: Capturable, inputs: tuple[Tensor, ...]) -> torch.device:
-    """Where all tensors are; raises `FastganError` when that is no place for a graph."""
+    """The device of all tensors; raises `FastganError` if it is not one CUDA device."""
     devices = {t.device for t in (*step.state(), *inputs)}
     if len(devices) != 1:
         raise FastganError(f"a CUDA graph needs all tensors on one device, got {', '.join(sorted(map(str, devices)))}")
@@ -291,7 +291,7 @@ def _check_like(static: tuple[Tensor, ...], given: tuple[Tensor, ...]) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, and for an error that is not our own also where."""
+    """The message of an error, and the place in the code unless it is one of fastgan's errors."""
     if isinstance(error, FastganError):
         return first_line(error)
     place = traceback.extract_tb(error.__traceback__)[-1]

@@ -65,7 +65,7 @@ def evaluate(folder: StrPath, metrics: str = "", *, images: int = 2000, weights:
     dataset = open_dataset(run_files.with_channels(config.data, folder), config.run.seed)
     if dataset.shape != source.shape:
         raise FastganError(f"{folder} makes images of {_size(source.shape)}, those of {dataset.name} have "
-                           f"{_size(dataset.shape)}; expected in its options what it was trained on")
+                           f"{_size(dataset.shape)}; expected the options that it was trained with")
     if run_files.read_resolved(folder).get("fingerprint", dataset.fingerprint) != dataset.fingerprint:
         logger.warning(f"{dataset.name} has changed since {folder} was trained on it; measured against the images as "
                        "they are now")

@@ -71,8 +71,8 @@ class Trainer:
             raise FastganError(f"--graph on: CUDA graphs need a CUDA device, this run is on {self.device}; expected "
                                "auto or off")
         if config.train.penalised and config.model.architecture == "dcgan" and config.model.norm_d in BATCH_NORMS:
-            logger.warning(f"gradient penalty with --norm-d {config.model.norm_d}: it is of single images, which batch "
-                           "normalisation mixes; --norm-d none or spectral fit it better")
+            logger.warning(f"gradient penalty with --norm-d {config.model.norm_d}: it is defined for single "
+                           "images, which batch normalization mixes; --norm-d none or spectral avoids this")
         torch.manual_seed(config.run.seed)
         data = config.data if lock is None else run_files.with_channels(config.data, lock.folder)
         self.dataset = distributed.local_first(lambda: open_dataset(data, config.run.seed))
@@ -132,7 +132,7 @@ class Trainer:
         folder = distributed.on_rank_0(distributed.run_folder)
         if folder is None:
             return cls(config, callbacks=callbacks)
-        logger.info(f"started again: going on in {folder}")
+        logger.info(f"restarted: continuing in {folder}")
         return cls.resume(folder, config, callbacks=callbacks)
 
     @classmethod
@@ -167,12 +167,13 @@ class Trainer:
         now = {"device": str(self.device), "precision": self.step.precision}
         changed = [f"{key} {was[key]} -> {value}" for key, value in now.items() if was.get(key, value) != value]
         if changed:
-            logger.warning(f"not as it was: {', '.join(changed)}; the run goes on, rounded differently")
+            logger.warning(f"resumed with changes: {', '.join(changed)}; results are rounded differently from now on")
         folder = self.folder / "checkpoints"
         newest = distributed.on_rank_0(
             lambda: checkpoint.read_newest(folder) if checkpoint.newest_first(folder) else None)
         if newest is None:
-            logger.warning(f"no checkpoint in {folder}: the run was stopped before its first one, and begins again")
+            logger.warning(f"no checkpoint in {folder}: the run was stopped before its first checkpoint and starts "
+                           "again")
             return
         state, path, problems = newest
         for problem in problems:
@@ -267,7 +268,7 @@ class Trainer:
                 return  # torchrun may send it twice, and kills a process that does not end
             raise KeyboardInterrupt
         self.stopped_by = received
-        again = " (once more to stop at once)" * (self.world.size == 1)
+        again = " (repeat to stop immediately)" * (self.world.size == 1)
         logger.info(f"{received.name}: saving after this step{again}")
 
     def state_dict(self) -> dict[str, Any]:
