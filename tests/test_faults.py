@@ -91,7 +91,7 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_again(tiny, capsys):
     (stopped.folder / "checkpoints").rmdir()  # whoever tidied up took an empty folder along
     torch.manual_seed(99)
     folder = Trainer.resume(stopped.folder).fit()
-    assert "stopped before its first one, and begins again" in capsys.readouterr().err
+    assert "stopped before its first checkpoint and starts again" in capsys.readouterr().err
     assert kills.same(newest(folder), newest(whole))
 
 

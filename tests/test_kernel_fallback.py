@@ -168,7 +168,7 @@ def test_kernel_that_does_not_start(module, kernel, operators, monkeypatch):
     """Running statistics are updated once all the same."""
     monkeypatch.setattr(module, kernel, Broken(kernel))
     result = assert_warns_once(lambda: train("triton"), *(
-        f"{kernel}: out of resource: shared memory; fastgan::{operator} goes on with" for operator in operators))
+        f"{kernel}: out of resource: shared memory; fastgan::{operator} falls back to" for operator in operators))
     torch.testing.assert_close(result, train("reference"), rtol=1e-4, atol=1e-4)
 
 

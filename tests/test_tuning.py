@@ -337,7 +337,7 @@ def test_a_kernel_that_fails_later_is_replaced(fake, monkeypatch):
     monkeypatch.setattr(dispatch, "_failed", set())
     plan = Plan({one: Choice("triton", {}) for one in measure.record(lambda: outcome(ops.tuning.active()))})
     fake["conv_forward"] = raises
-    with pytest.warns(UserWarning, match="(?s)out of resource.*goes on with the reference"):
+    with pytest.warns(UserWarning, match="(?s)out of resource.*falls back to the reference"):
         found = outcome(plan)
     torch.testing.assert_close(found, outcome(EAGER), rtol=1e-4, atol=1e-6)
 
