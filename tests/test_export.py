@@ -211,7 +211,7 @@ def test_the_examples_generator_becomes_a_program(tmp_path, monkeypatch):
 def test_what_the_example_cannot_build_is_refused(tmp_path, changes, shape, classes, reason):
     config = presets.get("digits", **NARROW, **changes)
     generator, _ = build(config.model, shape, len(classes))
-    with pytest.raises(FastganError, match=f"this was trained with {reason}; that example's networks have"):
+    with pytest.raises(FastganError, match=f"the run was trained with {reason}; that example's networks have"):
         exported.export(Pretrained(generator, config.model, shape, classes, False), exported.PYTORCH_EXAMPLE, tmp_path)
     assert not list(tmp_path.iterdir())
 
