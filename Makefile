@@ -8,7 +8,7 @@ OUT ?= bench
 GPU_OUT ?= build/gpu
 REHEARSAL ?= build/venv211
 
-.PHONY: help demo test matrix draws check aot sass ptx gpu rehearse bench faults quality walk clean
+.PHONY: help demo test matrix draws check site aot sass ptx gpu rehearse bench faults quality walk clean
 
 help:
 	@echo "make demo    train a DCGAN on handwritten digits (a few minutes on two CPU cores)"
@@ -16,6 +16,7 @@ help:
 	@echo "make matrix  test three pairs of Python and PyTorch, in environments that are removed (6 GB are fetched for each)"
 	@echo "make draws   convert, train and compare 500 modules drawn at random"
 	@echo "make check   lint and check types"
+	@echo "make site    build the documentation as a site in build/site, and fail on a warning"
 	@echo "make aot     compile all GPU kernels, Triton's and csrc/cuda's, and gate the result (AOT=--quick: what CI runs)"
 	@echo "make sass    a table of the inner loops of all GEMMs, and whether each is within its limit (half an hour)"
 	@echo "make bench   what is fast here, and what made it fast: a quarter of an hour, then tables and plots in OUT=bench"
@@ -42,6 +43,10 @@ draws: .venv/installed-dev
 check: .venv/installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+
+# the variable turns off an advertisement
+site: .venv/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 # interpreted kernels cannot be compiled
 aot: .venv/installed-dev

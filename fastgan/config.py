@@ -258,11 +258,11 @@ class Config:
 
     @classmethod
     def from_flat(cls, values: dict[str, Any]) -> Config:
-        """The inverse of `flat`; a missing field takes its default, an unknown one is an error."""
+        """The inverse of `flat`. A missing field has its default; an unknown one raises `FastganError`."""
         return cls().replace(**values)
 
     def check_values(self) -> None:
-        """Raise `FastganError` for the first field whose value cannot be, whatever the others are."""
+        """Raise `FastganError` for the first field whose value is invalid by itself."""
         for name, group in GROUPS.items():
             check_types(group, vars(getattr(self, name)))
         for key, (accepted, is_right) in RULES.items():
@@ -271,7 +271,8 @@ class Config:
                 raise FastganError(f"{option(key)} {value}: expected {accepted}")
 
     def validate(self) -> Config:
-        """This configuration, or `FastganError` for the first value that cannot be."""
+        """Return this configuration, or raise `FastganError` for the first value that is invalid, also in combination
+        with others."""
         self.check_values()
         parse_size(self.data.image_size)
         metric_names(self.run.metrics)

@@ -1,4 +1,4 @@
-"""The device that a name such as "auto" or "cuda:1" stands for."""
+"""The device of a name such as "auto" or "cuda:1"."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def pick_device(name: str) -> torch.device:
     if device is None or not available.get(device.type) or (
             device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
         usable = [f"--device {kind}" for kind, usable in available.items() if usable]
-        raise FastganError(f"--device {name}: expected auto or one that is here: {', '.join(usable)}")
+        raise FastganError(f"--device {name}: expected auto or one of {', '.join(usable)}")
     return device

@@ -1,4 +1,4 @@
-"""The exceptions of fastgan, and the messages of others in one line."""
+"""The exceptions of fastgan, and one-line messages of other exceptions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import traceback
 
 
 class FastganError(ValueError):
-    """One line that names what was given and what is accepted; the command line prints it and exits with 2."""
+    """An error whose one-line message names what was given and what is accepted.
+
+    The command line prints the message and exits with code 2.
+    """
 
 
 class KernelError(RuntimeError):

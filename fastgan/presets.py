@@ -1,12 +1,12 @@
-"""Ready-made experiments as data: each function returns a `Config`, its docstring says where every value comes from.
+"""Ready-made experiments as data: each function returns a `Config`, its docstring names the origin of every value.
 
 What the frameworks of the documents have in common, and PyTorch does otherwise:
 
-- Adam's epsilon stands beside the raw root of the second moment (`adam_eps_hat`), in TensorFlow 1 and MXNet alike.
-- TensorFlow's and MXNet's running statistics are built from other estimates of the variance (biased on MXNet's CPU
-  and for TensorFlow's dense layers) at other moments (MXNet's CPU: in the backward pass); here they follow
-  `nn.BatchNorm2d`: unbiased, in each forward pass in training mode. Training does not read them; pictures may.
-- Random numbers come from other generators, so equal seeds do not give equal runs.
+- Adam's epsilon is added to the uncorrected root of the second moment (`adam_eps_hat`), in TensorFlow 1 and MXNet
+alike. - TensorFlow's and MXNet's running statistics are built from other estimates of the variance (biased on MXNet's
+CPU and for TensorFlow's dense layers) at other moments (MXNet's CPU: in the backward pass); here they follow
+`nn.BatchNorm2d`: unbiased, in each forward pass in training mode. Training does not read them; pictures may. - Random
+numbers come from other generators, so equal seeds do not give equal runs.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ PHOTOGRAPHS = ("celeba", "cifar10")  # of which a mirrored image is one, too
 def get(name: str, **values: Any) -> Config:
     """The preset of this name, with the given fields changed: `get("dcgan-64", batch=32)`.
 
-    Some values follow from the source: `chosen_for` has them and the reasons.
-    Raises `FastganError`, with the nearest names, for a preset or a field that does not exist.
+    Some values follow from the source; `chosen_for` returns them with the reasons.
+
+    Raises:
+        FastganError: for a preset or a field that does not exist; the message has the nearest names.
     """
     if name not in PRESETS:
         raise FastganError(f"unknown preset {name!r}; {nearest(name, list(PRESETS))}")

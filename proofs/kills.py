@@ -6,7 +6,7 @@ A run is killed at a moment drawn from the whole life of its process, imports in
 checkpoint; then it is resumed, and half of the time that process is killed too, before a last one ends the run. After
 each kill
 
-- there is no run folder yet, or one whose options can be read;
+- there is not a run folder yet, or one whose options can be read;
 - each checkpoint can be read, the newest is no older than before, and the log has less than a snapshot's steps more;
 - the generator for use elsewhere is not there yet, or can be loaded,
 

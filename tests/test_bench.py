@@ -381,7 +381,7 @@ def test_the_last_run_counts():
 
 
 @pytest.mark.parametrize(("args", "words"), [
-    (["--device", "cuda"], "--device cuda: expected auto or one that is here: --device cpu"),
+    (["--device", "cuda"], "--device cuda: expected auto or one of --device cpu"),
     (["--suite", "stepp"], "unknown suite 'stepp'; did you mean step"),
     (["--preset", "dcgan64"], "--preset dcgan64: no preset with convolutions; did you mean dcgan-64"),
     (["--preset", "d2l-gan-gaussian"], "no preset with convolutions"),

@@ -102,7 +102,7 @@ def test_help_of_resume_shows_what_may_change_in_that_run(capsys, here):
     (["train", "dgits"], "expected options, such as --preset digits"),
     (["train", "--data", "png"], "did you mean folder:DIR, for image files in a folder?"),
     (["train", "--data", "pictures"], "did you mean folder:pictures, for image files"),
-    (["interpolate", "--out", "walk.mp4"], "--out walk.mp4: .mp4 is not written; expected a name without suffix")])
+    (["interpolate", "--out", "walk.mp4"], "--out walk.mp4: .mp4 is not supported; expected a name without")])
 def test_suggestions(args, words, capsys, here):
     Path("pictures").mkdir()
     assert cli.main(args) == 2
@@ -193,9 +193,9 @@ def test_a_run_begins_with_its_facts(capsys, here):
 
 
 @pytest.mark.parametrize(("schedule", "args", "told"), [
-    ("constant", [], "has made 4 of 4 steps; to go on: fastgan resume runs/00000-digits --steps 8"),
-    ("constant", ["--steps", "3", "--metrics", "score"], "has made 4 of 3 steps; to go on"),
-    ("cosine", [], "has made 4 of 4 steps; its learning rate has fallen to 0; expected a new run"),
+    ("constant", [], "has made 4 steps, its length is 4; to go on: fastgan resume runs/00000-digits --steps 8"),
+    ("constant", ["--steps", "3", "--metrics", "score"], "has made 4 steps, its length is 3; to go on"),
+    ("cosine", [], "has made 4 steps, its length is 4; its learning rate has fallen to 0; expected a new run"),
 ], ids=["at its end", "fewer steps", "no learning rate left"])
 def test_a_finished_run_has_nothing_to_do(capsys, here, schedule, args, told):
     """No step is made and no file is written."""
@@ -297,7 +297,7 @@ def test_doctor_starts_where_packages_are_missing():
     (["train", "--image-size", "40"], "image size 40x40: a DCGAN makes sides divisible by 16"),
     (["train", "--outdir", "/proc/nowhere"], "--outdir /proc/nowhere: cannot make a run folder"),
     (["resume"], "no run in runs"),
-    (["resume", "nowhere"], "nowhere is no run folder"),
+    (["resume", "nowhere"], "nowhere is not a run folder"),
     (["sample", "nowhere"], "no trained generator in nowhere"),
     (["presets", "mxnet"], "unknown preset 'mxnet'"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
@@ -350,7 +350,7 @@ def test_imports_and_trains_without_triton(here):
 
 
 @pytest.mark.parametrize(("memory", "expected"), [
-    (2**12, "smaller networks"), (2**22, "--batch "), (2**40, "other programs"),
+    (2**12, "smaller networks"), (2**22, "--batch "), (2**40, "more free memory"),
 ], ids=["networks", "batch", "others"])
 def test_out_of_memory_says_what_would_fit(capsys, here, monkeypatch, memory, expected):
     def exhausted(self: Trainer) -> None:
@@ -360,7 +360,7 @@ def test_out_of_memory_says_what_would_fit(capsys, here, monkeypatch, memory, ex
     monkeypatch.setattr(Trainer, "fit", exhausted)
     assert cli.main(["train", *SMALL, "--batch", "512"]) == 2
     told = capsys.readouterr().err
-    assert "error: out of memory on cpu at --batch 512: by the model a step needs " in told
+    assert "error: out of memory on cpu at --batch 512: a step needs about " in told
     assert f"expected {expected}" in told
 
 
@@ -391,10 +391,10 @@ def test_names_that_are_no_text(here):
     (run / "training_options.json").write_text(json.dumps(options))
     assert cli.main(["report", str(run)]) == 0 and cli.main(["export", str(run)]) == 0
     assert "| data | o\\udcff |" in (run / "export" / "safetensors" / "README.md").read_text()
-    with pytest.raises(FastganError, match="no UTF-8"):
+    with pytest.raises(FastganError, match="not valid UTF-8"):
         run_files.create(Path("o\udcff"), presets.get("digits"))
     shutil.copytree(run, "r\udcff")
-    with pytest.raises(FastganError, match="r\udcff: no UTF-8"):
+    with pytest.raises(FastganError, match="r\udcff: not valid UTF-8"):
         Trainer.resume(Path("r\udcff"))
     program = [sys.executable, "-m", "fastgan", "sample", str(run), "--out", "o\udcff.png"]
     found = subprocess.run(program, capture_output=True, check=True, env={**os.environ, "PYTHONUTF8": "1"})

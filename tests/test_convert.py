@@ -197,7 +197,7 @@ def test_layers_that_are_left(name):
      "1: left as it is, no fusable convolution comes before it"),
     (nn.Sequential(nn.Conv2d(3, 6, 3), nn.SyncBatchNorm(6)),
      "1: left as it is, it is a SyncBatchNorm, not a BatchNorm2d"),
-    (nn.Conv2d(3, 6, 3), "the model: left as it is, it stands alone"),
+    (nn.Conv2d(3, 6, 3), "the model: left as it is, it is not in an nn.Sequential"),
     (nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)),
      "1: left as it is, it is a BatchNorm1d, not a BatchNorm2d"),
 ], ids=["groups", "norm-after-groups", "sync", "alone", "dense"])

@@ -156,7 +156,7 @@ def test_killed_worker_is_started_again_and_the_run_goes_on(tmp_path):
                "log-every": 1, "device": "cpu", "plan": "default", "grid": 4}
     said = launch(tmp_path, tmp_path, "kill", "train", *(f"--{key}={value}" for key, value in options.items()),
                   "--no-tensorboard", restarts=1)
-    assert "started again: going on in runs/00000-digits" in said
+    assert "restarted: continuing in runs/00000-digits" in said
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["00000-digits"]
     lines = (tmp_path / "runs/00000-digits/stats.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 7]

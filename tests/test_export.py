@@ -190,7 +190,7 @@ def test_the_examples_networks_take_what_is_written(run, capsys):
     assert "--out given has a netG.pth that was not exported" in fails(
         capsys, str(run), "--format", "pytorch-example", "--out", "given")
     checkpoint.write(run / "checkpoints" / "step000009.pt", {"model": 1})
-    assert "step000009.pt holds no discriminator; expected a checkpoint of fastgan" in fails(
+    assert "step000009.pt contains no discriminator; expected a checkpoint of fastgan" in fails(
         capsys, str(run), "--format", "pytorch-example")
 
 
@@ -211,7 +211,7 @@ def test_the_examples_generator_becomes_a_program(tmp_path, monkeypatch):
 def test_what_the_example_cannot_build_is_refused(tmp_path, changes, shape, classes, reason):
     config = presets.get("digits", **NARROW, **changes)
     generator, _ = build(config.model, shape, len(classes))
-    with pytest.raises(FastganError, match=f"this was trained with {reason}; that example's networks have"):
+    with pytest.raises(FastganError, match=f"the run was trained with {reason}; that example's networks have"):
         exported.export(Pretrained(generator, config.model, shape, classes, False), exported.PYTORCH_EXAMPLE, tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -247,7 +247,7 @@ def test_a_network_of_ones_own_is_refused(tmp_path):
 def test_nothing_is_written_when_the_images_differ(tmp_path, monkeypatch):
     source = trained("digits")
     monkeypatch.setattr(source, "draw", lambda z, labels: torch.zeros(16, 1, 32, 32))
-    with pytest.raises(FastganError, match=r"its images are .* from fastgan's, allowed are 2e-05; nothing was written"):
+    with pytest.raises(FastganError, match=r"its images differ from fastgan's by .*, more than 2e-05; nothing"):
         exported.export(source, "safetensors", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -119,7 +119,7 @@ def test_most_files_decide_about_channels(tmp_path, modes, channels, told):
     data, messages = opened(tmp_path)
     assert data.shape[0] == channels
     name = {1: "grey", 3: "RGB", 4: "RGBA"}[channels]
-    assert messages == ([] if told is None else [f"{tmp_path.name}: {told} images looked at are converted to {name}, "
+    assert messages == ([] if told is None else [f"{tmp_path.name}: {told} inspected images are converted to {name}, "
                                                  "the most frequent mode; --channels chooses another"])
     chosen, messages = opened(tmp_path, channels=4)
     assert (chosen.shape[0], messages) == (4, [])
@@ -132,7 +132,7 @@ def test_a_sample_of_very_many_files_is_not_every_second_one(tmp_path, monkeypat
         Image.new("RGB", (8, 8)).save(tmp_path / f"{i:03}.png")
         Image.new("L", (8, 8)).save(tmp_path / f"{i:03}_mask.png")
     _, (message,) = opened(tmp_path)
-    assert " of 20 images looked at are converted to " in message
+    assert " of 20 inspected images are converted to " in message
 
 
 def write_levels(path: Path, *levels: int) -> None:
@@ -145,7 +145,7 @@ def test_12_bits_in_16(tmp_path, suffix, cache_gb):
     write_levels(tmp_path / f"a{suffix}", 0, 2048, 4095)
     write_levels(tmp_path / f"b{suffix}", 16, 8)
     data, messages = opened(tmp_path, cache_gb=cache_gb)
-    assert messages == [f"{tmp_path.name}: no value in 2 16-bit images looked at is above 4095; 16-bit images are read "
+    assert messages == [f"{tmp_path.name}: no value in 2 inspected 16-bit images is above 4095; 16-bit images are read "
                         "as 12-bit, with white at 4095"]
     first, second = (data.read(i)[0] for i in range(2)) if cache_gb < 1 else data.data
     assert first[0, 0, :3].tolist() == [0, 128, 255] and second[0, 0, :2].tolist() == [1, 0]

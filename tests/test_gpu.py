@@ -211,7 +211,7 @@ def test_capture_that_fails_changes_nothing(capsys):
         for real in reals:
             call(real)
         outcomes.append(everything(step))
-    assert "training goes on without CUDA graphs" in capsys.readouterr().err
+    assert "training continues without CUDA graphs" in capsys.readouterr().err
     for eager, replayed in zip(*outcomes, strict=True):
         assert torch.equal(eager.nan_to_num(7), replayed.nan_to_num(7))
 

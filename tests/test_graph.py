@@ -241,14 +241,14 @@ class Elsewhere(SmallStep):
             "at tape.py:"),
     (WaitsInCapture, "aten._local_scalar_dense.default: the host waits"),
     (Fails, "no step of Adam in a capture: capturable is False (RuntimeError at test_graph.py:"),
-    (HostNoise, "3 replays end "),
+    (HostNoise, "3 replays differ from "),
     (Replaces, "the step replaces tensors of its state; expected a step that changes them in place"),
 ], ids=["item", "item-in-capture", "error-of-the-step", "noise-of-the-host", "replaced-state"])
 def test_what_cannot_be_captured_is_trained_eagerly(cuda, caplog, make_step, reason):
     graphed = assert_same_training(make_step)
     assert graphed.failure.startswith(reason)
     assert graphed.description == f"eager: {graphed.failure}"
-    assert logged(caplog) == [f"training goes on without CUDA graphs: {graphed.failure}"]
+    assert logged(caplog) == [f"training continues without CUDA graphs: {graphed.failure}"]
     assert graphed._captured == {} and graphed.inputs == () and cuda.current_stream().name == "main"
 
 
@@ -293,8 +293,8 @@ def test_replay_that_disagrees(cuda, caplog):
 
     cuda.after_replay = lambda: steps[-1].ring.mul_(1.001)
     graphed = assert_same_training(make)
-    assert graphed.failure.startswith("3 replays end ")
-    assert graphed.failure.endswith("which end 0.0e+00 from each other")
+    assert graphed.failure.startswith("3 replays differ from ")
+    assert graphed.failure.endswith("and eager steps from each other by 0.0e+00")
     assert len(logged(caplog)) == 1
 
 
@@ -303,7 +303,7 @@ def test_replay_that_miscounts(cuda):
     cuda.after_replay = lambda: step.count.add_(1)
     graphed = GraphedStep(step)
     graphed(*batches(1)[0])
-    assert graphed.failure.startswith("3 replays end inf of the way") and step.count == 1
+    assert graphed.failure.startswith("3 replays differ from 3 eager steps by inf of their change") and step.count == 1
 
 
 @pytest.mark.parametrize(("factor", "agrees"), [(1, True), (100, False)], ids=["as-eager", "a-hundred-times"])
@@ -340,7 +340,8 @@ def test_counters_that_differ_are_never_noise(cuda):
 
     graphed = GraphedStep(Unsettled())
     graphed(*batches(1)[0])
-    assert graphed.failure.startswith("3 replays end inf of the way from 3 eager steps, which end inf")
+    assert graphed.failure.startswith("3 replays differ from 3 eager steps by inf of their change")
+    assert graphed.failure.endswith("and eager steps from each other by inf")
 
 
 @pytest.mark.parametrize(("given", "words"), [

@@ -62,7 +62,7 @@ def assert_warns_once(function: Any, *patterns: str) -> Any:
 
 def test_missing_triton(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
-    result = assert_warns_once(lambda: train("triton"), "Triton cannot be imported|goes on with the reference engine")
+    result = assert_warns_once(lambda: train("triton"), "Triton cannot be imported|falls back to the reference engine")
     torch.testing.assert_close(result, train("reference"), rtol=0, atol=0)
 
 
@@ -70,7 +70,7 @@ def test_native_engine_that_was_not_built(monkeypatch):
     reason = extension._load("a C++17 compiler", "fastgan._not_there")
     monkeypatch.setitem(extension._modules, "cpu", reason)
     result = assert_warns_once(lambda: train("native"), "was not built (No module named 'fastgan._not_there'): install "
-                               "a C++17 compiler, then fastgan again|goes on with the reference engine")
+                               "a C++17 compiler, then fastgan again|falls back to the reference engine")
     torch.testing.assert_close(result, train("reference"), rtol=0, atol=0)
     with pytest.raises(KernelError, match="was not built"):
         extension.of(torch.device("cpu"))
@@ -93,7 +93,7 @@ def test_compiled_kernel_that_cannot_be_started(monkeypatch):
     """As csrc/cuda/launch.h says it, on a device that it was not compiled for."""
     monkeypatch.setattr(extension.of(torch.device("cpu")), "batch_stats", no_image)
     result = assert_warns_once(lambda: train("native"), "measure kernel, grid of 1x1x1: no kernel image|"
-                               "fastgan::bn_act_forward goes on with the reference engine")
+                               "fastgan::bn_act_forward falls back to the reference engine")
     torch.testing.assert_close(result, train("reference"))
 
 
@@ -117,7 +117,7 @@ def test_lost_device_is_no_kernels_fault(monkeypatch):
 def test_nobody_waits_for_the_device_in_a_capture(monkeypatch):
     monkeypatch.setattr(extension.of(torch.device("cpu")), "batch_stats", no_image)
     lose_the_device(monkeypatch, capturing=True)
-    with pytest.warns(UserWarning, match="goes on with the reference engine"):
+    with pytest.warns(UserWarning, match="falls back to the reference engine"):
         train("native")
 
 
@@ -142,7 +142,7 @@ def test_old_gpu(monkeypatch):
     assert engines.why_not("triton", torch.device("cuda")) == "Tesla T4 is sm_75, Triton's kernels need sm_80"
     assert not engines.why_not("triton", torch.device("cpu"))
     monkeypatch.setattr(engines, "why_not", lambda impl, device: "Tesla T4 is sm_75")
-    result = assert_warns_once(lambda: train("triton"), "Tesla T4 is sm_75|goes on with the reference engine")
+    result = assert_warns_once(lambda: train("triton"), "Tesla T4 is sm_75|falls back to the reference engine")
     torch.testing.assert_close(result, train("reference"), rtol=0, atol=0)
 
 
@@ -168,7 +168,7 @@ def test_kernel_that_does_not_start(module, kernel, operators, monkeypatch):
     """Running statistics are updated once all the same."""
     monkeypatch.setattr(module, kernel, Broken(kernel))
     result = assert_warns_once(lambda: train("triton"), *(
-        f"{kernel}: out of resource: shared memory; fastgan::{operator} goes on with" for operator in operators))
+        f"{kernel}: out of resource: shared memory; fastgan::{operator} falls back to" for operator in operators))
     torch.testing.assert_close(result, train("reference"), rtol=1e-4, atol=1e-4)
 
 

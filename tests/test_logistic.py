@@ -306,7 +306,7 @@ def test_kernel_that_does_not_start(dtype, monkeypatch):
         warnings.simplefilter("always")
         found = [results("triton", logits, targets, incoming(targets)) for _ in range(2)]
     (message,) = (str(w.message) for w in caught if "fastgan" in str(w.message))
-    assert "logistic_kernel: out of resource: shared memory; fastgan::logistic_loss goes on with the ref" in message
+    assert "logistic_kernel: out of resource: shared memory; fastgan::logistic_loss falls back to the ref" in message
     torch.testing.assert_close(found[0], results("reference", logits, targets, incoming(targets)))
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
 

@@ -147,14 +147,14 @@ def test_a_classifier_that_guesses_is_doubted(own_cache, tmp_path, monkeypatch):
     monkeypatch.setattr(classifier, "STEPS", 5)
     config = presets.get("digits", source=few_images(tmp_path / "images", 2, 120), image_size="16", channels=1).data
     (words,) = metrics("score", config=config).doubts()
-    assert words.startswith("score says little: its classifier is right about ")
+    assert words.startswith("score is unreliable: its classifier is right about ")
     assert "the most frequent class alone makes 50%" in words
 
 
 def test_fid_of_fewer_images_than_dimensions_is_doubted(tiny_weights, own_cache, monkeypatch):
     monkeypatch.setattr(Tiny, "width", 600)
     (words,) = metrics("fid", tiny_weights, images=500).doubts()
-    assert "covariances in 600 dimensions, of which 500 fakes cannot tell" in words
+    assert "covariances in 600 dimensions, for which 500 fakes are too few" in words
     assert metrics("fid", tiny_weights, images=600).doubts() == metrics("kid,is", tiny_weights).doubts() == []
 
 
@@ -315,7 +315,7 @@ def test_weights_of_inception(tmp_path, monkeypatch):
 def test_weights_where_torch_hub_keeps_them(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     name = Path(feature_extractor_inceptionv3.URL_INCEPTION_V3).name
-    with pytest.raises(FastganError, match=f"fastgan downloads none; expected the file from .*{name} as "
+    with pytest.raises(FastganError, match=f"fastgan does not download them; expected the file from .*{name} as "
                                            f"--metrics-weights FILE or as {tmp_path}/checkpoints/{name}"):
         inception.find_weights(["fid"], None)
     (tmp_path / "checkpoints").mkdir()
@@ -348,7 +348,7 @@ def test_a_file_that_holds_other_things(write, reason, tmp_path):
     write(tmp_path / "weights.pth")
     with pytest.raises(FastganError) as caught:
         inception.Inception(["fid"], str(tmp_path / "weights.pth"), CPU)
-    assert f"weights.pth does not hold InceptionV3's weights as torch-fidelity has them ({reason}); expected" in str(
+    assert f"weights.pth does not contain InceptionV3's weights in torch-fidelity's format ({reason}); expected" in str(
         caught.value)
     assert not (tmp_path / "executed").exists()
 
@@ -383,7 +383,7 @@ def test_what_cannot_be_measured_is_said_before_training(tiny, tmp_path, values,
 
 @pytest.mark.parametrize(("classes", "count", "message"), [
     (2, 99, "images has 99 images, too few to compare with; expected at least 100"),
-    (1, 100, "--metrics score: images has 1 classes, and a classifier learns from labels; expected 2 or more")])
+    (1, 100, "--metrics score: images has 1 classes, and a classifier needs labels; expected 2 or more")])
 def test_data_that_cannot_be_measured(tiny, tmp_path, classes, count, message):
     with pytest.raises(FastganError) as caught:
         Trainer(tiny(source=few_images(tmp_path / "images", classes, count), channels=1, metrics="score"))
@@ -528,7 +528,7 @@ def test_evaluate_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["evaluate"]) == 2 and "no run in runs" in capsys.readouterr().err
     assert cli.main(["evaluate", "nowhere"]) == 2
-    assert capsys.readouterr().err == ("fastgan: error: nowhere is no run folder: cannot read training_options.json "
+    assert capsys.readouterr().err == ("fastgan: error: nowhere is not a run folder: cannot read training_options.json "
                                        "(No such file or directory)\n")
 
 

@@ -267,7 +267,7 @@ def update(running: RunningStats) -> Tensor:
     (lambda: backward(GA, NORM.stats[:, :1]), "sums of shape"),
     (lambda: backward(GA.to("meta")), "ga on meta: expected cpu"),
     (lambda: update(RunningStats(ONES[:6], ONES[:6])), "running_mean of shape"),
-    (lambda: update(RunningStats(ONES, ONES)), "momentum None without num_batches_tracked"),
+    (lambda: update(RunningStats(ONES, ONES)), "momentum None: a cumulative average"),
     (lambda: update(RunningStats(None, None, torch.ones(2))), "num_batches_tracked of shape"),
 ], ids=["dtype", "groups", "gamma", "beta", "stats", "ga", "ga-dtype", "sums", "ga-device", "running", "average",
         "batches"])

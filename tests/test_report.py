@@ -213,7 +213,7 @@ def test_a_picture_that_declares_too_many_pixels_is_not_decoded(folder):
     header[16:24] = (60_000).to_bytes(4, "big") * 2
     header[29:33] = PngImagePlugin._crc32(header[12:29]).to_bytes(4, "big")
     (folder / "reals.png").write_bytes(header)
-    with pytest.raises(FastganError, match=r"reals\.png is no whole PNG"):
+    with pytest.raises(FastganError, match=r"reals\.png is not a complete PNG"):
         files.picture(folder / "reals.png")
 
 

@@ -253,7 +253,7 @@ class Labelled(nn.Module):
 
 @pytest.mark.parametrize(("make", "real", "words"), [
     (lambda: GANStep(*networks(), nz=NZ, lrr=1e-3), None, "unknown option 'lrr'; did you mean lr"),
-    (lambda: GANStep(*networks(), nz=NZ, batch=8), None, "batch is no option of GANStep; expected nz, noise"),
+    (lambda: GANStep(*networks(), nz=NZ, batch=8), None, "batch is not an option of GANStep; expected nz, noise"),
     (lambda: GANStep(*networks(), nz=0), None, "--nz 0: expected a whole number from 1"),
     (lambda: GANStep(*networks(), nz=NZ, loss="bse"), None, "--loss 'bse': expected"),
     (lambda: GANStep(*networks(), nz=NZ, loss=3), None, "loss 3: expected bce, minimax"),

@@ -57,7 +57,7 @@ def test_run_says_what_runs(tiny, cuda, capsys):
     cuda.refusal = "no memory for a graph"
     folder = graphed(config).fit()
     assert "no memory for a graph" in resolved(folder)["graph"] and resolved(folder)["graph"].startswith("eager")
-    assert "training goes on without CUDA graphs: no memory for a graph" in capsys.readouterr().err
+    assert "training continues without CUDA graphs: no memory for a graph" in capsys.readouterr().err
     assert same(final_state(folder), final_state(Trainer(config).fit()))
 
 

@@ -175,13 +175,13 @@ def raises(*_: Any) -> None:
 
 
 def warns(*arguments: Any) -> Any:
-    warnings.warn("fastgan: goes on with the reference engine", stacklevel=1)
+    warnings.warn("fastgan: falls back to the reference engine", stacklevel=1)
     return reference.conv_forward(*arguments)
 
 
 @pytest.mark.parametrize(("function", "failure"), [
     (raises, "KernelError: convolve_kernel: out of resource: shared memory"),
-    (warns, "UserWarning: fastgan: goes on with the reference engine"),
+    (warns, "UserWarning: fastgan: falls back to the reference engine"),
     (lambda *_: (torch.zeros(1), torch.zeros(1)), "wrong: the shape of y has inf x the allowed error"),
     (lambda *arguments: tuple(one * torch.nan for one in reference.conv_forward(*arguments)), "wrong: y has inf")],
     ids=["raises", "warns", "shape", "nan"])
@@ -337,7 +337,7 @@ def test_a_kernel_that_fails_later_is_replaced(fake, monkeypatch):
     monkeypatch.setattr(dispatch, "_failed", set())
     plan = Plan({one: Choice("triton", {}) for one in measure.record(lambda: outcome(ops.tuning.active()))})
     fake["conv_forward"] = raises
-    with pytest.warns(UserWarning, match="(?s)out of resource.*goes on with the reference"):
+    with pytest.warns(UserWarning, match="(?s)out of resource.*falls back to the reference"):
         found = outcome(plan)
     torch.testing.assert_close(found, outcome(EAGER), rtol=1e-4, atol=1e-6)
 

@@ -84,8 +84,8 @@ def interpolate(args: list[str]) -> int:
     from fastgan.data import to_uint8
 
     if options.out.suffix not in ("", ".png", ".gif"):
-        raise FastganError(f"--out {options.out}: {options.out.suffix} is not written; expected a name without suffix, "
-                           ".png or .gif: both are")
+        raise FastganError(f"--out {options.out}: {options.out.suffix} is not supported; expected a name without "
+                           "suffix, .png or .gif (both are written)")
     source, seeds = parsing.load(options.folder), _parse_seeds(options.seeds)
     if len(seeds) < 2 or options.frames < 2:
         raise FastganError(f"--seeds {options.seeds} --frames {options.frames}: expected at least 2 of each")

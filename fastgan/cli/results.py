@@ -46,15 +46,15 @@ def evaluate(args: list[str]) -> int:
     except (MemoryError, RuntimeError) as error:
         if not memory.ran_out(error):
             raise
-        raise FastganError(f"--images {options.images}: out of memory while they were measured; expected fewer, or "
-                           "other programs to leave more") from error
+        raise FastganError(f"--images {options.images}: out of memory while they were measured; expected fewer "
+                           "images, or more free memory") from error
     print(*measuring.lines(results), *(f"metrics: {one / measuring.FILE}" for one in results), sep="\n")
     return 0
 
 
 @dataclass
 class Export:
-    """Write a trained generator as files that need no fastgan, with a model card that says how to draw from them.
+    """Write a trained generator as files that need no fastgan, with a model card that has a program to draw from them.
 
     The images are compared with fastgan's before anything is written.
     """

@@ -138,7 +138,7 @@ def _with_partners(config: Config, chosen: Config, args: list[str]) -> Config:
              if value != before[key] or parsing.value_of(option(key), args) is not None}
     values = combinations.partners(given, config)
     for key, value in values.items():
-        print(f"{option(key)} {value}: goes with the other options; give {option(key)} for another")
+        print(f"{option(key)} {value}: chosen because of the other options; {option(key)} sets another")
     return config.replace(**values)
 
 
@@ -178,7 +178,7 @@ def _shortage_in_words(config: Config) -> Iterator[None]:
 
 
 def _dry_run(config: Config) -> int:
-    """What would run; nothing is written."""
+    """Print what would run; nothing is written."""
     from fastgan.data import open_dataset
     from fastgan.data.folder import RULES
     from fastgan.device import pick_device
@@ -198,7 +198,7 @@ def _dry_run(config: Config) -> int:
 
 
 def _facts(config: Config, dataset: Dataset, device: str, precision: str, processes: int = 1) -> dict[str, str]:
-    """What runs, and the memory that a step needs of each process."""
+    """Lines that describe the run, and the memory of a step in each process."""
     from fastgan.data import Loader
     from fastgan.trainer.step_memory import estimate
 

@@ -87,7 +87,7 @@ def read_npz(path: Path, split: str) -> list[Arrays]:
         raise FastganError(f"npz:{path}: {'not a file' if path.exists() else 'no such file'}; expected an .npz archive")
     try:
         if not zipfile.is_zipfile(path):
-            raise FastganError("no zip archive; expected one as numpy.savez writes it")
+            raise FastganError("not a zip archive; expected one as numpy.savez writes it")
         with np.load(path, allow_pickle=False) as archive:
             splits = [split] if split in NPZ_IMAGES else ["train"] + ["test"] * ("x_test" in archive)
             return [_read_npz_split(archive, name) for name in splits]

@@ -61,10 +61,20 @@ class Feed(Protocol):
 
 
 def make_feed(dataset: Dataset, config: DataConfig, seed: int, device: torch.device, shard: Shard = WHOLE) -> Feed:
-    """`Resident` for data in memory that may stay on the device (on the CPU it is there already), else `Streamed`.
+    """A source of batches on the device, for a captured step.
 
-    Of each batch, the feed provides `shard`. Raises `FastganError` for a batch larger than the data, and for
-    `balanced` without labels.
+    Data in memory that needs no more than `config.gpu_data_gb` is kept on the device as a whole; other batches are
+    copied to it while the previous step computes.
+
+    Args:
+        dataset: the images.
+        config: batch size, last batch, order, workers and range of the pixels.
+        seed: of the order.
+        device: the device of the batches.
+        shard: the part of each batch that the feed provides; by default all of it.
+
+    Raises:
+        FastganError: for a batch larger than the data, and for `balanced` without labels.
     """
     if isinstance(dataset, MemoryDataset) and (
             device.type == "cpu" or dataset.bytes_in_memory / 1e9 <= config.gpu_data_gb):

@@ -36,10 +36,19 @@ def make_order(dataset: Dataset, config: DataConfig, seed: int, shard: Shard = W
 
 
 class Loader:
-    """An endless source of batches; raises `FastganError` as `make_order` does.
+    """An endless source of batches on the host.
 
-    Of each batch of `config.batch` images, `next_batch` returns `shard`. A streamed data set is decoded by
-    `config.workers` threads; images that they decode ahead do not count in `state_dict`.
+    A streamed data set is decoded by `config.workers` threads; images that they decode ahead do not count in
+    `state_dict`.
+
+    Args:
+        dataset: the images.
+        config: batch size, last batch, order and workers.
+        seed: of the order.
+        shard: the part of each batch that `next_batch` returns; by default all of it.
+
+    Raises:
+        FastganError: for a batch larger than the data, and for `balanced` without labels.
     """
 
     def __init__(self, dataset: Dataset, config: DataConfig, seed: int, shard: Shard = WHOLE) -> None:
@@ -53,14 +62,16 @@ class Loader:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Calls of `next_batch` that make one epoch."""
+        """The number of batches of one epoch."""
         return self._order.batches_per_epoch
 
     def next_batch(self) -> tuple[Tensor, Tensor | None]:
         """Images uint8 (B, C, H, W), or points float32 (B, 2), and labels int64 (B,) or None, as in the source.
 
-        An unreadable image of a streamed data set is replaced by the next readable one, with a warning the first time;
-        with `strict` it raises `FastganError`.
+        An unreadable image of a streamed data set is replaced by the next readable one, with a warning the first time.
+
+        Raises:
+            FastganError: for an unreadable image, with `strict`.
         """
         if isinstance(self.dataset, MemoryDataset):
             indices = self._order.indices(self._position)

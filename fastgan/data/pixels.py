@@ -92,11 +92,17 @@ def prepare(images: Tensor, channels: int, size: tuple[int, int], fit: str) -> T
 
 
 def to_model_range(batch: Tensor, *, flip: bool, unit_range: bool, dtype: torch.dtype, shard: Shard = WHOLE) -> Tensor:
-    """Input of the networks: uint8 (B, C, H, W) -> `dtype` (B, C, H, W) in [-1, 1], channels_last.
+    """Convert a batch of bytes to the input of the networks, without waiting for the host.
 
-    `unit_range` gives [0, 1]. `flip` mirrors each image with probability 1/2, drawn from the global generator of the
-    batch's device for the whole batch, of which this is a `shard`; nothing waits for the host. A floating-point batch
-    (the gaussian data) is only cast.
+    Args:
+        batch: uint8 (B, C, H, W). A floating-point batch (the source "gaussian") is only cast.
+        flip: mirror each image with probability 1/2, drawn from the global generator of the batch's device.
+        unit_range: pixels in [0, 1] instead of [-1, 1].
+        dtype: of the result.
+        shard: the part of the whole batch that this batch is, for the random numbers of `flip`.
+
+    Returns:
+        (B, C, H, W) in `dtype`, channels_last.
     """
     if batch.is_floating_point():
         return batch.to(dtype)
@@ -110,6 +116,6 @@ def to_model_range(batch: Tensor, *, flip: bool, unit_range: bool, dtype: torch.
 
 
 def to_uint8(images: Tensor, unit_range: bool) -> Tensor:
-    """Images as bytes: the inverse of `to_model_range`, clamped and rounded; any shape -> uint8."""
+    """Convert images to uint8, clamped and rounded; the inverse of `to_model_range`, for any shape."""
     levels = images.float() * 255 if unit_range else (images.float() + 1) * 127.5
     return levels.clamp(0, 255).round().to(torch.uint8)

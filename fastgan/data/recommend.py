@@ -1,4 +1,4 @@
-"""What training on a folder of one's own images should be like, by how many there are and how large.
+"""The settings of the preset "own-images", chosen by the number and the size of the images in a folder.
 
 Rules of thumb: a discriminator that is shown few images needs augmentation and narrow networks.
 """

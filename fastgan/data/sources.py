@@ -28,11 +28,17 @@ Items = TypeVar("Items", Tensor, list[Path])
 
 
 def open_dataset(config: DataConfig, seed: int = 0) -> Dataset:
-    """The images that `config.source` names, of the configured size, channels and split.
+    """Open the images of `config.source`, in the configured size, channels and split.
 
-    Arrays are held in memory. Image files are decoded into memory when they need no more than `config.cache_gb`, else
-    they are streamed. The data set is named after the source, or after the folder or file without its path. `seed` is
-    for the gaussian points. Raises `FastganError` for data that is missing, damaged, not permitted or unknown.
+    Arrays are kept in memory. Image files are decoded into memory if they need no more than `config.cache_gb`, and
+    streamed otherwise. The data set is named after the source, or after the folder or file without its path.
+
+    Args:
+        config: the source and its options.
+        seed: of the random points of the source "gaussian".
+
+    Raises:
+        FastganError: for data that is missing, damaged, not readable or unknown.
     """
     try:
         return _open(config, seed)

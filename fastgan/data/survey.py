@@ -1,4 +1,4 @@
-"""What the options leave open about image files, decided by a sample of them: the number of channels, the bit depth."""
+"""Properties of image files that no option sets, found in a sample of the files: number of channels, bit depth."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _most_frequent(found: Counter[int], name: str) -> int:
     others = {other: count for other, count in sorted(found.items()) if other != channels}
     if others:
         counts = " and ".join(f"{count} {NAMES[other]}" for other, count in others.items())
-        warnings.warn(f"{name}: {counts} of {found.total()} images looked at are converted to {NAMES[channels]}, the "
+        warnings.warn(f"{name}: {counts} of {found.total()} inspected images are converted to {NAMES[channels]}, the "
                       "most frequent mode; --channels chooses another", stacklevel=6)
     return channels
 
@@ -62,6 +62,6 @@ def _white(deep: list[Path], name: str) -> int:
             return WHITE
     if brightest < 0:
         return WHITE
-    warnings.warn(f"{name}: no value in {len(deep[:DEEP_SURVEYED])} 16-bit images looked at is above {WHITE_12_BITS}; "
+    warnings.warn(f"{name}: no value in {len(deep[:DEEP_SURVEYED])} inspected 16-bit images is above {WHITE_12_BITS}; "
                   f"16-bit images are read as 12-bit, with white at {WHITE_12_BITS}", stacklevel=6)
     return WHITE_12_BITS

@@ -29,16 +29,24 @@ _SEEDS = range(16)  # of the images that are compared
 
 def export(source: Pretrained, form: str, out: StrPath, *, facts: dict[str, Any] | None = None,
            discriminator: dict[str, Tensor] | None = None) -> list[str]:
-    """Write `source` into the folder `out`, made if it is not there, after images drawn from the files were compared.
+    """Write a generator as files that draw the same images without fastgan, with a model card.
+
+    Before anything is written, images are drawn from the exported files and compared with those of `source`.
 
     Args:
-        form: one of `FORMAT_NAMES`.
-        facts: of the run, for the model card: the content of its training_options.json, "steps", the number of steps
-            done, and "measured", a list of results of `evaluate`.
-        discriminator: its state_dict, which "pytorch-example" writes too.
+        source: the generator.
+        form: "safetensors", "torch.export", "onnx" or "pytorch-example".
+        out: the folder, which is created if it does not exist.
+        facts: facts about the run, for the model card: the content of its training_options.json, "steps" (the number
+            of steps made) and "measured" (a list of results of `evaluate`).
+        discriminator: the state_dict of the discriminator, which only "pytorch-example" writes.
 
-    Returns the names of the files. Raises `FastganError` for an unknown format, a network that the format does not
-    support, a missing package, and a folder that cannot be written or has other files of these names.
+    Returns:
+        The names of the files.
+
+    Raises:
+        FastganError: for an unknown format, a network that the format does not support, a missing package, and a folder
+            that cannot be written or contains other files of these names.
     """
     if form not in FORMAT_NAMES:
         raise FastganError(f"unknown format {form!r}; {nearest(form, list(FORMAT_NAMES))}")
@@ -57,9 +65,12 @@ def export(source: Pretrained, form: str, out: StrPath, *, facts: dict[str, Any]
 
 
 def load(folder: StrPath) -> Pretrained:
-    """The generator that `export` wrote into `folder` as "safetensors", of eager layers, in evaluation mode.
+    """Load the generator that `export` wrote into `folder` as "safetensors": eager layers, in evaluation mode.
 
-    Raises `FastganError` where files are missing or do not fit. No code in them is executed.
+    No code in the files is executed.
+
+    Raises:
+        FastganError: if files are missing or inconsistent.
     """
     try:
         config: dict[str, Any] = read_json(Path(folder, CONFIG))
@@ -88,10 +99,18 @@ def is_export(folder: StrPath) -> bool:
 
 
 def push(repository: str, folder: StrPath, files: list[str]) -> str:
-    """Upload these files of `folder` to a model repository of the Hugging Face Hub, made if it is not there.
+    """Upload files to a model repository of the Hugging Face Hub.
 
-    Returns the URL of the commit. Raises `FastganError` without a login, for an invalid name, or if the Hub cannot be
-    reached.
+    Args:
+        repository: "NAME/REPOSITORY", which is created if it does not exist.
+        folder: the folder of the files.
+        files: the names of the files, as `export` returns them.
+
+    Returns:
+        The URL of the commit.
+
+    Raises:
+        FastganError: without a login, for an invalid name, and if the Hub cannot be reached.
     """
     api = extras.load("huggingface_hub", "hub", "--push").HfApi()
     try:
@@ -122,7 +141,7 @@ def _compare(source: Pretrained, form: str, files: dict[str, bytes]) -> None:
         images = FORMATS[form].draw(files, (z,) if labels is None else (z, labels))
     distance = float((images - expected).abs().max() / expected.abs().max().clamp(min=1))
     if not distance <= TOLERANCE[form]:
-        raise FastganError(f"--format {form}: its images are {distance:.1e} from fastgan's, allowed are "
+        raise FastganError(f"--format {form}: its images differ from fastgan's by {distance:.1e}, more than "
                            f"{TOLERANCE[form]:.0e}; nothing was written")
 
 

@@ -38,7 +38,7 @@ def _check(source: Pretrained) -> None:
     }
     for reason, differs in reasons.items():
         if differs:
-            raise FastganError(f"--format pytorch-example: this was trained with {reason}; that example's networks "
+            raise FastganError(f"--format pytorch-example: the run was trained with {reason}; that example's networks "
                                "have --architecture dcgan, 64x64, no labels, --norm-d skip-first, --bn-eps "
                                f"{_BN_EPS}, --noise normal, --noise-mean 0")
 

@@ -40,7 +40,7 @@ class ClassifierScore:
     def __init__(self, dataset: Dataset, device: torch.device) -> None:
         if dataset.labels is None or len(dataset.classes) < 2:
             raise FastganError(f"--metrics score: {dataset.name} has {len(dataset.classes)} classes, and a classifier "
-                               "learns from labels; expected 2 or more, such as class subfolders, or other --metrics")
+                               "needs labels; expected 2 or more, such as class subfolders, or other --metrics")
         channels, height, width = dataset.shape
         self.device, self.classes = device, len(dataset.classes)
         self.share = torch.bincount(dataset.labels, minlength=self.classes) / len(dataset)
@@ -90,7 +90,7 @@ class ClassifierScore:
 
     def doubts(self, images: int) -> list[str]:
         accuracy, chance = self.real["score_accuracy"], self.share.max().item()
-        return [f"score says little: its classifier is right about {accuracy:.0%} of new reals, where the most "
+        return [f"score is unreliable: its classifier is right about {accuracy:.0%} of new reals, where the most "
                 f"frequent class alone makes {chance:.0%}; expected classes that can be told apart"
                 ] * (accuracy < chance + MIN_ACCURACY * (1 - chance))
 

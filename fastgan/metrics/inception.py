@@ -47,7 +47,7 @@ class Inception:
             network = utils.create_feature_extractor(EXTRACTOR, layers, cuda=False, verbose=False,
                                                      feature_extractor_weights_path=str(self.weights))
         except Exception as error:  # files of other programs, and their unpicklers, raise many types
-            raise FastganError(f"{self.weights} does not hold InceptionV3's weights as torch-fidelity has them "
+            raise FastganError(f"{self.weights} does not contain InceptionV3's weights in torch-fidelity's format "
                                f"({load_error(error)}); expected the file from {_url()}") from error
         self.network = network.to(device, torch.float32)
 
@@ -101,8 +101,8 @@ class Inception:
             return []
         counts, dimensions = {"fakes": images, "reals": self.count}, len(self.real["mu"])
         few = " and ".join(f"{count} {what}" for what, count in counts.items() if count < dimensions)
-        return [f"fid says little: it compares covariances in {dimensions} dimensions, of which {few} cannot tell; "
-                f"expected {dimensions} images or more of both, or kid"] * bool(few)
+        return [f"fid is unreliable: it compares covariances in {dimensions} dimensions, for which {few} are too "
+                f"few; expected {dimensions} images or more of both, or kid"] * bool(few)
 
 
 def find_weights(names: list[str], given: StrPath | None) -> Path:
@@ -111,9 +111,9 @@ def find_weights(names: list[str], given: StrPath | None) -> Path:
     path = place if given is None else Path(given).expanduser()
     if path.is_file():
         return path
-    missing = "InceptionV3's weights are not here" if given is None else f"no file {given}"
-    raise FastganError(f"--metrics {','.join(names)}: {missing}, and fastgan downloads none; expected the file from "
-                       f"{_url()} as --metrics-weights FILE or as {place}")
+    missing = "no weights of InceptionV3" if given is None else f"no file {given}"
+    raise FastganError(f"--metrics {','.join(names)}: {missing}, and fastgan does not download them; expected the file "
+                       f"from {_url()} as --metrics-weights FILE or as {place}")
 
 
 def _url() -> Any:

@@ -40,16 +40,25 @@ class Metric(Protocol):
         """The numbers, from the features of all images."""
 
     def of_reals(self) -> dict[str, float]:
-        """`compute` of real images that were not learnt, where that is meaningful."""
+        """`compute` of real images that `learn` did not use, where that is meaningful."""
 
     def doubts(self, images: int) -> list[str]:
         """Reasons why the numbers of so many fakes are unreliable; after `learn`."""
 
 
 class Metrics:
-    """Metrics of generators against one data set; `names` as in --metrics, such as "fid,kid".
+    """Metrics of generators relative to one data set.
 
-    Raises `FastganError` for a metric that cannot be computed, before any long computation.
+    Args:
+        names: as in --metrics, such as "fid,kid".
+        dataset: the real images.
+        config: their configuration, which identifies cached statistics.
+        images: how many fakes are measured.
+        weights: a file with the weights of InceptionV3, as in --metrics-weights.
+        device: where features are computed.
+
+    Raises:
+        FastganError: for a metric that cannot be computed, before any long computation.
     """
 
     def __init__(self, names: str, dataset: Dataset, config: DataConfig, *, images: int, weights: StrPath | None,
@@ -75,9 +84,9 @@ class Metrics:
                 metric.learn(self.reals)
 
     def of(self, source: Pretrained) -> dict[str, float]:
-        """The metrics of `images` fakes, of seeds 0, 1, 2, ...: such as {"fid": ..., "kid": ..., "kid_std": ...}.
+        """The metrics of the fakes of seeds 0, 1, 2, ..., such as {"fid": ..., "kid": ..., "kid_std": ...}.
 
-        Does not use the global random generators. Labels for a conditional generator are as frequent as in the data.
+        The global random generators are not used. Labels for a conditional generator are as frequent as in the data.
         """
         batches: list[list[dict[str, Tensor]]] = [[] for _ in self.metrics]
         for images in self._fakes(source):
@@ -89,11 +98,11 @@ class Metrics:
         return values
 
     def of_reals(self) -> dict[str, float]:
-        """The values that real images reach, for metrics where these are not obvious."""
+        """The values of real images that were not used by `learn`, for metrics whose best value is not obvious."""
         return {name: value for metric in self.metrics for name, value in metric.of_reals().items()}
 
     def doubts(self) -> list[str]:
-        """Reasons why these metrics are unreliable, a line each."""
+        """Reasons why these metrics are unreliable, one line each."""
         return [line for metric in self.metrics for line in metric.doubts(self.images)]
 
     def _fakes(self, source: Pretrained) -> Iterator[Tensor]:

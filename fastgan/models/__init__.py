@@ -21,9 +21,19 @@ _SHAPES: dict[str, tuple[int, ...]] = {"oreilly": (1, 28, 28), "tf": (1, 28, 28)
 
 
 def build(config: ModelConfig, shape: tuple[int, ...], num_classes: int = 0) -> tuple[nn.Module, nn.Module]:
-    """Generator and discriminator for data of `shape` ((C, H, W), or (2,) for points), freshly initialised, in float32.
+    """Build a generator and a discriminator, in float32.
 
-    Raises `FastganError` for a shape that the architecture cannot make.
+    Args:
+        config: the architecture and its widths.
+        shape: of the data, (C, H, W), or (2,) for points.
+        num_classes: 0, or the number of classes of conditional networks.
+
+    Returns:
+        generator: z (N, nz) -> (N, *shape).
+        discriminator: (N, *shape) -> logits.
+
+    Raises:
+        FastganError: for a shape that the architecture cannot make.
     """
     default = torch.get_default_dtype()
     try:  # a cast afterwards would change what the initialisers draw

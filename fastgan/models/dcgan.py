@@ -37,14 +37,24 @@ def stage_widths(base: int, count: int) -> list[int]:
 
 
 class DCGANGenerator(nn.Module):
-    """Latent vectors to images in (-1, 1).
+    """Maps latent vectors to images in (-1, 1).
 
     Args:
-        nz: length of z. ngf: channels of the last hidden stage. nc: image channels. image_size: side, or (H, W).
-        bn_eps, bn_momentum: as in `nn.BatchNorm2d`. gamma_std: its scales start from N(1, gamma_std).
-        fix_gamma: hold the scales at 1 (MXNet's default). num_classes: 0, or K for conditional generation.
+        nz: length of z.
+        ngf: channels of the last hidden layer.
+        nc: channels of an image.
+        image_size: side, or (H, W); sides are divisible by 16.
+        bn_eps: eps of `nn.BatchNorm2d`.
+        bn_momentum: momentum of `nn.BatchNorm2d`.
+        gamma_std: the scales of the batch normalizations are initialized from N(1, gamma_std).
+        fix_gamma: keep these scales at 1, MXNet's default.
+        num_classes: 0, or the number of classes of a conditional generator.
 
-    Shape: z (N, nz) or (N, nz, 1, 1), labels (N,) int64 when conditional -> (N, nc, H, W).
+    Shape:
+        z (N, nz) or (N, nz, 1, 1), and labels (N,) int64 if conditional -> (N, nc, H, W).
+
+    Raises:
+        FastganError: for an image size that a DCGAN cannot make.
     """
 
     def __init__(self, nz: int = 100, ngf: int = 64, nc: int = 3, image_size: int | tuple[int, int] = 64, *,
@@ -73,15 +83,25 @@ class DCGANGenerator(nn.Module):
 
 
 class DCGANDiscriminator(nn.Module):
-    """Images to logits, which are positive for images classified as real.
+    """Maps images to logits, which are positive for images classified as real.
 
     Args:
-        ndf: channels of the first stage. nc: image channels. image_size: side, or (H, W).
-        norm: batch normalisation in all stages but the first ("skip-first"), in "all", or in "none"; or "spectral", all
-            convolutions under spectral normalization instead.
-        bn_eps, bn_momentum, gamma_std, fix_gamma, num_classes: as in `DCGANGenerator`; the label is one more plane.
+        ndf: channels of the first layer.
+        nc: channels of an image.
+        image_size: side, or (H, W); sides are divisible by 16.
+        norm: which layers have batch normalization: all but the first ("skip-first"), "all" or "none"; or "spectral"
+            for spectral normalization of all convolutions instead.
+        bn_eps: eps of `nn.BatchNorm2d`.
+        bn_momentum: momentum of `nn.BatchNorm2d`.
+        gamma_std: as in `DCGANGenerator`.
+        fix_gamma: as in `DCGANGenerator`.
+        num_classes: 0, or the number of classes; the embedding of the label is then one more channel of the image.
 
-    Shape: x (N, nc, H, W), labels (N,) int64 when conditional -> (N,).
+    Shape:
+        x (N, nc, H, W), and labels (N,) int64 if conditional -> (N,).
+
+    Raises:
+        FastganError: for an image size that a DCGAN cannot make.
     """
 
     def __init__(self, ndf: int = 64, nc: int = 3, image_size: int | tuple[int, int] = 64, *,

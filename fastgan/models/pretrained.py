@@ -16,7 +16,7 @@ from fastgan.config import ModelConfig
 from fastgan.errors import FastganError, first_line
 from fastgan.files import StrPath, read_json, replacing
 from fastgan.models import build, pytorch_example, weights
-from fastgan.models.sampling import Noise, draw
+from fastgan.models.sampling import Noise, draw, measure_statistics
 from fastgan.validation import check_types
 
 WEIGHTS, CONFIG = "generator.safetensors", "config.json"
@@ -24,10 +24,15 @@ MAX_SIDE = 4096  # the limit of `config.parse_size`
 
 
 class Pretrained:
-    """A generator and the facts that are needed to draw from it.
+    """A trained generator with everything that is needed to draw images from it.
 
-    Attributes: generator; model (its `ModelConfig`); shape of one image or point; classes, names in order of the
-    labels; unit_range, whether pixels are in [0, 1] instead of [-1, 1].
+    Attributes:
+        generator: the network.
+        model: its `ModelConfig`.
+        shape: of one image, (C, H, W), or of one point, (2,).
+        classes: the names of the classes in the order of the labels; [] for an unconditional generator.
+        unit_range: whether pixels are in [0, 1] instead of [-1, 1].
+        noise: draws latent vectors; `noise.from_seeds(range(8))` is (8, nz).
     """
 
     def __init__(self, generator: nn.Module, model: ModelConfig, shape: tuple[int, ...], classes: list[str],
@@ -40,6 +45,11 @@ class Pretrained:
         """Images (N, C, H, W) in the generator's range, or points (N, 2), for z (N, nz); labels (N,) if conditional."""
         return draw(self.generator, z, labels, batch_statistics=self.model.sample_bn == "batch")
 
+    def measure_statistics(self, images: int = 256) -> None:
+        """Replace the running statistics of the generator's batch normalization by those over so many latents, of the
+        seeds from 0, with labels in turn. After 256 images, KID and diversity are those after 1,024."""
+        measure_statistics(self.generator, self.noise.from_seeds(range(images)), self.labels_in_turn(images))
+
     def labels_in_turn(self, count: int) -> Tensor | None:
         """Labels (count,) 0, 1, ..., classes - 1, 0, 1, ...; None for an unconditional generator."""
         return torch.arange(count) % len(self.classes) if self.classes else None
@@ -49,7 +59,7 @@ class Pretrained:
         return [] if labels is None else [self.classes[label] for label in labels.tolist()]
 
     def save(self, folder: StrPath) -> None:
-        """Write both files into `folder`, each atomically."""
+        """Write generator.safetensors and config.json into `folder`, each atomically."""
         state = weights.unwrapped(self.generator.state_dict())
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         config = {"architecture": type(self.generator).__name__, "model": vars(self.model), "shape": list(self.shape),
@@ -61,9 +71,10 @@ class Pretrained:
 
     @classmethod
     def load(cls, folder: StrPath) -> Pretrained:
-        """The generator that `save` wrote into `folder`, or of a file like netG.pth of PyTorch's DCGAN example.
+        """Load the generator that `save` wrote into a folder, or a file like netG.pth of PyTorch's DCGAN example.
 
-        Raises `FastganError` where files are missing or do not fit.
+        Raises:
+            FastganError: if files are missing or inconsistent.
         """
         folder = Path(folder)
         if folder.is_file():

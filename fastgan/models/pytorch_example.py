@@ -32,8 +32,8 @@ def read_generator(path: Path) -> tuple[DCGANGenerator, ModelConfig, tuple[int, 
     count, rest = divmod(numbers[-1], 3) if numbers else (0, 0)
     if rest or not 0 < count <= _DEEPEST or any(weight.dim() != 4 or not weight.numel() for weight in ends):
         found = f"main.{numbers[-1]}.weight is its last layer" if numbers else f"it begins with {next(iter(state), '')}"
-        raise FastganError(f"{path} is no generator of PyTorch's DCGAN example: {found}; expected main.0.weight, "
-                           "main.1.weight, ... to main.12.weight, as its netG has them")
+        raise FastganError(f"{path} is not a generator of PyTorch's DCGAN example: {found}; expected main.0.weight, "
+                           "main.1.weight, ... to main.12.weight, as in its netG")
     first, last = ends
     model = ModelConfig(nz=first.shape[0], ngf=last.shape[0])
     shape = (last.shape[1], first.shape[2] << count, first.shape[3] << count)

@@ -31,10 +31,10 @@ def read(path: StrPath) -> dict[str, Tensor]:
     except Exception as error:  # damaged files, or files of other programs, raise many types
         raise FastganError(f"cannot read weights from {path}: {load_error(error)}; {_EXPECTED}") from error
     if not isinstance(state, dict):
-        raise FastganError(f"{path} is no state_dict, it holds a {type(state).__name__}; {_EXPECTED}")
+        raise FastganError(f"{path} is not a state_dict, but a {type(state).__name__}; {_EXPECTED}")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise FastganError(f"{path} is no state_dict: its {name!r} is a {type(value).__name__}; {_EXPECTED}")
+            raise FastganError(f"{path} is not a state_dict: its {name!r} is a {type(value).__name__}; {_EXPECTED}")
     return unwrapped(state)
 
 

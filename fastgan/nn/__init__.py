@@ -1,4 +1,4 @@
-"""Modules that run as stages, and the way there and back for networks written with eager layers."""
+"""Modules of fused layers, and the conversion of networks of eager layers."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ Layers = tuple[nn.Module, nn.Module | None, nn.Module | None]  # of one block: c
 
 
 def read(layers: list[nn.Module]) -> list[list[Layers] | nn.Module]:
-    """What a chain of these does when called, part by part: a run of blocks, or a layer as it is."""
+    """The parts of a chain in order: a sequence of blocks, or a layer that is called as it is."""
     parts: list[list[Layers] | nn.Module] = []
     i = 0
     while i < len(layers):

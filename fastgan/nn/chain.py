@@ -1,10 +1,10 @@
-"""Sequences of layers that run as fused operations: `nn.Sequential` to everyone but the hardware.
+"""Sequences of layers that run as fused operations, with the interface of `nn.Sequential`.
 
-A `Chain` holds the eager layers themselves, under the names that they have in an `nn.Sequential`, so a checkpoint of
-one loads into the other. When called it reads them as blocks, convolution -> [batch normalisation] -> [activation],
-and hands each to the engine. Layers that form no such block are called as they are. Blocks are read anew at each call,
-so a hook that is registered, or a layer that is replaced, frozen or switched to evaluation, takes effect in the next
-call.
+A `Chain` contains the eager layers themselves, under the names that they have in an `nn.Sequential`, so a checkpoint of
+one loads into the other. Each call groups the layers into blocks, convolution -> [batch normalization] -> [activation],
+and passes each block to the engine. Layers that are not part of such a block are called as they are. Because blocks are
+formed in each call, a hook that is registered, or a layer that is replaced, frozen or switched to evaluation, takes
+effect in the next call.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ from fastgan.ops.arguments import check_activation, check_groups, check_impl
 
 
 class Chain(nn.Sequential):
-    """`nn.Sequential` whose convolutions, batch normalisations and activations run as stages.
+    """`nn.Sequential` whose convolutions, batch normalizations and activations run as fused operations.
+
+    Input, output, gradients and state_dict keys are those of `nn.Sequential`. The reference engine also raises the same
+    errors; the other engines raise `FastganError`, a ValueError. The layers of a nested `Chain` or `nn.Sequential`
+    without hooks run as if they were layers of this one.
 
     Args:
         layers: modules, or one OrderedDict of modules, as in `nn.Sequential`.
         impl: the engine, as in `fastgan.ops`.
 
     Attributes:
-        impl. stat_groups: G; each of G equal parts of the batch goes through as if it had come alone, in order: its
-            own batch statistics, and G updates of the running ones. `fastgan.nn.stat_groups` sets it for a while.
-
-    Input, output, gradients and state_dict keys are those of `nn.Sequential`, and on the reference engine errors are
-    too; the other engines raise `FastganError`, a ValueError. The layers of nested `Chain`s and plain `nn.Sequential`s
-    run as if they were this one's, unless those have hooks.
+        impl: the engine.
+        stat_groups: G. Each of G equal parts of the batch is treated as a batch of its own, in order, with its own
+            batch statistics and one update of the running statistics. `fastgan.nn.stat_groups` sets it temporarily.
     """
 
     impl: str = "auto"
@@ -142,10 +143,16 @@ class _Block(Chain):
 class ConvBNAct(_Block):
     """Conv2d -> BatchNorm2d -> activation, under the names "0", "1" and "2". (N, Ci, H, W) -> (N, Co, Ho, Wo).
 
+    `in_channels`, `out_channels`, `kernel_size`, `stride` and `padding` are those of `nn.Conv2d`.
+
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, bias: as in `nn.Conv2d`, without bias by default.
-        activation: "relu", "leaky_relu" (with `negative_slope`), "tanh", or "none" for no third layer.
-        norm: whether there is batch normalisation, with eps and momentum as in `nn.BatchNorm2d`.
+        bias: whether the convolution has a bias; by default it has none.
+        activation: "relu", "leaky_relu", "tanh", or "none" for no third layer.
+        negative_slope: of "leaky_relu".
+        norm: whether there is batch normalization.
+        eps: as in `nn.BatchNorm2d`.
+        momentum: as in `nn.BatchNorm2d`.
+        impl: the engine, as in `fastgan.ops`.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int],
@@ -157,7 +164,7 @@ class ConvBNAct(_Block):
 
 
 class ConvTransposeBNAct(_Block):
-    """ConvTranspose2d -> BatchNorm2d -> activation; arguments as in `ConvBNAct`, and `output_padding`."""
+    """ConvTranspose2d -> BatchNorm2d -> activation, with the arguments of `ConvBNAct` and `output_padding`."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int],
                  stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] = 0,
@@ -189,7 +196,11 @@ def _after(channels: int, activation: str, negative_slope: float, norm: bool, ep
 
 
 def use(network: nn.Module, impl: str) -> nn.Module:
-    """`network`, all fused operations of which run on the engine `impl` from now on."""
+    """Select the engine of all fused operations of `network`, and return `network`.
+
+    Raises:
+        FastganError: for an unknown engine.
+    """
     check_impl(impl)
     for module in network.modules():
         if isinstance(module, Chain):
@@ -201,10 +212,10 @@ def use(network: nn.Module, impl: str) -> nn.Module:
 
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
-    """Within the block, `network` is called without gradients of its parameters, only of its input.
+    """Context manager in which calls of `network` compute gradients of its input, but not of its parameters.
 
-    `torch.autograd.grad(loss, others)` does not spare them: which gradients a block computes is settled when it is
-    called.
+    `torch.autograd.grad(loss, others)` alone does not avoid that work, because a fused operation decides in its forward
+    call which gradients its backward call computes.
     """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     try:

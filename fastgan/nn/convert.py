@@ -1,8 +1,8 @@
-"""From networks of eager layers to fused ones, and back, without a copy, a move or a new name of any layer.
+"""`convert` an existing network so that fused kernels run it, and `to_eager`, its inverse.
 
-`convert` changes classes, in a network of new modules that share parameters, buffers and layers with the given one:
-every `nn.Sequential` becomes a `Chain`, and a module that owns convolutions outside of one gets a class whose forward
-Dynamo compiles (`fused.py`).
+The result is a network of new modules that share parameters, buffers and layers with the given one: every
+`nn.Sequential` becomes a `Chain`, and a module with convolutions outside of an `nn.Sequential` gets a class whose
+forward Dynamo compiles (`fused.py`). No layer is copied, moved or renamed.
 """
 
 from __future__ import annotations
@@ -27,22 +27,28 @@ _log = logging.getLogger("fastgan")
 
 
 def convert(model: nn.Module, impl: str = "auto") -> nn.Module:
-    """A network like `model` whose convolutions, batch normalisations and activations run as fused operations.
+    """Convert a network so that its convolutions, batch normalizations and activations run as fused operations.
 
     `model` is neither run nor changed. The result shares all its layers, parameters and buffers: training, moving or
-    loading one also affects the other, and an optimizer made for one serves both. state_dict keys,
-    outputs and gradients are the same. Convert before wrapping in DistributedDataParallel or `torch.compile`.
+    loading one also affects the other, and an optimizer of one also works for the other. state_dict keys, outputs and
+    gradients are the same. Convert a network before it is wrapped in DistributedDataParallel or `torch.compile`.
 
-    Every `nn.Sequential` becomes a `fastgan.nn.Chain`. A module that owns convolutions or batch normalisations
-    elsewhere gets a subclass of its class, and torch.compile compiles its forward with the backend "fastgan" in the
-    first call, without Inductor. Both run their eager layers under jit, export, ONNX and other compilers, and with the
-    environment's FASTGAN_DISABLE=1.
+    Every `nn.Sequential` becomes a `fastgan.nn.Chain`. A module with convolutions or batch normalizations outside of an
+    `nn.Sequential` gets a subclass of its class; its first call compiles its forward by torch.compile with the backend
+    "fastgan", without Inductor. Both run their eager layers under jit, export, ONNX and other compilers, and if the
+    environment variable FASTGAN_DISABLE is 1.
 
-    impl: the engine, as in `fastgan.ops`.
+    Args:
+        model: any module.
+        impl: the engine, as in `fastgan.ops`.
 
-    Returns the new network. Its `fastgan_report` is a list of lines: for each convolution and batch normalisation,
-    what is expected, and after the first call whether it was fused and by which engine, or why not. Raises
-    `FastganError` for an unknown engine and for a network in a wrapper.
+    Returns:
+        The new network. Its attribute `fastgan_report` is a list of lines: for each convolution and batch
+            normalization, whether it is expected to be fused, and after the first call whether it was and by which
+            engine, or why not.
+
+    Raises:
+        FastganError: for an unknown engine, and for a network that is wrapped already.
     """
     check_impl(impl)
     _check_model(model)
@@ -58,9 +64,9 @@ def convert(model: nn.Module, impl: str = "auto") -> nn.Module:
 
 
 def to_eager(model: nn.Module) -> nn.Module:
-    """The inverse of `convert`: every `Chain` an `nn.Sequential` again, every module of its own class.
+    """The inverse of `convert`: each `Chain` becomes an `nn.Sequential`, and each module gets its original class.
 
-    Like `convert` it leaves `model` as it is and shares its layers.
+    Like `convert` it does not change `model`, and the result shares its layers.
     """
     _check_model(model)
     network = shared_copy(model, _eager_class)
@@ -143,4 +149,4 @@ def _prepare(module: nn.Module, name: str, impl: str, report: Report) -> None:
             else:
                 report.put_expected(key, layer, impl)
     elif not report.has(name):
-        report.put_left(name or "the model", module, why_not(module) or "it stands alone")
+        report.put_left(name or "the model", module, why_not(module) or "it is not in an nn.Sequential")

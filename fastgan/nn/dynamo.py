@@ -38,8 +38,7 @@ class Layers(NamedTuple):
 
 
 class Runs(threading.local):
-    """What the backend did in this thread: how often one of its graphs ran, and the layers of those that it compiled.
-    """
+    """The activity of the backend in this thread: calls of its graphs, and the layers of the graphs it compiled."""
 
     def __init__(self) -> None:
         self.count = 0

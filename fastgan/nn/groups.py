@@ -21,13 +21,15 @@ _EACH_BY_ITSELF = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.Flatten,
 
 @contextmanager
 def stat_groups(network: nn.Module, groups: int) -> Iterator[None]:
-    """Within the block, `network` treats each of `groups` equal parts of a batch as if it had come alone, in order.
+    """Context manager in which `network` treats each of `groups` equal parts of a batch as a batch of its own.
+
+    Outputs, gradients and running statistics are those of `groups` calls in order:
 
         with fastgan.nn.stat_groups(discriminator, 2):
             logits_real, logits_fake = discriminator(torch.cat([real, fake])).chunk(2)
 
-    Outputs, gradients and running statistics are those of `groups` calls. `FastganError` when the network holds a
-    batch normalisation outside of a `Chain`, which would see the whole batch.
+    Raises:
+        FastganError: if a batch normalization of the network is outside of a `Chain` and would see the whole batch.
     """
     groups = check_int("groups", groups)
     if groups < 1:
@@ -46,9 +48,9 @@ def stat_groups(network: nn.Module, groups: int) -> Iterator[None]:
 def is_divisible(network: nn.Module) -> bool:
     """Whether one call under `stat_groups` is known to equal a call for each part, in any network.
 
-    Of a chain it is, but for dropout, whose draws would come in another order. Other layers must be of a kind that
-    treats each image by itself, bare (spectral normalisation counts its calls), in an `nn.Sequential` or in a network
-    of fastgan's own: what the `forward` of another class does with a batch cannot be known.
+    This holds for a chain without dropout, which would draw in another order. Other layers must treat each image by
+    itself, without a parametrization (spectral normalization counts its calls), and be in an `nn.Sequential` or in a
+    network of `fastgan.models`: what the `forward` of another class does with a batch is unknown.
     """
     if isinstance(network, Chain) and type(network).forward is Chain.forward:
         return not any(isinstance(module, nn.modules.dropout._DropoutNd) for module in network.modules())

@@ -112,7 +112,7 @@ def shared_copy(model: nn.Module, class_of: Callable[[nn.Module], type[nn.Module
 
 
 class _Substitution:
-    """Of references to modules by references to new ones, in copies of what contains them."""
+    """Replaces references to modules by references to new modules, in copies of the objects that contain them."""
 
     def __init__(self, new: dict[int, nn.Module]) -> None:
         self.new = new

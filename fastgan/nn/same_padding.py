@@ -1,9 +1,9 @@
 """TensorFlow's SAME padding, for networks that were written in it.
 
-SAME splits the padding as left = total // 2, right = total - left. Where total is odd PyTorch's symmetric `padding`
-cannot say that, and `output_padding` would crop the other side: the layers here pad or crop exactly as TensorFlow does.
-A `Chain` runs them as stages, whose `output_padding` says by how much the result is longer than that of symmetric
-padding, or shorter.
+SAME splits the padding as left = total // 2, right = total - left. If total is odd, PyTorch's symmetric `padding`
+cannot express this, and `output_padding` would crop the other side: the layers here pad or crop exactly as TensorFlow
+does. In the blocks of a `Chain`, `output_padding` is the number of rows and columns by which the result is longer than
+with symmetric padding, or shorter.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the public operations accept, checked before anything is computed.
+"""Checks of the arguments of public operations, before anything is computed.
 
 `FastganError` (a ValueError) for wrong values, TypeError for wrong types: each names the argument, what it was, and
 what is accepted.
@@ -40,7 +40,7 @@ def check_activation(activation: str, negative_slope: float) -> Activation:
 
 def as_conv_spec(stride: int | tuple[int, int], padding: int | tuple[int, int],
                  output_padding: int | tuple[int, int], transposed: bool) -> ConvSpec:
-    """Of arguments of a function, which take a smaller output_padding than those of layers."""
+    """The specification of a convolution, from arguments of a function; layers allow a larger output_padding."""
     spec = ConvSpec(_pair("stride", stride, 1, LARGEST_STRIDE), _pair("padding", padding, 0, None),
                     _pair("output_padding", output_padding, 0, None), transposed)
     if any(extra >= step for extra, step in zip(spec.output_padding, spec.stride, strict=True)) and any(
@@ -96,12 +96,15 @@ def check_int(name: str, value: Any) -> int:
 
 def as_norm_spec(x: Tensor, tensors: BlockTensors, conv: ConvSpec, size: tuple[int, int], *, training: bool,
                  momentum: float, eps: float, stat_groups: int) -> NormSpec | None:
-    """Of arguments of a function whose convolution makes an output of `size`; None without gamma and beta."""
+    """The specification of a batch normalization, from arguments of a function; None without gamma and beta.
+
+    size: height and width of the convolution's output.
+    """
     if not isinstance(training, bool):
         raise TypeError(f"training is {_kind(training)}, expected a bool")
     if momentum is None:
-        raise FastganError("momentum None: a plain average counts its batches, which a function cannot; expected a "
-                           "number (fastgan.nn knows momentum=None)")
+        raise FastganError("momentum None: a cumulative average needs num_batches_tracked; expected a number "
+                           "(fastgan.nn supports momentum=None)")
     momentum, eps = _number("momentum", momentum), _number("eps", eps)
     weight, _, gamma, beta, running_mean, running_var, _ = tensors
     for name, one, other_name, other in (("gamma", gamma, "beta", beta),

@@ -189,8 +189,8 @@ def logistic_loss(logits: Tensor, targets: Sequence[float], engine: str) -> tupl
 
 
 class _Positional(inspect.Signature):
-    """Of a function that is called with all of its arguments in order. `Function.apply` binds them in each call, to
-    fill in defaults: 20 us, and 60 more to make a signature."""
+    """The signature of a function that is called with all of its arguments in order. `Function.apply` binds them in
+    each call, to fill in defaults: 20 us, and 60 more to make a signature."""
 
     def bind(self, *arguments: Any) -> Any:
         return SimpleNamespace(args=arguments, kwargs={}, apply_defaults=lambda: None)
@@ -201,7 +201,7 @@ for _function in (_ConvBNAct, _ConvAct, _LogisticLoss):
 
 
 def _groups(norm: NormSpec, engine: str, device: torch.device) -> int:
-    """Of the statistics that the convolution takes; 0 where the next pass takes them from y."""
+    """The number of groups of the statistics that the convolution computes; 0 where the next pass computes them."""
     takes = norm.batch_statistics and (synchronised.processes() > 0 or library.takes_statistics(engine, device))
     return norm.groups if takes else 0
 

@@ -41,7 +41,7 @@ def pass_of(engine: str, name: str) -> Callable[..., Any]:
                 except KernelError as error:
                     raise_if_lost()
                     _failed.add((engine, name))
-                    warnings.warn(f"fastgan: {error}; fastgan::{name} goes on with the reference engine", stacklevel=2)
+                    warnings.warn(f"fastgan: {error}; fastgan::{name} falls back to the reference engine", stacklevel=2)
             return bound("reference", name)(*arguments)
     return call
 

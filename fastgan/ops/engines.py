@@ -66,7 +66,7 @@ def resolve_for(impl: str, name: str, x: Tensor, dtype: torch.dtype) -> str:
                            "torch.bfloat16")
     reason = why_not(impl, x.device)
     if reason:
-        _warn(f"{reason}; impl {impl!r} goes on with the reference engine")
+        _warn(f"{reason}; impl {impl!r} falls back to the reference engine")
         return "reference"
     if check_device(impl, x.device) and dtype == torch.bfloat16:
         raise FastganError(f"{name} of dtype torch.bfloat16: Triton's interpreter computes it wrongly, expected "

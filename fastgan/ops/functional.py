@@ -28,16 +28,32 @@ def conv_bn_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, gamma: Te
     """act(batch_norm(conv2d(x, weight) + bias)), as the eager layers compute it.
 
     Args:
-        x: (N, Ci, H, W), float32, float64, float16 or bfloat16. weight: (Co, Ci, kh, kw), sides 1 to 7. bias: (Co,).
-        gamma, beta: (Co,); both None for no batch normalisation.
-        running_mean, running_var: (Co,), updated in place in training; both None where nothing is tracked, and then
-            the batch's own statistics normalise in evaluation too. float32 or x's dtype, like gamma and beta.
-        stride: 1 to 4. padding: of zeros. Ints or pairs.
-        activation: "none", "relu", "leaky_relu" (with `negative_slope`) or "tanh".
-        stat_groups: G; each of G equal parts of the batch has its own statistics, and the running ones are updated G
-            times in order, as G calls would.
+        x: (N, Ci, H, W), float32, float64, float16 or bfloat16.
+        weight: (Co, Ci, kh, kw), in the dtype of x, with kh and kw from 1 to 7.
+        bias: (Co,), or None.
+        gamma: (Co,), the scale of the batch normalization, in float32 or the dtype of x. None, together with beta, for
+            no batch normalization.
+        beta: (Co,), its shift, as gamma.
+        running_mean: (Co,), updated in place in training, in float32 or the dtype of x. None, together with
+            running_var, to track nothing; evaluation then normalizes with the statistics of the batch, too.
+        running_var: (Co,), as running_mean.
+        stride: 1 to 4, an int or a pair.
+        padding: rows and columns of zeros on each side, an int or a pair.
+        activation: "none", "relu", "leaky_relu" or "tanh".
+        negative_slope: of "leaky_relu".
+        training: whether batch statistics normalize, as in `torch.nn.functional.batch_norm`.
+        momentum: weight of the new value in the running statistics.
+        eps: added to the variance.
+        stat_groups: G. Each of G equal parts of the batch has statistics of its own, and the running statistics are
+            updated G times in order, as in G calls.
+        impl: the engine: "auto", "reference", "native" or "triton".
 
-    Returns (N, Co, Ho, Wo), channels_last. Raises `FastganError` (a ValueError) or TypeError, naming the argument.
+    Returns:
+        (N, Co, Ho, Wo), channels_last.
+
+    Raises:
+        FastganError: for a value that is not supported; the message names the argument.
+        TypeError: for an argument of another type.
     """
     tensors = BlockTensors(weight, bias, gamma, beta, running_mean, running_var)
     return _conv_bn_act(x, tensors, as_conv_spec(stride, padding, 0, False),
@@ -53,7 +69,11 @@ def conv_transpose_bn_act(x: Tensor, weight: Tensor, bias: Tensor | None = None,
                           impl: str = "auto") -> Tensor:
     """act(batch_norm(conv_transpose2d(x, weight) + bias)), as the eager layers compute it.
 
-    weight: (Ci, Co, kh, kw). output_padding: less than the stride. Everything else as in `conv_bn_act`.
+    All arguments that are not listed here are those of `conv_bn_act`.
+
+    Args:
+        weight: (Ci, Co, kh, kw).
+        output_padding: rows and columns that are added at one side of the output, fewer than the stride.
     """
     tensors = BlockTensors(weight, bias, gamma, beta, running_mean, running_var)
     return _conv_bn_act(x, tensors, as_conv_spec(stride, padding, output_padding, True),
@@ -65,13 +85,19 @@ def logistic_loss(logits: Tensor, targets: Sequence[float], *, impl: str = "auto
 
     Args:
         logits: (N,), float32, float64, float16 or bfloat16; N > 0 is divisible by G.
-        targets: of each part in order, in [0, 1]: (1, 0) for D on [real; fake], (1,) for G, (0.9, 0) with one-sided
-            label smoothing (Salimans et al. 2016).
+        targets: G numbers in [0, 1], one for each part in order: (1, 0) for D on [real; fake], (1,) for G, (0.9, 0)
+            with one-sided label smoothing (Salimans et al. 2016).
+        impl: the engine: "auto", "reference", "native" or "triton".
 
-    Returns loss (G,), the mean over a part of -t log sigmoid(l) - (1 - t) log(1 - sigmoid(l)), and probability (G,),
-    the mean of sigmoid(l), without gradients. Both are float32 (float64 for float64), also under autocast. The loss of
-    an infinite logit is infinite or 0; a NaN among the logits of a part makes its loss NaN. Raises `FastganError` (a
-    ValueError) or TypeError, naming the argument.
+    Returns:
+        loss (G,): the mean over each part of -t log sigmoid(l) - (1 - t) log(1 - sigmoid(l)). It is infinite or 0 for
+            an infinite logit, and NaN if a logit of the part is NaN.
+        probability (G,): the mean of sigmoid(l) over each part, without gradients. Both results are float32, also under
+            autocast, and float64 for float64.
+
+    Raises:
+        FastganError: for a value that is not supported; the message names the argument.
+        TypeError: for an argument of another type.
     """
     check_impl(impl)
     numbers = check_logits(logits, targets)

@@ -24,7 +24,7 @@ FLOAT32 = 2**-22
 
 
 class Precision(NamedTuple):
-    """Of activations and products; `unit` is the rounding of a factor, relative to its size."""
+    """The precision of activations and products; `unit` is the rounding of a factor, relative to its size."""
 
     dtype: torch.dtype
     unit: float
@@ -47,7 +47,7 @@ HALF = {name: precision.dtype for name, precision in PRECISIONS.items() if preci
 
 
 def precision_of(dtype: torch.dtype, tf32: bool = False) -> Precision:
-    """Of products of a dtype other than float64."""
+    """The precision of products of a dtype other than float64."""
     return next(one for one in PRECISIONS.values() if one.dtype == dtype and one.tf32 == (tf32 and not one.half))
 
 

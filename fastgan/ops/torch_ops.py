@@ -100,7 +100,7 @@ def update_running_statistics(running_mean: Tensor, running_var: Tensor, num_bat
     if count < 2:
         raise FastganError(f"count {count}: expected more than 1 value per channel, or there is no unbiased variance")
     if momentum is None and num_batches_tracked is None:
-        raise FastganError("momentum None without num_batches_tracked: a plain average counts its batches")
+        raise FastganError("momentum None: a cumulative average needs num_batches_tracked")
     for group_mean, group_var in zip(mean, var * count / (count - 1), strict=True):
         if num_batches_tracked is not None:
             num_batches_tracked.add_(1)

@@ -29,7 +29,7 @@ def json_object(path: Path, missing: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise FastganError(f"{path.name} cannot be read: {first_line(error)}") from error
     if not isinstance(content, dict):
-        raise FastganError(f"{path.name} cannot be read: it holds no JSON object")
+        raise FastganError(f"{path.name} cannot be read: it does not contain a JSON object")
     return content
 
 
@@ -48,4 +48,4 @@ def picture(path: Path, step: int = 0) -> Picture:
             image.load()
             return Picture(step, path.read_bytes(), image.size)
     except Exception as error:  # damaged pictures raise many types
-        raise FastganError(f"{path.name} is no whole PNG: {first_line(error)}") from error
+        raise FastganError(f"{path.name} is not a complete PNG: {first_line(error)}") from error

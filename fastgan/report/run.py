@@ -37,12 +37,17 @@ def is_run(folder: StrPath) -> bool:
 
 
 def write(folder: StrPath, out: StrPath | None = None) -> Path:
-    """Write the page of the run in `folder` to `out`, or to report.html in the folder.
+    """Write the report of a run as one HTML page, and return its path.
 
-    Raises `FastganError` for a folder without a run, or if the page cannot be written.
+    Args:
+        folder: the run folder.
+        out: the page; by default report.html in the folder.
+
+    Raises:
+        FastganError: for a folder without a run, and if the page cannot be written.
     """
     if not is_run(folder):
-        raise FastganError(f"{folder} is no run folder: expected {OPTIONS}, {LOG} or pictures of fakes in it")
+        raise FastganError(f"{folder} is not a run folder: expected {OPTIONS}, {LOG} or pictures of fakes in it")
     out, folder = Path(out or Path(folder, NAME)), Path(folder)
     with replacing(out) as stream:
         stream.write(_Report(folder).page().encode(errors="backslashreplace"))

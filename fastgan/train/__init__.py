@@ -1,4 +1,4 @@
-"""The training step as a library: networks, losses, optimizers, and the step in one CUDA graph."""
+"""The training step as a library: losses, optimizers, and the whole step as one CUDA graph."""
 
 from fastgan.train.graph import GraphedStep
 from fastgan.train.step import GANStep

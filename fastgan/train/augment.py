@@ -40,7 +40,7 @@ class DiffAugment:
 
 
 def augmented(x: Tensor, draws: Tensor, names: list[str]) -> Tensor:
-    """Images x (N, C, H, W) changed by `names`, with the values that `draws` (N, 7), uniform on [0, 1), stands for."""
+    """Images x (N, C, H, W), changed by `names` with the random numbers `draws` (N, 7), uniform on [0, 1)."""
     brightness, saturation, contrast, *places = draws[:, :, None, None, None].unbind(1)  # (N, 1, 1, 1) each
     if "color" in names:
         x = x + (brightness - 0.5)

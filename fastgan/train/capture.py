@@ -1,4 +1,4 @@
-"""What a CUDA graph can capture, and what must hold around it: no waits for the device, no garbage collection."""
+"""The interface of steps that can be captured, and the conditions of a capture: no waits, no garbage collection."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ class GANLosses:
         return logits.flatten() if self._named and self.config.loss != "softmax" else logits
 
     def _check_logits(self, logits: Tensor, count: int) -> None:
-        """Of the first call. With a sigmoid at the end, the loss becomes that of probabilities."""
+        """Check the logits of the first call. After a final sigmoid, the loss is computed from probabilities."""
         if logits.numel() % count:
             raise FastganError(f"the discriminator returned logits {tuple(logits.shape)} for {count} images; expected "
                                f"({count},), or equally many for each image")

@@ -40,19 +40,21 @@ class _Captured(NamedTuple):
 
 
 class GraphedStep:
-    """Called like the step, and computes what it computes; each phase of it is one CUDA graph.
+    """A training step that is captured as a CUDA graph, one for each phase, and replayed.
 
-    Between two calls the step's state may be read, and changed in place; when tensors of it were replaced, or
-    parameters of a `GANStep` frozen or unfrozen, the graphs are captured again.
+    It is called like the step and computes the same. Between two calls the state of the step can be read, and changed
+    in place. If tensors of the state were replaced, or parameters of a `GANStep` frozen or unfrozen, the next call
+    captures the graphs again. Where a step cannot be captured, or its replays differ from eager steps, steps run
+    eagerly, and the logger `fastgan` has the reason.
 
     Args:
         step: a `GANStep`, or another step with the methods of `Capturable`.
-        processes: the processes that share each batch, when there are several: all run eagerly where one must.
+        processes: the processes that share each batch, if there are several; all run eagerly if one has to.
 
     Attributes:
-        inputs: the static tensors that the graphs read, from the first call on. A caller that fills them, in the order
-            of the current stream, and passes them saves a copy.
-        failure: why steps are eager; "" while graphs are in use.
+        inputs: the static tensors that the graphs read, after the first call. Writing a batch into them on the current
+            stream and passing them to the next call avoids a copy.
+        failure: the reason why steps are eager; "" while graphs are in use.
     """
 
     def __init__(self, step: Capturable, processes: SingleProcess | None = None) -> None:
@@ -68,10 +70,13 @@ class GraphedStep:
         self._over = ""  # why nothing can be called any more
 
     def __call__(self, *inputs: Tensor) -> dict[str, Tensor]:
-        """One training step on `inputs`, whose shapes, dtypes and device are those of the first call.
+        """Make one training step on `inputs`, whose shapes, dtypes and device are those of the first call.
 
-        Returns the step's scalars: static tensors on the device, which the next call overwrites.
-        Raises `FastganError` for other inputs, after `close`, and when the device fails.
+        Returns:
+            The metrics of the step, scalars on the device; the next call overwrites these tensors.
+
+        Raises:
+            FastganError: for inputs unlike those of the first call, after `close`, and if the device fails.
         """
         if self._over:
             raise FastganError(self._over)
@@ -91,31 +96,31 @@ class GraphedStep:
 
     @property
     def description(self) -> str:
-        """How steps are made, for logs."""
+        """How steps run, for logs: "one CUDA graph a step", or "eager" and the reason."""
         return f"eager: {self.failure}" if self.failure else "one CUDA graph a step"
 
     @property
     def ema(self) -> EMA | None:
-        """The moving average of a `GANStep`'s generator, if it has one."""
+        """The moving average of the generator of a `GANStep`, or None."""
         return getattr(self.step, "ema", None)
 
     @property
     def optimizers(self) -> tuple[Optimizer, Optimizer]:
-        """The generator's and the discriminator's, of a `GANStep`."""
+        """The optimizers of a `GANStep`: the generator's, then the discriminator's."""
         found: tuple[Optimizer, Optimizer] = self.step.optimizers  # type: ignore[attr-defined]
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """That of a `GANStep`."""
+        """The state_dict of the `GANStep`."""
         state: dict[str, Any] = self.step.state_dict()  # type: ignore[attr-defined]
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load that of a `GANStep`, whose graphs stay in use unless an optimizer replaces tensors."""
+        """Load the state_dict of a `GANStep`. The graphs stay in use unless an optimizer replaces tensors."""
         self.step.load_state_dict(state)  # type: ignore[attr-defined]
 
     def close(self) -> None:
-        """Give back the graphs and their memory; what they returned stays readable."""
+        """Free the graphs and their memory. Metrics that were returned before can still be read."""
         self._drop()
         self._over = self._over or "this GraphedStep was closed; expected a new one, or a call of the step itself"
 
@@ -179,7 +184,7 @@ class GraphedStep:
     def _go_on_eagerly(self, reason: str) -> None:
         self.failure = reason
         self._drop()
-        logger.warning(f"training goes on without CUDA graphs: {reason}")
+        logger.warning(f"training continues without CUDA graphs: {reason}")
 
     def _put_back(self, before: Snapshot) -> None:
         try:
@@ -238,8 +243,8 @@ class GraphedStep:
         apart = distance(before.tensors, eager, after(self._captured[phase].graph.replay))
         floor = distance(before.tensors, eager, after(run))
         if not (apart <= 4 * floor + 1e-5 and apart < torch.inf):
-            raise FastganError(f"{RUNS} replays end {apart:.1e} of the way from {RUNS} eager steps, which end "
-                               f"{floor:.1e} from each other")
+            raise FastganError(f"{RUNS} replays differ from {RUNS} eager steps by {apart:.1e} of their change, and "
+                               f"eager steps from each other by {floor:.1e}")
 
     def _capture_again(self) -> None:
         """After a `load_state_dict` that replaced tensors; a step whose state moves all the time is trained eagerly."""
@@ -266,7 +271,7 @@ def _addresses(step: Capturable) -> list[int]:
 
 
 def _one_device(step: Capturable, inputs: tuple[Tensor, ...]) -> torch.device:
-    """Where all tensors are; raises `FastganError` when that is no place for a graph."""
+    """The device of all tensors; raises `FastganError` if it is not one CUDA device."""
     devices = {t.device for t in (*step.state(), *inputs)}
     if len(devices) != 1:
         raise FastganError(f"a CUDA graph needs all tensors on one device, got {', '.join(sorted(map(str, devices)))}")
@@ -286,7 +291,7 @@ def _check_like(static: tuple[Tensor, ...], given: tuple[Tensor, ...]) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, and for an error that is not our own also where."""
+    """The message of an error, and the place in the code unless it is one of fastgan's errors."""
     if isinstance(error, FastganError):
         return first_line(error)
     place = traceback.extract_tb(error.__traceback__)[-1]

@@ -43,7 +43,7 @@ class LossScale:
         return self._scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """In place; a run that had no scale, in another precision, begins with a new one."""
+        """Load the scale in place; after a run in another precision, which had none, it starts anew."""
         if self.enabled and state:
             for tensor, key in zip(self.tensors(), ("scale", "_growth_tracker"), strict=True):
                 tensor.fill_(state[key])

@@ -1,4 +1,4 @@
-"""What the two networks minimise, on logits; r = D(x) and f = D(G(z)), sigma = sigmoid, E = mean over the batch.
+"""The losses of both networks, on logits; r = D(x) and f = D(G(z)), sigma = sigmoid, E = mean over the batch.
 
     bce             D: E[-log sigma(r)] + E[-log(1 - sigma(f))]     G: E[-log sigma(f)]     Goodfellow et al. 2014
     minimax         D: as bce                                       G: E[log(1 - sigma(f))] Goodfellow et al. 2014

@@ -74,7 +74,7 @@ class DeviceAdam(Adam):
             self.updates.addcmul_(add, self.found_inf, value=-1)
 
     def moments(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor, Tensor, Tensor, tuple[int, ...]]:
-        """Of the parameters that have a gradient: both moments; counts of updates (P,) and what an update adds to them,
+        """For the parameters with a gradient: both moments; counts of updates (P,) and what an update adds to them,
         the learning rate (), and the index of each parameter's count."""
         params = self.param_groups[0]["params"]
         used = [index for index, p in enumerate(params) if p.grad is not None]
@@ -133,7 +133,7 @@ class DeviceAdam(Adam):
         return {**super().state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """In place, as `torch.optim.Optimizer.load_state_dict` is not; the learning rate is not part of it.
+        """Load the state in place, unlike `torch.optim.Optimizer.load_state_dict`, and without the learning rate.
 
         Older files hold the parameters that require gradients alone, and one count for all of them.
         """

@@ -56,7 +56,7 @@ def configure(model: ModelConfig | None, train: TrainConfig | None, loss: LossOp
     for key in values:
         if key not in StepOptions.__annotations__:
             group_of(key)  # raises for a name that is no option at all
-            raise FastganError(f"{key} is no option of GANStep; expected {', '.join(StepOptions.__annotations__)}")
+            raise FastganError(f"{key} is not an option of GANStep; expected {', '.join(StepOptions.__annotations__)}")
     if isinstance(loss, str):
         values["loss"] = loss
     config = Config("", model=model or ModelConfig(), train=train or TrainConfig()).replace(**values)

@@ -1,4 +1,4 @@
-"""What a step needs of the processes that share its batches. Here: one process, which exchanges nothing."""
+"""The interface between a step and the processes that share its batches, for one process, without communication."""
 
 from __future__ import annotations
 

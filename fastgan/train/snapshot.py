@@ -38,7 +38,8 @@ class Snapshot:
         live = self.state()
         if [t.shape for t in live] != [t.shape for t in self.tensors]:
             raise FastganError(f"a run of the step made {len(live)} state tensors of {len(self.tensors)}, or changed "
-                               "their shapes, which cannot be undone; expected all of them before the first step")
+                               "their shapes, which cannot be undone; expected all state to exist before the first "
+                               "step")
         for tensor, saved in zip(live, self.tensors, strict=True):
             tensor.copy_(saved)
         python, numpy, host = self.random
@@ -77,7 +78,7 @@ def _relative(start: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def _rms(left: Tensor, right: Tensor) -> Tensor:
-    """Of the differences; places that hold the same infinity, or NaN on both sides, do not differ."""
+    """The root mean square of the differences; equal infinities, and NaN on both sides, count as equal."""
     dtype = torch.promote_types(left.dtype, torch.float32)
     same = (left == right) | (left.isnan() & right.isnan())
     return torch.where(same, 0.0, left.to(dtype) - right.to(dtype)).square().mean().sqrt()

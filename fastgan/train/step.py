@@ -54,7 +54,7 @@ class Phase(NamedTuple):
 
 
 class GANStep(GANUpdates):
-    """Both networks with their optimizers and the moving average; calling it makes one step.
+    """A training step of both networks, with their optimizers and the moving average; each call makes one step.
 
         step = GANStep(netG, netD, nz=100, loss="bce", lr=2e-4)
         metrics = step(real)
@@ -67,22 +67,26 @@ class GANStep(GANUpdates):
         generator: z (N, nz) or (N, nz, 1, 1) [, labels (N,)] -> images.
         discriminator: images [, labels (N,)] -> logits (N,), or equally many for each image; (N, 2) for the loss
             "softmax". If it ends in a sigmoid, "bce" and "minimax" are computed from probabilities.
-        model: the noise. train: losses, optimizer and the order of updates. options: fields of both, one by one, as in
-            the example above; they take precedence.
-        loss: a name (`losses.py`); a function of logits and targets such as `nn.MSELoss()`; or a pair of functions, the
-            discriminator's of the logits of reals and of fakes, and the generator's of the logits of fakes.
+        model: the noise.
+        train: losses, optimizer and the order of updates.
+        loss: a name, as in `TrainConfig`; a function of logits and targets such as `nn.MSELoss()`; or a pair of
+            functions, the discriminator's of the logits of reals and of fakes, and the generator's of those of fakes.
         optimizers: of the generator and of the discriminator, from `torch.optim`; two Adams when not given. On a GPU
             they are made capturable, and their learning rates become tensors.
-        precision: "fp32", "tf32", "bf16", "fp16" or "auto" (`precision.py`).
-        savings: which work of the textbook step is left out. history: steps whose metrics are kept on the device.
-        processes: the processes that share each batch, when there are several.
+        precision: "fp32", "tf32", "bf16", "fp16" or "auto".
+        savings: the work of the textbook step that is left out.
+        history: the number of steps whose metrics are kept on the device.
+        processes: the processes that share each batch, if there are several.
+        **options: fields of `model` and `train` by name, such as nz and lr in the example; they take precedence.
 
     With `n_critic` k, each k-th call updates the generator, too. With `accumulate` k, a call adds up the gradients of k
     equal parts of the batch before each update; batch statistics are those of each part.
 
     Attributes:
-        steps: how many were made, on the host. total: how many there will be, on the device, for schedules.
-        metrics_buffer: the metrics of the last steps. buffers: the inputs of the last one.
+        steps: the number of steps made, on the host.
+        total: the number of steps of the whole training, on the device, for schedules.
+        metrics_buffer: the metrics of the last steps.
+        buffers: the inputs of the last step.
     """
 
     def __init__(self, generator: nn.Module, discriminator: nn.Module, model: ModelConfig | None = None,

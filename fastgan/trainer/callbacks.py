@@ -1,4 +1,4 @@
-"""What is called while a run trains: `Trainer(config, callbacks=[...])`.
+"""Callbacks of a training run: `Trainer(config, callbacks=[...])`.
 
     class Print(fastgan.Callback):
         def on_metrics(self, trainer, record):
@@ -24,31 +24,31 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Methods that do nothing; override some. Of several processes, those of the first are called.
+    """Base class of callbacks: methods that do nothing, for a subclass to override.
 
-    They may read the trainer (`config`, `folder`, `step`, `pretrained()`), but not change it. What they raise ends the
-    run.
+    They may read the trainer (`config`, `folder`, `step`, `pretrained()`), but not change it. An exception in a
+    callback ends the run. Of several processes, only the first calls them.
     """
 
     def on_start(self, trainer: Trainer, step: int) -> None:
-        """Before the first step of this call of `fit`; `step` steps were made before, 0 in a new run."""
+        """Called before the first step of `fit`; `step` is the number of steps made before, 0 in a new run."""
 
     def on_metrics(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
-        """A new record of stats.jsonl: "step" and numbers by name, and "alerts", messages by name, where there are
-        any."""
+        """Called with each new record of stats.jsonl: "step", numbers by name, and "alerts", messages by name, if there
+        are any."""
 
     def on_snapshot(self, trainer: Trainer, step: int, picture: Path) -> None:
-        """The picture of the fakes after `step` steps has been written."""
+        """Called when the picture of the fakes after `step` steps has been written."""
 
     def on_checkpoint(self, trainer: Trainer, step: int, path: Path) -> None:
-        """The checkpoint of `step` has been written, and before it the generator in the run folder."""
+        """Called when the checkpoint of `step` has been written, after the generator in the run folder."""
 
     def on_end(self, trainer: Trainer, step: int) -> None:
-        """After the last step, a signal or an error; `step` steps are made."""
+        """Called after the last step, a signal or an error; `step` is the number of steps made."""
 
 
 class TensorBoard(Callback):
-    """Writes TensorBoard events to the run folder; those of later steps are dropped when a run is resumed."""
+    """Writes TensorBoard events to the run folder. When a run is resumed, events of later steps are removed."""
 
     def on_start(self, trainer: Trainer, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import

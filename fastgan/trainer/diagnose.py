@@ -17,7 +17,7 @@ from fastgan.train.step import GANStep
 
 
 def error(step: GANStep, metrics: dict[str, float], path: Path) -> FastganError:
-    """Of a step with these metrics that was not finite, whose state and inputs are saved at `path`."""
+    """The error of a step with non-finite metrics, whose state and inputs are saved at `path`."""
     name = next((key for key, value in metrics.items() if key != "diversity" and not math.isfinite(value)), "a loss")
     return FastganError(f"{name} is {metrics.get(name)} at step {step.steps + 1}; first non-finite tensor: "
                         f"{first_non_finite(step)}; state and batch are in {path}")

@@ -63,10 +63,12 @@ def launched() -> bool:
 
 @contextmanager
 def group() -> Iterator[World]:
-    """Join the processes that were launched together, and leave them at the end of the block.
+    """Context manager in which this process is part of the group of processes that `torchrun` launched.
 
-    NCCL between GPUs, gloo between CPUs. Raises `FastganError` where the others cannot be joined, and where one of them
-    ends within the block.
+    It uses NCCL between GPUs and gloo between CPUs, and does nothing without `torchrun`.
+
+    Raises:
+        FastganError: if the other processes cannot be reached, and if one of them ends within the block.
     """
     global _launch_store
     if not launched() or _joined():
@@ -82,7 +84,7 @@ def group() -> Iterator[World]:
     except RuntimeError as error:
         if not _is_loss(error):
             raise
-        raise FastganError(f"process {world().rank} of {world().size} has lost another one ({first_line(error)}); "
+        raise FastganError(f"process {world().rank} of {world().size} has lost another process ({first_line(error)}); "
                            "expected `torchrun --max-restarts`, or `fastgan resume`") from error
     finally:
         _launch_store, logger.disabled = None, False
@@ -120,7 +122,7 @@ def _is_loss(error: RuntimeError) -> bool:
 
 
 def on_rank_0(work: Callable[[], Result]) -> Result:
-    """What `work` returns on rank 0, where alone it is called, to all; a `FastganError` of it is raised by all."""
+    """Call `work` on rank 0 and return its result on all ranks, which also all raise a `FastganError` of it."""
     mine = world()
     if mine.size == 1:
         return work()

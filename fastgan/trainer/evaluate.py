@@ -37,16 +37,27 @@ MEANINGS = {
 
 def evaluate(folder: StrPath, metrics: str = "", *, images: int = 2000, weights: StrPath | None = None,
              device: str = "auto") -> dict[str, Any]:
-    """Compute metrics of a run: {"step", "date", "data", "images", "metrics", "fakes", "reals", "version"}.
+    """Compute metrics of a run.
 
-    "step" is None where the folder has no checkpoint.
+    The result is also stored in metrics.json in the run folder, where it replaces earlier values of the same metrics.
 
-    Also written to metrics.json in `folder`: {"measured": [...]}, after earlier results of other metrics. `metrics` as
-    in --metrics; when empty the run's own, else score where its data has labels, and fid where not.
-    Raises `FastganError` for a folder without a run, and for metrics that cannot be computed.
+    Args:
+        folder: the run folder.
+        metrics: names as in --metrics, such as "fid,kid". By default those of the run; if it has none, "score" for data
+            with labels and "fid" for other data.
+        images: how many fakes are measured, 100 or more.
+        weights: a file with the weights of InceptionV3, as in --metrics-weights.
+        device: as in --device.
+
+    Returns:
+        The keys "step" (None without a checkpoint), "date", "data", "images", "metrics", "fakes", "reals" and
+        "version".
+
+    Raises:
+        FastganError: for a folder without a run, and for metrics that cannot be computed.
     """
     if images < 100:
-        raise FastganError(f"--images {images}: expected 100 or more; of fewer, no measure says anything")
+        raise FastganError(f"--images {images}: expected 100 or more; with fewer, no metric is meaningful")
     folder = Path(folder)
     config, source, place = run_files.read_options(folder), Pretrained.load(folder), pick_device(device)
     if len(source.shape) == 1:
@@ -54,7 +65,7 @@ def evaluate(folder: StrPath, metrics: str = "", *, images: int = 2000, weights:
     dataset = open_dataset(run_files.with_channels(config.data, folder), config.run.seed)
     if dataset.shape != source.shape:
         raise FastganError(f"{folder} makes images of {_size(source.shape)}, those of {dataset.name} have "
-                           f"{_size(dataset.shape)}; expected in its options what it was trained on")
+                           f"{_size(dataset.shape)}; expected the options that it was trained with")
     if run_files.read_resolved(folder).get("fingerprint", dataset.fingerprint) != dataset.fingerprint:
         logger.warning(f"{dataset.name} has changed since {folder} was trained on it; measured against the images as "
                        "they are now")

@@ -1,4 +1,4 @@
-"""One process at a time in a run folder: a lock of the system's, which ends with its process."""
+"""The lock of a run folder, of the operating system: one process at a time, released when that process ends."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ class Lock:
         try:
             self._lock.acquire()
         except Timeout:
-            raise FastganError(f"{self.folder} is in use by {_holder(file) or 'another process'}; expected one that "
-                               "nobody trains in: wait for its end, or train a run of your own") from None
+            raise FastganError(f"{self.folder} is in use by {_holder(file) or 'another process'}; expected a run "
+                               "folder that no other process uses: wait for its end, or start another run") from None
         except OSError as error:
-            logger.warning(f"{self.folder} cannot be locked ({reason(error)}): see to it that nobody else resumes it")
+            logger.warning(f"{self.folder} cannot be locked ({reason(error)}): make sure that no other process "
+                           "resumes it")
             return
         with contextlib.suppress(OSError):  # on a full disk the message to others names no process
             file.write_text(f"process {os.getpid()} on {platform.node()}\n")

@@ -1,4 +1,4 @@
-"""What a run of several processes needs: a batch that can be divided, the same options, mergeable statistics."""
+"""Requirements of a run with several processes: a batch that can be divided, the same options, mergeable statistics."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def check_statistics(generator: nn.Module, discriminator: nn.Module) -> None:
 
 
 def common_values(config: Config, dataset: Dataset, precision: str) -> dict[str, Any]:
-    """What must be the same in all processes, by the names of the command line."""
+    """The values that must be equal in all processes, by the names of the command line."""
     values = {option(key): value for key, value in config.flat().items() if key not in OWN_TO_A_MACHINE}
     return {"fastgan": __version__, "torch": torch.__version__, **values, "--precision": precision,
             "data": f"{len(dataset)} images of fingerprint {dataset.fingerprint[:12]}"}

@@ -37,5 +37,5 @@ def discriminator(folder: StrPath) -> dict[str, Tensor] | None:
     try:
         return state["step"]["discriminator"]
     except (KeyError, TypeError) as error:
-        raise FastganError(f"{path} holds no discriminator; expected a checkpoint of fastgan, or another --format"
+        raise FastganError(f"{path} contains no discriminator; expected a checkpoint of fastgan, or another --format"
                            ) from error

@@ -60,8 +60,8 @@ def create(outdir: Path, config: Config) -> Path:
 
 def _check_text(folder: Path) -> None:
     if re.search("[\ud800-\udfff]", str(folder)):
-        raise FastganError(f"{folder}: no UTF-8, without which TensorBoard writes and safetensors reads nothing; "
-                           "expected a folder of another name")
+        raise FastganError(f"{folder}: not valid UTF-8, which TensorBoard and safetensors require; expected another "
+                           "folder name")
 
 
 def _rename(folder: Path, target: Path) -> Path:
@@ -129,7 +129,7 @@ def _read(folder: StrPath) -> dict[str, Any]:
 
 def _no_run(folder: StrPath, error: Exception) -> FastganError:
     why = reason(error) if isinstance(error, OSError) else one_line(error)
-    return FastganError(f"{folder} is no run folder: cannot read {OPTIONS} ({why})")
+    return FastganError(f"{folder} is not a run folder: cannot read {OPTIONS} ({why})")
 
 
 def check_resume(folder: Path, before: Config, now: Config) -> None:

@@ -113,7 +113,7 @@ def fake_step(config: Config, batch: int, precision: str, shape: tuple[int, ...]
 
 
 def estimate(config: Config, batch: int, precision: str, shape: tuple[int, ...], classes: int = 0) -> StepMemory:
-    """Of fastgan's step by PyTorch's operators. Arguments as in `fake_step`."""
+    """The memory of a training step on PyTorch's operators. Arguments as in `fake_step`."""
     with fake_tensors():
         step, given = fake_step(config, batch, precision, shape, classes)
         parameters = [list(network.parameters()) for network in (step.generator, step.discriminator)]
@@ -143,11 +143,11 @@ def shortage(config: Config) -> str:
         return estimate(config, batch, precision, data_shape(config)).peak
 
     best = largest_batch(peak, USABLE * total)
-    message = (f"out of memory on {device} at --batch {batch}: by the model a step needs {peak(batch) / 2**20:,.0f} MB "
-               f"of the {total / 2**20:,.0f} MB there; expected ")
-    if best < 2 or peak(best) > total:  # extrapolation from large batches promises too much for small ones
+    message = (f"out of memory on {device} at --batch {batch}: a step needs about {peak(batch) / 2**20:,.0f} MB "
+               f"of the {total / 2**20:,.0f} MB of the device; expected ")
+    if best < 2 or peak(best) > total:  # extrapolation from large batches is too low for small ones
         return message + "smaller networks, by --ngf, --ndf or --image-size: no batch fits these"
     if best < batch:
         return message + f"--batch {best} or less"
-    return message + ("other programs to leave it more, or the data to take less, by --cache-gb and --gpu-data-gb: "
+    return message + ("more free memory, or less for the data, by --cache-gb and --gpu-data-gb: "
                       f"--batch {best} would fit")

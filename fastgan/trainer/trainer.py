@@ -27,7 +27,6 @@ from fastgan.errors import FastganError, first_line
 from fastgan.files import StrPath, reason, remove_leftovers
 from fastgan.models import build, weights
 from fastgan.models.pretrained import Pretrained
-from fastgan.models.sampling import measure_statistics
 from fastgan.nn import use
 from fastgan.ops.engines import check_device
 from fastgan.ops.tuning import Plan, table
@@ -46,17 +45,17 @@ from fastgan.trainer.log import RunLog, can_load
 from fastgan.trainer.loop import TrainingLoop
 from fastgan.trainer.run_pictures import RunPictures
 
-_STATISTICS = 256  # images; with 1,024, KID and diversity are the same
-
 
 class Trainer:
-    """`Trainer(config).fit()` trains in a new run folder; `Trainer.resume(folder).fit()` goes on in an old one.
+    """A run: `Trainer(config).fit()` trains in a new run folder, `Trainer.resume(folder).fit()` continues a run.
 
     Args:
-        config: what to train. lock: of the run folder, for a run that is resumed. callbacks: are called while it trains
-            (`fastgan.Callback`), after TensorBoard's, which is one.
+        config: data, networks, training and output of the run.
+        lock: the lock of the run folder of a run that is resumed; `resume` passes it.
+        callbacks: each a `fastgan.Callback`, called while the run trains, after the built-in one for TensorBoard.
 
-    Raises `FastganError` for data, options or checkpoints that cannot be used.
+    Raises:
+        FastganError: for data, options or checkpoints that cannot be used.
     """
 
     def __init__(self, config: Config, lock: Lock | None = None, *, callbacks: Sequence[Callback] = ()) -> None:
@@ -72,8 +71,8 @@ class Trainer:
             raise FastganError(f"--graph on: CUDA graphs need a CUDA device, this run is on {self.device}; expected "
                                "auto or off")
         if config.train.penalised and config.model.architecture == "dcgan" and config.model.norm_d in BATCH_NORMS:
-            logger.warning(f"gradient penalty with --norm-d {config.model.norm_d}: it is of single images, which batch "
-                           "normalisation mixes; --norm-d none or spectral fit it better")
+            logger.warning(f"gradient penalty with --norm-d {config.model.norm_d}: it is defined for single "
+                           "images, which batch normalization mixes; --norm-d none or spectral avoids this")
         torch.manual_seed(config.run.seed)
         data = config.data if lock is None else run_files.with_channels(config.data, lock.folder)
         self.dataset = distributed.local_first(lambda: open_dataset(data, config.run.seed))
@@ -128,21 +127,27 @@ class Trainer:
 
     @classmethod
     def launched(cls, config: Config, *, callbacks: Sequence[Callback] = ()) -> Trainer:
-        """A new run; or, where `torchrun` has started its processes again after it lost one, the run that they began,
-        from its last checkpoint."""
+        """A new run; or, after `torchrun --max-restarts` has restarted the processes, the run that they began, from its
+        last checkpoint."""
         folder = distributed.on_rank_0(distributed.run_folder)
         if folder is None:
             return cls(config, callbacks=callbacks)
-        logger.info(f"started again: going on in {folder}")
+        logger.info(f"restarted: continuing in {folder}")
         return cls.resume(folder, config, callbacks=callbacks)
 
     @classmethod
     def resume(cls, folder: StrPath, config: Config | None = None, *,
                callbacks: Sequence[Callback] = ()) -> Trainer:
-        """The run in `folder` where its newest readable checkpoint left it; `config` may prolong it.
+        """The run in `folder`, from its newest readable checkpoint, or from the start if it has none.
 
-        One that was stopped before its first checkpoint begins again. Raises `FastganError` where another process
-        trains in the folder, and with a difference per key for options that would change what is computed.
+        Args:
+            folder: the run folder.
+            config: the configuration of the run with more steps or epochs; by default that of the run.
+            callbacks: as in `Trainer`.
+
+        Raises:
+            FastganError: if another process trains in the folder, and, listing the options, if some would change what
+                the run computes.
         """
         folder = Path(folder)
         before = run_files.read_options(folder)
@@ -158,16 +163,17 @@ class Trainer:
         return trainer
 
     def _load_newest(self, was: dict[str, Any]) -> None:
-        """From the newest readable checkpoint, or from the start where the run has come to none."""
+        """Load the newest readable checkpoint, or start from the beginning if there is none."""
         now = {"device": str(self.device), "precision": self.step.precision}
         changed = [f"{key} {was[key]} -> {value}" for key, value in now.items() if was.get(key, value) != value]
         if changed:
-            logger.warning(f"not as it was: {', '.join(changed)}; the run goes on, rounded differently")
+            logger.warning(f"resumed with changes: {', '.join(changed)}; results are rounded differently from now on")
         folder = self.folder / "checkpoints"
         newest = distributed.on_rank_0(
             lambda: checkpoint.read_newest(folder) if checkpoint.newest_first(folder) else None)
         if newest is None:
-            logger.warning(f"no checkpoint in {folder}: the run was stopped before its first one, and begins again")
+            logger.warning(f"no checkpoint in {folder}: the run was stopped before its first checkpoint and starts "
+                           "again")
             return
         state, path, problems = newest
         for problem in problems:
@@ -180,10 +186,8 @@ class Trainer:
             raise FastganError(f"{path} does not fit the run's own options: {first_line(error)}") from error
 
     def fit(self) -> Path:
-        """Train to the end, or to Ctrl-C or SIGTERM, which save first; returns the run folder.
-
-        Of a run that has come to its end, nothing is written.
-        """
+        """Train until the last step, or until Ctrl-C or SIGTERM, after which the run is saved; returns the run folder.
+        If all steps of the run were made before, nothing is written."""
         self.lock.take()
         try:
             if self.step.steps < self.total:
@@ -191,10 +195,10 @@ class Trainer:
                 with use_plan(self.plan):
                     self._fit()
             else:
-                on = (f"to go on: fastgan resume {self.folder} --steps {2 * self.step.steps}"
-                      if self.config.train.lr_schedule == "constant" else
+                made, constant = self.step.steps, self.config.train.lr_schedule == "constant"
+                on = (f"to go on: fastgan resume {self.folder} --steps {2 * made}" if constant else
                       "its learning rate has fallen to 0; expected a new run by `fastgan train`")
-                logger.info(f"nothing to do: the run has made {self.step.steps} of {self.total} steps; {on}")
+                logger.info(f"nothing to do: the run has made {made} steps, its length is {self.total}; {on}")
         except OSError as error:
             raise FastganError(f"cannot read or write {error.filename or self.folder}: {reason(error)}") from error
         finally:
@@ -252,15 +256,12 @@ class Trainer:
         self.pictures.save_generated(self.folder / name, self.pretrained(), self.step.buffers)
 
     def pretrained(self) -> Pretrained:
-        """What pictures are drawn from: the moving average where there is one, else the generator itself.
-
-        The running statistics of the average are measured on the latents of seeds 0 to 255.
-        """
+        """The generator that pictures are drawn from: its moving average, with measured running statistics, if the run
+        has one, else itself."""
         generator = self.step.ema.module if self.step.ema is not None else self.step.generator
         source = Pretrained(generator, self.config.model, self.dataset.shape, self.classes, self.config.data.unit_range)
         if self.step.ema is not None:
-            z = source.noise.from_seeds(range(_STATISTICS))
-            measure_statistics(generator, z, source.labels_in_turn(_STATISTICS))
+            source.measure_statistics()
         return source
 
     def _stop(self, received: signal.Signals) -> None:
@@ -269,11 +270,11 @@ class Trainer:
                 return  # torchrun may send it twice, and kills a process that does not end
             raise KeyboardInterrupt
         self.stopped_by = received
-        again = " (once more to stop at once)" * (self.world.size == 1)
+        again = " (repeat to stop immediately)" * (self.world.size == 1)
         logger.info(f"{received.name}: saving after this step{again}")
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a run needs to go on as if it had not stopped."""
+        """Everything that a run needs to continue as if it had not been stopped."""
         state = {"step": self.step.state_dict(), "loader": self.feed.state_dict(), "rng": torch.get_rng_state(),
                  "fingerprint": self.dataset.fingerprint}
         if self.device.type == "cuda":
@@ -281,7 +282,7 @@ class Trainer:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises `FastganError` when the data is not what the run was trained on."""
+        """Load a `state_dict`. Raises `FastganError` if the data is not the data that the run was trained on."""
         if state["fingerprint"] != self.dataset.fingerprint:
             raise FastganError(f"{self.dataset.name} has changed since {self.folder} was trained on it; "
                                "expected the same images, or a new run")

@@ -1,4 +1,4 @@
-"""What a user can check on the machine at hand."""
+"""Checks on the machine of the user."""
 
 from fastgan.verify.certificate import certificate
 

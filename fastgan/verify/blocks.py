@@ -66,7 +66,7 @@ def _describe(layers: Layers, in_shape: tuple[int, ...], out_shape: tuple[int, .
 
 
 def _all_layers(network: nn.Module) -> Iterator[Layers]:
-    """Of every block in the chains of a network; `read` descends into nested chains."""
+    """The layers of every block in the chains of a network; `read` descends into nested chains."""
     if isinstance(network, Chain):
         for part in read(flat(network)):
             if isinstance(part, list):

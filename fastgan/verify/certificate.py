@@ -27,23 +27,26 @@ NAMES = {"fp32": "float32", "tf32": "tf32", "bf16": "bfloat16", "fp16": "float16
 
 def certificate(preset: str = "digits", *, device: str = "auto", impl: str = "auto", batch: int | None = None,
                 steps: int = 3, progress: bool = False) -> dict[str, Any]:
-    """Examine fastgan's operations and training steps on a device.
+    """Compare fastgan's operations and training steps with eager PyTorch and float64 on a device.
 
     Args:
-        preset: whose networks and training steps. device: as in `fastgan train`.
-        impl: the engine to examine; "auto" for every one that runs there.
-        batch: images, an even number from 4 on; by default 32 on a GPU and 4 elsewhere. steps: how many whole steps.
-        progress: whether to show a bar on stderr.
+        preset: the preset whose networks and training steps are checked.
+        device: as in `fastgan train`.
+        impl: the engine to check; "auto" for all engines that run on the device.
+        batch: images, an even number of at least 4; by default 32 on a GPU and 4 on other devices.
+        steps: the number of training steps.
+        progress: whether to show a progress bar on stderr.
 
-    Returns plain data, as JSON has it:
-        "passed"; "machine", "engines", "rule", in words;
-        "operations" and "steps": lists of {"what", "engine", "precision", "width" of narrowed networks or None,
-        "passed", "error" in words or "", "worst", "quantities"}, the quantities being {"measure", "ours", "eager",
-        "allowed", "by_kinks", "used"} by name: distances from float64 relative to the exact result, whether more is
-        allowed because of kinks and needed, and used = ours / allowed;
-        "not_checked": lines, which count neither way.
+    Returns:
+        A dictionary that JSON can store. "passed" is the verdict; "machine", "engines" and "rule" describe what was
+            checked. "operations" and "steps" are lists of dictionaries with the keys "what", "engine", "precision",
+            "width" (of narrowed networks, or None), "passed", "error" (a message, or ""), "worst" and "quantities".
+            Each quantity has "measure", "ours", "eager", "allowed", "by_kinks" and "used": distances from float64
+            relative to the exact result, whether kinks of the activations raise what is allowed, and
+            used = ours / allowed. "not_checked" lists what could not be checked and does not affect the verdict.
 
-    Raises `FastganError` for an engine or a device that is not there, and for numbers that cannot be.
+    Raises:
+        FastganError: for an engine or a device that is not available, and for invalid numbers.
     """
     # not at the top: `fastgan doctor` imports this package and must start where a dependency is missing
     from tqdm import tqdm

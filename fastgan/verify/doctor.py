@@ -1,4 +1,4 @@
-"""What is installed, what can be used, and a verdict in one line."""
+"""Installed packages, available engines, and a summary in one line."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _graphs(device: torch.device) -> str:
 
 
 def _caches() -> dict[str, Path]:
-    """Where compiled kernels and data are kept, without asking those who keep them: they may not be installed."""
+    """The folders of compiled kernels and data, found without importing Triton or torchvision, which may be missing."""
     triton = os.environ.get("TRITON_CACHE_DIR") or Path(os.environ.get("TRITON_HOME") or "~") / ".triton" / "cache"
     return {"kernel cache": Path(triton).expanduser(), "plans": stored.folder(),
             "data": Path(DataConfig().data_root).expanduser()}

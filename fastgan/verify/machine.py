@@ -1,4 +1,4 @@
-"""The machine and what is installed on it: what a report or a certificate says it was made with."""
+"""The machine and the installed versions, for reports and certificates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastgan.ops import engines
 
 
 def version(package: str) -> str | None:
-    """Of an installed package; None when there is none."""
+    """The version of an installed package, or None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -41,7 +41,7 @@ def describe(device: torch.device) -> str:
 
 
 def driver() -> str | None:
-    """NVIDIA's, as nvidia-smi knows it; None where there is no nvidia-smi, or it has no answer."""
+    """The version of NVIDIA's driver by nvidia-smi, or None without nvidia-smi or an answer of it."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return None
@@ -53,10 +53,10 @@ def driver() -> str | None:
 
 
 def commit() -> str | None:
-    """Of the checkout that fastgan runs from, with a + when files differ from it; None for an installed package."""
+    """The commit of the checkout that fastgan runs from, with a + if files differ; None for an installed package."""
     root = Path(fastgan.__file__).parent.parent
     command = shutil.which("git")
-    if command is None or not (root / ".git").exists():  # some other project's, above site-packages, says nothing
+    if command is None or not (root / ".git").exists():  # a repository above site-packages is another project's
         return None
     try:
         name = _answer([command, "-C", str(root), "rev-parse", "HEAD"])

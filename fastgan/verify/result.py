@@ -1,4 +1,4 @@
-"""What a check of the certificate found: distances from float64, or the error that ended it."""
+"""The result of a check of the certificate: distances from float64, or the error that ended it."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from proofs.gpu.folder import CSV, README, RESULTS, ROOT, table
 from proofs.gpu.rows import Row, read
 
 PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
-NOTHING = "**No GPU has measured anything yet.**"
+NOTHING = "**No measurements on a GPU are available yet.**"
 BEGIN, END = "<!-- gpu:begin -->", "<!-- gpu:end -->"
 
 

@@ -1,1 +1,1 @@
-"""Library convolutions, or GEMMs of gathered patches, with fused kernels in C++ around them; see docs/engines.md."""
+"""The native engine: library convolutions or our own in C++, with fused kernels between them; see docs/engines.md."""

@@ -42,7 +42,7 @@ WIDE = 32  # channels from which on Winograd's transforms cost little beside the
 
 
 def variants(device: str, dtype: torch.dtype, weight: Sequence[int], stride: Sequence[int]) -> tuple[str, ...]:
-    """Those that can compute any pass of a convolution on that type of device. weight: the shape of its weight."""
+    """The variants for all passes of a convolution on a type of device. weight: the shape of its weight."""
     if device != "cpu":
         return ("library",)
     single = dtype == torch.float32

@@ -130,7 +130,7 @@ def _buffers(y: Tensor, running: RunningStats, momentum: float | None) -> tuple[
         mean, var = (_float32(f"running_{name}", buffer, y, y.shape[1:2])
                      for name, buffer in (("mean", mean), ("var", var)))
         if momentum is None and batches is None:
-            raise FastganError("momentum None without num_batches_tracked: a plain average counts its batches")
+            raise FastganError("momentum None: a cumulative average needs num_batches_tracked")
     if batches is not None:
         _check("num_batches_tracked", batches, y, (), torch.int64)
     return mean, var, batches

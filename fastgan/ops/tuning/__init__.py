@@ -42,12 +42,14 @@ class Choice(NamedTuple):
 
 
 class Plan:
-    """The engine of each problem. The device's default engine computes problems without a choice.
+    """The engine of each problem: a pass with its shapes, dtypes and options.
+
+    The default engine of the device computes problems without a choice. `fastgan tune` makes plans.
 
     Attributes:
-        choices: by problem.
+        choices: the choice for each problem.
         engine: "plan" to use the choices, or the name of the engine that computes every problem with its own defaults,
-            because the whole step is fastest with it.
+            if the whole step is fastest with it.
         step: seconds of the whole step with "plan" and with each engine, if measured.
         varied: the largest ratio of the quartiles of these times; 0 if not measured.
     """
@@ -88,8 +90,11 @@ _active: Plan | None = _FIRST_USE
 
 
 class use:
-    """Make impl "auto" follow a plan, from now on or within a `with` block; None: use the device's default engine and
-    measure nothing."""
+    """Set the plan that impl "auto" follows in this process, from now on or within a `with` block.
+
+    Args:
+        plan: the plan; None for the default engine of each device, without any measuring.
+    """
 
     def __init__(self, plan: Plan | None) -> None:
         global _active
@@ -107,8 +112,12 @@ def autotune(enabled: bool) -> None:
     """Enable or disable measuring in the first call of each pass, for impl "auto" on a GPU without a plan in use.
 
     It is enabled by default. The first call compiles the kernels of every engine, compares the results with float64,
-    and times the correct ones for some ten milliseconds. Results that were stored on this machine before are used
-    instead. Nothing is measured while a CUDA graph is captured. If disabled, the device's default engine computes.
+    and times the correct kernels for about ten milliseconds. Results that were stored on this machine before are used
+    instead. Nothing is measured while a CUDA graph is captured. If it is disabled, the default engine of the device
+    computes.
+
+    Args:
+        enabled: whether passes are measured.
     """
     _FIRST_USE.enabled = enabled
 
