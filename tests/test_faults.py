@@ -135,7 +135,7 @@ def test_the_newest_run_is_that_of_the_highest_number(tiny, tmp_path):
 
 def test_a_folder_is_one_process_at_a_time(tiny):
     trainer = Trainer(tiny(steps=3))
-    with pytest.raises(FastganError, match=rf"digits is in use by process {os.getpid()} on .*; expected one"):
+    with pytest.raises(FastganError, match=rf"digits is in use by process {os.getpid()} on .*; expected a run folder"):
         Trainer.resume(trainer.folder)
     folder = trainer.fit()
     first = Trainer.resume(folder, tiny())
