@@ -198,7 +198,7 @@ def problem(job: Job) -> str:
         words = [f"{len(given['ones'])} part{'s' * (len(given['ones']) > 1)}"]
     else:
         words = [f"{given['C']} channels"] if "C" in given else []
-        words += [str(given[name]) for name in ("KIND", "ACTIVATION") if name in given]
+        words += [str(given[name]) for name in ("DERIVATIVE", "ACTIVATION") if name in given]
     return " ".join(words + [word.lower() for word in ("NARROW", "FOLD", "RUN", "LARGE") if given.get(word)])
 
 

@@ -150,7 +150,7 @@ def failures(binary: Binary, *, strict: bool = False) -> list[str]:
 
 def form(job: Job) -> str:
     """The kernel of a GEMM with its form: "convolve_tma", "wgrad run"."""
-    words = [word.lower() for word in ("RUN", "FOLD", "NARROW", "derivative") if job.given.get(word)]
+    words = [word.lower() for word in ("RUN", "FOLD", "NARROW", "DERIVATIVE") if job.given.get(word)]
     return " ".join([job.kernel.removesuffix("_kernel"), *words])
 
 

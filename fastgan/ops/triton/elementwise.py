@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -12,21 +12,11 @@ from torch import Tensor
 from fastgan.ops.specs import Activation
 
 
-class Derivative(NamedTuple):
-    """act', by which a kernel multiplies the gradient of a as it loads it. kind: a constant of the kernel, "mask" where
-    `saved` is the mask z > 0 (uint8), else the name of the activation, and `saved` is a. Both are like the gradient.
-    """
-
-    saved: Tensor
-    negative_slope: float
-    kind: tl.constexpr
-
-
-def derivative_of(activation: Activation, saved: Tensor) -> Derivative:
-    """saved: a, or the mask z > 0 (bool)."""
+def derivative_of(activation: Activation, saved: Tensor) -> dict[str, Any]:
+    """The arguments of kernels that multiply by act'. saved: a, or the mask z > 0 (bool)."""
     masked = saved.dtype == torch.bool
-    return Derivative(saved.view(torch.uint8) if masked else saved, float(activation.negative_slope),
-                      tl.constexpr("mask" if masked else activation.name))
+    return {"saved": saved.view(torch.uint8) if masked else saved, "slope": float(activation.negative_slope),
+            "DERIVATIVE": "mask" if masked else activation.name}
 
 
 @triton.jit
@@ -65,17 +55,15 @@ def activate_backward(ga, z, slope, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def load_derived(x, at, read, derivative):
-    """x at offsets `at` where `read`, else 0, in x's dtype; times act' where there is a `Derivative`."""
+def load_derived(x, at, read, saved, slope, DERIVATIVE: tl.constexpr):
+    """x at offsets `at` where `read`, else 0, times act', in x's dtype. saved, like x: a, or for "mask" z > 0."""
     value = tl.load(x + at, mask=read, other=0.0)
-    if derivative is not None:
-        of_z = tl.load(derivative.saved + at, mask=read, other=0).to(tl.float32)
-        wide = value.to(tl.float32)
-        if derivative.kind == "tanh":
-            wide = wide * (1.0 - of_z * of_z)
-        elif derivative.kind == "relu":
-            wide = tl.where(of_z <= 0.0, 0.0, wide)
-        else:  # of leaky_relu, a has the sign of z
-            wide = tl.where(of_z > 0.0, wide, wide * derivative.negative_slope)
-        value = wide.to(value.dtype)
-    return value
+    of_z = tl.load(saved + at, mask=read, other=0).to(tl.float32)
+    wide = value.to(tl.float32)
+    if DERIVATIVE == "tanh":
+        wide = wide * (1.0 - of_z * of_z)
+    elif DERIVATIVE == "relu":
+        wide = tl.where(of_z <= 0.0, 0.0, wide)
+    else:  # of leaky_relu, a has the sign of z
+        wide = tl.where(of_z > 0.0, wide, wide * slope)
+    return wide.to(value.dtype)

@@ -182,15 +182,15 @@ def bn_backward_apply_kernel(
 
 
 @triton.jit
-def act_backward_kernel(ga, derivative, g,  # [size], a `Derivative`, [size]
-                        size, LARGE: tl.constexpr, B: tl.constexpr):
+def act_backward_kernel(ga, saved, g,  # [size] each
+                        size, slope, DERIVATIVE: tl.constexpr, LARGE: tl.constexpr, B: tl.constexpr):
     """Grid (blocks,)."""
     block = tl.program_id(0)
     if LARGE:
         block = block.to(tl.int64)
     at = block * B + tl.arange(0, B)  # [B]
     inside = at < size
-    tl.store(g + at, load_derived(ga, at, inside, derivative), mask=inside)
+    tl.store(g + at, load_derived(ga, at, inside, saved, slope, DERIVATIVE), mask=inside)
 
 
 class _Grid(NamedTuple):
@@ -282,6 +282,6 @@ def act_backward(ga: Tensor, saved: Tensor, activation: Activation) -> Tensor:
     """g, like ga; both are contiguous."""
     g, size = torch.empty_like(ga), ga.numel()
     tile = choose("rows", architecture(ga.device), rows=size, columns=1, depth=1, size=ga.element_size())
-    launch(act_backward_kernel, (triton.cdiv(size, tile.rows * tile.columns),), tile, ga=ga,
-           derivative=derivative_of(activation, saved), g=g, size=size, LARGE=_large(ga), B=tile.rows * tile.columns)
+    launch(act_backward_kernel, (triton.cdiv(size, tile.rows * tile.columns),), tile, ga=ga, g=g,
+           size=size, LARGE=_large(ga), B=tile.rows * tile.columns, **derivative_of(activation, saved))
     return g

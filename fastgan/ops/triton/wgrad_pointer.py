@@ -11,13 +11,15 @@ a fixed order: results repeat bit for bit, without atomics.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from fastgan.ops.specs import FEW_CHANNELS
-from fastgan.ops.triton.elementwise import Derivative, load_derived
+from fastgan.ops.triton.elementwise import load_derived
 from fastgan.ops.triton.gemm_pointer import LONGEST_RUN, Conv, inside
 from fastgan.ops.triton.launch import architecture, launch
 from fastgan.ops.triton.reduce import add_up
@@ -27,11 +29,11 @@ from fastgan.ops.triton.tiles import choose, covering, fitting, programs
 @triton.jit(do_not_specialize=["pixels", "each"])
 def wgrad_kernel(
     coarse, fine,  # [N, HC, WC, CO], [N, HF, WF, CI]
-    derivative,  # a `Derivative` by which coarse is multiplied, or None
+    saved, slope,  # where coarse is multiplied by act': a or the mask z > 0, like it
     gw,  # [SPLIT, CO, KH, KW, CI]
     pixels, each,  # N * HC * WC; depth blocks of one program
     HC: tl.constexpr, WC: tl.constexpr, HF: tl.constexpr, WF: tl.constexpr, CONV: tl.constexpr,
-    RUN: tl.constexpr, WHOLE: tl.constexpr,  # WHOLE: BK divides the pixels
+    DERIVATIVE: tl.constexpr, RUN: tl.constexpr, WHOLE: tl.constexpr,  # WHOLE: BK divides the pixels
     PRECISION: tl.constexpr, LARGE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):
     """Grid (row blocks, column blocks, SPLIT). A program computes BM x BN of gw from `each` blocks of BK pixels."""
@@ -60,8 +62,11 @@ def wgrad_kernel(
         at_line = line * CONV.SH + line // HC * (HF - CONV.SH * HC) - CONV.PH
         if LARGE:
             first, at_line = first.to(tl.int64), at_line.to(tl.int64)
-        # [BM, BK]
-        a = load_derived(coarse, at_coarse + first * CO, valid[None, :] & within[:, None], derivative)
+        at = at_coarse + first * CO  # [BM, BK]
+        if saved is not None:
+            a = load_derived(coarse, at, valid[None, :] & within[:, None], saved, slope, DERIVATIVE)
+        else:
+            a = tl.load(coarse + at, mask=valid[None, :] & within[:, None], other=0.0)
         base = fine + (at_line * WF + base_w) * CI  # [BK]
         read = inside(base_h[:, None] + kh[None, :], HF) & inside(base_w[:, None] + kw[None, :], WF)  # [BK, BN]
         read = read & valid[:, None] & known[None, :]
@@ -74,8 +79,11 @@ def wgrad_kernel(
 
 def wgrad(coarse: Tensor, fine: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int],
           dtype: torch.dtype, *, precision: str = "ieee",
-          derivative: Derivative | None = None) -> Tensor:
-    """[A, kh, kw, B] in `dtype` from coarse [N, HC, WC, A], which `derivative` multiplies, and fine [N, HF, WF, B]."""
+          derivative: dict[str, Any] | None = None) -> Tensor:
+    """[A, kh, kw, B] in `dtype` from coarse [N, HC, WC, A] and fine [N, HF, WF, B].
+
+    derivative: from `derivative_of`, by which coarse is multiplied.
+    """
     n, hc, wc, a = coarse.shape
     _, hf, wf, b = fine.shape
     (kh, kw), pixels, arch = kernel, n * hc * wc, architecture(coarse.device)
@@ -94,8 +102,9 @@ def wgrad(coarse: Tensor, fine: Tensor, kernel: tuple[int, int], stride: tuple[i
     split = triton.cdiv(blocks, each)
     gw = coarse.new_empty((split, a, kh, kw, b), dtype=dtype if split == 1 else torch.float32)
     launch(
-        wgrad_kernel, (*grid, split), tile, coarse=coarse, fine=fine, derivative=derivative, gw=gw,
+        wgrad_kernel, (*grid, split), tile, coarse=coarse, fine=fine, gw=gw,
         pixels=pixels, each=each, HC=hc, WC=wc, HF=hf, WF=wf, CONV=Conv(b, a, kh, kw, *stride, *padding, False),
         RUN=run, WHOLE=pixels % bk == 0, PRECISION=precision,
-        LARGE=max(coarse.numel(), fine.numel()) >= 2**31, BM=bm, BN=bn, BK=bk)
+        LARGE=max(coarse.numel(), fine.numel()) >= 2**31, BM=bm, BN=bn, BK=bk,
+        **(derivative or {"saved": None, "slope": 0.0, "DERIVATIVE": ""}))
     return gw[0] if split == 1 else add_up(gw.view(split, -1), dtype).view(a, kh, kw, b)
