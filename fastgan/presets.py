@@ -2,11 +2,11 @@
 
 What the frameworks of the documents have in common, and PyTorch does otherwise:
 
-- Adam's epsilon is added to the uncorrected root of the second moment (`adam_eps_hat`), in TensorFlow 1 and MXNet
-alike. - TensorFlow's and MXNet's running statistics are built from other estimates of the variance (biased on MXNet's
-CPU and for TensorFlow's dense layers) at other moments (MXNet's CPU: in the backward pass); here they follow
-`nn.BatchNorm2d`: unbiased, in each forward pass in training mode. Training does not read them; pictures may. - Random
-numbers come from other generators, so equal seeds do not give equal runs.
+- Adam's epsilon is added to the uncorrected root of the second moment (`adam_eps_hat`), in TensorFlow 1 and MXNet.
+- TensorFlow's and MXNet's running statistics are built from other estimates of the variance (biased on MXNet's CPU
+  and for TensorFlow's dense layers) at other moments (MXNet's CPU: in the backward pass); here they follow
+  `nn.BatchNorm2d`: unbiased, in each forward pass in training mode. Training does not read them; pictures may.
+- Random numbers come from other generators, so equal seeds do not give equal runs.
 """
 
 from __future__ import annotations

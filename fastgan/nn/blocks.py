@@ -17,7 +17,7 @@ Layers = tuple[nn.Module, nn.Module | None, nn.Module | None]  # of one block: c
 
 
 def read(layers: list[nn.Module]) -> list[list[Layers] | nn.Module]:
-    """The parts of a chain in order: a sequence of blocks, or a layer that is called as it is."""
+    """Split the layers of a chain into parts, in order: lists of blocks, and layers that are called unchanged."""
     parts: list[list[Layers] | nn.Module] = []
     i = 0
     while i < len(layers):

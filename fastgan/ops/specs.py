@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 ACTIVATIONS = ("none", "relu", "leaky_relu", "tanh")
-FEW_CHANNELS = 16  # fewer than these are those of an image, which kernels compute in ways of their own
+FEW_CHANNELS = 16  # tensors with fewer channels are treated as images, for which kernels have special forms
 
 
 class ConvSpec(NamedTuple):

@@ -12,8 +12,10 @@ from torch import Tensor
 from fastgan.ops.specs import Activation
 
 
-def derivative_of(activation: Activation, saved: Tensor) -> dict[str, Any]:
-    """The arguments of kernels that multiply by act'. saved: a, or the mask z > 0 (bool)."""
+def derivative_of(activation: Activation, saved: Tensor | None) -> dict[str, Any]:
+    """The arguments of kernels that multiply by act'. saved: a, or the mask z > 0 (bool); None not to multiply."""
+    if saved is None:
+        return {"saved": None, "slope": 0.0, "DERIVATIVE": ""}
     masked = saved.dtype == torch.bool
     return {"saved": saved.view(torch.uint8) if masked else saved, "slope": float(activation.negative_slope),
             "DERIVATIVE": "mask" if masked else activation.name}

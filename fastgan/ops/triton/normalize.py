@@ -282,6 +282,6 @@ def act_backward(ga: Tensor, saved: Tensor, activation: Activation) -> Tensor:
     """g, like ga; both are contiguous."""
     g, size = torch.empty_like(ga), ga.numel()
     tile = choose("rows", architecture(ga.device), rows=size, columns=1, depth=1, size=ga.element_size())
-    launch(act_backward_kernel, (triton.cdiv(size, tile.rows * tile.columns),), tile, ga=ga, g=g,
-           size=size, LARGE=_large(ga), B=tile.rows * tile.columns, **derivative_of(activation, saved))
+    launch(act_backward_kernel, (triton.cdiv(size, tile.rows * tile.columns),), tile, ga=ga, g=g, size=size,
+           LARGE=_large(ga), B=tile.rows * tile.columns, **derivative_of(activation, saved))
     return g

@@ -12,7 +12,6 @@ from torch import Tensor
 from fastgan.ops.layout import nchw, nhwc
 from fastgan.ops.specs import IDENTITY, Activation, ConvSpec, NormSpec, RunningStats
 from fastgan.ops.triton import gemm_descriptor, gemm_pointer, normalize, wgrad_pointer
-from fastgan.ops.triton.elementwise import derivative_of
 from fastgan.ops.triton.logistic import logistic_loss
 
 __all__ = ["act_backward", "bn_act_forward", "bn_backward_apply", "bn_backward_sums", "conv_act_forward",
@@ -67,11 +66,11 @@ def wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, saved: Tensor | 
           activation: Activation = IDENTITY) -> Tensor:
     coarse, fine = (nhwc(x), nhwc(g)) if conv.transposed else (nhwc(g), nhwc(x))
     given = coarse, fine, (weight.shape[2], weight.shape[3]), conv.stride, conv.padding, weight.dtype
-    if saved is not None:
-        derivative = derivative_of(activation, nhwc(saved))
-        return nchw(wgrad_pointer.wgrad(*given, precision=_precision(x), derivative=derivative))
-    gw = gemm_descriptor.wgrad(*given, precision=_precision(x))
-    return nchw(wgrad_pointer.wgrad(*given, precision=_precision(x)) if gw is None else gw)
+    gw = gemm_descriptor.wgrad(*given, precision=_precision(x)) if saved is None else None
+    if gw is None:
+        saved = None if saved is None else nhwc(saved)
+        gw = wgrad_pointer.wgrad(*given, precision=_precision(x), saved=saved, activation=activation)
+    return nchw(gw)
 
 
 def _precision(x: Tensor) -> str:

@@ -11,15 +11,13 @@ a fixed order: results repeat bit for bit, without atomics.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgan.ops.specs import FEW_CHANNELS
-from fastgan.ops.triton.elementwise import load_derived
+from fastgan.ops.specs import FEW_CHANNELS, IDENTITY, Activation
+from fastgan.ops.triton.elementwise import derivative_of, load_derived
 from fastgan.ops.triton.gemm_pointer import LONGEST_RUN, Conv, inside
 from fastgan.ops.triton.launch import architecture, launch
 from fastgan.ops.triton.reduce import add_up
@@ -78,11 +76,11 @@ def wgrad_kernel(
 
 
 def wgrad(coarse: Tensor, fine: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int],
-          dtype: torch.dtype, *, precision: str = "ieee",
-          derivative: dict[str, Any] | None = None) -> Tensor:
+          dtype: torch.dtype, *, precision: str = "ieee", saved: Tensor | None = None,
+          activation: Activation = IDENTITY) -> Tensor:
     """[A, kh, kw, B] in `dtype` from coarse [N, HC, WC, A] and fine [N, HF, WF, B].
 
-    derivative: from `derivative_of`, by which coarse is multiplied.
+    saved: coarse is multiplied by act' first, from a or the mask z > 0.
     """
     n, hc, wc, a = coarse.shape
     _, hf, wf, b = fine.shape
@@ -102,9 +100,8 @@ def wgrad(coarse: Tensor, fine: Tensor, kernel: tuple[int, int], stride: tuple[i
     split = triton.cdiv(blocks, each)
     gw = coarse.new_empty((split, a, kh, kw, b), dtype=dtype if split == 1 else torch.float32)
     launch(
-        wgrad_kernel, (*grid, split), tile, coarse=coarse, fine=fine, gw=gw,
-        pixels=pixels, each=each, HC=hc, WC=wc, HF=hf, WF=wf, CONV=Conv(b, a, kh, kw, *stride, *padding, False),
-        RUN=run, WHOLE=pixels % bk == 0, PRECISION=precision,
-        LARGE=max(coarse.numel(), fine.numel()) >= 2**31, BM=bm, BN=bn, BK=bk,
-        **(derivative or {"saved": None, "slope": 0.0, "DERIVATIVE": ""}))
+        wgrad_kernel, (*grid, split), tile, coarse=coarse, fine=fine, gw=gw, pixels=pixels, each=each, HC=hc, WC=wc,
+        HF=hf, WF=wf, CONV=Conv(b, a, kh, kw, *stride, *padding, False), RUN=run, WHOLE=pixels % bk == 0,
+        PRECISION=precision, LARGE=max(coarse.numel(), fine.numel()) >= 2**31, BM=bm, BN=bn, BK=bk,
+        **derivative_of(activation, saved))
     return gw[0] if split == 1 else add_up(gw.view(split, -1), dtype).view(a, kh, kw, b)
