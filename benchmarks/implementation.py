@@ -21,7 +21,8 @@ class Implementation:
         converted: the networks of PyTorch's loop are converted, with the default engine.
         reads_losses: in every step, as PyTorch's example does.
         cudnn_benchmark: torch.backends.cudnn.benchmark. compiled: mode of torch.compile, "" for none.
-        graph: the step is one CUDA graph. usual: measured unless others are asked for.
+        graph: the step is one CUDA graph. dependent_launch: of Triton's kernels (`fastgan/ops/triton/launch.py`).
+        usual: measured unless others are asked for.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Implementation:
     cudnn_benchmark: bool = False
     compiled: str = ""
     graph: bool = False
+    dependent_launch: bool = False
     usual: bool = True
 
     def step_savings(self) -> Savings:

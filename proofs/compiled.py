@@ -141,8 +141,15 @@ class Target:
         return str(ty_to_cpp(name))
 
 
+def compile_job(job: Job) -> Any:
+    """What Triton compiles of a job for its architecture, on a machine with any GPU or none."""
+    with Target(job.arch):
+        kernel = getattr(import_module(job.module), job.kernel)
+        return kernel.warmup(grid=(1,), **job.arguments, **job.options)
+
+
 def build(job: Job) -> Binary:
-    """Compile a job for its architecture, on a machine with any GPU or none."""
+    """Compile a job, and read what the compiler made of it."""
     import triton
 
     times: list[bool] = []
@@ -150,9 +157,7 @@ def build(job: Job) -> Binary:
         lambda **facts: times.append(facts["cache_hit"]))
     start = time.perf_counter()
     try:
-        with Target(job.arch):
-            kernel = getattr(import_module(job.module), job.kernel)
-            compiled = kernel.warmup(grid=(1,), **job.arguments, **job.options)
+        compiled = compile_job(job)
         seconds = time.perf_counter() - start
         read = inspect(job, compiled.asm["ptx"], compiled.asm["cubin"], _pointers(compiled.src.signature))
         return read._replace(shared=compiled.metadata.shared, seconds=None if times == [True] else seconds,

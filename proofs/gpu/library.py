@@ -170,8 +170,10 @@ def implementations(modes: tuple[str, ...] = ()) -> list[Implementation]:
         return [careful, *(careful.but(f"torch.compile {mode}", compiled=mode) for mode in modes)]
     ours = [Implementation(f"fastgan, {engine}", engine, "bf16", savings=SAVINGS, cudnn_benchmark=True)
             for engine in engines()]
-    return [plain, careful, careful.but(f"{careful.name}, CUDA graph", graph=True),
-            *ours, *(one.but(f"{one.name}, CUDA graph", graph=True) for one in ours)]
+    graphs = [one.but(f"{one.name}, CUDA graph", graph=True) for one in ours]
+    dependent = [one.but(f"{one.name}, dependent launch", dependent_launch=True)
+                 for one in graphs if one.engine == "triton" and architecture() >= 90]
+    return [plain, careful, careful.but(f"{careful.name}, CUDA graph", graph=True), *ours, *graphs, *dependent]
 
 
 def training(implementation: Implementation, batch: int) -> Job:

@@ -152,10 +152,11 @@ def kernels(worker: Worker) -> None:
 
 def _compiler_jobs(precisions: list[str], batches: list[int], with_gemms: bool) -> dict[str, Callable[[], Any]]:
     """All kernels that steps of these precisions and batch sizes launch on this architecture, by what distinguishes
-    them; with_gemms: those of tuning and of `gemms.triton_gemm` too. A call compiles one, and gives a
+    them; with_gemms: those of tuning, dependent launch and `gemms.triton_gemm` too. A call compiles one, and gives a
     `proofs.compiled.Binary`, or None. No device is asked for anything but its architecture."""
     import torch
 
+    from fastgan.ops.triton.launch import dependent_launch
     from fastgan.ops.triton.tiles import Tile
     from proofs import compiled, launches
     from proofs.gpu import gemms, library
@@ -168,8 +169,11 @@ def _compiler_jobs(precisions: list[str], batches: list[int], with_gemms: bool) 
 
     for precision in precisions:
         for batch in batches:
-            add(launches.training_step(library.config(batch), batch, precision, together=library.TOGETHER))
+            step = launches.training_step(library.config(batch), batch, precision, together=library.TOGETHER)
+            add(step)
             if with_gemms and precision == "bf16":
+                with dependent_launch():
+                    add(step)
                 for gemm in gemms.gemms(batch).values():
                     x, weight, gy = (torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
                                      for shape in gemm.shapes())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -16,6 +17,7 @@ import torch
 from benchmarks.implementation import Implementation
 from benchmarks.workload import Expected
 from fastgan.ops.numerics import products
+from fastgan.ops.triton.launch import dependent_launch
 from proofs.gpu import jobs, library
 from proofs.gpu.child import Worker
 
@@ -86,9 +88,11 @@ def _made(worker: Worker, one: Implementation, batch: int, expected: list[Expect
     return found[0] if found else None
 
 
-def settings(one: Implementation) -> Any:
+@contextmanager
+def settings(one: Implementation) -> Iterator[None]:
     torch.backends.cudnn.benchmark = one.cudnn_benchmark
-    return products(one.precision)
+    with products(one.precision), dependent_launch(one.dependent_launch):
+        yield
 
 
 def lap(one: Implementation, call: Callable[[], object], calls: int) -> float:

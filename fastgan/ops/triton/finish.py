@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgan.ops.triton.launch import launch, tickets
+from fastgan.ops.triton.launch import begin, launch, tickets
 from fastgan.ops.triton.reduce import last_arrival
 from fastgan.ops.triton.tiles import Tile
 
@@ -40,8 +40,9 @@ class StepState(NamedTuple):
 def finish_step_kernel(images, metrics, skip, halted, t, rows,  # [2, N, K], F - 2 scalars, [1] each, [R, F]
                        out, partials, tickets,  # [2]: diversity and 1 - halted; [2, programs], one ticket
                        N, K, R, REAL_FIRST: tl.constexpr, LOSSES: tl.constexpr, SCALED: tl.constexpr,
-                       BT: tl.constexpr, BC: tl.constexpr):
+                       BT: tl.constexpr, BC: tl.constexpr, PDL: tl.constexpr):
     """Grid (programs,)."""
+    begin(PDL)
     program, programs = tl.program_id(0), tl.num_programs(0)
     column = program * BC + tl.arange(0, BC)  # [BC]
     within = column < K

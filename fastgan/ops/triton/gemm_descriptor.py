@@ -25,7 +25,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from fastgan.ops.specs import IDENTITY, Activation, ConvSpec
 from fastgan.ops.triton.elementwise import activate
 from fastgan.ops.triton.gemm_pointer import Conv, ConvResult
-from fastgan.ops.triton.launch import architecture, launch, tickets
+from fastgan.ops.triton.launch import architecture, begin, launch, tickets
 from fastgan.ops.triton.reduce import add_up, finish_statistics, last_arrival, moments, reduction
 from fastgan.ops.triton.tiles import WASTE, covering, described, programs
 
@@ -51,9 +51,10 @@ def convolve_tma_kernel(
     CONV: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     WHOLE: tl.constexpr,  # whether a group is made of whole boxes; else its last ones reach beyond it
     BOX: tl.constexpr,  # images, rows and columns of coarse pixels of a tile
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr,
 ):
     """Grid (groups * tiles, channel blocks, phases). A program computes BM channels x BN coarse pixels of a phase."""
+    begin(PDL)
     CI: tl.constexpr = CONV.CI
     CO: tl.constexpr = CONV.CO
     group, tile, phase = tl.program_id(0) // tiles, tl.program_id(0) % tiles, tl.program_id(2)
@@ -101,10 +102,11 @@ def wgrad_tma_kernel(
     partials, tickets,  # [SPLIT, CO, 4, 4, CI], an int32 for each row and column block; or None
     each, blocks,  # depth blocks of one program, of all
     H: tl.constexpr, W: tl.constexpr, CONV: tl.constexpr, PRECISION: tl.constexpr, BOX: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr,
 ):
     """Grid (row blocks, tap x column blocks, SPLIT). A program adds up BM x BN of gw over `each` boxes of BK pixels;
     with tickets, the last of SPLIT programs adds up what all have stored, in order."""
+    begin(PDL)
     CI: tl.constexpr = CONV.CI
     row, split = tl.program_id(0) * BM, tl.program_id(2)
     per_tap: tl.constexpr = CI // BN

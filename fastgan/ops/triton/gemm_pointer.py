@@ -33,7 +33,7 @@ from torch import Tensor
 
 from fastgan.ops.specs import FEW_CHANNELS, IDENTITY, Activation, ConvSpec
 from fastgan.ops.triton.elementwise import activate
-from fastgan.ops.triton.launch import architecture, launch
+from fastgan.ops.triton.launch import architecture, begin, launch
 from fastgan.ops.triton.reduce import finish_statistics, moments, reduction
 from fastgan.ops.triton.tiles import choose, covering, fitting, programs
 
@@ -79,9 +79,11 @@ def convolve_kernel(
     ci,  # CI, hidden from the compiler: in a loop that is known to be short it clears the sum after wgmma's fence
     slope,
     CONV: tl.constexpr, ACTIVATION: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, NARROW: tl.constexpr,
-    PRECISION: tl.constexpr, LARGE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    PRECISION: tl.constexpr, LARGE: tl.constexpr, PDL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr,
 ):
     """Grid (groups * tiles, column blocks, phases). A program computes BM pixels of a phase x BN channels."""
+    begin(PDL)
     CI: tl.constexpr = CONV.CI
     CO: tl.constexpr = CONV.CO
     TRANSPOSED: tl.constexpr = CONV.TRANSPOSED

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgan.ops.triton.launch import launch
+from fastgan.ops.triton.launch import begin, launch
 from fastgan.ops.triton.tiles import Tile
 from fastgan.ops.triton.update import flat, parts
 
@@ -22,8 +22,9 @@ _TILE = Tile(rows=2048, columns=1, depth=1, warps=4, stages=1)  # elements of a 
 
 @triton.jit
 def copy_unless_kernel(halted, sources, targets,  # [1], P tensors each
-                       SIZES: tl.constexpr, STARTS: tl.constexpr, BM: tl.constexpr):
+                       SIZES: tl.constexpr, STARTS: tl.constexpr, BM: tl.constexpr, PDL: tl.constexpr):
     """Grid (programs,)."""
+    begin(PDL)
     program = tl.program_id(0)
     if tl.load(halted) == 0.0:
         for i in tl.static_range(len(SIZES)):

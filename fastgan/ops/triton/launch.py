@@ -6,13 +6,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch.utils._python_dispatch import _disable_current_modes
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from fastgan.errors import KernelError, first_line, from_signal_handler
 from fastgan.ops.triton import fence
@@ -41,6 +44,33 @@ Handler = Callable[[Any, tuple[int, ...], dict[str, Any], dict[str, int]], None]
 _through: list[tuple[Handler, int]] = []
 _tickets: dict[tuple[torch.device, int], torch.Tensor] = {}  # by device and stream
 _FEWEST = 1 << 14
+_dependent = os.environ.get("FASTGAN_PDL") == "1"
+
+
+@triton.jit
+def begin(PDL: tl.constexpr):
+    """The first statement of every kernel, before it accesses memory.
+
+    With programmatic dependent launch a kernel is started while the one before it still runs. It waits here until that
+    one has ended, which has waited in turn, and then allows the next kernel to be started.
+    """
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+
+
+@contextmanager
+def dependent_launch(on: bool = True) -> Iterator[None]:
+    """Whether kernels use programmatic dependent launch, on sm_90 and newer; otherwise FASTGAN_PDL=1 decides.
+
+    The latency of a launch then overlaps with the kernel before it. A captured graph keeps the setting of its capture.
+    """
+    global _dependent
+    before, _dependent = _dependent, on
+    try:
+        yield
+    finally:
+        _dependent = before
 
 
 @contextmanager
@@ -101,15 +131,19 @@ def by_name(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def launch(kernel: Any, grid: tuple[int, ...], tile: Tile, **arguments: Any) -> None:
     """Start `kernel` on `grid` programs; `KernelError` where it does not compile or does not fit the device."""
+    tensor = next(value for value in by_name(arguments).values() if isinstance(value, torch.Tensor))
+    arch = architecture(tensor.device)
     options = {"num_warps": tile.warps, "num_stages": tile.stages}
     if tile.registers:
         options["maxnreg"] = tile.registers
+    arguments["PDL"] = _dependent and arch >= 90
+    if arguments["PDL"]:
+        options["launch_pdl"] = True
     if _through:
         _through[-1][0](kernel, grid, arguments, options)
         return
-    tensor = next(value for value in by_name(arguments).values() if isinstance(value, torch.Tensor))
-    if fence.missing(architecture(tensor.device)):
-        fence.warn(architecture(tensor.device))
+    if fence.missing(arch):
+        fence.warn(arch)
     try:
         with torch.cuda.device_of(tensor):  # Triton starts kernels on the current device, wherever tensors are
             kernel[grid](**arguments, **options)

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgan.ops.triton.launch import launch
+from fastgan.ops.triton.launch import begin, launch
 from fastgan.ops.triton.tiles import Tile
 
 _TILE = Tile(rows=1024, columns=1, depth=1, warps=4, stages=1)  # logits at a time
@@ -47,8 +47,9 @@ def log_of_one_plus(u):
 def logistic_kernel(logits, gradient,  # [G * M] each
                     loss, probability,  # [G]
                     ones, zeros,  # G floats each: t and 1 - t
-                    size, BM: tl.constexpr):  # M
+                    size, BM: tl.constexpr, PDL: tl.constexpr):  # M
     """Grid (G,). A program computes the loss, mean probability and gradient of a part, BM logits at a time."""
+    begin(PDL)
     part = tl.program_id(0)
     one, zero = 0.0, 0.0
     for other in tl.static_range(len(ones)):

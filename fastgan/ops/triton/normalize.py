@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fastgan.ops.specs import Activation, NormSpec, RunningStats
 from fastgan.ops.triton.elementwise import activate, activate_backward, derivative_of, load_derived
-from fastgan.ops.triton.launch import architecture, launch
+from fastgan.ops.triton.launch import architecture, begin, launch
 from fastgan.ops.triton.reduce import finish_statistics, finish_sums, moments, reduction
 from fastgan.ops.triton.tiles import Tile, choose, programs
 
@@ -79,8 +79,10 @@ def update(running_mean, running_var, tracked,  # [C], [C], an integer or None
 
 @triton.jit(do_not_specialize=["rows", "tiles", "groups"])
 def bn_statistics_kernel(y, statistics,  # [R, C], a `reduce.Reduction`
-                         rows, tiles, groups, C, LARGE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr):
+                         rows, tiles, groups, C, LARGE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+                         PDL: tl.constexpr):
     """Grid (groups * tiles, column blocks)."""
+    begin(PDL)
     group, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     channel = tl.program_id(1) * BC + tl.arange(0, BC)  # [BC]
     at, inside = place(group, tile, rows, C, LARGE, BM, BC)
@@ -97,9 +99,10 @@ def bn_act_forward_kernel(
     stats, a,  # [2, G, C]: mean and rstd, [R, C]
     rows, tiles, groups,  # rows and tiles of one group
     eps, momentum, unbiased, slope, C, CUMULATIVE: tl.constexpr, ACTIVATION: tl.constexpr,
-    LARGE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    LARGE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, PDL: tl.constexpr,
 ):
     """Grid (groups * tiles, column blocks). The first program of a group writes its stats, the very first updates."""
+    begin(PDL)
     group, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     channel = tl.program_id(1) * BC + tl.arange(0, BC)  # [BC]
     known = channel < C
@@ -142,9 +145,10 @@ def bn_backward_sums_kernel(
     ga, y, stats, gamma, beta,  # [R, C] twice, [2, G, C], [C] or None
     sums, of_all,  # a `reduce.Reduction`; [2, C], written where there are several groups
     rows, tiles, programs, groups,  # rows, tiles and programs of one group
-    slope, C, ACTIVATION: tl.constexpr, LARGE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    slope, C, ACTIVATION: tl.constexpr, LARGE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, PDL: tl.constexpr,
 ):
     """Grid (groups * programs, column blocks). A program adds up every programs-th tile of its group."""
+    begin(PDL)
     group, program = tl.program_id(0) // programs, tl.program_id(0) % programs
     channel = tl.program_id(1) * BC + tl.arange(0, BC)  # [BC]
     known = channel < C
@@ -165,9 +169,10 @@ def bn_backward_sums_kernel(
 def bn_backward_apply_kernel(
     ga, y, stats, gamma, beta, sums, g,  # [R, C] twice, [2, G, C], [C] or None, [2, G, C] or None, [R, C]
     rows, tiles, groups, inverse_count, slope, C, ACTIVATION: tl.constexpr, LARGE: tl.constexpr,
-    BM: tl.constexpr, BC: tl.constexpr,
+    BM: tl.constexpr, BC: tl.constexpr, PDL: tl.constexpr,
 ):
     """Grid (groups * tiles, column blocks)."""
+    begin(PDL)
     group, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     channel = tl.program_id(1) * BC + tl.arange(0, BC)  # [BC]
     known = channel < C
@@ -183,8 +188,10 @@ def bn_backward_apply_kernel(
 
 @triton.jit
 def act_backward_kernel(ga, saved, g,  # [size] each
-                        size, slope, DERIVATIVE: tl.constexpr, LARGE: tl.constexpr, B: tl.constexpr):
+                        size, slope, DERIVATIVE: tl.constexpr, LARGE: tl.constexpr, B: tl.constexpr,
+                        PDL: tl.constexpr):
     """Grid (blocks,)."""
+    begin(PDL)
     block = tl.program_id(0)
     if LARGE:
         block = block.to(tl.int64)

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgan.ops.triton.launch import launch, tickets
+from fastgan.ops.triton.launch import begin, launch, tickets
 from fastgan.ops.triton.tiles import Tile
 
 FAN = 32  # programs whose results are merged at a time
@@ -174,8 +174,9 @@ def finish_sums(one, two,  # of this program, [BC] each
 
 @triton.jit(do_not_specialize=["rows"])
 def sum_kernel(partials, out,  # [T, C], [C]
-               rows, C, BT: tl.constexpr, BC: tl.constexpr):
+               rows, C, BT: tl.constexpr, BC: tl.constexpr, PDL: tl.constexpr):
     """out = sum over T of partials, in order. Grid (column blocks,)."""
+    begin(PDL)
     column = tl.program_id(0) * BC + tl.arange(0, BC)  # [BC]
     within = column < C
     total = add(partials + column, 0, rows, within, C, BT)

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgan.ops.triton.launch import launch, tickets
+from fastgan.ops.triton.launch import begin, launch, tickets
 from fastgan.ops.triton.logistic import exp_of_minus
 from fastgan.ops.triton.reduce import last_arrival
 from fastgan.ops.triton.tiles import Tile
@@ -73,8 +73,9 @@ def one_minus_exp_of_minus(a):
 @triton.jit
 def gradient_norm_kernel(grads, loss, before, result,  # P tensors; [1] each: the loss, skip of before; [3]
                          partials, tickets, clip,  # [programs], one ticket; 0: no clipping
-                         SIZES: tl.constexpr, STARTS: tl.constexpr, BM: tl.constexpr):
+                         SIZES: tl.constexpr, STARTS: tl.constexpr, BM: tl.constexpr, PDL: tl.constexpr):
     """Grid (programs,). result = norm, skip, factor."""
+    begin(PDL)
     program = tl.program_id(0)
     squares = 0.0
     for i in tl.static_range(len(SIZES)):
@@ -101,8 +102,9 @@ def adam_kernel(parameters, grads, first, second, copies, averages,  # P tensors
                 counts, add, average_updates, rate, norm, tickets,  # [C], [C], [1], [1], [3], one ticket
                 betas, rests, logs, eps, decay,  # beta, 1 - beta and -log(beta), a pair each
                 SIZES: tl.constexpr, STARTS: tl.constexpr, COUNT: tl.constexpr, COPIED: tl.constexpr,
-                AVERAGED: tl.constexpr, HAT: tl.constexpr, CC: tl.constexpr, BM: tl.constexpr):
+                AVERAGED: tl.constexpr, HAT: tl.constexpr, CC: tl.constexpr, BM: tl.constexpr, PDL: tl.constexpr):
     """Grid (programs,). COUNT, COPIED: of each parameter, the index of its count, and whether it has a copy."""
+    begin(PDL)
     program = tl.program_id(0)
     if tl.load(norm + 1) == 0.0:
         for i in tl.static_range(len(SIZES)):

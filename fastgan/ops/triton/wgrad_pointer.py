@@ -19,7 +19,7 @@ from torch import Tensor
 from fastgan.ops.specs import FEW_CHANNELS, IDENTITY, Activation
 from fastgan.ops.triton.elementwise import derivative_of, load_derived
 from fastgan.ops.triton.gemm_pointer import LONGEST_RUN, Conv, inside
-from fastgan.ops.triton.launch import architecture, launch
+from fastgan.ops.triton.launch import architecture, begin, launch
 from fastgan.ops.triton.reduce import add_up
 from fastgan.ops.triton.tiles import choose, covering, fitting, programs
 
@@ -32,9 +32,11 @@ def wgrad_kernel(
     pixels, each,  # N * HC * WC; depth blocks of one program
     HC: tl.constexpr, WC: tl.constexpr, HF: tl.constexpr, WF: tl.constexpr, CONV: tl.constexpr,
     DERIVATIVE: tl.constexpr, RUN: tl.constexpr, WHOLE: tl.constexpr,  # WHOLE: BK divides the pixels
-    PRECISION: tl.constexpr, LARGE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    PRECISION: tl.constexpr, LARGE: tl.constexpr, PDL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr,
 ):
     """Grid (row blocks, column blocks, SPLIT). A program computes BM x BN of gw from `each` blocks of BK pixels."""
+    begin(PDL)
     CI: tl.constexpr = CONV.CI
     CO: tl.constexpr = CONV.CO
     row = tl.program_id(0) * BM + tl.arange(0, BM)  # [BM]

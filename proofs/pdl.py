@@ -1,0 +1,76 @@
+"""With programmatic dependent launch, every kernel waits for the one before it, before it accesses memory.
+
+    python -m proofs.pdl --arch 90 100 120
+
+Compiles each kernel of a training step of dcgan-64 once, with `FASTGAN_PDL=1`, and reads PTX and machine code from the
+entry to the wait: there may be no access to global memory, and no branch beyond the wait. So it is seen if the compiler
+has moved an access, which a simulator that starts one kernel after another would not notice. Exit status 1 if a kernel
+fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+from fastgan import presets
+from fastgan.ops.triton.launch import dependent_launch
+from proofs import assembly, compiled
+from proofs.compiled import Job
+from proofs.launches import record, training_step
+
+# (the wait, what may not precede it): in PTX, and in the listing of nvdisasm
+PTX = r"griddepcontrol\.wait", r"\b(ld|st|atom|red)\.(?!param|shared)|\b(cp|prefetch|mbarrier|call|brx)\b"
+SASS = r"\bACQBULK\b", r"\b(LDG|STG|LD|ST|LDL|ATOMG?|RED|UTMA\w+|UBLK\w+|LDGSTS|BRX|CALL(?!.*guardrail))\b"
+BRANCH = re.compile(r"\bbra\S*\s+`?\(?([.$]\w+)", re.IGNORECASE)
+
+
+def early(text: str, wait: str, access: str) -> str:
+    """What makes a listing of one kernel fail, in words; "" if nothing does."""
+    at = re.search(wait, text)
+    if at is None:
+        return "it does not wait"
+    before = text[:at.start()]
+    if found := re.search(f"^.*({access}).*$", before, re.MULTILINE):
+        return f"{found[0].strip()} before the wait"
+    around = [target for target in BRANCH.findall(before) if f"{target}:" not in before]
+    return f"a branch to {around[0]}, around the wait" if around else ""
+
+
+def jobs(arch: int) -> list[Job]:
+    """One launch of each kernel of a step."""
+    with dependent_launch():
+        launches = record(training_step(presets.get("dcgan-64"), 128, "bf16"), arch)
+    return list(compiled.jobs(list({launch.name: launch for launch in launches}.values()), arch).values())
+
+
+def failures(job: Job) -> list[str]:
+    """What is wrong with a kernel, a line each."""
+    built = compiled.compile_job(job)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(built.asm["cubin"])
+        listing = assembly.run("nvdisasm", "-ndf", "-c", str(path))
+    found = {"PTX": early(built.asm["ptx"].partition("\n{")[2], *PTX), "machine code": early(listing, *SASS)}
+    return [f"sm_{job.arch} {job.kernel}: {where}: {what}" for where, what in found.items() if what]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("python -m proofs.pdl", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", nargs="+", type=int, default=[90], help="90 or newer (default: 90)")
+    failed = []
+    for arch in parser.parse_args().arch:
+        for job in jobs(arch):
+            found = failures(job)
+            print(f"sm_{arch} {job.kernel}: {'FAIL' if found else 'waits first'}")
+            failed += found
+    print(*failed, sep="\n", end="\n" if failed else "")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
