@@ -1,16 +1,16 @@
-"""Compile every kernel that training steps launch, for GPUs that are not there, and gate what the compiler made of it.
+"""Compile every kernel that training steps launch, without a GPU, and check the compiled code.
 
     make aot                                          # everything; the gates are in proofs/gates.py
-    make aot AOT=--quick                              # what CI runs
+    make aot AOT=--quick                              # the part that CI runs
     python -m proofs.aot --presets dcgan-64 --archs 90 --precisions bf16 --batches 128
-    python -m proofs.aot --update                     # this run becomes docs/results/aot.csv; with --quick, what CI
-                                                      # compares
+    python -m proofs.aot --update                     # write the baseline, docs/results/aot.csv; with --quick, only
+                                                      # the part that CI compares
 
 Launches are recorded from real networks, for each preset, batch size and precision, with D on [real; fake] in one call
-and in two. What the compiler would see twice is compiled once, and Triton's cache makes the next run short. No
-GPU is needed; registers and shared memory are facts, speed is not measured. A kernel that is in the baseline of the
-same Triton may not need more than 16 registers more than there, nor spill, nor read in smaller pieces. Exit status 1
-if anything fails, a line for each.
+and in two. Launches that are equal for the compiler are compiled once, and Triton's cache makes the next run short.
+Registers and shared memory are properties of the compiled code; speed is not measured. Compared with the baseline of
+the same Triton version, a kernel may not need over 16 registers more, spill more, or load in smaller pieces. A line is
+printed for each failure; the exit status is 1 if there is any.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ TENSOR_CORES = ("bf16", "fp16", "tf32")
 
 
 def cases(chosen: argparse.Namespace) -> list[Case]:
-    """The product of what was chosen; with --quick one preset, each architecture in one precision."""
+    """The product of the chosen options; with --quick one preset, each architecture in one precision."""
     if chosen.quick:
         return [Case("dcgan-64", 128, TENSOR_CORES[i % 3], arch) for i, arch in enumerate(chosen.archs)]
     return [Case(preset, batch, precision, arch) for arch in chosen.archs for preset in chosen.presets
@@ -72,7 +72,7 @@ FULL = tuple(Case(*each) for each in itertools.product(PRESETS, BATCHES, TENSOR_
 
 
 def recorded(case: Case) -> dict[str, Job]:
-    """The jobs of a case, D's two halves together and apart."""
+    """The jobs of a case, with D on both halves of its batch in one call and in two."""
     config = presets.get(case.preset)
     return {key: job for together in (True, False) for key, job in compiled.jobs(
         record(training_step(config, case.batch, case.precision, together=together), case.arch), case.arch).items()}
@@ -90,7 +90,7 @@ def collect(found: Iterable[tuple[Case, dict[str, Job]]]) -> tuple[list[Job], di
 
 
 def row(found: Binary, users: list[Case]) -> Row:
-    """One line of the table; without figures where nothing was compiled."""
+    """One line of the table; without figures if compilation failed."""
     job, given = found.job, found.job.given
     tile = "x".join(str(given[side]) for side in ("BM", "BN", "BK", "BT", "BC") if side in given)
     narrow = gates.narrow_operands(found)
@@ -113,7 +113,7 @@ def row(found: Binary, users: list[Case]) -> Row:
 
 
 def regressions(rows: list[Row], baseline: list[Row]) -> list[str]:
-    """Kernels that need more than they did in a baseline made by the same Triton."""
+    """Kernels that need more than in a baseline of the same Triton version."""
     before = {old["key"]: old for old in baseline}
     found = []
     for new in rows:
@@ -139,7 +139,7 @@ def name(of: Row) -> str:
 
 
 def summary(rows: list[Row]) -> Iterator[str]:
-    """For each architecture: how many kernels, and the largest and smallest of what they need."""
+    """For each architecture, the number of kernels and the extremes of their resources."""
     yield "arch    kernels  registers  shared KiB  programs/SM  tensor cores"
     for arch in sorted({int(each["arch"]) for each in rows}):
         some = [each for each in rows if each["arch"] == str(arch) and each["programs_per_sm"]]
@@ -177,10 +177,10 @@ def write(path: Path, rows: list[Row]) -> None:
 def run(chosen: argparse.Namespace) -> int:
     """Record, compile, judge, print; the exit status."""
     if chosen.update and not (chosen.quick or set(FULL) <= set(cases(chosen))):
-        sys.exit("--update: expected all presets, batches, precisions and archs, or --quick; else kernels would leave "
-                 "the baseline")
+        sys.exit("--update: expected all presets, batches, precisions and archs, or --quick; otherwise kernels would "
+                 "be missing in the baseline")
     started = time.perf_counter()
-    # not forked: torch has threads
+    # spawn, not fork, because torch has threads
     with ProcessPoolExecutor(chosen.workers, multiprocessing.get_context("spawn")) as pool:
         all_cases = cases(chosen)
         jobs, users = collect(zip(all_cases, progress(pool, recorded, all_cases, "record"), strict=True))
@@ -194,7 +194,7 @@ def run(chosen: argparse.Namespace) -> int:
     print(*table(rows, SHOWN), "", *summary(rows), "", sep="\n")
     write(chosen.out, rows)
     if chosen.update and not failed:
-        write(BASELINE, [{**each, "seconds": ""} for each in rows])  # a busy machine's seconds would change each line
+        write(BASELINE, [{**each, "seconds": ""} for each in rows])  # seconds would change every line
     seconds = [each.seconds for each in found if each.seconds is not None]
     known = {old["key"] for old in baseline}
     print(f"{len(rows)} kernels of {len(all_cases)} cases, {len(seconds)} compiled now ({sum(seconds):.0f} s of "

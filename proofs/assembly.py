@@ -1,4 +1,4 @@
-"""Facts of a compiled kernel from PTX and SASS: registers, tensor core instructions, widths of loads, inner loop."""
+"""Properties of a compiled kernel from PTX and SASS: registers, tensor core instructions, load widths, inner loop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def run(tool: str, *arguments: str) -> str:
-    """What one of Triton's tools prints, warnings included."""
+    """The output of one of Triton's tools, including warnings."""
     import triton
 
     path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool
@@ -39,7 +39,7 @@ def tensor_sass(text: str) -> tuple[str, ...]:
 
 
 def serialised(path: Path) -> bool:
-    """Whether ptxas warns, for a file of PTX with wgmma, that it serialises them (C7510 and its neighbours)."""
+    """Whether ptxas warns, for a PTX file with wgmma, that it serializes wgmma (C7510 and similar warnings)."""
     return "wgmma.mma_async instructions are serialized" in run(
         "ptxas", "--gpu-name=sm_90a", str(path), "-o", os.devnull)
 
@@ -55,7 +55,7 @@ _BRANCH = re.compile(r"\bBRA\b.*?(\.L_\w+)")
 
 def hot_loop(text: str) -> list[str]:
     """The instructions of the innermost loop with products in nvdisasm's listing, from the target of a backward branch
-    to the branch; none where there is no such loop."""
+    to the branch; empty if there is no such loop."""
     labels: dict[str, int] = {}
     instructions: list[str] = []
     for line in text.splitlines():
@@ -83,7 +83,7 @@ _PARAMETER = re.compile(r"ld\.param\.\w+\s+(%rd\d+),\s*\[\w+_param_(\d+)\]")
 def loads(ptx: str, names: list[str]) -> dict[str, int]:
     """Bytes of the narrowest load from global memory through each pointer parameter.
 
-    An address is followed back through the 64-bit registers that it was computed from to the parameters at its root.
+    An address is traced back, through the 64-bit registers from which it was computed, to parameters.
     """
     sources: dict[str, set[str]] = {}
     roots: dict[str, set[str]] = {}
@@ -108,10 +108,10 @@ def loads(ptx: str, names: list[str]) -> dict[str, int]:
 
 
 def _width(kind: str) -> int:
-    """16 of ".v4.b32"."""
+    """16 for ".v4.b32"."""
     vector, bits = re.search(r"\.v(\d)", kind), re.search(r"\.[bfusx]+(\d+)$", kind)
     if bits is None:
-        raise ValueError(f"ld.global{kind}: expected a type of so many bits")
+        raise ValueError(f"ld.global{kind}: expected a type with a number of bits")
     return int(vector[1] if vector else 1) * int(bits[1]) // 8
 
 

@@ -27,7 +27,7 @@ def name(case: tuple[Any, ...]) -> str:
 
 
 def results(function: Any, x: Tensor, network: nn.Module) -> dict[str, Tensor]:
-    """Output, every gradient, and the buffers afterwards."""
+    """Output, all gradients, and the updated buffers."""
     x = x.detach().requires_grad_()
     y = function(x)
     torch.manual_seed(2)

@@ -1,4 +1,4 @@
-"""Triton kernels compiled for GPUs that are not there, and what the compiler made of them."""
+"""Triton kernels compiled without a GPU, and the properties of the compiled code."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ GEMMS = ("convolve_kernel", "wgrad_kernel", "convolve_tma_kernel", "wgrad_tma_ke
 
 
 class Job(NamedTuple):
-    """A launch as the compiler sees it, in values that can be pickled."""
+    """The compiler's input for a launch, in values that can be pickled."""
 
     module: str
     kernel: str
     arguments: dict[str, Any]
     options: dict[str, int]
     arch: int
-    key: str  # all that distinguishes it from other builds
+    key: str  # identifies the build
 
     @property
     def given(self) -> dict[str, Any]:
-        """Arguments by name, with those within a NamedTuple, and the tensors of descriptors."""
+        """Arguments by name, with the fields of each NamedTuple, and descriptors replaced by their tensors."""
         from fastgan.ops.triton.launch import by_name
 
         return by_name(self.arguments)
@@ -42,11 +42,11 @@ class Job(NamedTuple):
         return int(given["x" if "x" in given else "coarse"].dtype.itemsize)
 
     def has_tensor_cores(self) -> bool:
-        """Whether its products can run on them: not those of float32 to its last bit."""
+        """Whether its products can run on tensor cores; those of float32 in full precision cannot."""
         return self.is_gemm() and (self.itemsize() == 2 or self.given["PRECISION"] == "tf32")
 
     def operands(self) -> dict[str, int]:
-        """Bytes in a row of channels in memory, of each operand that a GEMM reads through pointers."""
+        """Bytes of a row of channels, for each operand that a GEMM reads through pointers."""
         given = self.given
         if not self.is_gemm() or self.kernel.endswith("tma_kernel"):
             return {}
@@ -57,7 +57,7 @@ class Job(NamedTuple):
         return {name: count * given[name].dtype.itemsize for name, count in channels.items()}
 
     def expected(self, operand: str) -> int:
-        """The bytes that each load of an operand should have at least."""
+        """The minimum number of bytes that each load of an operand should have."""
         row, given = self.operands()[operand], self.given
         if row % 16 or (given["RUN"] and operand != "coarse"):
             return 1
@@ -66,9 +66,9 @@ class Job(NamedTuple):
 
 
 class Binary(NamedTuple):
-    """What the compiler made of a job. `stack`: bytes, if any are read. `loads`: bytes of the narrowest load from
-    global memory, by argument. `loop`: how many instructions of each class (`assembly.CLASSES`) the loop around the
-    products has. `serialised`: whether ptxas warns that each wgmma waits for the one before."""
+    """The compiled code of a job. `stack`: bytes, 0 if none are read. `loads`: bytes of the narrowest load from global
+    memory, by argument. `loop`: the number of instructions of each class (`assembly.CLASSES`) in the loop around the
+    products. `serialised`: whether ptxas warns that each wgmma waits for the previous one."""
 
     job: Job
     registers: int = 0
@@ -81,12 +81,12 @@ class Binary(NamedTuple):
     loads: dict[str, int] = {}  # noqa: RUF012
     loop: dict[str, int] = {}  # noqa: RUF012
     serialised: bool = False
-    seconds: float | None = None  # of compilation; None: it was in Triton's cache
+    seconds: float | None = None  # of compilation; None if it was in Triton's cache
     error: str = ""
 
 
 def jobs(launches: list[Launch], arch: int) -> dict[str, Job]:
-    """Launches without repetition, by what distinguishes their builds."""
+    """The distinct builds of launches, by key."""
     with Target(arch):
         unique: dict[str, Job] = {}
         for launch in launches:
@@ -98,7 +98,7 @@ def jobs(launches: list[Launch], arch: int) -> dict[str, Job]:
 
 
 def _specialisation(launch: Launch, arch: int) -> str:
-    """What Triton's own binder makes of the arguments: types, divisibility, constants."""
+    """Triton's specialization for the arguments: types, divisibility, constants."""
     *_, binder = launch.kernel.device_caches[arch]
     _, specialised, options = binder(**launch.arguments, **launch.options)
     return f"{specialised} {options}"
@@ -127,7 +127,7 @@ class Target:
         return GPUTarget("cuda", self.arch, 32)
 
     def get_current_device(self) -> int:
-        return self.arch  # kernels keep their builds by device
+        return self.arch  # kernels cache their builds by device
 
     def get_current_stream(self, device: int | None = None) -> int:
         return 0
@@ -142,14 +142,14 @@ class Target:
 
 
 def compile_job(job: Job) -> Any:
-    """What Triton compiles of a job for its architecture, on a machine with any GPU or none."""
+    """Compile a job for its architecture; the machine needs no GPU."""
     with Target(job.arch):
         kernel = getattr(import_module(job.module), job.kernel)
         return kernel.warmup(grid=(1,), **job.arguments, **job.options)
 
 
 def build(job: Job) -> Binary:
-    """Compile a job, and read what the compiler made of it."""
+    """Compile a job, and read the compiled code."""
     import triton
 
     times: list[bool] = []
@@ -169,13 +169,13 @@ def build(job: Job) -> Binary:
 
 
 def _pointers(signature: dict[str, Any]) -> list[str]:
-    """Names of the parameters that a compiled kernel has left, in order; of a NamedTuple, for each of its fields."""
+    """Names of the parameters of a compiled kernel in order; that of a NamedTuple for each of its fields."""
     return [name for name, kinds in signature.items() for kind in (kinds if isinstance(kinds, tuple) else (kinds,))
             if kind != "constexpr"]
 
 
 def inspect(job: Job, ptx: str, cubin: bytes, names: list[str]) -> Binary:
-    """A `Binary` from the compiler's output; `names`: of the kernel's parameters, in order."""
+    """A `Binary` from the compiler's output. names: of the parameters of the kernel, in order."""
     with tempfile.TemporaryDirectory() as folder:
         path, source = Path(folder, "kernel.cubin"), Path(folder, "kernel.ptx")
         path.write_bytes(cubin)
@@ -185,14 +185,14 @@ def inspect(job: Job, ptx: str, cubin: bytes, names: list[str]) -> Binary:
         products = assembly.tensor_ptx(ptx)
         serialised = "wgmma" in products and assembly.serialised(source)
     if "LDL" not in listing:
-        stack = 0  # nothing is spilled where nothing is read back: on sm_120 ptxas writes zeros that nothing reads
+        stack = 0  # without reads there is no spill: on sm_120 ptxas writes zeros to the stack that nothing reads
     loop = Counter(map(assembly.kind, assembly.hot_loop(listing)))
     return Binary(job, registers, stack, local, ptx=products, sass=assembly.tensor_sass(listing),
                   loads=assembly.loads(ptx, names), loop=dict(loop), serialised=serialised)
 
 
 def problem(job: Job) -> str:
-    """What a job computes, such as "transposed 512->256 4x4/2 statistics"."""
+    """A description of a job, such as "transposed 512->256 4x4/2 statistics"."""
     given = job.given
     if job.kernel in ("convolve_kernel", "convolve_tma_kernel"):
         words = [f"{'transposed ' * given['TRANSPOSED']}{given['CI']}->{given['CO']}",
@@ -208,13 +208,13 @@ def problem(job: Job) -> str:
 
 
 def _after(given: dict[str, Any]) -> list[str]:
-    """What a convolution's launch does beside the product."""
+    """The epilogue of a convolution."""
     words = [given["ACTIVATION"]] if given["ACTIVATION"] != "none" else []
     return words + [name for name in ("mask", "statistics") if given.get(name) is not None]
 
 
 def precision(job: Job) -> str:
-    """"bf16", "fp16", "tf32", "fp32", or "any" of a kernel that reads only float32 vectors and sums."""
+    """"bf16", "fp16", "tf32", "fp32", or "any" for a kernel that reads only float32 vectors and sums."""
     dtypes = {str(value.dtype).removeprefix("torch.") for name, value in job.given.items()
               if isinstance(value, Pointer) and name in ("x", "coarse", "y", "ga", "out", "logits")}
     if "bfloat16" in dtypes:

@@ -2,19 +2,18 @@
 
     make faults         or: python -m proofs.convolutions [--shapes 3000] [--seed 0] [--impl reference native ...]
 
-Libraries have faults that only a few shapes show: values from beyond a tensor, and writes beyond a workspace. So shapes
-are drawn at random: kernels of either kind, strides larger than a kernel, few channels, output_padding, tensors in
-either memory format, slices, and any stride where a side is 1. The result, its gradients and a gradient of these are
-compared with those of float64. Shapes run in processes of their own with two threads, under glibc's checks of its
-heap where they are installed, with fresh memory full of large numbers. The exit code is 1 where a result is wrong or a
-process dies.
+Libraries have bugs that occur only with a few shapes: reads beyond a tensor, and writes beyond a workspace. So shapes
+are drawn at random: both kinds of convolution, strides larger than a kernel, few channels, output_padding, both memory
+formats, slices, and arbitrary strides for sides of 1. The result, its gradients and a second derivative are compared
+with float64. Shapes run in separate processes with two threads, under glibc's heap checks if they are installed, with
+new memory filled with large numbers. The exit code is 1 if a result is wrong or a process dies.
 
-    eager        PyTorch's own layers: what the search finds where nothing is guarded
-    layer        the same layers in a `Chain`, which calls them as they are
+    eager        PyTorch's layers, without workarounds
+    layer        the same layers in a `Chain`, which calls them unchanged
     reference    the reference engine, by autograd
     passes       the definition of each pass, with explicit gradients
-    library      the native engine around the library's convolution
-    native       the native engine as it chooses by itself
+    library      the native engine with the library's convolution
+    native       the native engine with its default variants
 """
 
 from __future__ import annotations
@@ -40,16 +39,16 @@ from fastgan.ops import reference, torch_ops
 from fastgan.ops.native import passes as native
 from fastgan.ops.specs import BlockSpec, BlockTensors, ConvSpec
 
-BATCH = 100  # shapes of a process
-PATIENCE = 300.0  # seconds in which a process must have done what it does in a few
+BATCH = 100  # shapes per process
+PATIENCE = 300.0  # timeout of a process in seconds; it needs a few
 GLIBC = Path("/lib/x86_64-linux-gnu/libc_malloc_debug.so.0")
 # each new byte is 0x7e: 8e37 in float32
 CHECKS = {"LD_PRELOAD": str(GLIBC), "GLIBC_TUNABLES": "glibc.malloc.check=3:glibc.malloc.perturb=129"}
-ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # largest error, relative to the largest exact value
+ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # maximum error, relative to the largest exact value
 
 
 class Case(NamedTuple):
-    """A convolution and how its tensors lie in memory."""
+    """A convolution and the memory order of its tensors."""
 
     x: tuple[int, ...]
     weight: tuple[int, ...]
@@ -63,7 +62,7 @@ class Case(NamedTuple):
     orders: tuple[str, ...]  # of x, weight and the result's gradient
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """As eager PyTorch computes it."""
+        """The result of eager PyTorch."""
         if self.transposed:
             return F.conv_transpose2d(x, weight, bias, self.stride, self.padding, self.output_padding, self.groups,
                                       self.dilation)
@@ -71,7 +70,7 @@ class Case(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Whether engines take it."""
+        """Whether engines support it."""
         return self.groups == self.dilation == 1
 
 
@@ -81,7 +80,7 @@ def _known(x: Sequence[int], weight: Sequence[int], stride: tuple[int, int], pad
     return Case(tuple(x), tuple(weight), stride, padding, output_padding, transposed, dilation, 1, dtype, orders)
 
 
-# what searches have found in eager PyTorch 2.14; the last three need a processor with AMX
+# cases that fail in eager PyTorch 2.14; the last three need a processor with AMX
 FOUND = (
     _known((3, 7, 12, 24), (3, 7, 1, 1), (3, 3)),
     _known((3, 7, 12, 24), (3, 7, 1, 1), (2, 2)),
@@ -97,7 +96,7 @@ FOUND = (
 
 
 def draw(seed: int, index: int) -> Case:
-    """The case of that index: first those that are known, then random ones, whose results have at least one pixel."""
+    """The case of that index: first those in `FOUND`, then random ones, whose results have at least one pixel."""
     if index < len(FOUND):
         return FOUND[index]
     chance = random.Random(f"{seed} {index}")
@@ -131,18 +130,18 @@ def _size(case: Case) -> list[int]:
 
 
 def laid_out(x: Tensor, order: str) -> Tensor:
-    """The values of x (N, C, H, W), laid out in that order in memory."""
+    """x (N, C, H, W) with its memory in that order."""
     n, c, h, w = x.shape
     if order == "slice":
         return x.new_zeros((n, h, w + 1, c + 1)).permute(0, 3, 1, 2)[:, :c, :, 1:].copy_(x)
     strides = (c * h * w, h * w, w, 1) if order == "NCHW" else (c * h * w, 1, w * c, c)
-    y = x.new_empty_strided(x.shape, strides).copy_(x)  # `contiguous` takes one channel for contiguous in any order
+    y = x.new_empty_strided(x.shape, strides).copy_(x)  # `contiguous` treats one channel as contiguous in any order
     return y.as_strided(x.shape, (strides[0], 7 if c == 1 else 1, *strides[2:])) if order == "any" else y
 
 
 def by_autograd(function: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, weight: Tensor, bias: Tensor,
                 g: Tensor) -> list[Tensor]:
-    """The result, its gradients, and those of the square of x's gradient."""
+    """The result, its gradients, and gradients of the square of x's gradient."""
     inputs = [part.detach().requires_grad_() for part in (x, weight, bias, g)]
     y = function(*inputs[:3])
     gradients = torch.autograd.grad(y, inputs[:3], inputs[3], create_graph=True)
@@ -193,7 +192,7 @@ NAMES = ("y", "gx", "gweight", "gbias", "gradient of a gradient: weight", "gradi
 
 
 def errors(case: Case, impl: str, seed: int) -> list[str]:
-    """What is wrong with the results of one implementation."""
+    """The errors in the results of one implementation."""
     generator = torch.Generator().manual_seed(seed)
     co = case.weight[1] * case.groups if case.transposed else case.weight[0]
     shapes = case.x, case.weight, (co,), (case.x[0], co, *_size(case))
@@ -218,7 +217,7 @@ def errors(case: Case, impl: str, seed: int) -> list[str]:
 
 
 def work(impl: str, seed: int, first: int, last: int) -> None:
-    """The cases from `first` to before `last`, a line as each begins and one for each fault."""
+    """Run the cases first .. last - 1, with a line when each begins and one for each error."""
     torch.set_num_threads(2)
     for index in range(first, last):
         print(index, flush=True)
@@ -230,7 +229,7 @@ def work(impl: str, seed: int, first: int, last: int) -> None:
 
 
 def search(impl: str, seed: int, count: int) -> list[str]:
-    """A line for each of `count` cases that `impl` computes wrongly or dies of."""
+    """A line for each of `count` cases in which `impl` is wrong or its process dies."""
     found, first = [], 0
     while first < count:
         last = min(count, first - first % BATCH + BATCH)
@@ -261,7 +260,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--shapes", type=int, default=3000, help="cases of each implementation (3000)")
     parser.add_argument("--seed", type=int, default=0, help="of the cases (0)")
     parser.add_argument("--impl", nargs="+", choices=list(IMPLEMENTATIONS), default=list(IMPLEMENTATIONS)[1:],
-                        help="what to check; all but eager when not given")
+                        help="implementations to check (default: all but eager)")
     parser.add_argument("--work", nargs=4, metavar=("IMPL", "SEED", "FIRST", "LAST"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.work:

@@ -1,15 +1,16 @@
-"""Compile the CUDA C++ of csrc/cuda for GPUs that are not there, and gate what the compiler made of it.
+"""Compile the CUDA C++ of csrc/cuda without a GPU, and check the compiled code.
 
-    make aot                              # beside Triton's kernels; for every architecture in csrc/cuda/architectures
-    make aot AOT=--quick                  # what CI runs: the oldest and the newest of them
-    python -m proofs.csrc --update        # this run becomes docs/results/csrc.md
+    make aot                              # also Triton's kernels; for every architecture in csrc/cuda/architectures
+    make aot AOT=--quick                  # the part that CI runs: the oldest and the newest architecture
+    python -m proofs.csrc --update        # write docs/results/csrc.md
 
-    warnings      none, of the device's code and of the host's
+    warnings      none, in device and host code
     no spills     no stack, nothing spilled
-    occupancy     two blocks on a multiprocessor, by registers and by the shared memory of the smallest, sm_75
-    16 bytes      in PTX, every load and store of elements where a kernel takes more than one at a time
+    occupancy     two blocks per multiprocessor, by registers and by the shared memory of sm_75, which has the least
+    16 bytes      in PTX, every load and store of elements in kernels that process more than one at a time
 
-Facts of compilation; speed is not measured. Exit status 1 if anything fails, a line for each; 0 where nvcc is missing.
+These are properties of the compiled code; speed is not measured. A line is printed for each failure; the exit status is
+1 if there is any, and 0 if nvcc is missing.
 """
 
 from __future__ import annotations
@@ -30,20 +31,21 @@ CUDA, INCLUDE = ROOT / "csrc" / "cuda", ROOT / "csrc" / "include"
 PAGE = ROOT / "docs" / "results" / "csrc.md"
 FLAGS = ("-std=c++17", "-O3", f"-I{INCLUDE}", "-Werror", "all-warnings")
 BLOCKS, THREADS = 2, 256
-REGISTERS, SHARED = 65536 // (BLOCKS * THREADS), 64 * 1024 // BLOCKS  # of a thread, of a block
-SUMS = ("measure", "bn_backward_sums")  # of all that is read, written one by one in float32
+REGISTERS, SHARED = 65536 // (BLOCKS * THREADS), 64 * 1024 // BLOCKS  # maxima of a thread, of a block
+SUMS = ("measure", "bn_backward_sums")  # kernels that write single float32 elements
 ACTIVATIONS = ("none", "relu", "leaky_relu", "tanh")
 TYPES = {"f": "fp32", "13__nv_bfloat16": "bf16", "6__half": "fp16"}
-HEAD = """# What the compiler makes of csrc/cuda
+HEAD = """# Compiled code of csrc/cuda
 
-Written by `python -m proofs.csrc --update` with nvcc {}. Each cell: registers of a thread, and KiB of shared memory of
-a block of {} threads. "x 8": elements that a thread takes at a time. No kernel spills, and those that take more than
-one element load and store 16 bytes. These are facts of compilation and say nothing about speed.
+Written by `python -m proofs.csrc --update` with nvcc {}. Each cell has the registers of a thread, and the KiB of shared
+memory of a block of {} threads. "x 8": elements that a thread processes at a time. No kernel spills, and kernels that
+process more than one element load and store 16 bytes. These are properties of the compiled code, not measurements of
+speed.
 """
 
 
 class Compiled(NamedTuple):
-    """A kernel on an architecture, in bytes but for its registers."""
+    """A kernel on an architecture; shared, stack and spilled in bytes."""
 
     kernel: str
     arch: int
@@ -54,7 +56,7 @@ class Compiled(NamedTuple):
 
 
 def name(mangled: str) -> str:
-    """`measure bf16 x 8` and the like."""
+    """A readable name, such as "measure bf16 x 8"."""
     found = re.search(r"\d([a-z_]+)_kernel(.*)", mangled)
     if found is None:
         return mangled
@@ -67,13 +69,13 @@ def name(mangled: str) -> str:
 
 
 def parsed(report: str) -> Iterator[Compiled]:
-    """Of what `ptxas -v` says."""
+    """The kernels in the output of `ptxas -v`."""
     for part in report.split("Compiling entry function ")[1:]:
         entry = re.match(r"'(\S+)' for 'sm_(\d+)'", part)
         frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
         registers, shared = re.search(r"Used (\d+) registers", part), re.search(r"(\d+) bytes smem", part)
         if entry is None or frame is None or registers is None:
-            raise ValueError(f"not what ptxas is known to say: {part}")
+            raise ValueError(f"unexpected output of ptxas: {part}")
         yield Compiled(name(entry[1]), int(entry[2]), int(registers[1]), int(shared[1]) if shared else 0, int(frame[1]),
                        int(frame[2]) + int(frame[3]))
 
@@ -88,7 +90,7 @@ def failures(of: Compiled) -> Iterator[str]:
 
 
 def narrow(ptx: str) -> Iterator[str]:
-    """Kernels that take several elements at a time, and yet move them in smaller pieces than 16 bytes."""
+    """Kernels that process several elements at a time, but load or store fewer than 16 bytes."""
     for entry, body in re.findall(r"\.entry (\S+)\((.*?)\n}\n", ptx, re.DOTALL):
         kernel = name(entry)
         if " x " not in kernel or " x 1" in kernel:
@@ -100,7 +102,7 @@ def narrow(ptx: str) -> Iterator[str]:
 
 
 def architectures(known: str) -> list[int]:
-    """Those in csrc/cuda/architectures that `nvcc --list-gpu-arch` names."""
+    """The architectures in csrc/cuda/architectures that `nvcc --list-gpu-arch` also lists."""
     wanted = [int(each) for each in (CUDA / "architectures").read_text().split()]
     return [arch for arch in wanted if f"compute_{arch}" in known.split()]
 
@@ -113,7 +115,7 @@ def nvcc(*arguments: str) -> str:
 
 
 def compiled(source: Path, archs: list[int]) -> tuple[list[Compiled], list[str]]:
-    """Its kernels on each architecture, and those that read or write in small pieces."""
+    """The kernels of a source file on each architecture, and messages for those with narrow accesses."""
     with tempfile.TemporaryDirectory() as folder:
         targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
         report = nvcc(*FLAGS, *targets, "-Xptxas=-v", "-Xcompiler=-Wall,-Wextra,-Werror,-fPIC", "-c", str(source), "-o",
@@ -139,7 +141,7 @@ def main() -> int:
     parser.add_argument("--update", action="store_true", help="if all gates pass, write docs/results/csrc.md")
     chosen = parser.parse_args()
     if shutil.which("nvcc") is None:
-        print("csrc/cuda: no nvcc here, nothing was compiled and nothing is claimed")
+        print("csrc/cuda: nvcc was not found, nothing was compiled")
         return 0
     archs = architectures(nvcc("--list-gpu-arch"))
     archs = archs[:: max(1, len(archs) - 1)] if chosen.quick else archs

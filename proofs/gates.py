@@ -1,18 +1,18 @@
-"""The gates that every compiled kernel must pass.
+"""The checks that every compiled kernel must pass.
 
     fits          registers and shared memory within the device's limits
     no spills     no stack that is read, no local memory
-    tensor cores  a matrix multiplication on them, in the PTX and in the machine code, where the kernel is a GEMM
-    loads         16 bytes at a time from every operand of a GEMM, but for two kinds that cannot be read so: rows of
-                  channels that are not made of whole 16 bytes (an image), and float32 that lies across the depth of
-                  the product. Tensor cores take float32 along the depth only (PTX ISA: wgmma and ldmatrix transpose
-                  16-bit elements), so unless it passes through registers anyway it is turned on its way into shared
-                  memory, 4 bytes at a time. The table names them.
-    loop          few instructions beside the products: issue cycles of the inner loop for each cycle that the tensor
-                  cores take for it, at most those in `LIMITS`, or `OLDER` times as many under an older Triton
-    wgmma         not serialised, of which ptxas warns
+    tensor cores  a GEMM has tensor core instructions, in PTX and in machine code
+    loads         16 bytes at a time from every operand of a GEMM, with two exceptions: rows of channels whose bytes are
+                  not a multiple of 16 (an image), and float32 operands that are contiguous across the depth. Tensor
+                  cores need float32 contiguous along the depth (PTX ISA: wgmma and ldmatrix transpose only 16-bit
+                  elements), so unless such an operand passes through registers, it is transposed on the way to shared
+                  memory, 4 bytes at a time. The table lists these operands.
+    loop          few instructions other than products: issue cycles of the inner loop per cycle of the tensor cores, at
+                  most those in `LIMITS`, or `OLDER` times as many under an older Triton
+    wgmma         no warning of ptxas that it serializes them
 
-These are facts of compilation, not of speed and not of results.
+These are properties of the compiled code, not of speed or results.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from typing import NamedTuple
 
 from proofs.compiled import Binary, Job
 
-REGISTERS = 255  # that a thread can name
-SCHEDULERS = 4  # of a multiprocessor, each of which issues an instruction of one of its warps in a cycle
+REGISTERS = 255  # maximum of a thread
+SCHEDULERS = 4  # of a multiprocessor, each of which issues one instruction per cycle
 NEWEST = (3, 8)  # the version of Triton with which `LIMITS` were set
 OLDER = 1.15  # Triton 3.6 computes more addresses within a loop
-PRODUCTS = {80: 1024, 90: 2048, 100: 4096}  # of 16 bits, that the tensor cores of a multiprocessor take in a cycle
+PRODUCTS = {80: 1024, 90: 2048, 100: 4096}  # 16-bit products per cycle on the tensor cores of a multiprocessor
 
 
 class Limit(NamedTuple):
-    """Issue cycles for each cycle of the tensor cores, at most, by architecture, of kernels with a tile that begins
-    with `tile`. why: the reason for a limit that is not its path's."""
+    """Maximum issue cycles per cycle of the tensor cores, by architecture, for kernels whose tile begins with `tile`.
+    why: the reason for a limit other than that of its path."""
 
-    kernel: str  # and its form
+    kernel: str  # with its form
     tile: str  # rows x columns [x depth]
     cycles: dict[int, float]
     why: str = ""
 
 
-LIMITS = (  # the first that fits
+LIMITS = (  # the first that applies is used
     Limit("convolve_tma", "", {90: 0.4}),
     Limit("wgrad_tma", "", {90: 0.4}),
     Limit("convolve_tma tf32", "", {90: 0.55}),
@@ -64,12 +64,12 @@ LIMITS = (  # the first that fits
     Limit("wgrad run derivative", "", {80: 2.75, 90: 5.3, 100: 8.3}, "of an image, times act': still less than memory"),
     Limit("wgrad", "16x64", {80: 2.5, 90: 5.1, 100: 9.1}, "of the layer to 1 logit: one of 16 rows is used"),
     Limit("wgrad", "128x128", {100: 1.4}, "z -> 4x4 on pointers, which channels of 200 bytes need"),
-    Limit("wgrad tf32", "64x64", {80: 1.5, 90: 1.45, 100: 3.0}, "float32 is turned 4 bytes at a time"),
+    Limit("wgrad tf32", "64x64", {80: 1.5, 90: 1.45, 100: 3.0}, "float32 is transposed 4 bytes at a time"),
 )
 
 
 class Device(NamedTuple):
-    """One multiprocessor, in KiB; `shared_each`: the most that one program can have.
+    """One multiprocessor, in KiB; `shared_each`: the maximum of one program.
 
     CUDA C++ programming guide, technical specifications per compute capability.
     """
@@ -91,10 +91,11 @@ DEVICES = {
 
 
 def occupancy(binary: Binary) -> int:
-    """How many programs share a multiprocessor: registers, shared and tensor memory, threads, programs."""
+    """The number of programs that fit on a multiprocessor, by registers, shared and tensor memory, threads, programs.
+    """
     device, warps = DEVICES[binary.job.arch], binary.job.options["num_warps"]
-    each = -(-binary.registers * 32 // 256) * 256 * warps  # registers are given to warps, 256 at a time
-    shared = -(-binary.shared // 128) * 128 + 1024  # the system keeps 1 KiB of each program's
+    each = -(-binary.registers * 32 // 256) * 256 * warps  # registers are allocated per warp, in units of 256
+    shared = -(-binary.shared // 128) * 128 + 1024  # 1 KiB of each program is reserved
     limits = [65536 // max(each, 1), device.shared * 1024 // shared, device.threads // (32 * warps), device.programs]
     if binary.tensor_memory:
         limits.append(512 // binary.tensor_memory)
@@ -102,7 +103,7 @@ def occupancy(binary: Binary) -> int:
 
 
 def issue(binary: Binary) -> float | None:
-    """Issue cycles of an iteration of the hot loop for each cycle of the tensor cores, below 1 where these can be busy;
+    """Issue cycles of an iteration of the hot loop per cycle of the tensor cores, which can be busy if it is below 1;
     None without tensor cores and for other architectures."""
     job, given = binary.job, binary.job.given
     if not binary.loop or job.arch not in PRODUCTS or not job.has_tensor_cores():
@@ -113,16 +114,16 @@ def issue(binary: Binary) -> float | None:
 
 
 def narrow_operands(binary: Binary) -> dict[str, str]:
-    """The operands of a GEMM that are not read 16 bytes at a time, and why they cannot be."""
+    """The operands of a GEMM that are not read 16 bytes at a time, with the reason."""
     job = binary.job
-    return {name: f"row of {row} bytes" if row % 16 else "turned" for name, row in job.operands().items()
+    return {name: f"row of {row} bytes" if row % 16 else "transposed" for name, row in job.operands().items()
             if binary.loads.get(name, 0) < 16 and job.expected(name) < 16}
 
 
 def failures(binary: Binary, *, strict: bool = False) -> list[str]:
-    """A message for each gate that a binary does not pass.
+    """A message for each check that a binary does not pass.
 
-    strict: do not accept loops without a limit.
+    strict: report loops without a limit.
     """
     job, failed = binary.job, []
     if binary.error:
@@ -138,7 +139,7 @@ def failures(binary: Binary, *, strict: bool = False) -> list[str]:
         failed.append(f"no matrix multiplication on tensor cores: {', '.join(binary.ptx) or 'none'} in PTX, "
                       f"{', '.join(binary.sass) or 'none'} in machine code")
     if binary.serialised:
-        failed.append("ptxas serialises wgmma")
+        failed.append("ptxas serializes wgmma")
     failed += _slow_loop(binary, strict)
     for name in job.operands():
         width, expected = binary.loads.get(name, 0), job.expected(name)
@@ -155,7 +156,7 @@ def form(job: Job) -> str:
 
 
 def limit(job: Job) -> Limit | None:
-    """That of a GEMM, the one of its precision first."""
+    """The limit of a GEMM; a limit for its precision comes first."""
     given, name = job.given, form(job)
     tile = f"{given['BM']}x{given['BN']}x{given['BK']}x"
     names = (f"{name} tf32", name) if given["PRECISION"] == "tf32" else (name,)

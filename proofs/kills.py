@@ -1,17 +1,16 @@
-"""Short runs killed with SIGKILL at random moments, and resumed: what is lost is what came after the last checkpoint.
+"""Kills short runs with SIGKILL at random times and resumes them: only steps after the last checkpoint may be lost.
 
     make faults         or: python -m proofs.kills [--runs 50] [--seed 0] [--folder DIR]
 
-A run is killed at a moment drawn from the whole life of its process, imports included, or from what follows its first
-checkpoint; then it is resumed, and half of the time that process is killed too, before a last one ends the run. After
-each kill
+A run is killed at a random time in the life of its process, including imports, or after its first checkpoint. Then it
+is resumed; half of the resumed processes are also killed, and then the run is resumed until it ends. After each kill,
 
-- there is not a run folder yet, or one whose options can be read;
-- each checkpoint can be read, the newest is no older than before, and the log has less than a snapshot's steps more;
-- the generator for use elsewhere is not there yet, or can be loaded,
+- either there is no run folder, or its options can be read;
+- each checkpoint can be read, the newest is not older than before, and the log has at most one snapshot interval more;
+- either there is no exported generator, or it can be loaded.
 
-and in the end the last checkpoint equals, bit for bit, that of a run which nobody killed, the log has every step once,
-and nothing is left of what was being written. The exit code is 1 where one of this does not hold.
+At the end, the last checkpoint equals, bit for bit, that of an uninterrupted run, the log has every step once, and no
+temporary files are left. The exit code is 1 if any of these does not hold.
 """
 
 from __future__ import annotations
@@ -37,19 +36,19 @@ from fastgan.trainer.log import read_stats
 STEPS, SNAP = 60, 6
 OPTIONS = ["--preset", "d2l-gan-gaussian", "--steps", str(STEPS), "--snap", str(SNAP), "--log-every", "1",
            "--grid", "16", "--device", "cpu", "--plan", "default", "--no-tensorboard"]
-PATIENCE = 300.0  # seconds in which a process must have done what it does in a few
+PATIENCE = 300.0  # timeout of a process in seconds; it needs a few
 
 
 class Lost(AssertionError):
-    """Something that a kill must not take."""
+    """A kill has lost or damaged something that must survive it."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m proofs.kills", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=50, help="runs to kill (50)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
-    parser.add_argument("--folder", type=Path, help="where the runs are kept; nowhere when not given")
+    parser.add_argument("--seed", type=int, default=0, help="of the times (0)")
+    parser.add_argument("--folder", type=Path, help="folder in which the runs are kept (default: they are removed)")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         told = prove(options.folder or Path(temporary), options.runs, options.seed)
@@ -58,15 +57,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def prove(folder: Path, count: int, seed: int) -> list[str]:
-    """A line for each run in `folder`, with LOST in it where a kill took too much, and one for all.
+    """A line for each run in `folder`, which contains LOST if a check failed, and a summary.
 
-    Runs begin until `count` were killed: where a machine has become faster, a moment comes too late for some. At most
-    three times as many.
+    Runs are started until `count` were killed, at most three times as many: some may end before they are killed.
     """
     begin = time.monotonic()
     whole, _ = _process(["train", *OPTIONS, "--outdir", str(folder / "whole")], None)
     if whole:
-        raise RuntimeError(f"the run that nobody kills ended with {whole}")
+        raise RuntimeError(f"the uninterrupted run ended with {whole}")
     life = time.monotonic() - begin
     right = checkpoint.read_newest(folder / "whole" / "00000-d2l-gan-gaussian" / "checkpoints")[0]
     draw, told, killed = random.Random(seed), list[str](), 0
@@ -80,12 +78,12 @@ def prove(folder: Path, count: int, seed: int) -> list[str]:
             bar.update("killed after" in told[-1])
             killed += "killed after" in told[-1]
     lost = sum("LOST" in line for line in told)
-    return [*told, f"{killed} of {len(told)} runs killed at moments of seed {seed}, a life being {life:.1f} s: "
+    return [*told, f"{killed} of {len(told)} runs killed at times of seed {seed}, a whole run takes {life:.1f} s: "
                    f"{f'{lost} LOST' if lost else 'nothing lost'}"]
 
 
 def _run(outdir: Path, draw: random.Random, life: float, right: dict[str, Any]) -> str:
-    """One run's story; `Lost` where it does not end as it must."""
+    """Kill and resume one run, and describe it. Raises `Lost` if a check fails."""
     _, words = _process(["train", *OPTIONS, "--outdir", str(outdir)], _moment(draw, life, outdir))
     story, folder = [words], outdir / "00000-d2l-gan-gaussian"
     if not folder.exists():
@@ -104,14 +102,14 @@ def _run(outdir: Path, draw: random.Random, life: float, right: dict[str, Any]) 
 
 
 def _moment(draw: random.Random, life: float, outdir: Path) -> tuple[Path | None, float]:
-    """When to kill: seconds after the start, or after the first checkpoint."""
+    """The time of a kill: seconds after the start, or after the first checkpoint."""
     if draw.random() < 0.5:
         return None, draw.uniform(0, life)
     return outdir, draw.uniform(0, life / 2)
 
 
 def _process(arguments: list[str], moment: tuple[Path | None, float] | None) -> tuple[int, str]:
-    """The exit code of `fastgan ARGUMENTS`, killed at a moment, and how it ended, in words."""
+    """The exit code of `fastgan ARGUMENTS`, killed at a given time, and a description of its end."""
     command = [sys.executable, "-m", "fastgan", *arguments]
     begin = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -132,13 +130,13 @@ def _process(arguments: list[str], moment: tuple[Path | None, float] | None) -> 
     if process.returncode == -signal.SIGKILL:
         return process.returncode, f"killed after {seconds:.2f} s"
     if process.returncode:
-        last = told.splitlines()[-1] if told else "no word"
+        last = told.splitlines()[-1] if told else "no message"
         raise Lost(f"fastgan {arguments[0]} ended with {process.returncode}: {last}")
     return 0, f"ended before its kill, after {seconds:.2f} s"
 
 
 def _check(folder: Path, before: int) -> int:
-    """The newest checkpoint's step, 0 for none; `Lost` where a kill took too much."""
+    """The step of the newest checkpoint, 0 for none. Raises `Lost` if a check fails."""
     try:
         run_files.read_options(folder)
         states = [checkpoint.read(path) for path in checkpoint.newest_first(folder / "checkpoints")]
@@ -150,24 +148,24 @@ def _check(folder: Path, before: int) -> int:
     logged = max((record["step"] for record in read_stats(folder / "stats.jsonl")), default=0)
     # the snapshot of a step is written after its record
     if newest < before or not newest <= logged <= newest + SNAP:
-        raise Lost(f"the newest checkpoint is of step {newest}, before it was of {before}, and {logged} are logged")
+        raise Lost(f"the newest checkpoint is of step {newest}, previously {before}, and {logged} steps are logged")
     return newest
 
 
 def _check_end(folder: Path, right: dict[str, Any]) -> None:
     state = checkpoint.read_newest(folder / "checkpoints")[0]
     if not same(state, right):
-        raise Lost(f"the last checkpoint in {folder} is not that of a run which nobody killed")
+        raise Lost(f"the last checkpoint in {folder} is not that of an uninterrupted run")
     steps = [record["step"] for record in read_stats(folder / "stats.jsonl")]
     if steps != list(range(1, STEPS + 1)):
-        raise Lost(f"the steps that are logged in {folder} are {steps}")
+        raise Lost(f"the logged steps in {folder} are {steps}")
     left = list(folder.rglob(".*.tmp"))
     if left:
         raise Lost(f"left behind: {', '.join(map(str, left))}")
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equal to the last bit, through dictionaries and lists."""
+    """Whether two values are equal bit for bit, including dictionaries and lists."""
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):

@@ -1,6 +1,6 @@
-"""Every launch of a Triton kernel in a training step, recorded instead of started, for a compiler.
+"""The launches of Triton kernels in a training step, recorded for the compiler instead of executed.
 
-No GPU is needed. What a step launches depends on shapes alone, so memory is reserved and never initialised.
+No GPU is needed. The launches of a step depend only on shapes, so memory is allocated but never initialized.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from fastgan.train.step import GANStep, Savings
 
 @dataclass(frozen=True)
 class Pointer:
-    """What a compiler knows of a tensor. `misalignment`: bytes beyond a multiple of 16."""
+    """The properties of a tensor that a compiler uses. `misalignment`: bytes beyond a multiple of 16."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     misalignment: int = 0
 
     def data_ptr(self) -> int:
-        """An address of the same alignment, so that Triton specialises on a `Pointer` as it would on the tensor."""
+        """An address of the same alignment, so that Triton specializes for a `Pointer` as for the tensor."""
         return self.misalignment
 
     @property
@@ -41,8 +41,8 @@ class Pointer:
 
 
 class Launch(NamedTuple):
-    """One start of `kernel` on `grid` programs; arguments by name, tensors as `Pointer`; warps and other options; the
-    pass (`fastgan/ops/reference.py`) that started it."""
+    """One launch of `kernel` on `grid`. arguments: by name, with a `Pointer` for each tensor. options: warps, stages.
+    pass_name: the pass (`fastgan/ops/reference.py`) of the launch."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -88,7 +88,7 @@ def _described(value: Any) -> Any:
 
 
 def _pointer(tensor: Tensor) -> Pointer:
-    # a device's allocator aligns storages to more than 16 bytes, so the offset into the storage decides
+    # device allocators align storages to more than 16 bytes, so only the offset into the storage matters
     return Pointer(tensor.dtype, tuple(tensor.shape), int(tensor.storage_offset()) * tensor.itemsize % 16)
 
 
@@ -97,13 +97,13 @@ def training_step(config: Config, batch: int, precision: str, *, together: bool 
 
     Args:
         precision: "bf16", "fp16", "tf32" or "fp32".
-        together: D is given [real; fake] in one call with two statistic groups, where its layers can; else two calls.
+        together: D gets [real; fake] in one call with two statistic groups if its layers allow it, otherwise in two.
 
     Raises `FastganError` for another precision, and for an architecture without chains.
     """
     if precision not in PRECISIONS:
         raise FastganError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
-    with torch.device("meta"):  # initialisation would take longer than everything else
+    with torch.device("meta"):  # initialization would take longer than everything else
         networks = build(config.model, data_shape(config))
     if not any(isinstance(module, Chain) for module in networks[0].modules()):
         raise FastganError(f"architecture {config.model.architecture}: its networks have no chains, nothing to record")

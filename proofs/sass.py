@@ -1,13 +1,13 @@
-"""What the inner loop of every GEMM of a training step costs, read from the machine code.
+"""The cost of the inner loop of every GEMM of a training step, from the machine code.
 
-    make sass                                         # the whole matrix
+    make sass                                         # all presets, batches, precisions and architectures
     python -m proofs.sass                             # dcgan-64 at batch 128 in bf16 on sm_90
     python -m proofs.sass --preset dcgan-64 mxnet-dcgan-mnist --batch 64 1024 --precision fp16 tf32 --arch 80 100
-    python -m proofs.sass --out table.md              # the table as a file, too
+    python -m proofs.sass --out table.md              # also write the table to a file
 
 The GEMMs of a step, forward and backward, with D on [real; fake] in one call, are recorded and compiled, each build
-once. A row is a launch; launches with the same shape and the same figures share one. Exit status 1 if a launch does not
-pass a gate (`gates.py`), with a line for each. No GPU is needed, and no speed is measured.
+once. A row is a launch; launches with the same shape and figures share a row. A line is printed for each launch that
+does not pass a check (`gates.py`); the exit status is 1 if there is any. No GPU is needed, and no speed is measured.
 """
 
 from __future__ import annotations
@@ -28,36 +28,37 @@ from proofs.aot import Case, Row
 from proofs.compiled import Binary, Job
 from proofs.launches import Launch, Pointer, record, training_step
 
-OPTIONS: dict[str, tuple[Any, ...]] = {  # what a run can choose; the first of each is the default
+OPTIONS: dict[str, tuple[Any, ...]] = {  # the first value of each is the default
     "preset": aot.PRESETS, "batch": (128, 64, 1024), "precision": aot.TENSOR_CORES, "arch": (90, 80, 100)}
 PAGE = """# The inner loops of the GEMMs
 
-Facts of compilation by Triton {triton}, which say nothing about speed: no GPU is needed. Made by
+Properties of the code that Triton {triton} compiles, not measurements of speed. Written by
 
     python -m proofs.sass {command}
 
-A row is a launch of a training step, with D on [real; fake] in one call. Rows that are equal but for preset, batch size
-and precision are one. The weight gradient of a transposed convolution is named as that of its twin.
+A row is a launch of a training step, with D on [real; fake] in one call. Launches that differ only in preset, batch
+size and precision share a row. The weight gradient of a transposed convolution is listed as that of the corresponding
+convolution.
 
-- kernel: `_tma` are on tensor descriptors; `run`, `fold` and `narrow` are forms for few channels, see
+- kernel: `_tma` kernels use tensor descriptors; `run`, `fold` and `narrow` are variants for few channels, see
   [kernels](../kernels.md).
-- M x N x K, warps, stages: what a program computes in an iteration of its loop, its warps, the stages of its pipeline.
-- tensor, shared, global, other: the instructions of the loop, which are products; shared memory and barriers in it;
-  global memory and tensor descriptors; integers and all others. On sm_100 one warp issues the products; they are
-  counted for each warp.
-- issue: issue cycles of the loop for each cycle of the tensor cores. A multiprocessor issues 4 instructions in a
-  cycle, and its tensor cores take 1,024 products of 16 bits on sm_80, 2,048 on sm_90, 4,096 on sm_100, and half as many
-  in tf32. limit: the most that `proofs/gates.py` accepts. Both are empty for kernels without tensor cores.
-- spills: bytes of a thread's stack. KiB: shared memory of a program. CTAs: programs that a multiprocessor can hold.
-- B/FLOP: bytes that a program reads from L2 for each operation, computed from its tile: bytes of an element x (M + N) /
-  (2 x M x N).
-- wgmma: whether ptxas warns that it serialises them.
+- M x N x K, warps, stages: the tile that a program computes per iteration of its loop, its warps and pipeline stages.
+- tensor, shared, global, other: the instructions of the loop: products; shared memory and its barriers; global memory
+  and tensor descriptors; integer and all other instructions. On sm_100 one warp issues the products; they are counted
+  for each warp.
+- issue: issue cycles of the loop per cycle of the tensor cores. A multiprocessor issues 4 instructions per cycle, and
+  its tensor cores compute 1,024 products of 16 bits per cycle on sm_80, 2,048 on sm_90, 4,096 on sm_100, and half as
+  many in tf32. limit: the maximum that `proofs/gates.py` accepts. Both are empty for kernels without tensor cores.
+- spills: bytes of a thread's stack. KiB: shared memory of a program. CTAs: programs that fit on a multiprocessor.
+- B/FLOP: bytes that a program reads from L2 per operation, computed from its tile: bytes of an element x (M + N) / (2 x
+  M x N).
+- wgmma: whether ptxas warns that it serializes them.
 """
 
 
 def words(launch: Launch) -> str:
-    """The pass of a launch and the convolution that it belongs to: "dgrad of conv 64x32x32 -> 128x16x16". A weight
-    gradient is that of a convolution and of its transposed twin; it is described as the former's."""
+    """The pass of a launch and its convolution: "dgrad of conv 64x32x32 -> 128x16x16". The weight gradient of a
+    transposed convolution is described as that of the corresponding convolution."""
     given = by_name(launch.arguments)
     wgrad = launch.pass_name == "wgrad"
     source, result = (given["fine"], given["coarse"]) if wgrad else (given["x"], given["y"])
@@ -69,26 +70,26 @@ def words(launch: Launch) -> str:
 
 
 def _size(image: Pointer) -> str:
-    """"64x32x32" of [N, 32, 32, 64]."""
+    """"64x32x32" for [N, 32, 32, 64]."""
     _, height, width, channels = image.shape
     return f"{channels}x{height}x{width}"
 
 
 def recorded(case: Case) -> list[tuple[str, Job]]:
-    """The GEMMs of a step in words, with what the compiler is given for each."""
+    """The GEMMs of a step: a description and the compiler's input for each."""
     launches = record(training_step(presets.get(case.preset), case.batch, case.precision), case.arch)
     return [(words(launch), job) for launch in launches if launch.name in compiled.GEMMS
             for job in compiled.jobs([launch], case.arch).values()]
 
 
 def bytes_per_flop(job: Job) -> float:
-    """Computed from the tile: what a program reads of both operands from L2 for each of its operations."""
+    """Bytes of both operands that a program reads from L2 per operation, computed from the tile."""
     given = job.given
     return float(job.itemsize() * (given["BM"] + given["BN"]) / (2 * given["BM"] * given["BN"]))
 
 
 def row(what: str, found: Binary) -> Row:
-    """A line of the table for one launch, which `rows` completes."""
+    """A row of the table for one launch, which `rows` completes."""
     facts, limit = aot.row(found, []), gates.limit(found.job)
     return {
         "arch": facts["arch"], "pass": what, "precision": "", "kernel": gates.form(found.job),
@@ -97,13 +98,13 @@ def row(what: str, found: Binary) -> Row:
         "issue": facts["issue"], "limit": f"{limit.cycles[found.job.arch]}" if limit and facts["issue"] else "",
         "registers": facts["registers"], "spills": facts["stack"], "KiB": f"{found.shared / 1024:.0f}",
         "CTAs": facts["programs_per_sm"], "B/FLOP": f"{bytes_per_flop(found.job):.4f}",
-        "wgmma": ("serialised" if found.serialised else "pipelined") if "wgmma" in found.ptx else "",
+        "wgmma": ("serialized" if found.serialised else "pipelined") if "wgmma" in found.ptx else "",
         "presets": "", "batches": "", "gates": "; ".join(gates.failures(found, strict=True)) or "pass",
     }
 
 
 def rows(uses: dict[tuple[str, str], list[Case]], found: dict[str, Binary]) -> list[Row]:
-    """A row for each launch; one for those that differ in nothing but preset, batch size and precision."""
+    """A row for each launch; launches that differ only in preset, batch size and precision share one."""
     merged: dict[tuple[str, ...], tuple[Row, list[Case]]] = {}
     for (what, key), cases in uses.items():
         facts = row(what, found[key])
@@ -131,7 +132,7 @@ def run(chosen: argparse.Namespace) -> int:
              for precision in chosen.precision for batch in chosen.batch]
     jobs: dict[str, Job] = {}
     uses: dict[tuple[str, str], list[Case]] = {}
-    # not forked: torch has threads
+    # spawn, not fork, because torch has threads
     with ProcessPoolExecutor(chosen.workers, multiprocessing.get_context("spawn")) as pool:
         for case, launches in zip(cases, aot.progress(pool, recorded, cases, "record"), strict=True):
             for what, job in launches:

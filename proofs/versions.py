@@ -1,12 +1,12 @@
 """Run the tests that depend most on PyTorch under several versions of Python and PyTorch.
 
-    make matrix                                      # the default pairs; about 6 GB are fetched for each
-    python -m proofs.versions --pair 3.12:2.11       # one of them
-    python -m proofs.versions --update               # this run becomes docs/results/versions.md
+    make matrix                                      # the default pairs; about 6 GB are downloaded for each
+    python -m proofs.versions --pair 3.12:2.11       # one pair
+    python -m proofs.versions --update               # write docs/results/versions.md
 
-A pair is PYTHON:TORCH. TORCH is a release, "lowest", which is the one that pyproject.toml names, or "newest". Pythons
-are looked for on PATH and in pyenv. Each pair has an environment of its own, which is removed before the next one is
-made. Exit status 1 if a test fails, or if a pair cannot be installed.
+A pair is PYTHON:TORCH. TORCH is a release, "lowest" (the minimum in pyproject.toml) or "newest". Python interpreters
+are searched on PATH and in pyenv. Each pair has a separate environment, which is removed before the next one is
+created. The exit status is 1 if a test fails, or if a pair cannot be installed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ and exports with a dynamic batch.
 
 
 class Result(NamedTuple):
-    """What pytest counted, and under which versions."""
+    """The versions, and the counts of pytest."""
 
     versions: tuple[str, ...]
     counts: tuple[int, ...]
@@ -47,7 +47,7 @@ class Result(NamedTuple):
 
 
 def interpreter(version: str) -> str:
-    """The newest Python of a version such as "3.12"."""
+    """The path of the newest Python of a version such as "3.12"."""
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
     found = [*sorted(pyenv.glob(f"{version}.*/bin/python"), key=lambda path: int(path.parts[-3].split(".")[2]))]
     for command in (*map(str, reversed(found)), shutil.which(f"python{version}"), sys.executable):
@@ -63,7 +63,7 @@ def version_of(python: str) -> str:
 
 
 def requirement(torch: str) -> str:
-    """The requirement of pip for the TORCH of a pair."""
+    """The pip requirement for the TORCH of a pair."""
     if torch == "newest":
         return "torch"
     if torch == "lowest":
@@ -72,7 +72,7 @@ def requirement(torch: str) -> str:
 
 
 def examine(pair: str) -> Result:
-    """Install a pair into an environment, and run the tests in it. Raises CalledProcessError where pip fails."""
+    """Install a pair into an environment, and run the tests in it. Raises CalledProcessError if pip fails."""
     version, torch = pair.split(":")
     with tempfile.TemporaryDirectory(prefix="fastgan-versions-") as folder:
         python = str(Path(folder, "bin", "python"))
@@ -91,7 +91,7 @@ def examine(pair: str) -> Result:
 
 
 def counts(told: str) -> tuple[int, ...]:
-    """passed, failed and skipped of pytest's last line; errors count as failures, and a run without one is one."""
+    """passed, failed and skipped from pytest's last line; errors count as failures, and so does a missing line."""
     last = told.rstrip().rpartition("\n")[2]
     found = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|errors?|skipped)", last)}
     failed = sum(found.get(word, 0) for word in ("failed", "error", "errors"))

@@ -94,11 +94,11 @@ def test_rows_of_three_channels_cannot_be_read_16_bytes_at_a_time() -> None:
     assert gates.narrow_operands(image) == {"fine": "row of 6 bytes"}
 
 
-def test_float32_across_the_depth_may_be_turned_four_bytes_at_a_time() -> None:
+def test_float32_across_the_depth_may_be_transposed_four_bytes_at_a_time() -> None:
     single = {"coarse": Pointer(torch.float32, (8, 8)), "fine": Pointer(torch.float32, (8, 8)), "PRECISION": "tf32"}
-    turned = PTX.replace("0x10", "0x4")
-    assert gates.narrow_operands(compiled(ptx=turned, **single)) == {"coarse": "turned"}
-    assert gates.failures(compiled(ptx=turned, **single)) == []
+    transposed = PTX.replace("0x10", "0x4")
+    assert gates.narrow_operands(compiled(ptx=transposed, **single)) == {"coarse": "transposed"}
+    assert gates.failures(compiled(ptx=transposed, **single)) == []
     halves = PTX.replace("0x10", "0x2")
     assert gates.failures(compiled(ptx=halves, **single)) == ["coarse is loaded 2 bytes at a time, expected 4"]
 
@@ -138,7 +138,7 @@ def test_the_loop_of_a_gemm_is_gated() -> None:
     assert gates.failures(wide) == gates.failures(wide, strict=True) == []
     assert gates.failures(wide._replace(loop={"tensor": 8, "other": 392})) == [
         "0.78 issue cycles for each cycle of the tensor cores, at most 0.7"]
-    assert gates.failures(wide._replace(serialised=True)) == ["ptxas serialises wgmma"]
+    assert gates.failures(wide._replace(serialised=True)) == ["ptxas serializes wgmma"]
     single = Pointer(torch.float32, (8, 8))
     exact = compiled(BM=128, BN=128, coarse=single, fine=single)._replace(loop={"other": 400})
     assert gates.issue(exact) is None

@@ -78,7 +78,7 @@ def test_what_a_kill_must_not_take_is_seen(tiny):
         kills._check(folder, 7)
     state = newest(folder)
     state["rng"][0] ^= 1
-    with pytest.raises(kills.Lost, match="is not that of a run which nobody killed"):
+    with pytest.raises(kills.Lost, match="is not that of an uninterrupted run"):
         kills._check_end(folder, state)
     (folder / "checkpoints" / "step000006.pt").write_bytes(b"half")
     with pytest.raises(kills.Lost, match="cannot read checkpoint"):

@@ -70,7 +70,7 @@ def test_native_engine_that_was_not_built(monkeypatch):
     reason = extension._load("a C++17 compiler", "fastgan._not_there")
     monkeypatch.setitem(extension._modules, "cpu", reason)
     result = assert_warns_once(lambda: train("native"), "was not built (No module named 'fastgan._not_there'): install "
-                               "a C++17 compiler, then fastgan again|falls back to the reference engine")
+                               "a C++17 compiler, then reinstall fastgan|falls back to the reference engine")
     torch.testing.assert_close(result, train("reference"), rtol=0, atol=0)
     with pytest.raises(KernelError, match="was not built"):
         extension.of(torch.device("cpu"))
@@ -131,7 +131,7 @@ def test_native_engine_of_another_interpreter(monkeypatch, tmp_path):
 
 
 def test_native_engine_has_nothing_for_other_devices():
-    assert extension.why_not(torch.device("meta")) == "the native engine has nothing for meta"
+    assert extension.why_not(torch.device("meta")) == "the native engine does not support meta"
     with pytest.raises(KernelError, match="nothing for meta"):
         extension.of(torch.device("meta"))
 

@@ -69,7 +69,7 @@ def test_equal_launches_share_a_row() -> None:
 
 @pytest.mark.parametrize(("changes", "limit", "words"), [
     ({}, 0.4, "all gates pass"), ({}, 0.3, "0.37 issue cycles for each cycle of the tensor cores, at most 0.3"),
-    ({"serialised": True}, 0.4, "ptxas serialises wgmma"), ({"stack": 8}, 0.4, "spills: 8 bytes of stack")],
+    ({"serialised": True}, 0.4, "ptxas serializes wgmma"), ({"stack": 8}, 0.4, "spills: 8 bytes of stack")],
     ids=["pass", "lowered-limit", "serialised", "spills"])
 def test_the_command_fails_where_a_gate_is_exceeded(changes, limit, words, monkeypatch, capsys, tmp_path) -> None:
     monkeypatch.setattr(gates, "LIMITS", (gates.Limit("convolve_tma", "", {90: limit}),))
@@ -97,7 +97,7 @@ sys.exit(sass.report(table, sass.parser().parse_args([])))
 
 @pytest.mark.parametrize(("batch", "precision", "words", "tile", "printed"), [
     (128, "bf16", "forward conv 64x32x32 -> 128x16x16", "small", "cycle of the tensor cores, at most 0.4"),
-    (128, "fp16", "forward conv 256x8x8 -> 512x4x4", "shipped", "all gates pass"),  # ptxas serialised its wgmma
+    (128, "fp16", "forward conv 256x8x8 -> 512x4x4", "shipped", "all gates pass"),  # ptxas serialized its wgmma
     (1024, "bf16", "forward transposed conv 100x1x1 -> 512x4x4", "shipped", "all gates pass"),  # it spilled 24 bytes
     (128, "tf32", "wgrad of conv 64x32x32 -> 128x16x16", "shipped", "all gates pass"),  # it needed 0.58 of 0.55
 ], ids=["small-tile", "not-serialised", "not-spilled", "tf32-wgrad"])

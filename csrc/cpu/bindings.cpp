@@ -33,7 +33,7 @@ Convolution convolution_of(const ConvolutionArguments& arguments) {
             kernel.first, kernel.second, stride.first, stride.second, padding.first, padding.second, tile};
 }
 
-// By `patches`, or by `winograd` where there is a tile
+// By `winograd` if there is a tile, otherwise by `patches`
 template <ConvolutionPass* patches, ConvolutionPass* winograd>
 void convolve(const ConvolutionArguments& arguments, Address from, Address weight, Address bias, Address out,
               std::int64_t threads) {

@@ -3,7 +3,7 @@
 //     sums    sum gz and sum gz * xhat,   gz = ga * act'(z),  z = gamma * xhat + beta,  xhat = (y - mean) * rstd
 //     apply   g = gamma * rstd * (gz - (sum gz + xhat * sum gz * xhat) / M)
 //
-// Each block is summed row by row in float64; blocks are added in order, so that results repeat bit for bit.
+// Each block is summed row by row in float64; blocks are summed in order, so that results repeat bit for bit.
 #include <optional>
 
 #include "normalization.h"
@@ -26,7 +26,7 @@ struct PackedRow {
     }
 };
 
-// sums, xhat_sums [C] at the channels of a block
+// Writes sums and xhat_sums [C] at the channels of a block
 template <Activation kind, typename T>
 static void sum_block(const T* ga, const T* y, const RowBlock& block, const Coefficients& by, float slope, double* sums,
                       double* xhat_sums) {
@@ -62,7 +62,7 @@ void bn_backward_sums(const Shape& shape, const void* ga, const void* y, const N
     }
 }
 
-// sums / M of a packed row's elements
+// sums / M for the elements of a packed row
 struct Means {
     float gz[BLOCK_CHANNELS], gz_xhat[BLOCK_CHANNELS];
 
@@ -74,7 +74,7 @@ struct Means {
     }
 };
 
-// means: null where running statistics have normalized, through which nothing flows
+// means: null with running statistics, which have no gradient
 template <Activation kind, typename T>
 static void apply_block(const T* ga, const T* y, const RowBlock& block, const Coefficients& by, const Means* means,
                         float slope, T* g) {

@@ -4,15 +4,14 @@
 //     to_fine      fine = conv_transpose(coarse) + bias   a transposed convolution, or dgrad of a convolution
 //     wgrad        the gradient of the weight             of both
 //
-// Their weight is [coarse channels, kernel_h, kernel_w, fine channels]; bias, for the channels of the result, may be
-// null.
+// The weight is [coarse channels, kernel_h, kernel_w, fine channels]; bias [channels of the result] may be null.
 #pragma once
 
 #include <cstdint>
 
 namespace fastgan {
 
-// Coarse pixel (i, j) reads fine pixels from (i * stride_h - pad_h, j * stride_w - pad_w) on.
+// The window of coarse pixel (i, j) begins at fine pixel (i * stride_h - pad_h, j * stride_w - pad_w).
 struct Convolution {
     std::int64_t images, fine_h, fine_w, fine, coarse_h, coarse_w, coarse;  // fine, coarse: channels
     std::int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;

@@ -1,4 +1,4 @@
-// Elements of float32, bfloat16 and float16: widened exactly to float32, and rounded once from it, to nearest even.
+// Elements of float32, bfloat16 and float16, which are widened to float32 and rounded from it to nearest even.
 #pragma once
 
 #include <cstdint>
@@ -53,7 +53,7 @@ static inline float16 rounded_to_float16(float x) {
     return {static_cast<std::uint16_t>(sign | magnitude)};
 }
 
-// `count` neighbouring elements as float32: where they are, or widened into `buffer`.
+// `count` contiguous elements as float32: x itself, or `buffer` with widened elements.
 static inline const float* widen(const float* x, std::int64_t, float*) { return x; }
 
 static inline const float* widen(const bfloat16* x, std::int64_t count, float* buffer) {
@@ -71,7 +71,7 @@ static inline const float* widen(const float16* x, std::int64_t count, float* bu
     return buffer;
 }
 
-// Where results are computed: in place, or in `buffer`, from which `store_rounded` takes them.
+// The memory for results: `out`, or `buffer`, from which `store_rounded` rounds them to `out`.
 static inline float* output_buffer(float* out, float*) { return out; }
 static inline float* output_buffer(bfloat16*, float* buffer) { return buffer; }
 static inline float* output_buffer(float16*, float* buffer) { return buffer; }
@@ -92,7 +92,7 @@ static inline void store_rounded(const float* from, std::int64_t count, float16*
     for (; i < count; ++i) out[i] = rounded_to_float16(from[i]);
 }
 
-// body(T{}) for the element type
+// Calls body(T{}) for the element type
 template <typename Body>
 static inline void with_type(DType dtype, Body body) {
     if (dtype == DType::float32) body(float{});

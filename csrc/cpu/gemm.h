@@ -1,6 +1,6 @@
 // C [M, N] (+)= A [M, K] B [K, N] in float32, in the manner of BLIS: a micro-kernel keeps MR x NR sums in registers.
 //
-// Sums are taken KC terms at a time, each from zero: the rounding error of a sum grows with the length of its chain.
+// Blocks of KC terms are summed separately, because the rounding error of a sum grows with its number of terms.
 #pragma once
 
 #include <algorithm>
@@ -59,8 +59,8 @@ static inline void micro_kernel(int rows, const MatrixA& a, const float* b, std:
     }
 }
 
-// c [M, NR] (+)= a b, of up to KC terms; `next` is the b that comes after it, `depth` rows, or null: it is prefetched
-// meanwhile, and c before it is written, as both are far away.
+// c [M, NR] (+)= a b, of up to KC terms. c is prefetched before it is written, and meanwhile `next`, the `depth` rows
+// of the following b, unless it is null.
 static inline void panel_product(std::int64_t M, const MatrixA& a, const float* b, std::int64_t b_row,
                                  std::int64_t depth, float* c, std::int64_t c_row, bool adds, const float* next) {
     const std::int64_t share = (depth * MR + M - 1) / M;  // rows of the next b for each micro-kernel
@@ -73,7 +73,7 @@ static inline void panel_product(std::int64_t M, const MatrixA& a, const float* 
     }
 }
 
-// The columns of b and c are padded to a multiple of NR. A panel of c is finished before the next, so that it stays in
+// The columns of b and c are padded to a multiple of NR. One panel of c is computed after another, so that it stays in
 // the cache.
 static inline void gemm(std::int64_t M, std::int64_t N, std::int64_t K, const MatrixA& a, const PackedB& b, float* c,
                         std::int64_t c_row, bool adds = false) {
@@ -86,7 +86,7 @@ static inline void gemm(std::int64_t M, std::int64_t N, std::int64_t K, const Ma
     }
 }
 
-// c = a b in an order in which a is read once: for a wide b
+// c = a b for a wide b: a is read only once
 static inline void wide_gemm(std::int64_t M, std::int64_t N, std::int64_t K, const MatrixA& a, const PackedB& b,
                              float* c, std::int64_t c_row) {
     for (std::int64_t k = 0; k < K; k += KC) {

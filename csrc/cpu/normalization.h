@@ -1,4 +1,4 @@
-// A batch normalization as the blocks of a matrix read it, and the loop over blocks for each type and activation.
+// The coefficients of a batch normalization for a block, and the loop over blocks for each type and activation.
 #pragma once
 
 #include <type_traits>
@@ -8,7 +8,7 @@
 
 namespace fastgan {
 
-// The coefficients of a packed row's elements
+// The coefficients for the elements of a packed row
 struct Coefficients {
     float mean[BLOCK_CHANNELS], rstd[BLOCK_CHANNELS], gamma[BLOCK_CHANNELS], beta[BLOCK_CHANNELS];
 
@@ -24,7 +24,7 @@ struct Coefficients {
 template <Activation kind>
 using Kind = std::integral_constant<Activation, kind>;
 
-// body(Kind<activation>)
+// Calls body(Kind<activation>{})
 template <typename Body>
 static inline void with_activation(Activation activation, Body body) {
     if (activation == Activation::none) body(Kind<Activation::none>{});
@@ -33,7 +33,7 @@ static inline void with_activation(Activation activation, Body body) {
     if (activation == Activation::tanh) body(Kind<Activation::tanh>{});
 }
 
-// body(T{}, Kind{}, block, coefficients) for every block of a matrix, on `threads` threads
+// Calls body(T{}, Kind{}, block, coefficients) for every block of a matrix, in `threads` threads
 template <typename Body>
 static inline void for_each_block(const RowBlocks& blocks, const Normalization& normalization, std::int64_t threads,
                                   Body body) {

@@ -1,13 +1,13 @@
 // Convolutions as products of patches that stay in the cache, for fine images of few channels.
 //
-// With A the coarse image [pixels, C], P the patches of the fine one [pixels, K], K = kh * kw * channels, and W [C, K]:
+// With the coarse image A [pixels, C], patches P of the fine image F [pixels, K], K = kh * kw * channels, and W [C, K]:
 //
 //     to_coarse    A = P W^T + bias
-//     to_fine      F = bias + the sum of what patches A W have for each pixel
+//     to_fine      F = bias + the sum of the patches A W that cover each pixel
 //     wgrad        W = A^T P
 //
-// for a few rows of coarse pixels at a time. K is some fifty numbers: as matrices in memory, P and A W would be read
-// and written for nothing.
+// for a few rows of coarse pixels at a time. K is about fifty, so P and A W are larger than the images, and writing and
+// reading them as whole matrices would take most of the time.
 #include "convolution.h"
 
 #include <algorithm>
@@ -18,18 +18,18 @@
 
 namespace fastgan {
 
-constexpr std::int64_t PIXELS = 96;  // about so many at a time
-constexpr std::int64_t PARTS = 16;   // sums of wgrad, added in order: by the sizes alone, results repeat
+constexpr std::int64_t PIXELS = 96;  // approximate number of coarse pixels at a time
+constexpr std::int64_t PARTS = 16;   // of wgrad, summed in order; independent of threads, so that results repeat
 
 struct Patches {
     const Convolution& conv;
-    std::int64_t depth, stride, rows;  // K; from a patch to the next; coarse rows at a time
+    std::int64_t depth, stride, rows;  // K; distance of patches; coarse rows at a time
 
     explicit Patches(const Convolution& conv)
         : conv(conv), depth(conv.kernel_h * conv.kernel_w * conv.fine), stride(panels_of(depth) * NR),
           rows(std::max<std::int64_t>(1, PIXELS / conv.coarse_w)) {}
 
-    // Elements of a fine row that has all pixels of a row of patches
+    // Elements of a fine row that covers a row of patches
     std::int64_t row_length() const { return ((conv.coarse_w - 1) * conv.stride_w + conv.kernel_w) * conv.fine; }
     std::int64_t rows_size() const { return conv.kernel_h * row_length() + VECTOR; }
     std::int64_t size() const { return rows * conv.coarse_w * stride + VECTOR; }
@@ -39,7 +39,7 @@ struct Patches {
         return coarse + (image * conv.coarse_h + row) * conv.coarse_w * conv.coarse;
     }
 
-    // The kernel_h rows of a fine image from `top` on, between zeros for the padding
+    // Copies the kernel_h rows of a fine image from `top` on, with zeros for the padding
     void copy_rows(const float* image, std::int64_t top, float* to) const {
         const std::int64_t length = row_length(), left = std::min(conv.pad_w * conv.fine, length);
         const std::int64_t inside = std::min(conv.fine_w * conv.fine, length - left);
@@ -50,9 +50,9 @@ struct Patches {
         }
     }
 
-    // patches [count * coarse_w, stride] of coarse rows [first, first + count); `fine_rows` is memory for the rows of
-    // the fine image that one of them needs. What is copied beyond a row of a patch is overwritten by the next, or is
-    // beyond the depth.
+    // Writes patches [count * coarse_w, stride] of coarse rows [first, first + count). `fine_rows` is memory for the
+    // fine rows of one coarse row. Elements that are copied beyond a row of a patch are overwritten by the next row, or
+    // are beyond the depth.
     void gather(const float* fine, std::int64_t image, std::int64_t first, std::int64_t count, float* fine_rows,
                 float* patches) const {
         const std::int64_t length = conv.kernel_w * conv.fine, step = conv.stride_w * conv.fine;
@@ -65,7 +65,7 @@ struct Patches {
         }
     }
 
-    // image [H, W, fine] += what the patches [coarse_w, stride] of coarse row i have for its pixels
+    // Adds the patches [coarse_w, stride] of coarse row i to the pixels of image [H, W, fine] that they cover
     void scatter_add(std::int64_t i, const float* patches, float* image) const {
         const std::int64_t length = conv.kernel_w * conv.fine;
         for (std::int64_t a = 0; a < conv.kernel_h; ++a) {
@@ -83,7 +83,8 @@ struct Patches {
     }
 };
 
-// to [panels of columns, rows, NR], of element (i, j) at from[i * row + j * step]; zero beyond the columns
+// Packs the matrix with element (i, j) at from[i * row + j * step] into to [panels of columns, rows, NR]; zero beyond
+// the columns
 static void pack(const float* from, std::int64_t rows, std::int64_t columns, std::int64_t row, std::int64_t step,
                  float* to) {
     for (std::int64_t panel = 0; panel < panels_of(columns); ++panel) {

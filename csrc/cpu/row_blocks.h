@@ -1,10 +1,10 @@
-// How a matrix [rows, channels] is cut into blocks, the tasks of threads: short enough for the cache to keep a block
-// between two passes over it, and wide enough for vectors of float32 whatever the number of channels is.
+// Division of a matrix [rows, channels] into blocks, the tasks of threads: small enough to stay in the cache between
+// two passes, and wide enough for vectors of float32 with any number of channels.
 //
 //     the rows of a group -> parts of about BLOCK_ELEMENTS elements -> blocks of at most BLOCK_CHANNELS channels
 //
-// Where there are few channels, `pack` neighbouring rows are computed as one packed row, for which vectors of channels
-// are repeated `pack` times.
+// With few channels, `pack` adjacent rows are computed as one packed row, for which vectors of channels are repeated
+// `pack` times.
 #pragma once
 
 #include <algorithm>
@@ -20,21 +20,21 @@ struct RowBlock {
     std::int64_t group, part;
     std::int64_t offset;  // of its first element
     std::int64_t first_channel, channels;
-    std::int64_t rows, pack, stride;  // stride: from a packed row to the next
+    std::int64_t rows, pack, stride;  // stride: distance of packed rows
 
     std::int64_t packed_rows() const { return ceil_div(rows, pack); }
     std::int64_t begin(std::int64_t packed_row) const { return offset + packed_row * stride; }
-    // Elements of a packed row: the last one may have fewer rows.
+    // Number of elements of a packed row; the last one may have fewer rows.
     std::int64_t size(std::int64_t packed_row) const { return channels * std::min(rows - packed_row * pack, pack); }
 
-    // to [pack * channels]: the block's channels of a vector [C], `pack` times
+    // Writes the block's channels of a vector [C] `pack` times into to [pack * channels]
     template <typename T>
     void repeat(const T* vector, T* to) const {
         for (std::int64_t row = 0; row < pack; ++row)
             std::copy_n(vector + first_channel, channels, to + row * channels);
     }
 
-    // to [C] at the block's channels: the sum over the rows of a packed row, in order
+    // Writes the sum over the rows of a packed row, in order, into to [C] at the block's channels
     void sum_packed(const double* packed_row, double* to) const {
         for (std::int64_t i = 0; i < channels; ++i) {
             double sum = 0.0;

@@ -1,5 +1,5 @@
-// Memory for intermediate results that outlives the call: it is given out again, so that a pass does not begin with
-// page faults, in huge pages where the system has them, as blocks are written all over it.
+// Memory for intermediate results. It is kept after a call and reused, so that passes do not begin with page faults,
+// and it is in huge pages if the system has them, because accesses are spread over all of it.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,7 @@ inline std::int64_t thread_number() {
 #endif
 }
 
-// The buffers of a thread, taken and given back in the order of a stack; each grows to the largest size asked for.
+// The buffers of a thread, taken and given back in the order of a stack; each grows to the largest size requested.
 class ScratchStack {
 public:
     void* take(std::int64_t bytes) {
@@ -51,7 +51,7 @@ public:
 
 private:
 #ifdef __SANITIZE_ADDRESS__
-    static constexpr bool IS_REUSED = false;  // exactly what was asked for: its ends are guarded
+    static constexpr bool IS_REUSED = false;  // exact allocations, whose ends AddressSanitizer guards
     static constexpr std::int64_t PAGE = 1;
 #else
     static constexpr bool IS_REUSED = true;
@@ -71,7 +71,7 @@ private:
 
 inline thread_local ScratchStack scratch_stack;
 
-// `count` elements for each of `threads` threads: taken before a parallel loop, out of which no exception may come.
+// `count` elements for each of `threads` threads, taken before a parallel loop, which must not throw an exception.
 template <typename T>
 struct ScratchPool {
     std::int64_t count;

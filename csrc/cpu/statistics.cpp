@@ -1,5 +1,5 @@
-// Mean and variance of each channel of y [M, C]: of a part of the rows in two passes, the second out of the cache. Then
-// parts are merged by Chan's rule for any number of them at once, in order and in float64:
+// Mean and variance of each channel of y [M, C]. Those of a part of the rows are computed in two passes, of which the
+// second reads from the cache. Then all parts are merged by Chan's rule, in order and in float64:
 //
 //     n = sum n_t,   mean = sum n_t * mean_t / n,   M2 = sum M2_t + n_t * (mean_t - mean)^2
 #include <cmath>
@@ -12,7 +12,7 @@ namespace fastgan {
 
 std::int64_t parts_of(std::int64_t, std::int64_t) { return 0; }
 
-// mean, m2 [C] at the channels of a block
+// Writes mean and m2 [C] at the channels of a block
 template <typename T>
 static void measure_block(const T* y, const RowBlock& block, double* mean, double* m2) {
     float buffer[BLOCK_CHANNELS];

@@ -1,4 +1,4 @@
-// Vectors of float32 of the processor that this is compiled for, VECTOR elements each, and a loop over channels.
+// Vectors of VECTOR float32 elements for the target processor, and a loop over channels.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,7 @@ typedef float Vector;
 template <typename V>
 static inline V load(const float* from) {
     V value;
-    std::memcpy(&value, from, sizeof value);  // from wherever it lies
+    std::memcpy(&value, from, sizeof value);  // may be unaligned
     return value;
 }
 
@@ -34,14 +34,14 @@ static inline void store(float* to, V value) {
     std::memcpy(to, &value, sizeof value);
 }
 
-// Prefetches the NR = 2 * VECTOR elements from there on.
+// Prefetches NR = 2 * VECTOR elements.
 static inline void prefetch(const float* from) {
 #ifdef __GNUC__
     for (std::int64_t i = 0; i < 2 * VECTOR; i += 16) __builtin_prefetch(from + i);
 #endif
 }
 
-// body(Vector{}, c) for the vector of channels from c on, as long as there are VECTOR of them, then body(float{}, c)
+// Calls body(Vector{}, c) for vectors of channels that begin at c, and body(float{}, c) for each remaining channel
 template <typename Body>
 static inline void for_each_vector(std::int64_t channels, Body body) {
     std::int64_t c = 0;

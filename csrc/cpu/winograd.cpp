@@ -1,9 +1,9 @@
 // The three passes of a 4x4 convolution of stride 2 between a fine and a coarse image, by Winograd's minimal filtering.
 //
-// Tiles are transformed, multiplied and transformed back without leaving the cache. Which of the factors of a product
-// stays there depends on sizes: where images are large, a thread multiplies a block of tiles by the whole weight, which
-// all threads share (`by_tiles`); where the transformed weight would not fit, a thread transforms a panel of it and
-// multiplies all tiles by it (`by_panels`).
+// Tiles are transformed, multiplied and transformed back in the cache. Sizes determine which factor of a product stays
+// there: if images are large, a thread multiplies a block of tiles by the whole weight, which all threads share
+// (`by_tiles`); if the transformed weight would not fit, a thread transforms a panel of it and multiplies all tiles by
+// that (`by_panels`).
 #include "winograd.h"
 
 #include "scratch.h"
@@ -12,17 +12,17 @@
 
 namespace fastgan {
 
-constexpr std::int64_t SHARED = 1 << 22;  // elements that the last-level cache keeps for all threads
+constexpr std::int64_t SHARED = 1 << 22;  // elements that fit in the last-level cache, shared by all threads
 using Pool = ScratchPool<float>;
 
-// The length of a row in memory: whole panels, and not a multiple of a page, or rows would share a set of the cache.
+// The length of a row in memory: whole panels, but not a multiple of a page, so that rows use different cache sets.
 static inline std::int64_t row_stride(std::int64_t columns) { return panels_of(columns) * NR + 16; }
 
 static inline TransformedTiles in_rows(float* data, std::int64_t tiles, std::int64_t columns) {
     return {data, point_stride(tiles * row_stride(columns)), 0, columns, row_stride(columns)};
 }
 
-// Tiles of rows [first, last), the first of which is number `number`
+// Loads the tiles of rows [first, last), numbered from `number` on
 template <int M>
 static void load_fine(const Tiles<M>& tiles, std::int64_t first, std::int64_t last, const float* fine,
                       std::int64_t number, std::int64_t phase_columns, float* buffer, const TransformedTiles& v) {
@@ -48,14 +48,14 @@ struct Arguments {
     float* to;
 };
 
-// Tiles of the fine image are rows of `depth` columns, their products those of the coarse one, in `panels`.
+// Fine tiles are the rows of a matrix with `depth` columns; its products with `panels` of the weight are coarse tiles.
 template <int M>
 struct ToCoarse {
     static constexpr int POINTS = Tiles<M>::POINTS;
     Arguments args;
     Tiles<M> tiles{args.conv};
     std::int64_t depth = 4 * args.conv.fine, panels = panels_of(args.conv.coarse);
-    std::int64_t unit = 1;  // rows of tiles that one thread must compute
+    std::int64_t unit = 1;  // rows of tiles that the same thread must compute
     std::int64_t buffer_size = FineRows<M>(tiles).size();
 
     void load(std::int64_t first, std::int64_t last, std::int64_t number, float* buffer,
@@ -64,7 +64,7 @@ struct ToCoarse {
     }
     void weight(std::int64_t panel, float* u) const { to_coarse_panel<M>(args.conv, args.weight, panel, u); }
 
-    // Panels [first, last) of a tile, from its products
+    // Stores panels [first, last) of a tile from its products
     void store(const TilePosition& at, const float* m, std::int64_t point, std::int64_t first,
                std::int64_t last) const {
         const std::int64_t channel = first * NR, count = std::min(last * NR, args.conv.coarse) - channel;
@@ -72,8 +72,8 @@ struct ToCoarse {
     }
 };
 
-// The other way; panels are those of a phase, then those of the next. Neighbouring tiles add to one another's pixels,
-// so one thread computes the rows of an image.
+// From coarse to fine; panels are ordered by phase. Adjacent tiles contribute to the same pixels, so one thread
+// computes all rows of an image.
 template <int M>
 struct ToFine {
     static constexpr int POINTS = Tiles<M>::POINTS;
@@ -102,8 +102,8 @@ struct ToFine {
     }
 };
 
-// A thread multiplies a block of tiles by the whole weight. The products of a block stay in the cache, and so many
-// tiles share a read of the weight that it does not matter where that is.
+// A thread multiplies a block of tiles by the whole weight. The products of a block stay in the cache, and a block has
+// so many tiles that the time to read the weight does not matter.
 template <typename Pass>
 static void by_tiles(const Pass& pass, std::int64_t threads) {
     constexpr int POINTS = Pass::POINTS;
@@ -134,7 +134,7 @@ static void by_tiles(const Pass& pass, std::int64_t threads) {
     }
 }
 
-// A thread transforms a panel of the weight and multiplies all tiles by it, or as many as the cache keeps.
+// A thread transforms a panel of the weight and multiplies all tiles by it, or as many as fit in the cache.
 template <typename Pass>
 static void by_panels(const Pass& pass, std::int64_t threads) {
     constexpr int POINTS = Pass::POINTS;
@@ -178,7 +178,7 @@ static inline TransformedTiles in_groups(float* data, std::int64_t tiles, std::i
     return {data, point_stride(groups * tiles * SIDE), tiles * SIDE, SIDE, SIDE};
 }
 
-// A task is a block of the weight's gradient at all points; what later tiles add to it is transformed by itself.
+// A task is a block of the weight's gradient at all points. Sums over later tiles are transformed separately and added.
 template <int M>
 static void wgrad_tiles(const Convolution& conv, const float* fine, const float* coarse, float* gradient,
                         std::int64_t threads) {

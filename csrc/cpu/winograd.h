@@ -1,21 +1,21 @@
 // The transforms of a 4x4 convolution of stride 2, and of its transpose, by Winograd's minimal filtering.
 //
-// The convolution is the sum over the four phases of its input, the fine image (even and odd rows and columns), of a 2x2
-// convolution of stride 1. Of each phase a tile of M x M outputs, coarse pixels, needs (M + 1) x (M + 1) pixels, and in
-// one dimension F(M, 2) makes them with M + 1 multiplications where the definition takes 2 M:
+// The convolution is the sum, over the four phases of the fine image (even and odd rows and columns), of 2x2
+// convolutions of stride 1. A tile of M x M outputs (coarse pixels) reads (M + 1) x (M + 1) pixels of each phase. In
+// one dimension F(M, 2) computes it with M + 1 multiplications instead of 2 M:
 //
 //     y = A^T [(G g) * (B^T d)]          d: M + 1 inputs, g: 2 taps, y: M outputs
 //
-// Two of these, one inside the other, are a convolution; summed over channels and phases, each of the (M + 1)^2
-// products is a GEMM. Its adjoints are the other passes, in the same matrices:
+// Nested in two dimensions, this is a convolution. Summed over channels and phases, each of the (M + 1)^2 products is a
+// GEMM. Its adjoints are the other passes, with the same matrices:
 //
 //     coarse = A^T (U V) A               V = B^T fine B,   U = G weight G^T
-//     fine   = B (U^T D) B^T             D = A coarse A^T; neighbouring tiles share a row and a column, and are added
+//     fine   = B (U^T D) B^T             D = A coarse A^T; adjacent tiles share a row and a column, which are added
 //     weight = G^T (V^T D) G
 //
 // Lavin and Gray (2016), "Fast algorithms for convolutional neural networks". F(2, 2) has the points 0, 1 and infinity
-// and only adds; F(4, 2) has 0, 1/2, -1, 2 and infinity, the best of what rational numbers with small terms give: twice
-// the rounding error of F(2, 2), about that of the definition summed term by term.
+// and transforms with additions only. F(4, 2) has the points 0, 1/2, -1, 2 and infinity, the most accurate choice of
+// small rational numbers: its rounding error is twice that of F(2, 2), and about that of direct summation.
 #pragma once
 
 #include "vector.h"
@@ -56,7 +56,7 @@ static inline V linear_combination(Coefficient coefficient, const V* from, int s
     return sum;
 }
 
-// to [ROWS, ROWS] = matrix from matrix^T, with `matrix` [ROWS, TERMS] as a function of row and column
+// to [ROWS, ROWS] = matrix * from * matrix^T, with `matrix` [ROWS, TERMS] as a function of row and column
 template <int ROWS, int TERMS, typename V, typename Matrix>
 static inline void transform_2d(Matrix matrix, const V* from, V* to) {
     V half[ROWS * TERMS];

@@ -1,6 +1,6 @@
-// The tiles of a fine and a coarse image: loaded and transformed, or made of their products.
+// The tiles of a fine and a coarse image: loading with transformation, and storing from products.
 //
-// Tiles are numbered over all images, row by row of tiles.
+// Tiles are numbered over all images, by rows of tiles.
 #pragma once
 
 #include <algorithm>
@@ -24,7 +24,7 @@ struct Tiles {
 
     std::int64_t all_rows() const { return conv.images * rows; }
 
-    // Rows of tiles in each of the blocks of about `size` tiles; there are as many as keep all threads busy.
+    // Rows of tiles per block of at most about `size` tiles; the number of blocks is a multiple of the threads.
     std::int64_t rows_in_block(std::int64_t size, std::int64_t threads) const {
         const std::int64_t blocks = ceil_div(ceil_div(all_rows() * columns, size), threads) * threads;
         return ceil_div(all_rows(), blocks);
@@ -47,18 +47,18 @@ static inline void for_each_tile(const Tiles<M>& tiles, std::int64_t first, std:
 // Transformed tiles or their products, [POINTS, columns / width, tiles, width].
 struct TransformedTiles {
     float* data;
-    std::int64_t point;         // from a point to the next
-    std::int64_t group, width;  // from a group of columns to the next, and their number
-    std::int64_t row;           // from a tile to the next
+    std::int64_t point;         // distance of points
+    std::int64_t group, width;  // distance of groups of columns, and columns per group
+    std::int64_t row;           // distance of tiles
 
-    // of point 0
+    // The address of point 0
     float* at(std::int64_t tile, std::int64_t column) const {
         return data + column / width * group + tile * row + column % width;
     }
 };
 
-// body(V{}, c, points) for vectors of channels makes their POINTS, which are written to columns from `first` on, CHUNK
-// vectors of a point at a time, as each point is in a page of its own.
+// Calls body(V{}, c, points), which computes the POINTS of a vector of channels, and writes them to columns from
+// `first` on. CHUNK vectors of one point are written at a time, because each point is in a different page.
 template <int POINTS, typename Body>
 static inline void store_points(std::int64_t channels, const TransformedTiles& to, std::int64_t tile,
                                 std::int64_t first, Body body) {
@@ -79,8 +79,8 @@ static inline void store_points(std::int64_t channels, const TransformedTiles& t
     });
 }
 
-// The rows of a fine image that a row of tiles reads, [2 M + 2, width, fine]; zero outside. Tiles overlap: memory is
-// read once, and in order.
+// The rows of a fine image that a row of tiles reads, [2 M + 2, width, fine], zero outside. Tiles overlap; with this
+// copy memory is read once and in order.
 template <int M>
 struct FineRows {
     static constexpr int HEIGHT = 2 * M + 2;
@@ -91,7 +91,7 @@ struct FineRows {
 
     std::int64_t size() const { return HEIGHT * width * conv.fine; }
 
-    // For the row of tiles whose first coarse row is y
+    // Copies the rows for the row of tiles whose first coarse row is y
     void copy(const float* image, std::int64_t y, float* to) const {
         const std::int64_t begin = std::min(conv.pad_w, width);
         const std::int64_t end = std::max(begin, std::min(conv.pad_w + conv.fine_w, width));
@@ -128,7 +128,7 @@ static void load_fine_tile(const FineRows<M>& rows, const float* data, std::int6
     }
 }
 
-// Transforms tile number `number`, at that position; a channel is a column. Pixels outside the image are zero.
+// Transforms tile number `number`, at position `at`; a channel is a column. Pixels outside the image are zero.
 template <int M>
 static void load_coarse_tile(const Convolution& conv, const float* coarse, const TilePosition& at,
                              const TransformedTiles& d, std::int64_t number) {
@@ -147,7 +147,7 @@ static void load_coarse_tile(const Convolution& conv, const float* coarse, const
     });
 }
 
-// Channels [first, first + count) of the coarse pixels of a tile, from its products m[k * point + c].
+// Stores channels [first, first + count) of the coarse pixels of a tile, from its products m[k * point + c].
 template <int M>
 static void store_coarse_tile(const Convolution& conv, const float* m, std::int64_t point, const float* bias,
                               const TilePosition& at, std::int64_t first, std::int64_t count, float* coarse) {
@@ -164,8 +164,8 @@ static void store_coarse_tile(const Convolution& conv, const float* m, std::int6
     });
 }
 
-// The same of a phase of its (M + 1)^2 fine pixels. The first row and column are added to what the tiles before have
-// stored there.
+// Stores one phase of the (M + 1)^2 fine pixels of a tile. The first row and column are added to those that previous
+// tiles have stored.
 template <int M>
 static void store_fine_tile(const Convolution& conv, const float* m, std::int64_t point, const float* bias,
                             const TilePosition& at, int phase, std::int64_t first, std::int64_t count, float* fine) {
@@ -189,7 +189,7 @@ static void store_fine_tile(const Convolution& conv, const float* m, std::int64_
     });
 }
 
-// The bias in rows and columns at the end of an image that no tile reaches.
+// Stores the bias in rows and columns at the end of an image that no tile covers.
 template <int M>
 static void fill_rest(const Tiles<M>& tiles, std::int64_t image, const float* bias, float* fine) {
     const Convolution& conv = tiles.conv;

@@ -1,5 +1,5 @@
-// The weight [coarse, 4, 4, fine] of a convolution, transformed for its passes a panel of NR columns at a time, and its
-// gradient out of their products.
+// Transforms the weight [coarse, 4, 4, fine] of a convolution, one panel of NR columns at a time, and computes its
+// gradient from products.
 #pragma once
 
 #include "convolution.h"
@@ -8,8 +8,8 @@
 
 namespace fastgan {
 
-// The distance from the matrix of a point to that of the next: not a multiple of a page, or all points of an element
-// would share a set of the cache.
+// The distance between the matrices of points: not a multiple of a page, so that the points of an element use different
+// cache sets.
 static inline std::int64_t point_stride(std::int64_t size) { return ceil_div(size, 1024) * 1024 + 48; }
 
 // The offset of tap (a, b), tap = 2 a + b, of a phase
@@ -17,8 +17,8 @@ static inline std::int64_t tap_offset(const Convolution& conv, std::int64_t coar
     return ((coarse * 4 + tap / 2 * 2 + phase / 2) * 4 + tap % 2 * 2 + phase % 2) * conv.fine;
 }
 
-// u [POINTS, point_stride of 4 fine x NR], for to_coarse: columns are coarse channels, from panel * NR on, and zero
-// beyond them
+// Writes u [POINTS, point_stride of 4 fine x NR] for to_coarse: columns are coarse channels from panel * NR on, and
+// zero beyond the last
 template <int M>
 static void to_coarse_panel(const Convolution& conv, const float* weight, std::int64_t panel, float* u) {
     constexpr int POINTS = (M + 1) * (M + 1);
@@ -49,7 +49,7 @@ static void to_coarse_panel(const Convolution& conv, const float* weight, std::i
     }
 }
 
-// u [POINTS, point_stride of coarse x NR], for to_fine: columns are fine channels of a phase, from `first` on
+// Writes u [POINTS, point_stride of coarse x NR] for to_fine: columns are fine channels of a phase from `first` on
 template <int M>
 static void to_fine_panel(const Convolution& conv, const float* weight, int phase, std::int64_t first, float* u) {
     constexpr int POINTS = (M + 1) * (M + 1);
@@ -66,8 +66,8 @@ static void to_fine_panel(const Convolution& conv, const float* weight, int phas
     }
 }
 
-// gradient (+)= the transformed products [POINTS, rows, columns] of a phase, for coarse channels from `coarse` and fine
-// ones from `fine` on; the matrix of a point is in memory for SIDE x SIDE.
+// gradient (+)= the transformed products [POINTS, rows, columns] of a phase, for coarse channels from `coarse` on and
+// fine channels from `fine` on; each point has memory for a matrix of SIDE x SIDE.
 template <int M, int SIDE>
 static void store_weight(const Convolution& conv, const float* products, std::int64_t coarse, std::int64_t rows,
                          int phase, std::int64_t fine, std::int64_t columns, bool adds, float* gradient) {

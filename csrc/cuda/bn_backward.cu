@@ -1,23 +1,23 @@
-// The backward of batch normalization and its activation, in M elements of a channel for each group:
+// The backward of batch normalization and its activation, with M elements of a channel in each group:
 //
 //     sums    sum gz and sum gz * xhat,   gz = ga * act'(z),  z = gamma * xhat + beta,  xhat = (y - mean) * rstd
 //     apply   g = gamma * rstd * (gz - (sum gz + xhat * sum gz * xhat) / M)
 //
-// Sums are taken in two launches: of parts of the rows, and of these in a fixed order, so that results repeat bit for
-// bit.
+// Two launches compute the sums: of parts of the rows, and of these partial sums in a fixed order, so that results
+// repeat bit for bit.
 #include "map.h"
 #include "normalization.h"
 
 namespace fastgan {
 namespace {
 
-constexpr int BITS = 3;  // 2^3 channels of a block that adds up parts: 32 bytes, a memory access
+constexpr int BITS = 3;  // 2^3 channels per block of the second launch: 32 bytes, one memory access
 
 // grid (parts, groups, tiles of channels)
 template <typename T, int V, Activation kind>
 __global__ void __launch_bounds__(THREADS, BLOCKS)
     bn_backward_sums_kernel(const T* __restrict__ ga, const T* __restrict__ y, int64_t rows,
-                            int64_t each,  // of a group, of a part
+                            int64_t each,  // rows of a group; each: of a part
                             int64_t channels, int bits, const __grid_constant__ Normalization normalization,
                             float* __restrict__ sums) {  // [2, groups, parts, channels]
     const ThreadTile tile(blockIdx.z, bits, V, channels);
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS)
                              float inverse_count, T* g) {
     const ThreadTile tile(blockIdx.z, bits, V, channels);
     const Coefficients<V> by(normalization, channels, tile);
-    const bool batch_statistics = sums != nullptr;  // through running ones nothing flows, not even NaN
+    const bool batch_statistics = sums != nullptr;  // running statistics have no gradient, not even NaN
     float gz_mean[V] = {}, gz_xhat_mean[V] = {};
     if (batch_statistics && tile.inside) {
         load_floats(sums + blockIdx.y * channels, tile.column, gz_mean);

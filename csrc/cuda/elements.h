@@ -1,4 +1,4 @@
-// Elements as they are stored, and as they are computed with: float32 whatever they are stored as.
+// Elements in memory, and as float32 for arithmetic.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -26,8 +26,8 @@ __device__ inline T narrow(float value) {
     if constexpr (std::is_same_v<T, float>) return value;
 }
 
-// The V elements from index * V on in one access: one of them, or 16 bytes. An index in elements would do, but then the
-// compiler loses sight of neighbours and stores them one by one.
+// The V elements from index * V on in one access, of one element or 16 bytes. With an index in elements, the compiler
+// would not combine the stores of adjacent elements.
 template <int V, typename T>
 __device__ inline void load(const T* from, std::int64_t index, float (&value)[V]) {
     if constexpr (V == 1) {
@@ -55,7 +55,7 @@ __device__ inline void store(T* to, std::int64_t index, const float (&value)[V])
     }
 }
 
-// The V float32 that belong to those elements, in accesses of 16 bytes
+// V float32 values from index * V on, in accesses of 16 bytes
 template <int V>
 __device__ inline void load_floats(const float* from, std::int64_t index, float (&value)[V]) {
     if constexpr (V <= 4) {
@@ -76,7 +76,7 @@ struct Type {
     using type = T;
 };
 
-// f(Type<T>) for the T that a dtype stands for
+// Calls f(Type<T>) for the type of a dtype
 template <typename F>
 void with_type(DType dtype, F f) {
     switch (dtype) {
@@ -86,15 +86,15 @@ void with_type(DType dtype, F f) {
     }
 }
 
-// Whether all are multiples of 16 bytes
+// Whether all addresses are multiples of 16 bytes
 inline bool is_aligned(std::initializer_list<const void*> addresses) {
     bool all = true;
     for (const void* address : addresses) all = all && reinterpret_cast<std::uintptr_t>(address) % 16 == 0;
     return all;
 }
 
-// f(Type<T>, V as a constant): V elements are 16 bytes where all addresses are aligned and rows are made of whole 16
-// bytes, else 1
+// Calls f(Type<T>, V as a constant): V elements are 16 bytes if all addresses and rows are multiples of 16 bytes,
+// otherwise V is 1
 template <typename F>
 void with_elements(const Shape& shape, bool aligned, F f) {
     with_type(shape.dtype, [&](auto type) {

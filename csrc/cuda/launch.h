@@ -1,4 +1,4 @@
-// How a kernel starts: on a stream, without allocation or synchronisation, so that a CUDA graph can capture it.
+// Launches a kernel on a stream, without allocation or synchronization, so that a CUDA graph can capture it.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,7 +10,7 @@
 namespace fastgan {
 
 constexpr int WARP = 32, WARPS = 8, THREADS_BITS = 8, THREADS = 1 << THREADS_BITS;  // of every block
-constexpr int BLOCKS = 2;  // at least, on a multiprocessor; not told, ptxas spills for the sake of more
+constexpr int BLOCKS = 2;  // minimum per multiprocessor; without it, ptxas spills in order to fit more
 static_assert(WARPS * WARP == THREADS);
 
 struct Grid {
@@ -28,7 +28,7 @@ void launch(const char* name, void (*kernel)(Parameters...), Grid grid, std::int
         config.blockDim = dim3(THREADS);
         config.stream = reinterpret_cast<cudaStream_t>(stream);
         error = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
-        cudaGetLastError();  // or the next launch would report this one's failure
+        cudaGetLastError();  // otherwise the next launch would report this error
     }
     if (error != cudaSuccess) {
         throw std::runtime_error(std::string(name) + " kernel, grid of " + std::to_string(grid.x) + "x" +

@@ -1,4 +1,4 @@
-// The loop of kernels that compute each element of a matrix from the elements at the same place in others.
+// The loop of elementwise kernels.
 #pragma once
 
 #include "elements.h"
@@ -14,7 +14,7 @@ inline Grid map_grid(const Shape& shape, int V, int bits) {
 }
 
 // to = f(elements of `from`, index among the thread's channels) for the rows of a thread; a group has `rows`. `to` may
-// be one of `from`. Four loads are started before the first store: the compiler would not move them past it.
+// be one of `from`. Four loads precede the first store, because the compiler would not move loads before a store.
 template <int V, int N, typename T, typename F>
 __device__ inline void map_rows(const ThreadTile& tile, std::int64_t rows, std::int64_t channels,
                                 const T* const (&from)[N], T* to, F f) {

@@ -1,4 +1,4 @@
-// A normalization as a thread reads it: the vectors for its channels; and the choice of a kernel by activation.
+// The coefficients of a normalization for the channels of a thread, and the choice of a kernel by activation.
 #pragma once
 
 #include <type_traits>
@@ -8,7 +8,7 @@
 
 namespace fastgan {
 
-// Of a thread's V channels
+// The coefficients for the V channels of a thread
 template <int V>
 struct Coefficients {
     float mean[V] = {}, rstd[V] = {}, gamma[V] = {}, beta[V] = {};
@@ -28,7 +28,7 @@ struct Coefficients {
 template <Activation kind>
 using Kind = std::integral_constant<Activation, kind>;
 
-// f(Type<T>, V as a constant, Kind<activation>, bits): by `with_elements`, for all addresses that a kernel is given
+// Calls f(Type<T>, V as a constant, Kind<activation>, bits), by `with_elements` for all addresses that a kernel gets
 template <typename F>
 void with_kernel(const Shape& shape, const Normalization& normalization, std::initializer_list<const void*> addresses,
                  F f) {

@@ -1,6 +1,7 @@
-// Mean and variance of each channel of y [M, C], in two launches: of parts of the rows, by Welford's updates in each
-// thread and Chan's merge above it, and then their merge. The order is fixed, so that results repeat bit for bit. Chan,
-// Golub, LeVeque (1979), "Updating formulae and a pairwise algorithm for computing sample variances".
+// Mean and variance of each channel of y [M, C], in two launches. The first computes those of parts of the rows, by
+// Welford's updates in each thread and Chan's merge across threads; the second merges the parts. The order is fixed, so
+// that results repeat bit for bit. Chan, Golub, LeVeque (1979), "Updating formulae and a pairwise algorithm for
+// computing sample variances".
 #include <algorithm>
 
 #include "elements.h"
@@ -9,9 +10,9 @@
 namespace fastgan {
 namespace {
 
-constexpr int64_t PART = 1 << 15;    // elements of a part: some sixteen accesses of each thread
-constexpr int64_t MAX_PARTS = 1024;  // that the second launch reads
-constexpr int BITS = 3;              // 2^3 channels of a block of the second launch: 32 bytes, a memory access
+constexpr int64_t PART = 1 << 15;    // elements of a part: about sixteen accesses of each thread
+constexpr int64_t MAX_PARTS = 1024;  // for the second launch
+constexpr int BITS = 3;              // 2^3 channels per block of the second launch: 32 bytes, one memory access
 
 struct Moments {
     float count, mean, m2;  // m2: sum of (y - mean)^2
@@ -28,7 +29,7 @@ __device__ inline Moments merge(Moments a, Moments b) {
 template <typename T, int V>
 __global__ void __launch_bounds__(THREADS, BLOCKS)
     measure_kernel(const T* __restrict__ y,     // [groups * rows, channels]
-                   int64_t rows, int64_t each,  // of a group, of a part
+                   int64_t rows, int64_t each,  // rows of a group; each: of a part
                    int64_t channels, int bits, float* __restrict__ partials) {
     const ThreadTile tile(blockIdx.z, bits, V, channels);
     const int64_t columns = channels / V, begin = blockIdx.x * each, steps = tile.count(min(each, rows - begin));
@@ -39,7 +40,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS)
         float value[V];
         load<V>(y, first + i * tile.step * columns, value);
         count += 1.0f;
-        const float share = __fdividef(1.0f, count);  // to 2 units: it steers the mean, and the next row steers back
+        const float share = __fdividef(1.0f, count);  // an error of 2 units, which the next rows correct
 #pragma unroll
         for (int v = 0; v < V; ++v) {
             const float delta = value[v] - mean[v];
@@ -96,7 +97,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS)
     }
 }
 
-// In a launch of its own: every block of the one before reads the count.
+// A separate launch, because every block of the previous one reads the count.
 __global__ void count_batches_kernel(int64_t* num_batches_tracked, int64_t groups) {
     if (threadIdx.x == 0) *num_batches_tracked += groups;
 }

@@ -1,7 +1,8 @@
-// How the threads of a block are mapped to a matrix of rows and channels, and how they sum what they have of a channel.
+// The mapping of the threads of a block to a matrix of rows and channels, and sums over the threads of a channel.
 //
-// A block covers `lanes` * V channels and THREADS / lanes rows at a time: neighbouring threads read neighbouring
-// channels, V of them each. lanes is a power of two, at most a warp; kernels are given its exponent and divide nothing.
+// A block covers `lanes` * V channels and THREADS / lanes rows at a time: each thread reads V channels, adjacent
+// threads adjacent ones. lanes is a power of two, at most a warp; kernels get its exponent, so that they need no
+// division.
 #pragma once
 
 #include <cstdint>
@@ -12,15 +13,15 @@ namespace fastgan {
 
 constexpr unsigned ALL = 0xffffffffu;  // lanes of a warp
 
-// The exponent of the lanes for `channels`, V each
+// The exponent of the lanes for `channels`, of which each reads V
 inline int bits_for(std::int64_t channels, int V) {
     int bits = 0;
     while (1 << bits < WARP && (V << bits) < channels) ++bits;
     return bits;
 }
 
-// Of a thread: its V channels, which are those from `channel` on and access number `column` of a row; the first row
-// that it reads, and how many rows on the next; `inside`: whether the channels exist.
+// A thread's V channels begin at `channel` and are access number `column` of a row. It reads every `step`-th row from
+// `row` on. `inside`: whether the channels exist.
 struct ThreadTile {
     std::int64_t column, channel;
     int row, step, step_bits;
@@ -30,13 +31,13 @@ struct ThreadTile {
         : column((static_cast<std::int64_t>(tile) << bits) + (threadIdx.x & ((1 << bits) - 1))), channel(column * V),
           row(threadIdx.x >> bits), step(THREADS >> bits), step_bits(THREADS_BITS - bits), inside(channel < channels) {}
 
-    // How many of `rows` it reads
+    // The number of `rows` that it reads
     __device__ std::int64_t count(std::int64_t rows) const {
         return inside && rows > row ? (rows - row + step - 1) >> step_bits : 0;
     }
 };
 
-// N sums that are taken together
+// N sums that are computed together
 template <int N>
 struct Sums {
     float sum[N];
@@ -49,7 +50,7 @@ __device__ inline Sums<N> merge(Sums<N> a, const Sums<N>& b) {
     return a;
 }
 
-// The value, a structure of float32, of the lane that is `distance` above
+// The value, a structure of float32, of the lane `distance` above
 template <typename Value>
 __device__ inline Value shuffle_down(Value value, int distance) {
     float* fields = reinterpret_cast<float*>(&value);
@@ -60,8 +61,8 @@ __device__ inline Value shuffle_down(Value value, int distance) {
     return value;
 }
 
-// The merged values of all rows of the tile, in a fixed order, for the channel that `merged_channel` names. All threads
-// of a block must call it.
+// The values of all rows of the tile, merged in a fixed order, for the channel that `merged_channel` returns. All
+// threads of a block must call it.
 template <int V, typename Value>
 __device__ inline Value merge_rows(Value (&value)[V], int bits) {
     __shared__ Value shared[WARPS][V][WARP];
@@ -81,11 +82,11 @@ __device__ inline Value merge_rows(Value (&value)[V], int bits) {
             total = merge(total, shared[other][thread >> bits][thread & ((1 << bits) - 1)]);
         }
     }
-    __syncthreads();  // the next call writes where this one has read
+    __syncthreads();  // the next call writes to the memory that this one reads
     return total;
 }
 
-// After `merge_rows`: the channel that this thread has, or `channels` where it has none
+// After `merge_rows`: the channel of this thread, or `channels` if it has none
 __device__ inline std::int64_t merged_channel(unsigned tile, int bits, int V, std::int64_t channels) {
     const int thread = threadIdx.x;
     const std::int64_t column = (static_cast<std::int64_t>(tile) << bits) + (thread & ((1 << bits) - 1));

@@ -1,7 +1,7 @@
-"""Checks of the arguments of public operations, before anything is computed.
+"""Checks of the arguments of public operations.
 
-`FastganError` (a ValueError) for wrong values, TypeError for wrong types: each names the argument, what it was, and
-what is accepted.
+They raise `FastganError` (a ValueError) for wrong values and TypeError for wrong types. The messages name the argument,
+its value, and what is accepted.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from fastgan.ops.dispatch import ENGINES
 from fastgan.ops.specs import ACTIVATIONS, Activation, BlockSpec, BlockTensors, ConvSpec, NormSpec
 
 LARGEST_KERNEL, LARGEST_STRIDE = 7, 4
-# found at import: torch.compile of PyTorch 2.9 to 2.11 cannot trace the question
+# evaluated at import, because torch.compile of PyTorch 2.9 to 2.11 cannot trace is_autocast_available
 _AUTOCAST = frozenset(kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind))
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def check_impl(impl: str) -> None:
-    """`FastganError` unless the engine of that name is there."""
+    """Raise `FastganError` unless `impl` is "auto" or the name of an engine."""
     if impl not in ("auto", *ENGINES):
         raise FastganError(f"impl {impl!r}: expected 'auto', {', '.join(map(repr, ENGINES))}")
 
 
 def check_activation(activation: str, negative_slope: float) -> Activation:
-    """The activation of these arguments; `FastganError` for others."""
+    """The activation of that name. Raises `FastganError` for an unknown name."""
     if activation not in ACTIVATIONS:
         raise FastganError(f"activation {activation!r}: expected one of {', '.join(map(repr, ACTIVATIONS))}")
     return Activation(activation, _number("negative_slope", negative_slope))
@@ -40,7 +40,7 @@ def check_activation(activation: str, negative_slope: float) -> Activation:
 
 def as_conv_spec(stride: int | tuple[int, int], padding: int | tuple[int, int],
                  output_padding: int | tuple[int, int], transposed: bool) -> ConvSpec:
-    """The specification of a convolution, from arguments of a function; layers allow a larger output_padding."""
+    """The specification of a convolution, from the arguments of a function; layers allow a larger output_padding."""
     spec = ConvSpec(_pair("stride", stride, 1, LARGEST_STRIDE), _pair("padding", padding, 0, None),
                     _pair("output_padding", output_padding, 0, None), transposed)
     if any(extra >= step for extra, step in zip(spec.output_padding, spec.stride, strict=True)) and any(
@@ -63,7 +63,7 @@ def check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, conv: Conv
     kernel = weight.shape[2:]
     if not all(1 <= k <= LARGEST_KERNEL for k in kernel):
         raise FastganError(f"weight with a kernel of {kernel[0]}x{kernel[1]}: expected sides of 1 to {LARGEST_KERNEL}")
-    # autocast brings the operands of a convolution to one dtype
+    # autocast casts the operands of a convolution to one dtype
     if weight.dtype != x.dtype and not (autocast(x) and weight.dtype in DTYPES):
         raise FastganError(f"weight of dtype {weight.dtype}: expected x's, {x.dtype}")
     _device("weight", weight, x)
@@ -80,7 +80,7 @@ def check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, conv: Conv
 
 
 def check_groups(x: Tensor, stat_groups: int) -> int:
-    """G, by which the batch of x can be divided."""
+    """G. Raises `FastganError` unless it divides the batch size of x."""
     groups = check_int("stat_groups", stat_groups)
     if groups < 1 or x.shape[0] % groups:
         raise FastganError(f"stat_groups {groups}: expected a positive number that divides the batch of {x.shape[0]}")
@@ -88,7 +88,7 @@ def check_groups(x: Tensor, stat_groups: int) -> int:
 
 
 def check_int(name: str, value: Any) -> int:
-    """The int that a value is, NumPy's included."""
+    """The value as an int; NumPy's integers are accepted."""
     if not _is_int(value):
         raise TypeError(f"{name} is {_kind(value)}, expected an int")
     return operator.index(value)
@@ -96,7 +96,7 @@ def check_int(name: str, value: Any) -> int:
 
 def as_norm_spec(x: Tensor, tensors: BlockTensors, conv: ConvSpec, size: tuple[int, int], *, training: bool,
                  momentum: float, eps: float, stat_groups: int) -> NormSpec | None:
-    """The specification of a batch normalization, from arguments of a function; None without gamma and beta.
+    """The specification of a batch normalization, from the arguments of a function; None without gamma and beta.
 
     size: height and width of the convolution's output.
     """
@@ -115,7 +115,7 @@ def as_norm_spec(x: Tensor, tensors: BlockTensors, conv: ConvSpec, size: tuple[i
     if gamma is None:
         if running_mean is not None:
             raise FastganError("running_mean and running_var without gamma and beta: expected gamma (Co,) and "
-                               "beta (Co,) too, or none of the four for no batch normalisation")
+                               "beta (Co,) too, or none of the four for no batch normalization")
         return None
     co = conv.channels(weight)[1]
     half = x.dtype in (torch.float16, torch.bfloat16) or autocast(x)
@@ -140,7 +140,7 @@ def as_norm_spec(x: Tensor, tensors: BlockTensors, conv: ConvSpec, size: tuple[i
 def check_block(x: Tensor, tensors: BlockTensors, spec: BlockSpec, processes: int) -> BlockSpec:
     """The specification with NumPy's integers as ints; `FastganError` unless x (N, Ci, H, W) and the tensors fit it.
 
-    processes: over which batch statistics are taken.
+    processes: the number of processes that batch statistics are over.
     """
     stride, padding, output_padding, transposed = spec.conv
     conv = ConvSpec(_pair("stride", stride, 1, LARGEST_STRIDE), _pair("padding", padding, 0, None),
@@ -161,7 +161,7 @@ def check_block(x: Tensor, tensors: BlockTensors, spec: BlockSpec, processes: in
 
 
 def check_logits(logits: Tensor, targets: Sequence[float]) -> tuple[float, ...]:
-    """The targets, of equal parts of logits (N,)."""
+    """The targets as floats, one for each equal part of logits (N,)."""
     _tensor("logits", logits, 1, "(N,)")
     if logits.dtype not in DTYPES:
         raise FastganError(f"logits of dtype {logits.dtype}: expected one of {', '.join(map(str, DTYPES))}")
@@ -172,22 +172,22 @@ def check_logits(logits: Tensor, targets: Sequence[float]) -> tuple[float, ...]:
         if not 0 <= number <= 1:
             raise FastganError(f"targets[{i}] {number}: expected a probability, 0 to 1")
     if not numbers:
-        raise FastganError("targets (): expected at least one, for each part of the batch")
+        raise FastganError("targets (): expected at least one number")
     if not logits.shape[0] or logits.shape[0] % len(numbers):
-        raise FastganError(f"logits of shape {tuple(logits.shape)}: expected ({len(numbers)} * n,) with n > 0, for as "
-                           f"many targets")
+        raise FastganError(f"logits of shape {tuple(logits.shape)}: expected ({len(numbers)} * n,) with n > 0 for "
+                           f"{len(numbers)} target(s)")
     return numbers
 
 
 def as_operand(x: Tensor) -> Tensor:
-    """x in the dtype that autocast gives convolutions, where it is on."""
+    """x in the dtype of convolutions under autocast, if that is enabled."""
     if x.dtype == torch.float64 or not autocast(x):
         return x
     return x.to(torch.get_autocast_dtype(x.device.type))
 
 
 def autocast(x: Tensor) -> bool:
-    """Whether autocast is on for x's device."""
+    """Whether autocast is enabled for x's device."""
     kind = x.device.type
     return kind in _AUTOCAST and torch.is_autocast_enabled(kind)
 
@@ -203,7 +203,7 @@ def _is_int(value: object) -> bool:
 def _number(name: str, value: Any) -> float:
     if not (isinstance(value, float) or _is_int(value)):
         raise TypeError(f"{name} is {_kind(value)}, expected a number")
-    if not -math.inf < value < math.inf:  # not math.isfinite, which a compiler cannot trace
+    if not -math.inf < value < math.inf:  # not math.isfinite, which torch.compile cannot trace
         raise FastganError(f"{name} {value}: expected a finite number")
     return float(value)
 

@@ -1,9 +1,9 @@
 """The operation a = act(batch_norm(conv(x, weight) + bias)) and the loss as autograd functions.
 
-An engine computes their passes (`reference.py`). Saved for backward are the inputs, and y with its mean and rstd, which
-the functions return beside a, marked non-differentiable. With create_graph=True, backward computes y and its statistics
-again from the inputs, without updating running statistics, and runs the reference's passes on them: to autograd the
-saved ones are constants.
+An engine computes their passes (`reference.py`). The functions save their inputs, and y with its mean and rstd, which
+they also return, marked non-differentiable. With create_graph=True, backward recomputes y and its statistics from the
+inputs, without updating running statistics, and runs the reference's passes on them, because the saved ones are
+constants for autograd.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def bind(x: Tensor, tensors: BlockTensors, spec: BlockSpec,
          engine: str) -> tuple[type[torch.autograd.Function], tuple[Any, ...]]:
     """The autograd function that computes a block of x (N, Ci, H, W), and its arguments.
 
-    The first of its results is a (N, Co, Ho, Wo), in x's dtype or that of autocast. Its memory format is eager
-    PyTorch's on the reference, else channels_last.
+    The first result is a (N, Co, Ho, Wo), in the dtype of x or of autocast. Its memory format is that of eager PyTorch
+    with the reference, otherwise channels_last.
 
     engine: "reference", "native", "triton" or "plan". Raises `FastganError` for shapes that do not fit.
     """
@@ -40,18 +40,18 @@ def bind(x: Tensor, tensors: BlockTensors, spec: BlockSpec,
 
 
 _specs: dict[tuple[Any, ...], BlockSpec] = {}
-_SIZE = 4096  # at most
+_SIZE = 4096  # maximum number of entries
 
 
 def _checked(x: Tensor, tensors: BlockTensors, spec: BlockSpec) -> BlockSpec:
-    """The result of `check_block`, called once for equal shapes and specifications."""
+    """The result of `check_block`, cached by shapes and specification."""
     processes = synchronised.processes()
     if torch.compiler.is_compiling():
         return check_block(x, tensors, spec, max(processes, 1))
     key = (_facts(x), *map(_facts, tensors[:6]), spec, autocast(x), processes)
     try:
         known = _specs.get(key)
-    except TypeError:  # a compiler's symbols for sizes have no hash
+    except TypeError:  # symbolic sizes of a compiler are not hashable
         return check_block(x, tensors, spec, max(processes, 1))
     if known is None:
         known = check_block(x, tensors, spec, max(processes, 1))
@@ -102,7 +102,7 @@ class _ConvBNAct(torch.autograd.Function):
         if trains or needs_bias or needs_gamma or needs_beta:
             sums, of_all = kernels.bn_backward_sums(ga, y, stats, gamma, beta, activation)
             gbeta, ggamma = of_all if of_all.numel() else sums[:, 0]
-            if needs_bias:  # the mean takes a constant away again: with statistics of the batch, there is no gradient
+            if needs_bias:  # the mean of the batch cancels the bias, so the gradient is zero
                 gbias = torch.zeros_like(gbeta) if trains else gbeta * stats[1, 0] * (1 if gamma is None else gamma)
         if needs_x or needs_weight:
             all_sums, count = _over_processes(sums if trains else None, y.numel() // (y.shape[1] * norm.groups))
@@ -113,10 +113,10 @@ class _ConvBNAct(torch.autograd.Function):
 
 
 class _ConvAct(torch.autograd.Function):
-    """(x, weight, bias) -> a, and of leaky_relu the mask z > 0 unless its layer is in-place, else (0,).
+    """(x, weight, bias) -> a, and the mask z > 0 for a leaky_relu that is not in-place, else (0,).
 
-    The mask serves negative slopes, and leaves a free to be overwritten, as eager PyTorch does; what relu, tanh and an
-    in-place leaky_relu need is a itself, there too.
+    With the mask, the slope may be negative and a may be overwritten, as in eager PyTorch. relu, tanh and an in-place
+    leaky_relu save a, as in eager PyTorch.
     """
 
     @staticmethod
@@ -183,14 +183,14 @@ class _LogisticLoss(torch.autograd.Function):
 
 
 def logistic_loss(logits: Tensor, targets: Sequence[float], engine: str) -> tuple[Tensor, Tensor]:
-    """Loss and probability (G,) of G equal parts of logits (N,); engine: as in `conv_bn_act`."""
+    """Loss and probability (G,) of G equal parts of logits (N,); engine: as in `bind`."""
     loss, probability, _ = _LogisticLoss.apply(logits, tuple(targets), engine)
     return loss, probability
 
 
 class _Positional(inspect.Signature):
-    """The signature of a function that is called with all of its arguments in order. `Function.apply` binds them in
-    each call, to fill in defaults: 20 us, and 60 more to make a signature."""
+    """The signature of a function that is always called with all arguments by position. `Function.apply` binds the
+    arguments in each call to fill in defaults, which takes 20 us, and creating a signature takes another 60 us."""
 
     def bind(self, *arguments: Any) -> Any:
         return SimpleNamespace(args=arguments, kwargs={}, apply_defaults=lambda: None)
@@ -201,14 +201,14 @@ for _function in (_ConvBNAct, _ConvAct, _LogisticLoss):
 
 
 def _groups(norm: NormSpec, engine: str, device: torch.device) -> int:
-    """The number of groups of the statistics that the convolution computes; 0 where the next pass computes them."""
+    """The number of groups of the statistics that the convolution computes; 0 if it computes none."""
     takes = norm.batch_statistics and (synchronised.processes() > 0 or library.takes_statistics(engine, device))
     return norm.groups if takes else 0
 
 
 def _of_batch(y: Tensor, statistics: Tensor, norm: NormSpec) -> tuple[Tensor | None, int]:
-    """Statistics [2, G, C] of the whole batch, None where a convolution has taken none; the number of elements of each.
-    Both are over all processes where statistics are synchronized."""
+    """Statistics [2, G, C] of the batch, None if the convolution has computed none, and the number of elements of each.
+    Both are over all processes if statistics are synchronized."""
     processes = synchronised.processes() if norm.batch_statistics else 0
     count = y.numel() // (y.shape[1] * norm.groups)
     if processes:
@@ -218,7 +218,7 @@ def _of_batch(y: Tensor, statistics: Tensor, norm: NormSpec) -> tuple[Tensor | N
 
 def _again(x: Tensor, weight: Tensor, bias: Tensor | None, stats: Tensor, conv: ConvSpec,
            norm: NormSpec) -> tuple[Tensor, Tensor]:
-    """y and stats as functions of the inputs."""
+    """y and stats, recomputed from the inputs."""
     y, statistics = reference.conv_forward(x, *_narrow(x, weight, bias), conv, _groups(norm, "reference", x.device))
     if not norm.batch_statistics:
         return y, stats
@@ -227,7 +227,7 @@ def _again(x: Tensor, weight: Tensor, bias: Tensor | None, stats: Tensor, conv: 
 
 
 def _over_processes(sums: Tensor | None, count: int) -> tuple[Tensor | None, int]:
-    """Sums, and the number of elements that they are over, of all processes where statistics are synchronized."""
+    """Sums and the number of their elements, over all processes if statistics are synchronized."""
     processes = synchronised.processes()
     return (sums, count) if sums is None or not processes else (synchronised.total(sums), count * processes)
 
@@ -237,18 +237,19 @@ def _like(gradient: Tensor | None, parameter: Tensor | None, needed: bool) -> Te
 
 
 def _narrow(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias in x's dtype. Lent copies of weights have no history, so they are not for differentiation."""
+    """Weight and bias in x's dtype. Copies of weights (`casts.py`) have no gradient, so they are not used in backward
+    with create_graph=True."""
     narrow = weight.to(x.dtype) if torch.is_grad_enabled() else cast(weight, x.dtype)
     return narrow, None if bias is None else bias.to(x.dtype)
 
 
 def _conv_backward(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, needs_x: bool, needs_weight: bool,
                    kernels: Any, *loaded: Any) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of x and of weight, the latter in weight's dtype and strides. loaded: saved and the activation where
-    `wgrad` multiplies g by act'."""
+    """Gradients of x and of weight, the latter in weight's dtype and strides. loaded: saved and the activation, if
+    `wgrad` is to multiply g by act'."""
     gx = kernels.dgrad(g, x, _narrow(x, weight, None)[0], conv) if needs_x else None
     gweight = kernels.wgrad(g, x, weight, conv, *loaded) if needs_weight else None
     if gweight is not None and gweight.stride() != weight.stride():
-        # a fused optimizer walks through memory and takes equal strides for granted
+        # fused optimizers assume that a gradient has the strides of its parameter
         gweight = torch.empty_like(weight).copy_(gweight)
     return gx, gweight

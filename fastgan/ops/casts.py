@@ -1,8 +1,8 @@
-"""16-bit copies of convolution weights, made once a step and used by all operations in it.
+"""16-bit copies of convolution weights, which are cast once per step for all operations.
 
-An operation with a float32 weight that computes in 16 bits casts the weight, once in the forward pass and once for
-dgrad: each time a launch, and three times the bytes of the result. But weights change only when an optimizer steps, and
-then all at once.
+Without copies, an operation with a float32 weight that computes in 16 bits casts the weight in the forward pass and
+again for dgrad. Each cast is a launch and moves three times the bytes of its result. But weights change only in
+optimizer steps, all together.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-_lending: Casts | None = None  # no context variable: backward passes run in threads of their own
+_lending: Casts | None = None  # not a context variable, because backward passes run in other threads
 
 
 class Casts:
-    """Copies in `dtype` of those parameters that are weights of convolutions, at fixed addresses.
+    """Copies in `dtype` of the parameters that are weights of convolutions, at fixed addresses.
 
-    dtype: None for no copies.
+    dtype: None makes no copies.
     """
 
     def __init__(self, parameters: Iterable[Tensor], dtype: torch.dtype | None) -> None:
@@ -59,7 +59,7 @@ class Casts:
 
 
 def cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight in `dtype`: the copy in use if there is one. The result must not be written to."""
+    """The weight in `dtype`: the copy in use if there is one. The result must not be modified."""
     if weight.dtype == dtype:
         return weight
     copy = None if _lending is None else _lending.take(weight, dtype)

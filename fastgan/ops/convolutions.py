@@ -1,18 +1,18 @@
-"""PyTorch's convolutions and their gradients, without three faults that they have on a CPU (2.14, oneDNN 3.12).
+"""PyTorch's convolutions and their gradients, with workarounds for three bugs on a CPU (PyTorch 2.14, oneDNN 3.12).
 
-    kernel of 1x1, a stride    the weight gradient writes beyond its workspace for channels_last tensors with few
+    1x1 kernel, stride > 1     the weight gradient writes beyond its workspace for channels_last tensors with few
                                channels: a crash, a hang or wrong values
-    one pixel, a stride        in bfloat16 with AMX, a result that is one pixel high or wide is computed from memory
+    one pixel, stride > 1      in bfloat16 with AMX, a result that is one pixel high or wide is computed from memory
                                beyond a tensor; so is the weight gradient of an image narrower than the stride
     one channel                with strides (H W, 1, W, 1), which are both channels_last and contiguous, values are
-                               read from wrong places
+                               read from wrong addresses
 
 In the first two cases the fine image (the input of a convolution, the result of a transposed one) is cropped or padded
-to the pixels that are read; the convolution of the rest has stride 1, or images at least as wide as the stride. Images
+to the pixels that are read; the remaining convolution has stride 1, or images at least as wide as the stride. Images
 and weights of one channel get the strides (H W, H W, W, 1).
 
-All convolutions of a library that fastgan calls go through this module; `guarded` covers layers that it calls
-unchanged. Everything is differentiable any number of times. Other devices are unaffected.
+All library convolutions of fastgan go through this module; `guarded` applies it to unchanged layers. Everything is
+differentiable any number of times. Other devices are unaffected.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ Pair = int | Sequence[int]
 
 def conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair = 1, padding: Pair | str = 0,
            dilation: Pair = 1, groups: int = 1) -> Tensor:
-    """As `torch.nn.functional.conv2d`."""
+    """Same as `torch.nn.functional.conv2d`."""
     input, weight = _regular(input), _regular(weight)
-    if input.dim() == 4 and padding != "same" and weight.device.type == "cpu":  # "same" takes no strides
+    if input.dim() == 4 and padding != "same" and weight.device.type == "cpu":  # "same" allows no strides
         pads = (0, 0) if isinstance(padding, str) else _pair(padding)
         cut = _cut_of_convolution(input.shape[2:], weight.shape[2:], _pair(stride), pads, _pair(dilation))
         if cut is not None:
@@ -46,7 +46,7 @@ def conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pa
 
 def conv_transpose2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair = 1, padding: Pair = 0,
                      output_padding: Pair = 0, groups: int = 1, dilation: Pair = 1) -> Tensor:
-    """As `torch.nn.functional.conv_transpose2d`."""
+    """Same as `torch.nn.functional.conv_transpose2d`."""
     input, weight, cut = _regular(input), _regular(weight), None
     if input.dim() == 4 and weight.device.type == "cpu":
         cut = _cut_of_transposed(input.shape[2:], weight.shape[2:], *map(_pair, (stride, padding, output_padding,
@@ -60,7 +60,7 @@ def conv_transpose2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, 
 
 def backward(g: Tensor, input: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int],
              output_padding: Sequence[int], transposed: bool, needs: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
-    """Gradients of input and weight from g, that of `conv2d` or `conv_transpose2d`; None where not needed."""
+    """Gradients of input and weight from g, that of the result; None if not needed."""
     g, input, weight = _regular(g), _regular(input), _regular(weight)
     fine, coarse = (g, input) if transposed else (input, g)
     cut = None
@@ -80,7 +80,7 @@ def backward(g: Tensor, input: Tensor, weight: Tensor, stride: Sequence[int], pa
 
 
 class guarded(TorchFunctionMode):
-    """Within the block, PyTorch's convolutions of two dimensions are those of this module."""
+    """Within the block, the functions of this module replace `F.conv2d` and `F.conv_transpose2d`."""
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
@@ -92,8 +92,9 @@ class guarded(TorchFunctionMode):
 
 
 class _Cut(NamedTuple):
-    """The pixels of a fine image (N, C, *sides) that a convolution reads: the image padded, or cropped where pads are
-    negative, then every step-th pixel. Their convolution has `stride` and `padding`. is_cut: which sides are cut."""
+    """The pixels of a fine image (N, C, *sides) that a convolution reads: the image is padded, or cropped if pads are
+    negative; then every step-th pixel is taken. The convolution of these pixels has `stride` and `padding`. is_cut:
+    which sides are cut."""
 
     sides: Sequence[int]
     pads: tuple[int, int, int, int]  # left, right, top, bottom
@@ -129,7 +130,7 @@ def _cut_of_convolution(image: Sequence[int], kernel: Sequence[int], stride: Seq
 @memoized
 def _cut_of_transposed(image: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
                        output_padding: Sequence[int], dilation: Sequence[int]) -> _Cut | None:
-    """`_cut_of` a transposed convolution of an image; None too where its output_padding is refused."""
+    """`_cut_of` a transposed convolution of an image; also None if PyTorch rejects its output_padding."""
     if any(more >= step for more, step in zip(output_padding, stride, strict=True)):
         return None
     fine = output_size(image, _reach(kernel, dilation), stride, padding, output_padding, transposed=True)
@@ -165,5 +166,5 @@ _cut = memoized(_cut_of)
 
 
 def _regular(x: Tensor) -> Tensor:
-    """x; with one channel on a CPU, in the strides of a contiguous tensor, and so is its gradient."""
+    """x; with one channel on a CPU, x and its gradient with the strides of a contiguous tensor."""
     return x.reshape(-1).view(x.shape) if x.dim() == 4 and x.shape[1] == 1 and x.device.type == "cpu" else x

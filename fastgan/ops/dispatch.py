@@ -20,20 +20,20 @@ from fastgan.ops import reference
 from fastgan.ops.layout import empty
 
 ENGINES = ("reference", "native", "triton")
-cuda: Any = torch.cuda  # all that is asked of CUDA here goes through this name
+cuda: Any = torch.cuda  # this module calls CUDA only through this name, which tests replace
 _failed: set[tuple[str, str]] = set()  # (engine, pass)
 
 
 def run(engine: str, name: str, *arguments: Any, **options: Any) -> Any:
-    """The results of an engine's pass. options: of that engine alone, such as the variant of a convolution."""
+    """The results of an engine's pass. options: specific to the engine, such as the variant of a convolution."""
     return pass_of(engine, name)(*arguments, **options)
 
 
 @cache
 def pass_of(engine: str, name: str) -> Callable[..., Any]:
-    """An engine's pass of that name, which the reference computes once its kernels have failed."""
+    """An engine's pass of that name; once its kernels have failed, the reference computes it."""
     def call(*arguments: Any, **options: Any) -> Any:
-        # below autograd, which would take results for views of their [N, H, W, C] form
+        # below autograd, which would treat results as views of their [N, H, W, C] form
         with torch._C._AutoDispatchBelowADInplaceOrView():
             if (engine, name) not in _failed:
                 try:
@@ -48,7 +48,8 @@ def pass_of(engine: str, name: str) -> Callable[..., Any]:
 
 @cache
 def bound(engine: str, name: str) -> Callable[..., Any]:
-    """An engine's function of that name. Images that the reference returns are channels_last here, as all others'."""
+    """An engine's function of that name. Images that the reference returns are made channels_last, as in all engines.
+    """
     if engine == "reference":
         function = getattr(reference, name)
         return lambda *arguments: _channels_last(function(*arguments))
@@ -58,13 +59,13 @@ def bound(engine: str, name: str) -> Callable[..., Any]:
 
 
 def failed(engine: str) -> list[str]:
-    """The passes that the reference computes since an engine's kernels for them have failed."""
+    """The passes that the reference computes because an engine's kernels for them have failed."""
     return sorted(name for one, name in _failed if one == engine)
 
 
 def raise_if_lost() -> None:
-    """Raise the device's own error where an earlier kernel has made it unusable: every later launch fails with it, and
-    is not to blame."""
+    """Raise the device's error if an earlier kernel has made it unusable: then every later launch fails with that
+    error, whichever kernel it launches."""
     if cuda.is_initialized() and not cuda.is_current_stream_capturing():
         cuda.synchronize()
 

@@ -19,7 +19,7 @@ OLDEST = (8, 0)  # compute capability from which Triton's dot products run on te
 
 
 def chain(x: Tensor, blocks: Sequence[tuple[BlockTensors, BlockSpec]], impl: str = "auto") -> Tensor:
-    """Blocks, convolution -> [batch normalisation] -> [activation], each applied to the result of the one before.
+    """Blocks, convolution -> [batch normalization] -> [activation], each applied to the result of the previous one.
 
     Args:
         x: (N, C, H, W), the input of the first block.
@@ -30,7 +30,7 @@ def chain(x: Tensor, blocks: Sequence[tuple[BlockTensors, BlockSpec]], impl: str
     support, and for shapes that do not fit.
     """
     engine = resolve(impl, x)
-    # as layers of PyTorch, which compilers and every transform know; passes exchange statistics between processes
+    # as layers of PyTorch, which compilers and all transforms support; only passes synchronize statistics
     eager = engine == "reference" and not synchronised.processes()
     for tensors, spec in blocks:
         if eager:
@@ -47,17 +47,17 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 def resolve(impl: str, x: Tensor) -> str:
     """The name of the engine for x, the input of a convolution.
 
-    "auto" follows the plan in use (`fastgan.ops.tuning`); without one it is the device's default: native on a CPU where
-    it was compiled, else the reference.
+    "auto" follows the plan in use (`fastgan.ops.tuning`); without one it is the device's default: native on a CPU if it
+    was compiled, else the reference.
 
     If an engine cannot run on the device (GPU too old, nothing compiled, no Triton), one warning names the reason, and
-    the reference computes. Raises `FastganError` for dtypes that an engine does not support.
+    the reference is used. Raises `FastganError` for dtypes that an engine does not support.
     """
     return resolve_for(impl, "x", x, as_operand(x[:0]).dtype)
 
 
 def resolve_for(impl: str, name: str, x: Tensor, dtype: torch.dtype) -> str:
-    """As `resolve`, for a tensor of that name which is computed in `dtype`."""
+    """Same as `resolve`, for a tensor of that name which is computed in `dtype`."""
     impl = named(impl, x.device, dtype)
     if impl == "reference" or x.numel() == 0:
         return "reference"
@@ -82,8 +82,8 @@ def named(impl: str, device: torch.device, dtype: torch.dtype) -> str:
 
 
 def check_device(impl: str, device: torch.device) -> bool:
-    """Whether kernels would be interpreted on the device; `FastganError` where Triton can neither compile nor
-    interpret."""
+    """Whether kernels would be interpreted on the device. Raises `FastganError` if Triton can neither compile nor
+    interpret them."""
     if impl != "triton" or why_not(impl, device):
         return False
     from fastgan.ops.triton import launch

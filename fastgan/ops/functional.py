@@ -31,12 +31,12 @@ def conv_bn_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, gamma: Te
         x: (N, Ci, H, W), float32, float64, float16 or bfloat16.
         weight: (Co, Ci, kh, kw), in the dtype of x, with kh and kw from 1 to 7.
         bias: (Co,), or None.
-        gamma: (Co,), the scale of the batch normalization, in float32 or the dtype of x. None, together with beta, for
-            no batch normalization.
-        beta: (Co,), its shift, as gamma.
-        running_mean: (Co,), updated in place in training, in float32 or the dtype of x. None, together with
-            running_var, to track nothing; evaluation then normalizes with the statistics of the batch, too.
-        running_var: (Co,), as running_mean.
+        gamma: (Co,), the scale of the batch normalization, in float32 or the dtype of x. None, together with beta,
+            disables batch normalization.
+        beta: (Co,), its shift, in the dtype of gamma.
+        running_mean: (Co,), updated in place in training, in the dtype of gamma. None, together with running_var,
+            disables running statistics; evaluation then normalizes with the statistics of the batch, too.
+        running_var: (Co,), in the dtype of gamma.
         stride: 1 to 4, an int or a pair.
         padding: rows and columns of zeros on each side, an int or a pair.
         activation: "none", "relu", "leaky_relu" or "tanh".
@@ -44,7 +44,7 @@ def conv_bn_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, gamma: Te
         training: whether batch statistics normalize, as in `torch.nn.functional.batch_norm`.
         momentum: weight of the new value in the running statistics.
         eps: added to the variance.
-        stat_groups: G. Each of G equal parts of the batch has statistics of its own, and the running statistics are
+        stat_groups: G. Each of G equal parts of the batch has separate statistics, and the running statistics are
             updated G times in order, as in G calls.
         impl: the engine: "auto", "reference", "native" or "triton".
 
@@ -69,11 +69,11 @@ def conv_transpose_bn_act(x: Tensor, weight: Tensor, bias: Tensor | None = None,
                           impl: str = "auto") -> Tensor:
     """act(batch_norm(conv_transpose2d(x, weight) + bias)), as the eager layers compute it.
 
-    All arguments that are not listed here are those of `conv_bn_act`.
+    The other arguments are those of `conv_bn_act`.
 
     Args:
         weight: (Ci, Co, kh, kw).
-        output_padding: rows and columns that are added at one side of the output, fewer than the stride.
+        output_padding: rows and columns that are added at one side of the output, less than the stride.
     """
     tensors = BlockTensors(weight, bias, gamma, beta, running_mean, running_var)
     return _conv_bn_act(x, tensors, as_conv_spec(stride, padding, output_padding, True),

@@ -1,4 +1,4 @@
-"""Images between their shape, (N, C, H, W), and the order in which kernels read and write memory, [N, H, W, C]."""
+"""Conversions of images between their shape, (N, C, H, W), and the memory order of kernels, [N, H, W, C]."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def nhwc(x: Tensor) -> Tensor:
-    """(N, C, H, W) as [N, H, W, C], contiguous, also where a side is 1 and strides are anything."""
+    """(N, C, H, W) as [N, H, W, C], contiguous, also if a side is 1 and its stride arbitrary."""
     n, c, h, w = x.shape
     if x.stride() == (h * w * c, 1, w * c, c):
         return x.permute(0, 2, 3, 1)
@@ -24,6 +24,6 @@ def empty(like: Tensor, n: int, c: int, h: int, w: int) -> Tensor:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """x (N, C, H, W) with the strides of a contiguous [N, H, W, C], also where a side is 1."""
+    """x (N, C, H, W) with the strides of a contiguous [N, H, W, C], also if a side is 1."""
     _, c, h, w = x.shape
     return x if x.stride() == (h * w * c, 1, w * c, c) else nchw(nhwc(x))

@@ -1,7 +1,7 @@
-"""The passes of `reference.py` as operators of `torch.library`, so that compilers and fake tensors see them whole.
+"""The passes of `reference.py` as operators of `torch.library`, which compilers and fake tensors do not look into.
 
-Each takes the name of the engine that computes it before everything else, "native", "triton" or "plan", and the
-specification of the operation spelled out. Autograd is outside of them (`autograd.py`).
+The first argument of each is the name of the engine, "native", "triton" or "plan"; specifications are passed field by
+field. Autograd is outside of them (`autograd.py`).
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def passes_of(engine: str, x: Tensor, weight: Tensor) -> Any:
     """An engine's passes for these tensors.
 
     Operators are needed under a compiler, a dispatch mode, a functorch transform, the tracer or the profiler, and for
-    tensor subclasses. Otherwise the functions are called directly, which saves some 20 us a call. The reference is made
-    of PyTorch's operators, so its functions serve in both cases.
+    tensor subclasses. Otherwise the functions are called directly, which saves about 20 us per call. The reference
+    consists of PyTorch's operators, so its functions are used in both cases.
     """
     if engine == "reference":
         return reference
@@ -102,7 +102,7 @@ def passes_of(engine: str, x: Tensor, weight: Tensor) -> Any:
 
 
 def takes_statistics(engine: str, device: torch.device) -> bool:
-    """Whether an engine's convolutions take the statistics of their results; otherwise `bn_act_forward` does."""
+    """Whether an engine's convolutions compute the statistics of their results; otherwise `bn_act_forward` does."""
     return engine == "triton" or (engine == "plan" and device.type == "cuda")
 
 
@@ -183,7 +183,7 @@ def _bn_act_forward_fake(engine: str, y: Tensor, *rest: Any) -> tuple[Tensor, Te
     return empty(y, *y.shape), y.new_empty(shape, dtype=statistics_dtype(y.dtype))
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {  # `benchmarks.counters` opens operators with these
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {  # `benchmarks.counters` calls these to count inside operators
     "conv_forward": _conv_forward, "conv_act_forward": _conv_act_forward, "bn_act_forward": _bn_act_forward,
     "bn_backward_sums": _of_bn("bn_backward_sums"), "bn_backward_apply": _of_bn("bn_backward_apply"),
     "act_backward": _of_bn("act_backward"), "dgrad": _dgrad, "wgrad": _wgrad,

@@ -9,11 +9,11 @@ from typing import TypeVar
 import torch
 
 Result = TypeVar("Result")
-_SIZE = 4096  # results of a function, the latest
+_SIZE = 4096  # results of a function that are kept
 
 
 def memoized(function: Callable[..., Result]) -> Callable[..., Result]:
-    """`function` with a cache; its arguments are hashable, except for a compiler's symbolic sizes, which skip it."""
+    """`function` with a cache, for hashable arguments; symbolic sizes of a compiler bypass the cache."""
     remembering = lru_cache(_SIZE)(function)
 
     @wraps(function)
@@ -22,7 +22,7 @@ def memoized(function: Callable[..., Result]) -> Callable[..., Result]:
             return function(*arguments)
         try:
             return remembering(*arguments)
-        except TypeError:  # a symbol has no hash; an error of the function's own is raised again
+        except TypeError:  # a symbol is not hashable; an error that `function` raised is raised again
             return function(*arguments)
 
     return call

@@ -4,7 +4,7 @@
 
 Errors are distances from float64, as root mean square over a tensor of n elements. The same holds for the worst element
 with 4 instead of 1.5. c = 1 + 3 / sqrt(n) allows for three standard deviations of the ratio of two root mean squares of
-n roundings: nothing for a weight, much for the bias of one channel.
+n roundings: it is close to 1 for a weight, and 4 for the bias of one channel.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch import Tensor
 
 MARGIN, WORST = 1.5, 4.0
 
-# of sums in float32, such as statistics, in all precisions: 24 bits, less 2 as eager sums on the CPU in float64
+# unit of float32 sums, such as statistics, in all precisions: 24 bits, less 2 because eager sums in float64 on a CPU
 FLOAT32 = 2**-22
 
 
 class Precision(NamedTuple):
-    """The precision of activations and products; `unit` is the rounding of a factor, relative to its size."""
+    """The precision of activations and products; `unit` is the relative rounding error of a factor."""
 
     dtype: torch.dtype
     unit: float
@@ -55,8 +55,8 @@ def precision_of(dtype: torch.dtype, tf32: bool = False) -> Precision:
 def products(precision: str) -> Iterator[None]:
     """Within the block, float32 products are computed in TF32 if `precision` is "tf32", else in float32.
 
-    PyTorch has an older flag of cuDNN and newer settings for each kind of operation, and raises when the flag is read
-    (as torch.compile does) while they differ. So all of them are set: the flag alone would leave the others to
+    PyTorch has an older flag of cuDNN and newer settings for each kind of operation, and raises an error if the flag is
+    read (as torch.compile does) while they differ. So all of them are set: with the flag alone, the others would follow
     `torch.backends.fp32_precision`, which a user may have set.
     """
     cudnn, tf32 = torch.backends.cudnn, precision == "tf32"
@@ -76,7 +76,7 @@ def products(precision: str) -> Iterator[None]:
 
 
 def one_by_one(terms: int) -> float:
-    """The relative rounding error of a float32 sum of that many terms in sequence, as Triton's interpreter adds.
+    """The relative rounding error of a float32 sum of that many terms in sequence, as in Triton's interpreter.
 
     A GPU adds in a tree; the units in `PRECISIONS` allow for its depth.
     """
@@ -84,9 +84,9 @@ def one_by_one(terms: int) -> float:
 
 
 class Nearness(NamedTuple):
-    """Distances from float64 by one measure, "rms" or "worst element", relative to the exact result's size by it.
+    """Distances from float64 by one measure, "rms" or "worst element", relative to the size of the exact result.
 
-    by_kinks: more than the allowed error without the allowance for kinks, by this measure or the other.
+    by_kinks: whether the error by either measure exceeds what is allowed without kinks.
     """
 
     measure: str
@@ -117,7 +117,7 @@ def judge(ours: Tensor, eager: Tensor, exact: Tensor, unit: float, cancelled: fl
         theirs, rounding = size(eager.double() - exact), unit * size(exact) + cancelled
         smooth = factor * chance * theirs
         allowed = math.hypot(smooth, *(MARGIN * size(moved - exact) for moved in kinks))
-        # what a rounding is relative to: the result, and what has cancelled in it
+        # roundings are relative to the result and to the terms that cancel in it
         scale = size(exact) + (cancelled / unit if unit else 0.0) or 1.0
         error = size(ours.double() - exact)
         found.append(Nearness(measure, error / scale, theirs / scale, (allowed + rounding) / scale,
@@ -132,9 +132,9 @@ def used(ours: Tensor, eager: Tensor, exact: Tensor, unit: float, cancelled: flo
 
 
 def judge_runs(ours: Tensor, runs: Sequence[Tensor], exact: Tensor, unit: float) -> Nearness:
-    """The rule by root mean square alone, for results in which a rounding decides about single elements, such as what a
-    training step moves. `runs`: eager PyTorch's first, then others that differ from it by rounding only; the largest of
-    their errors counts as eager's."""
+    """The rule by root mean square only, for results in which rounding determines single elements, such as updates of a
+    training step. runs: eager PyTorch's, then others that differ from it only by rounding; the largest of their errors
+    is used as that of eager PyTorch."""
     exact = exact.double()
     size = rms(exact) or 1.0
     error, *errors = (rms(run.double() - exact) / size for run in (ours, *runs))

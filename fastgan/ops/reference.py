@@ -1,6 +1,6 @@
 """The passes of an operation a = act(batch_norm(conv(x, weight) + bias)), defined in PyTorch operators.
 
-    conv_forward       y = conv(x, weight) + bias, and its mean and variance where they are asked for
+    conv_forward       y = conv(x, weight) + bias, and if requested its mean and variance
     conv_act_forward   a = act(y), without batch normalization
     bn_act_forward     a = act(z),  z = gamma * xhat + beta,  xhat = (y - mean) * rstd
     bn_backward_sums   sum gz and sum gz * xhat [2, G, C],  gz = ga * act'(z); over all groups [2, C], or (0,) of one
@@ -10,11 +10,11 @@
     logistic_loss      binary cross-entropy of parts of a batch of logits, with its gradient
 
 with mean = E[y] and rstd = 1 / sqrt(E[(y - mean)^2] + eps) over the M elements of a channel in each of G equal parts of
-the batch. y is rounded to the dtype of x before its statistics are taken. Statistics and everything between y and a are
-float32, or float64 for float64. Every pass is differentiable with respect to each of its tensors.
+the batch. Statistics are computed from y in the dtype of x. Statistics and everything between y and a are float32, or
+float64 for float64. Every pass is differentiable with respect to each of its tensors.
 
 x, y, a, g, ga (N, C, H, W); gamma, beta (C,) or None; stats [2, G, C], mean and rstd; G = 1 for running statistics.
-An engine computes the same passes by the same names in a module of its own, such as `fastgan/ops/native/passes.py`.
+The module of an engine, such as `fastgan/ops/native/passes.py`, has the same passes under the same names.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from fastgan.ops.torch_ops import (
 
 
 def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, groups: int) -> tuple[Tensor, Tensor]:
-    """y, never a view, and its mean and biased variance [2, G, C] for `groups` G; (0,) for 0."""
+    """y, never a view, and its mean and biased variance [2, G, C]; (0,) if G, `groups`, is 0."""
     y = convolve(x, weight, bias, conv)
     if min(conv.output_padding) < 0:
-        y = y.clone()  # which `convolve` has cut off: a view
+        y = y.clone()  # `convolve` has returned a view
     return y, torch.stack(measure(y, groups)) if groups else y.new_empty(0, dtype=statistics_dtype(y.dtype))
 
 
 def conv_act_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec,
                      activation: Activation) -> tuple[Tensor, Tensor]:
-    """a, and what `act_backward` needs beside it: the mask z > 0 of a leaky_relu that is not in-place, else (0,)."""
+    """a, and for `act_backward` the mask z > 0 of a leaky_relu that is not in-place, else (0,)."""
     y, _ = conv_forward(x, weight, bias, conv, 0)
     mask = mask_of(y, activation)
     return activate(y, activation._replace(inplace=not torch.is_grad_enabled())), mask
@@ -62,7 +62,7 @@ def bn_act_forward(y: Tensor, statistics: Tensor | None, gamma: Tensor | None, b
                    running: RunningStats, count: int, norm: NormSpec, activation: Activation) -> tuple[Tensor, Tensor]:
     """a and stats; the running statistics are updated.
 
-    statistics: mean and biased variance [2, G, C] of the batch, None to take them from y. count: M, over all processes.
+    statistics: mean and biased variance [2, G, C] of the batch, None to compute them. count: M, over all processes.
     """
     stats = batch_stats(y, statistics, running, count, norm)
     scale, shift = _affine(stats, gamma, beta)
@@ -71,7 +71,7 @@ def bn_act_forward(y: Tensor, statistics: Tensor | None, gamma: Tensor | None, b
 
 
 def batch_stats(y: Tensor, statistics: Tensor | None, running: RunningStats, count: int, norm: NormSpec) -> Tensor:
-    """stats of a forward pass, whose arguments are those of `bn_act_forward`."""
+    """stats of a forward pass; arguments as in `bn_act_forward`."""
     if not norm.batch_statistics:
         assert running.mean is not None and running.var is not None
         mean, var = (part.to(statistics_dtype(y.dtype))[None] for part in (running.mean, running.var))
@@ -87,20 +87,20 @@ def batch_stats(y: Tensor, statistics: Tensor | None, running: RunningStats, cou
 
 def bn_backward_sums(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
                      activation: Activation) -> tuple[Tensor, Tensor]:
-    """Sums [2, G, C] over the elements of each group, and [2, C] over all of them, or (0,) of one group."""
+    """Sums [2, G, C] over the elements of each group, and [2, C] over all groups, or (0,) if there is only one."""
     gz, xhat = _gz_and_xhat(ga, y, stats, gamma, beta, activation)
     sums = torch.stack([part.unflatten(0, (stats.shape[1], -1)).sum((1, 3, 4)) for part in (gz, gz * xhat)])
     return sums, over_groups(sums)
 
 
 def over_groups(sums: Tensor) -> Tensor:
-    """[2, C] of [2, G, C]; (0,) where there is one group."""
+    """The sum [2, C] over the groups of sums [2, G, C]; (0,) if there is only one."""
     return sums.sum(1) if sums.shape[1] > 1 else sums.new_empty(0)
 
 
 def bn_backward_apply(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
                       sums: Tensor | None, count: int, activation: Activation) -> Tensor:
-    """g. sums and count, M, are those of all processes; sums are None where running statistics are used."""
+    """g. sums and count (M) are over all processes; sums is None with running statistics."""
     gz, xhat = _gz_and_xhat(ga, y, stats, gamma, beta, activation)
     if sums is not None:
         gbeta, ggamma = (_of_images(part, len(y)) for part in sums)
@@ -125,8 +125,8 @@ def dgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
 
 def wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, saved: Tensor | None = None,
           activation: Activation = IDENTITY) -> Tensor:
-    """Gradient of weight, in its dtype; only its shape, dtype and layout are read. saved: g is ga, and `act_backward`
-    comes first."""
+    """Gradient of weight, of which only shape, dtype and layout are read, in its dtype. saved: g is ga, to which
+    `act_backward` is applied first."""
     g = g if saved is None else act_backward(g, saved, activation)
     return convolve_backward(g, x, cast(weight, x.dtype), conv, needs_weight=True)[1].to(weight.dtype)
 
@@ -138,12 +138,12 @@ def logistic_loss(logits: Tensor, targets: Sequence[float]) -> tuple[Tensor, Ten
 
 
 def _of_images(part: Tensor, count: int) -> Tensor:
-    """(G, C) of groups of a batch as (N, C, 1, 1) of its images, or (1, C, 1, 1)."""
+    """(G, C) of groups, repeated as (N, C, 1, 1) for the images of a batch; (1, C, 1, 1) if G is 1."""
     return (part if len(part) == 1 else part.repeat_interleave(count // len(part), 0))[:, :, None, None]
 
 
 def _affine(stats: Tensor, gamma: Tensor | None, beta: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(C, 1, 1) in the dtype of the statistics."""
+    """gamma and beta (C, 1, 1) in the dtype of the statistics; 1 and 0 if they are None."""
     mean = stats[0, 0]
     gamma = torch.ones_like(mean) if gamma is None else gamma.to(mean.dtype)
     beta = torch.zeros_like(mean) if beta is None else beta.to(mean.dtype)

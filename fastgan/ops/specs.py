@@ -17,8 +17,8 @@ FEW_CHANNELS = 16  # tensors with fewer channels are treated as images, for whic
 class ConvSpec(NamedTuple):
     """A convolution with weight (Co, Ci, kh, kw), or a transposed one with weight (Ci, Co, kh, kw).
 
-    All but `transposed` are (height, width). output_padding: rows and columns added to the size of the result at its
-    end, where the input is padded further; removed when negative.
+    All but `transposed` are (height, width). output_padding: rows and columns added at the end of the result, as if the
+    input were padded further there; removed if negative.
     """
 
     stride: tuple[int, int] = (1, 1)
@@ -39,9 +39,9 @@ class ConvSpec(NamedTuple):
 class NormSpec(NamedTuple):
     """A batch normalization.
 
-    batch_statistics: normalize by the statistics of the batch, one set for each of `groups` equal parts, and update the
-        running ones, group by group; otherwise normalize by the running ones.
-    momentum: None for the plain average of all batches, counted by num_batches_tracked.
+    batch_statistics: normalize with the statistics of the batch, separately for each of `groups` equal parts, and
+        update the running statistics group by group; otherwise normalize with the running statistics.
+    momentum: None for the average over all batches, counted by num_batches_tracked.
     """
 
     batch_statistics: bool
@@ -54,7 +54,7 @@ class Activation(NamedTuple):
     """One of `ACTIVATIONS`. inplace: its layer may overwrite its input."""
 
     name: str = "none"
-    negative_slope: float = 0  # torch.compile takes 0 for a constant, and 0.0 that is a default for a variable
+    negative_slope: float = 0  # torch.compile treats 0 as a constant, but a default of 0.0 as a variable
     inplace: bool = False
 
     def keeps_mask(self) -> bool:

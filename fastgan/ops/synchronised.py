@@ -1,5 +1,5 @@
-"""Batch statistics over several processes, as if their parts were one batch: each process measures its part, and all
-parts are merged.
+"""Batch statistics over several processes, as if their parts were one batch: each process computes those of its part,
+and all are merged.
 
 For P parts of equal size with means m_p and biased variances v_p (Chan, Golub and LeVeque 1979; no difference of large
 squares):
@@ -7,8 +7,8 @@ squares):
     mean = E_p[m_p],  var = E_p[v_p + (m_p - mean)^2]
 
 Each convolution needs one exchange: [2, G, C] of every process is gathered by every process and merged in the same
-order, so all processes get the same bits. The gradient of the exchange is a sum over processes, whose gradient is an
-exchange again; so gradients of gradients are right too.
+order, so the result is bit for bit the same in all processes. The gradient of the exchange is a sum over processes,
+whose gradient is again an exchange, so second derivatives are correct.
 
 The setting applies to the process, not to a thread, because autograd calls backward passes from its own threads.
 """
@@ -26,7 +26,7 @@ _processes = 0
 
 class over:
     """Within the block, batch statistics are over `processes` processes: all of the default group, or 1 without an
-    exchange. 0: engines compute statistics as usual."""
+    exchange. With 0, engines compute statistics as usual."""
 
     def __init__(self, processes: int) -> None:
         self.processes = processes
@@ -41,19 +41,19 @@ class over:
 
 
 def processes() -> int:
-    """Their number; 0: statistics are not merged."""
+    """The number of processes that statistics are over; 0 if statistics are not merged."""
     return _processes
 
 
 def merged(statistics: Tensor) -> Tensor:
-    """Mean and biased variance [2, G, C] of all parts, from those of this one."""
+    """Mean and biased variance [2, G, C] over all processes, from those of this one."""
     means, variances = _of_all(statistics).unbind(1)  # [P, G, C]
     mean = means.mean(0)
     return torch.stack([mean, (variances + (means - mean).square()).mean(0)])
 
 
 def total(sums: Tensor) -> Tensor:
-    """The sum of what each process has."""
+    """The sum of `sums` over all processes."""
     return _of_all(sums).sum(0)
 
 
@@ -62,7 +62,7 @@ def _of_all(mine: Tensor) -> Tensor:
 
 
 class _Exchange(torch.autograd.Function):
-    """One tensor of each process -> those of all (P, ...), in the order of their ranks."""
+    """A tensor of this process -> the tensors of all processes (P, ...), in the order of their ranks."""
 
     @staticmethod
     def forward(ctx: Any, mine: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class _Exchange(torch.autograd.Function):
 
 
 class _Return(torch.autograd.Function):
-    """(P, ...) of each process -> the sum over processes of what each has for this one."""
+    """(P, ...) of each process -> the sum over processes of the element for this one."""
 
     @staticmethod
     def forward(ctx: Any, gradients: Tensor) -> Tensor:

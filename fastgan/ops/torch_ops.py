@@ -1,14 +1,14 @@
 """Convolutions, batch normalizations, activations and the loss in PyTorch operators, for any dtype and device.
 
-Differentiable any number of times. The passes of `reference.py` consist of these. `conv_bn_act` is the reference engine
-of a single process: it equals eager layers bit for bit, and on a CPU `torch.batch_norm` is several times faster than
-the same arithmetic in separate operators.
+They are differentiable any number of times, and the passes of `reference.py` consist of them. `conv_bn_act` is the
+reference engine of a single process: it equals eager layers bit for bit, and on a CPU `torch.batch_norm` is several
+times faster than the same arithmetic in separate operators.
 
-The loss of logits l of which G equal parts have targets t, with sigma = sigmoid, is the mean over a part of
+The loss of each of G equal parts of the logits l, with target t and sigma = sigmoid, is the mean over the part of
 
     t softplus(-l) + (1 - t) softplus(l) = -t log sigma(l) - (1 - t) log(1 - sigma(l))
 
-and its gradient ((1 - t) sigma(l) - t sigma(-l)) / (logits in a part).
+and its gradient is ((1 - t) sigma(l) - t sigma(-l)) / (number of logits in the part).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec) -> Tensor:
-    """conv(x, weight) + bias (N, Co, Ho, Wo); a view where output_padding is negative."""
+    """conv(x, weight) + bias (N, Co, Ho, Wo); a view if output_padding is negative."""
     stride, padding, output_padding, transposed = conv
     if transposed:
         y = convolutions.conv_transpose2d(x, weight, bias, stride, padding, _natural(output_padding))
@@ -60,7 +60,7 @@ def _natural(output_padding: tuple[int, int]) -> tuple[int, int]:
 
 
 def _lengthened(x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
-    """x with the zeros at its end that a convolution of positive `output_padding` reads there."""
+    """x, padded at its end with the zeros that a convolution of positive `output_padding` reads."""
     if conv.output_padding == (0, 0):
         return x
     more = [max(0, (out - 1) * step + k - 2 * pad - side) for out, step, k, pad, side in zip(
@@ -70,7 +70,7 @@ def _lengthened(x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
 
 def convolve_backward(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, *, needs_x: bool = False,
                       needs_weight: bool = False) -> tuple[Tensor, Tensor]:
-    """Gradients of x and weight from that of `convolve`'s result; None where not needed."""
+    """Gradients of x and weight from g, that of the result of `convolve`; None if not needed."""
     stride, padding, output_padding, transposed = conv
     height, width = x.shape[2:]
     if transposed:
@@ -95,7 +95,7 @@ def update_running_statistics(running_mean: Tensor, running_var: Tensor, num_bat
                               mean: Tensor, var: Tensor, count: int, momentum: float | None) -> None:
     """Update running statistics (C,) in place by mean and biased var (G, C) of `count` elements each, group by group.
 
-    As `nn.BatchNorm2d` does in G calls: with the unbiased variance; `momentum` None averages all batches so far.
+    The result is that of G calls of `nn.BatchNorm2d`, with the unbiased variance; momentum None averages all batches.
     """
     if count < 2:
         raise FastganError(f"count {count}: expected more than 1 value per channel, or there is no unbiased variance")
@@ -114,7 +114,7 @@ def update_running_statistics(running_mean: Tensor, running_var: Tensor, num_bat
 
 
 def batch_norm(x: Tensor, tensors: BlockTensors, norm: NormSpec) -> Tensor:
-    """`nn.BatchNorm2d` on x (N, C, H, W); on each group of images in order where it takes their statistics."""
+    """`nn.BatchNorm2d` of x (N, C, H, W); with batch statistics, of each group of images in order."""
     if norm.groups == 1 or not norm.batch_statistics:
         return _batch_norm(x, tensors, norm)
     # not unbind: torch.batch_norm's backward on the CPU (2.14) is wrong for one image of a channels_last batch whose
@@ -135,14 +135,14 @@ def _batch_norm(x: Tensor, tensors: BlockTensors, norm: NormSpec) -> Tensor:
 
 
 def logistic_loss(logits: Tensor, targets: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Loss and probability (G,) of equal parts of logits (N,), each with its target; the second is detached."""
+    """Loss and probability (G,) of equal parts of logits (N,), each with its target; the probability is detached."""
     parts = logits.to(statistics_dtype(logits.dtype)).chunk(len(targets))
     loss = torch.stack([_logistic(part, target).mean() for part, target in zip(parts, targets, strict=True)])
     return loss, torch.stack([part.detach().sigmoid().mean() for part in parts])
 
 
 def _logistic(logits: Tensor, target: float) -> Tensor:
-    if target in (0, 1):  # not 0 * inf for a logit that is sure of what is true
+    if target in (0, 1):  # not 0 * inf, for an infinite logit of the right sign
         return F.softplus(-logits if target else logits)
     return target * F.softplus(-logits) + (1 - target) * F.softplus(logits)
 

@@ -1,6 +1,6 @@
-"""Inputs, updates by Adam and the end of a step as operators of `torch.library`: a dispatch mode sees what they change.
+"""Operators of `torch.library` that fill inputs, update by Adam and end a step. Dispatch modes see what they modify.
 
-Triton alone computes them; `update.py`, `inputs.py` and `finish.py` in `fastgan/ops/triton` describe the arguments.
+Only Triton computes them; `update.py`, `inputs.py` and `finish.py` in `fastgan/ops/triton` describe the arguments.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 SCHEMAS = {
     "copy_unless": "(Tensor halted, Tensor[] sources, Tensor(a!)[] targets) -> ()",
     "gradient_norm": "(Tensor[] grads, Tensor loss, Tensor skip, float clip) -> Tensor",
-    # copied: the parameters that have a 16-bit copy, by number; averages: none, or one for each
+    # copied: indices of the parameters with a 16-bit copy; averages: empty, or one for each parameter
     "adam": "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] first, Tensor(c!)[] second, Tensor(d!) counts, "
             "Tensor add, Tensor rate, int[] places, Tensor norm, float[] betas, float eps, bool hat, float decay, "
             "Tensor(e!)[] copies, int[] copied, Tensor(f!)[] averages, Tensor(g!)? updates) -> ()",

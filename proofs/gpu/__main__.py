@@ -1,15 +1,15 @@
-"""What a GPU can prove and measure in a quarter of an hour, as one folder of at most 8 files.
+"""Checks and measurements on a GPU within a quarter of an hour, written to a folder of at most 8 files.
 
     python -m proofs.gpu --seconds 100 --only correctness --out DIR
     python -m proofs.gpu --seconds 380 --only speed --out DIR
-    python -m proofs.gpu --dry-run                      the parts with the seconds that they are expected to take
+    python -m proofs.gpu --dry-run                      the parts with their expected seconds
     python -m proofs.gpu --import results.tar           fill docs/results/gpu/DEVICE-DATE, and the tables of the docs
 
-Needs PyTorch, and installs nothing; nvcc, pybind11, ninja, ncu and compute-sanitizer are used where they are. Each job
-of a part is a process: one that crashes, hangs or loses the device costs what it was doing, the second time all that it
-had left to do. Each row is written to disk when it is measured, and to the tar within a second.
+This needs PyTorch and installs nothing; nvcc, pybind11, ninja, ncu and compute-sanitizer are used if they are
+available. Each job of a part is a process. If it crashes, hangs or loses the device, its current item fails; the second
+time, its remaining items are not run. Each row is written to disk when it is measured, and to the tar within a second.
 
-The exit code is 0, 1 when anything was wrong, failed, crashed or hung, or 2 for arguments that cannot be used.
+The exit code is 0, 1 if anything was wrong, failed, crashed or hung, or 2 for invalid arguments.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from proofs.gpu import folder, jobs, tables
 from proofs.gpu.jobs import Part
 from proofs.gpu.rows import BAD, Row, append, read
 
-CLOSING = 3.0  # seconds kept for the end
+CLOSING = 3.0  # seconds reserved for the end
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m proofs.gpu", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=480.0, help="that the whole command may take (480)")
+    parser.add_argument("--seconds", type=float, default=480.0, help="time limit of the whole command (480)")
     parser.add_argument("--only", choices=("correctness", "speed"), help="the first half of the parts, or the second")
-    parser.add_argument("--out", type=Path, help="folder of the results; those of an earlier call there are continued")
-    parser.add_argument("--commit", default="", help="of the code, where there is no git to ask")
-    parser.add_argument("--dry-run", action="store_true", help="print the timeline and stop")
+    parser.add_argument("--out", type=Path, help="folder of the results; those of an earlier call are continued")
+    parser.add_argument("--commit", default="", help="commit of the code, if there is no git")
+    parser.add_argument("--dry-run", action="store_true", help="print the timeline and exit")
     parser.add_argument("--import", dest="tars", type=Path, nargs="+", metavar="FILE", default=[])
     options = parser.parse_args(arguments)
     if stand_in := os.environ.get("FASTGAN_STAND_IN"):  # a rehearsal
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def timeline(parts: list[Part]) -> list[str]:
-    """The expected beginning and length of each part, and the sum."""
+    """The expected start and duration of each part, and the sum."""
     lines, at = [], 0.0
     for part in parts:
         lines.append(f"{at:5.0f} s  {part.name:12} {part.expected:4.0f} s, at most {part.limit:3.0f} s   {part.words}")
@@ -67,7 +67,7 @@ def timeline(parts: list[Part]) -> list[str]:
 
 
 def examine(parts: list[Part], out: Path, work: Path, seconds: float) -> int:
-    """Run the parts one after the other; what no longer fits into the time is not run, and a row says so."""
+    """Run the parts one after another. A part for which no time is left is not run, which a row reports."""
     end = time.monotonic() + seconds - CLOSING
     folder.prepare(out, work)
     path = out / folder.CSV
@@ -90,7 +90,7 @@ def examine(parts: list[Part], out: Path, work: Path, seconds: float) -> int:
 
 
 def _compare_bits(path: Path) -> None:
-    """What the variants of Triton's engine computed, beside what the engine did."""
+    """Compare the bits of the results of the Triton engine's variants with those of the engine."""
     bits = {(row.name, row.precision, row.engine): row.value for row in read(path)
             if row.part == "passes" and row.quantity == "bits"}
     for (name, precision, engine), value in bits.items():
@@ -101,7 +101,7 @@ def _compare_bits(path: Path) -> None:
 
 
 def _run(part: Part, out: Path, work: Path, deadline: float) -> None:
-    """All jobs of a part at once; the tar is renewed and a line of progress printed while they run."""
+    """Run all jobs of a part at once, and meanwhile update the tar and print progress."""
     print(f"{part.name} (at most {deadline - time.monotonic():.0f} s): {part.words}", flush=True)
     threads = [threading.Thread(target=jobs.supervise, args=(job, part.name, number, out / folder.CSV, work, deadline),
                                 daemon=True)

@@ -1,7 +1,7 @@
 """One job: python -m proofs.gpu.child KIND PART RESULTS.CSV JOURNAL [KEY=VALUE ...]
 
-A job is a function that takes a `Worker` and works through named items. An exception costs its item; a device that does
-not answer afterwards ends the process.
+A job is a function of a `Worker` that executes named items. After an exception the item has failed; if the device then
+does not respond, the process ends.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PLACES = {"facts": "prepare", "nvcc": "prepare", "kernels": "prepare", "warm": "
 
 
 class Worker:
-    """What a job is given: its options, and where rows and marks go."""
+    """The argument of a job: its options, and methods that write rows and marks."""
 
     def __init__(self, part: str, path: Path, journal: Path, options: dict[str, str]) -> None:
         self.part, self.path, self.journal, self.options = part, path, journal, options
@@ -39,7 +39,7 @@ class Worker:
 
     @property
     def work(self) -> Path:
-        """For logs and tables, which the tar takes along."""
+        """The folder for logs and tables, which are added to the tar."""
         return self.journal.parent
 
     def row(self, name: str, quantity: str = "", value: Any = "", unit: str = "", **more: str) -> None:
@@ -55,13 +55,13 @@ class Worker:
         return self._last.get(item) == "bad"
 
     def each(self, items: Iterable[tuple[str, Callable[[], None]]], **row: str) -> None:
-        """Do those that were neither done nor lost by an earlier process. row: engine and such, for those that fail."""
+        """Execute the items that earlier processes have neither finished nor lost. row: fields for failed items."""
         for item, do in items:
             if self._last.get(item) not in ("end", "bad"):
                 self.attempt(item, do, **row)
 
     def attempt(self, item: str, do: Callable[[], None], **row: str) -> bool:
-        """Do one item; False where it fails."""
+        """Execute one item; False if it fails."""
         self.mark("begin", item)
         try:
             do()
@@ -86,7 +86,7 @@ class Worker:
 
 
 def _die_with_parent() -> None:
-    """Linux: nobody is left to use the device when the command is killed."""
+    """On Linux, end this process when the command is killed, so that it no longer uses the device."""
     with suppress(Exception):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 

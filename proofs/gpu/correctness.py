@@ -1,4 +1,4 @@
-"""What is right: passes against float64, repeats and assemblers bit for bit, replays against eager steps."""
+"""Correctness: passes compared with float64, repeats and assemblers bit for bit, replays with eager steps."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ STEPS = 10
 
 
 def passes(worker: Worker) -> None:
-    """Each pass of one engine; variants of Triton's: "triton:ptxas" is assembled by PyTorch's, "triton:stages1" does
-    not pipeline."""
+    """Each pass of one engine. Variants of Triton's: "triton:ptxas" uses PyTorch's ptxas, "triton:stages1" does not
+    pipeline."""
     variant = worker.options["engine"]
     engine = variant.partition(":")[0]
     reason = library.missing(engine)
@@ -26,7 +26,7 @@ def passes(worker: Worker) -> None:
     if reason:
         worker.row("all passes", engine=variant, result="not run", note=reason)
         return
-    torch.backends.cudnn.deterministic = True  # or weight gradients add up in any order
+    torch.backends.cudnn.deterministic = True  # otherwise weight gradients are summed in any order
     if variant.endswith(":stages1"):
         library.one_stage()
     for precision in worker.options["precisions"].split():
@@ -61,7 +61,7 @@ def _digest(outputs: tuple[Tensor, ...]) -> str:
 
 
 def replays(worker: Worker) -> None:
-    """10 replays and 10 eager steps of one engine, in each precision: difference 0.0 in every tensor of the state."""
+    """10 replays and 10 eager steps of one engine, in each precision, must have bit for bit the same state."""
     engine = worker.options["engine"]
     if reason := library.missing(engine):
         worker.row("replays", engine=engine, result="not run", note=reason)

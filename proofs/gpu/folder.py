@@ -1,7 +1,8 @@
-"""The folder that is taken away from the machine, and what becomes of it here.
+"""The folder of results on the machine with the GPU, and its import into docs/results.
 
-    README.md results.csv       what was found
-    tuning.json tiles.json      what impl "auto" chose, and the fastest tiles, in the form of fastgan/ops/triton/tiles
+    README.md results.csv       the results
+    tuning.json tiles.json      the choices of impl "auto", and the fastest tiles, in the format of
+                                fastgan/ops/triton/tiles
     results.tar                 all of these, and the logs, profiles and counters
 """
 
@@ -22,12 +23,12 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results" / "gpu"
 CSV, README, TAR = "results.csv", "README.md", "results.tar"
 TAKEN = (CSV, README, "tuning.json", "tiles.json")  # with the tar: at most 8 files
-LONGEST = 200_000  # bytes of a log, its end
+LONGEST = 200_000  # bytes of a log that are kept, from its end
 SPARE = 2 * 2**20  # bytes of the reserve
 
 
 def prepare(out: Path, work: Path) -> None:
-    """Make both folders; results of an earlier call in `out` are continued."""
+    """Create both folders; results of an earlier call in `out` are continued."""
     for folder in (out, work):
         folder.mkdir(parents=True, exist_ok=True)
     if (out / TAR).exists():
@@ -37,7 +38,7 @@ def prepare(out: Path, work: Path) -> None:
 
 
 def renew(out: Path, work: Path) -> None:
-    """Write README.md and the tar anew: each is the old one or the new one at any moment. Never raises OSError."""
+    """Replace README.md and the tar atomically. Never raises OSError."""
     with suppress(OSError):
         text = "\n".join(lines(read(out / CSV))) + "\n"
         (work / README).write_text(text)
@@ -45,7 +46,7 @@ def renew(out: Path, work: Path) -> None:
     taken = [out / name for name in TAKEN if (out / name).exists()]
     logs = [path for path in sorted(work.rglob("*")) if path.is_file() and path.suffix in (".log", ".txt", ".csv")]
     for given_up, files in ((False, [*taken, *logs]), (True, taken)):
-        if given_up:  # no space for it: the rows, at least
+        if given_up:  # there is no space for the logs
             with suppress(OSError):
                 (out / RESERVE).unlink()
         with suppress(OSError):
@@ -95,7 +96,7 @@ def unpack(tar: Path, folder: Path) -> None:
 
 
 def bring_in(tar: Path, results: Path = RESULTS) -> Path:
-    """Fill `results`/DEVICE-DATE from a tar, beside what is there of another call on the same day; the folder."""
+    """Unpack a tar into `results`/DEVICE-DATE, in addition to results of the same day. Returns the folder."""
     unpacked = results / ".unpacked"
     try:
         unpack(tar, unpacked)
@@ -105,7 +106,7 @@ def bring_in(tar: Path, results: Path = RESULTS) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         text = (unpacked / CSV).read_text()
         if (folder / CSV).exists() and not text.startswith((folder / CSV).read_text()):
-            text = (folder / CSV).read_text() + text  # `read` takes the later of two equal keys
+            text = (folder / CSV).read_text() + text  # of rows with equal keys, `read` uses the last
         (folder / CSV).write_text(text)
         (folder / README).write_text("\n".join(lines(read(folder / CSV))) + "\n")
         for name in TAKEN[2:]:
@@ -117,16 +118,16 @@ def bring_in(tar: Path, results: Path = RESULTS) -> Path:
 
 
 def lines(rows: list[Row]) -> Iterator[str]:
-    """README.md: what is bad, what was not run, then a table for each part."""
+    """README.md: bad results, parts that were not run, then a table for each part."""
     facts = {row.name: row.note for row in rows if row.part == "facts"}
     yield f"# {facts.get('device', 'a device')}, {facts.get('date', '')}\n"
-    yield "What `python -m proofs.gpu` found; every line of it is in results.csv.\n"
+    yield "Results of `python -m proofs.gpu`. results.csv has all rows.\n"
     yield from table(["made with", ""], [[name, note] for name, note in facts.items()])
     yield from table(["part", "ok", *BAD, "not run"], [
         [part, *(str(sum(row.part == part and row.result in group for row in rows) or "")
                  for group in (("ok",), *((bad,) for bad in BAD), ("not run",)))]
         for part in dict.fromkeys(row.part for row in rows) if part != "facts"])
-    yield "## What is wrong, failed, crashed or was not run\n"
+    yield "## Wrong, failed, crashed or not run\n"
     shown = [row for row in rows if row.result in (*BAD, "not run")]
     yield from _rows(shown)
     if not shown:
@@ -138,7 +139,7 @@ def lines(rows: list[Row]) -> Iterator[str]:
 
 
 def _rows(rows: list[Row]) -> Iterator[str]:
-    """Rows that differ in nothing but the quantity share a line."""
+    """Rows that differ only in the quantity share a line."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.part, row.name, row.engine, row.precision, row.batch), []).append(row)

@@ -1,4 +1,4 @@
-"""The convolutions of a step that are GEMMs worth timing, their kernels with a tile, and files of tiles."""
+"""The convolutions of a step whose GEMMs are timed, their kernels with a given tile, and tile files."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from torch import Tensor
 from fastgan.ops.tuning import candidates
 from proofs.gpu import library
 
-LEAST_CHANNELS = 64  # of a GEMM worth timing
-RAW = (128, 128, 64, 8, 3)  # the tile with which raw operands are compared
+LEAST_CHANNELS = 64  # minimum channels of a timed GEMM
+RAW = (128, 128, 64, 8, 3)  # the tile of the comparison on raw operands
 Given = tuple[Tensor, Tensor, Tensor]  # x, weight and the gradient of y, (N, C, H, W), channels_last
 
 
 class Gemm(NamedTuple):
-    """A convolution of which one pass, without an activation, is a GEMM worth timing. x: (N, C, H, W) of its input."""
+    """A pass of a convolution, without an activation, that is timed. x: the shape (N, C, H, W) of the input."""
 
     kind: str
     x: tuple[int, ...]
@@ -30,7 +30,7 @@ class Gemm(NamedTuple):
     transposed: bool
 
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of x, weight and y."""
+        """The shapes of x, weight and y."""
         n, channels, height, width = self.x
         sides = (2 * height, 2 * width) if self.transposed else (height // 2, width // 2)
         weight = (channels, self.to) if self.transposed else (self.to, channels)
@@ -44,7 +44,7 @@ class Gemm(NamedTuple):
 
 
 def gemms(batch: int) -> dict[str, Gemm]:
-    """Distinct passes of 4x4 convolutions of stride 2 with whole tiles of channels on both sides."""
+    """The distinct passes of 4x4 convolutions of stride 2 with at least `LEAST_CHANNELS` channels on both sides."""
     found: dict[str, Gemm] = {}
     for problem in library.passes("bf16", batch, torch.device("cpu")).values():
         if problem.kind not in candidates.CONVOLUTIONS or problem.weight[2:] != (4, 4) or problem.stride != (2, 2):
@@ -59,7 +59,7 @@ def gemms(batch: int) -> dict[str, Gemm]:
 
 
 def triton_gemm(gemm: Gemm, given: Given, tile: Any) -> Callable[[], Tensor]:
-    """Triton's kernel on pointers with a tile; None: what the engine takes, descriptors where the device has them."""
+    """Triton's kernel on pointers with a tile; None: the engine's default, on descriptors if the device has them."""
     from fastgan.ops.specs import ConvSpec
     from fastgan.ops.triton import passes, tiles
 
@@ -84,7 +84,7 @@ def tile_candidates() -> list[Any]:
 
 
 def chosen_for(run: Callable[[], object]) -> list[dict[str, Any]]:
-    """What each GEMM in a call asks for when it chooses its tile: a rule of the tile files, without a tile."""
+    """The arguments with which each GEMM in a call selects its tile, as a rule of the tile files without a tile."""
     from fastgan.ops.triton import gemm_pointer, wgrad_pointer
 
     asked: list[dict[str, Any]] = []
@@ -103,7 +103,7 @@ def chosen_for(run: Callable[[], object]) -> list[dict[str, Any]]:
 
 
 def write_tiles(path: Path, rules: list[dict[str, Any]]) -> None:
-    """The architecture's tile file with these rules before its own, smaller problems first."""
+    """Write the architecture's tile file with these rules before its own, smaller problems first."""
     from fastgan.ops.triton import tiles
 
     own = tiles._file(library.architecture())

@@ -1,7 +1,7 @@
-"""The parts in their order, and how a job of one is watched.
+"""The parts in order, and the supervision of their jobs.
 
-A job is a process of its own, `python -m proofs.gpu.child`. It marks in a journal what it begins and ends, so that
-whoever kills or hangs it is known; it is then started again without that.
+A job is a process, `python -m proofs.gpu.child`. It writes the begin and end of each item to a journal. If the process
+dies or hangs, the journal shows in which item, and the process is started again without that item.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from typing import NamedTuple
 from proofs.gpu.folder import ROOT
 from proofs.gpu.rows import Row, append
 
-FIRST = 90.0  # seconds until the first item: what is imported comes from a cold disk
-LOST = 33  # exit code of a child that has lost the device, and has said so in a row
+FIRST = 90.0  # seconds until the first item, including imports from a cold disk
+LOST = 33  # exit code of a child that has lost the device and written a row about it
 ENGINES = ("reference", "native", "triton")
 PRECISIONS: tuple[str, ...] = ("bf16", "fp16", "tf32", "fp32")
 MODES: tuple[str, ...] = ("default", "reduce-overhead")
-BATCHES: tuple[str, ...] = ("64", "128", "1024")  # of what is timed
-CHECKED = "128"  # the batch size of what is checked
+BATCHES: tuple[str, ...] = ("64", "128", "1024")  # batch sizes of timings
+CHECKED = "128"  # batch size of checks
 
 
 class Job(NamedTuple):
-    """kind: the function of `child` that does it. patience: seconds for one of its items. deaths: after how many it is
-    given up."""
+    """kind: the name of the job's function. patience: timeout of an item in seconds. deaths: the number of lost
+    processes after which the job is given up."""
 
     kind: str
     options: dict[str, str] = {}  # noqa: RUF012
@@ -40,7 +40,7 @@ class Job(NamedTuple):
 
 
 class Part(NamedTuple):
-    """expected: seconds on an H200 with 16 cores, an estimate. limit: seconds after which it is stopped."""
+    """expected: estimated seconds on an H200 with 16 cores. limit: seconds after which the part is stopped."""
 
     name: str
     expected: float
@@ -50,9 +50,9 @@ class Part(NamedTuple):
 
 
 def plan(only: str | None, cores: int, commit: str = "") -> list[Part]:
-    """What is correct comes before what is fast; within each half, what is worth most comes first."""
+    """The parts: correctness before speed, and within each half the most important first."""
     def kernels(variant: str, processes: int, **options: str) -> list[Job]:
-        """Compilers, each of a slice of the same list."""
+        """Compiler processes, each for a slice of the same list."""
         return [Job("kernels", {"variant": variant, "slice": f"{number}/{processes}", **options},
                     {**_assembler(variant), "OMP_NUM_THREADS": "1"}, patience=60) for number in range(processes)]
 
@@ -67,21 +67,21 @@ def plan(only: str | None, cores: int, commit: str = "") -> list[Part]:
             *first, *kernels("triton", max(1, cores - 2 * some), precisions=everything, batches=CHECKED),
             *kernels("triton:ptxas", some, precisions="bf16", batches=CHECKED),
             *kernels("triton:stages1", some, precisions="bf16", batches=CHECKED)]),
-        Part("passes", 30, 60, "each pass of each engine: float64, poison, 200 repeats, both assemblers",
+        Part("passes", 30, 60, "each pass of each engine: float64, poisoned memory, 200 repeats, both assemblers",
              passes("bf16")),
-        Part("replays", 26, 60, "10 replays are 10 eager steps, bf16 first", [
+        Part("replays", 26, 60, "10 replays compared with 10 eager steps, bf16 first", [
             Job("replays", {"engine": engine, "precisions": everything}, patience=60) for engine in ENGINES]),
     ]
     compiled = [{"mode": mode, "batch": batch} for batch in BATCHES for mode in MODES]
     speed = [
-        Part("compile", 60, 85, "facts; kernels, nvcc, torch.compile beside",
+        Part("compile", 60, 85, "facts; kernels, nvcc and torch.compile at the same time",
              [*first, *kernels("triton", cores, precisions=everything, batches=" ".join(BATCHES), gemms="yes"),
               *(Job("warm", {**each}, {"TORCHINDUCTOR_COMPILE_THREADS": "2"}, patience=90, deaths=1)
                 for each in compiled)]),
         Part("steps", 70, 110, f"whole steps at batch {', '.join(BATCHES)} in turns: PyTorch's loops and each engine",
              [Job("steps", {"batches": " ".join(BATCHES)}, deaths=6)]),
         Part("gemm", 15, 30, "raw operands: cuDNN, pointers at 128x128x64, tensor descriptors", [Job("gemm")]),
-        Part("auto", 45, 70, "impl auto: tuning, its step as a graph, a run of Trainer",
+        Part("auto", 45, 70, "impl auto: tuning, its step as a graph, a run by Trainer",
              [Job("auto", patience=90)]),
         Part("profile", 20, 35, "torch.profiler by kernel, for each engine", [Job("profile")]),
         Part("tiles", 40, 60, "a search of tiles on the GEMMs", [Job("tiles")]),
@@ -95,12 +95,12 @@ def plan(only: str | None, cores: int, commit: str = "") -> list[Part]:
 
 
 def _assembler(variant: str) -> dict[str, str]:
-    """The environment in which Triton assembles with PyTorch's ptxas, for the variant that does."""
+    """Environment variables with which Triton uses PyTorch's ptxas, for that variant."""
     return {"FASTGAN_PTXAS": "torch"} if variant.endswith(":ptxas") else {}
 
 
 def supervise(job: Job, part: str, number: int, path: Path, work: Path, deadline: float) -> None:
-    """Run a job until it is done, is given up, or its time is over; rows say what it cannot say itself."""
+    """Run a job until it is done, is given up, or its time is over; write rows about failures of its process."""
     name, journal = f"{part}-{number}", work / f"{part}-{number}.journal"
     command = [sys.executable, "-m", "proofs.gpu.child", job.kind, part, str(path), str(journal),
                *(f"{key}={value}" for key, value in job.options.items())]
@@ -128,7 +128,7 @@ def supervise(job: Job, part: str, number: int, path: Path, work: Path, deadline
             return tell(item, "not run", "stopped at the limit of its part")
         if process.returncode != LOST:
             tell(item, *_meaning(process.returncode, why, work / f"{name}.log"))
-            if not item:  # it would fail again
+            if not item:  # it failed outside of items, and would fail again
                 return None
             _mark(journal, "bad", item)
         if death == job.deaths:
@@ -137,7 +137,8 @@ def supervise(job: Job, part: str, number: int, path: Path, work: Path, deadline
 
 
 def _wait(process: subprocess.Popen[bytes], journal: Path, deadline: float, patience: float) -> str:
-    """Why the process was killed: "late" or "hung"; "" when it ended by itself. Its own children end with it."""
+    """The reason why the process was killed, "late" or "hung"; "" if it ended by itself. Its children are killed too.
+    """
     begun, why, allowed = time.monotonic(), "", max(patience, FIRST)
     seen = journal.stat().st_mtime_ns if journal.exists() else 0
     try:
@@ -161,7 +162,7 @@ def _wait(process: subprocess.Popen[bytes], journal: Path, deadline: float, pati
 def _meaning(code: int, why: str, log: Path) -> tuple[str, str]:
     """(result, note)"""
     if why == "hung":
-        return "hung", "killed, as nothing more came from it"
+        return "hung", "killed, because it made no progress"
     if code < 0:
         return "crashed", signal.Signals(-code).name
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
@@ -177,7 +178,7 @@ def marks(journal: Path) -> Iterator[tuple[str, str]]:
 
 
 def running(journal: Path) -> str:
-    """What was begun and not ended; "" for nothing."""
+    """The item that was begun and not ended; "" if there is none."""
     open_items: dict[str, None] = {}
     for mark, item in marks(journal):
         if mark == "begin":
@@ -193,6 +194,6 @@ def _mark(journal: Path, mark: str, item: str) -> None:
 
 
 def progress(part: str, work: Path) -> str:
-    """Of a part, in words."""
+    """The progress of a part as text."""
     found = [mark for path in work.glob(f"{part}-*.journal") for mark, _ in marks(path)]
     return f"{found.count('end')} items done" + (f", {found.count('bad')} bad" if "bad" in found else "")

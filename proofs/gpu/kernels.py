@@ -1,4 +1,4 @@
-"""GEMMs on raw operands, each call timed alone behind a write that empties the L2 cache: which design, which tile?"""
+"""GEMMs on raw operands, compared by design and by tile; each call is timed after a write that empties the L2 cache."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from proofs.gpu.gemms import Gemm
 BATCHES: tuple[int, ...] = (128, 1024)
 CALLS = 20
 FLUSH = 256 * 2**20  # bytes, more than any L2 cache
-SLEEP = 3_000_000  # cycles, some 2 ms, for which the device waits so that the host is ahead of it
-NEAR = 1e-2  # relative rms between two results in bfloat16: a wrong tap is far beyond it
+SLEEP = 3_000_000  # cycles, about 2 ms, for which the device waits so that the host can queue its launches
+NEAR = 1e-2  # maximum relative rms between two results in bfloat16; a wrong tap far exceeds it
 
 
 def tensors(gemm: Gemm) -> gemms.Given:
@@ -31,7 +31,7 @@ def tensors(gemm: Gemm) -> gemms.Given:
 
 
 def of_library(gemm: Gemm, x: Tensor, weight: Tensor, gy: Tensor) -> Callable[[], Tensor]:
-    """cuDNN's, on a GPU."""
+    """PyTorch's convolution: cuDNN's, on a GPU."""
     aten = torch.ops.aten.convolution
     if gemm.kind == "conv_forward":
         return lambda: aten(x, weight, None, (2, 2), (1, 1), (1, 1), gemm.transposed, (0, 0), 1)
@@ -72,7 +72,7 @@ def _compare(worker: Worker, name: str, who: str, one: Gemm, call: Callable[[], 
 
 
 def alone(call: Callable[[], object], calls: int = CALLS) -> float:
-    """Median seconds on the device, with nothing of the operands in the L2 cache."""
+    """Median seconds on the device, with operands that are not in the L2 cache."""
     cuda = library.cuda
     flush = torch.empty(FLUSH, dtype=torch.int8, device=library.DEVICE)
     call()
@@ -89,7 +89,7 @@ def alone(call: Callable[[], object], calls: int = CALLS) -> float:
 
 
 def tiles(worker: Worker) -> None:
-    """For each GEMM of a step the fastest of some tiles; tiles.json has them as rules, and may be committed."""
+    """Find the fastest of some tiles for each GEMM of a step, and write them as rules to tiles.json."""
     if reason := library.missing("triton"):
         worker.row("tiles", result="not run", note=reason)
         return
@@ -111,8 +111,8 @@ def _search(worker: Worker, name: str, one: Gemm, batch: int, rules: list[dict[s
         word = f"{tile.rows}x{tile.columns}x{tile.depth} w{tile.warps} s{tile.stages}"
         try:
             apart = float((call().double() - right).square().mean().sqrt() / right.square().mean().sqrt())
-        except Exception as error:  # more shared memory than there is, or a compiler that gives up
-            library.cuda.synchronize()  # or a device that is lost
+        except Exception as error:  # too much shared memory, or an error of the compiler
+            library.cuda.synchronize()  # raises if the device is lost
             worker.row(name, word, result="fact", note=f"{type(error).__name__}: {error}", **key)
             continue
         if not apart < NEAR:

@@ -1,6 +1,6 @@
-"""All that `proofs.gpu` asks of fastgan: engines, passes, steps and launches, by name; and of the device.
+"""The interface of `proofs.gpu` to fastgan (engines, passes, steps and launches, by name) and to the device.
 
-Nothing else in this package knows how the library computes a pass.
+Other modules of this package do not depend on how the library computes a pass.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from fastgan.train.graph import GraphedStep
 from fastgan.train.step import GANStep, Savings
 from fastgan.trainer import plan_setup
 
-cuda: Any = torch.cuda  # all that is asked of the device goes through these
+cuda: Any = torch.cuda  # this package uses the device only through these names
 DEVICE = torch.device("cuda")
 ARCH = 0  # 90 for sm_90; 0: ask the device
 PRESET: tuple[str, dict[str, Any]] = ("dcgan-64", {})
 REPEATS = 200
-TOGETHER = True  # D sees real and fake images in one call, as the step has it on a GPU
-FEW = 2  # images, on which a step is recorded
+TOGETHER = True  # D gets real and fake images in one call, as in a step on a GPU
+FEW = 2  # batch size with which a step is recorded
 
 
 def architecture() -> int:
@@ -48,7 +48,7 @@ def architecture() -> int:
 
 
 def torch_ptxas() -> Path | None:
-    """PyTorch's own assembler, which is newer than Triton's."""
+    """PyTorch's ptxas, which is newer than Triton's."""
     path = Path(torch.__file__).parent / "bin" / "ptxas"
     return path if path.exists() else None
 
@@ -59,7 +59,7 @@ def config(batch: int) -> Config:
 
 
 def missing(engine: str) -> str:
-    """Why an engine cannot run here, "" when it can."""
+    """The reason why an engine cannot run here; "" if it can."""
     return why_not(engine, DEVICE)
 
 
@@ -76,11 +76,11 @@ class Pass:
             self.example, self.example.double()))
 
     def __call__(self, engine: str) -> tuple[Tensor, ...]:
-        """What an engine computes."""
+        """The results of an engine."""
         return self._outputs(engine, self.example)
 
     def used(self, outputs: tuple[Tensor, ...]) -> tuple[float, str]:
-        """How much of the allowed error the worst tensor uses, right up to 1, and its name: the one rule."""
+        """The largest error relative to the allowed one, correct up to 1, and the name of the tensor."""
         return check.used(self.problem, outputs, self.reference, self.exact)
 
     def _outputs(self, engine: str, example: Any) -> tuple[Tensor, ...]:
@@ -95,7 +95,7 @@ def _settings(problem: Problem) -> Iterator[None]:
 
 
 def passes(precision: str, batch: int, device: torch.device | None = None) -> dict[str, Problem]:
-    """The distinct passes of a step, by what they compute, in order."""
+    """The distinct passes of a step, by description, in order."""
     cfg, device = config(batch), device or DEVICE
     generator, discriminator = steps.networks(cfg, device)
     step = GANStep(generator, discriminator, cfg.model, cfg.train, precision=precision,
@@ -109,7 +109,7 @@ def passes(precision: str, batch: int, device: torch.device | None = None) -> di
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """Within the block memory comes full of NaN, so that an element which no kernel writes shows."""
+    """Within the block, new memory is filled with NaN, which shows elements that no kernel writes."""
     def poisoning(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def full(*args: Any, **kwargs: Any) -> Tensor:
             out = allocate(*args, **kwargs)
@@ -128,7 +128,7 @@ def poisoned() -> Iterator[None]:
 
 
 def one_stage() -> None:
-    """From now on Triton's kernels do not pipeline: under Triton 3.6 these have every fence."""
+    """Disable pipelining in Triton's kernels: without it, Triton 3.6 omits no fence."""
     from fastgan.ops.triton import gemm_pointer, wgrad_pointer
 
     for module in (gemm_pointer, wgrad_pointer):
@@ -161,8 +161,8 @@ def graphed(step: GANStep) -> GraphedStep:
 
 
 def implementations(modes: tuple[str, ...] = ()) -> list[Implementation]:
-    """What is timed on whole steps: PyTorch's loops, and each engine by hand and as a graph; with modes of
-    torch.compile, these beside one loop."""
+    """The implementations whose whole steps are timed: PyTorch's loops, and each engine without and with a CUDA graph;
+    with `modes`, one loop of PyTorch and torch.compile in each mode."""
     plain = Implementation("PyTorch, NCHW", precision="tf32" if DEVICE.type == "cuda" else "fp32", nchw=True,
                            reads_losses=True)
     careful = Implementation("PyTorch, channels_last, autocast", precision="bf16", cudnn_benchmark=True)
@@ -177,12 +177,12 @@ def implementations(modes: tuple[str, ...] = ()) -> list[Implementation]:
 
 
 def training(implementation: Implementation, batch: int) -> Job:
-    """Steps of an implementation on images that are on the device."""
+    """Steps of an implementation with images on the device."""
     return steps.Steps(_workload(batch), implementation, DEVICE)
 
 
 def expect(batch: int) -> Expected:
-    """What the first steps move, for `Job.check`."""
+    """The expected updates of the first steps, for `Job.check`."""
     return steps.expect(_workload(batch), ["tf32" if DEVICE.type == "cuda" else "fp32", "bf16"], DEVICE)
 
 
@@ -192,7 +192,7 @@ def _workload(batch: int) -> Workload:
 
 
 def tune(batch: int, path: Path) -> tuple[GANStep, Any]:
-    """impl "auto", tuned on this device: the step, and the plan, which is in use and exported to `path`."""
+    """A step with impl "auto", tuned on this device, and its plan, which is put in use and exported to `path`."""
     from fastgan.ops.tuning import stored
 
     made = step("auto", "bf16", batch)
@@ -204,8 +204,8 @@ def tune(batch: int, path: Path) -> tuple[GANStep, Any]:
 
 
 def train(folder: Path, data: Path, batch: int, count: int) -> tuple[str, list[float]]:
-    """A run as a user makes it, of `count` steps on the images in an .npz file: how steps were made, and the images a
-    second that its log tells of."""
+    """A training run of `count` steps on the images in an .npz file. Returns a description of its steps, and the images
+    per second in its log."""
     from fastgan.trainer import Trainer
 
     trainer = Trainer(config(batch).replace(

@@ -1,4 +1,4 @@
-"""Facts of the machine, and everything compiled before anything is measured."""
+"""Facts about the machine, and compilation before the measurements."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from proofs.gpu.folder import ROOT
 from proofs.gpu.rows import Row, append
 
 COMPILERS = ("c++", "g++", "clang++")
-PACKAGE = ROOT / "fastgan"  # where what was compiled goes
+PACKAGE = ROOT / "fastgan"  # the folder for compiled modules
 LOAD = """
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location("fastgan._cuda", sys.argv[1])
@@ -31,7 +31,7 @@ spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 def facts(worker: Worker) -> None:
-    """Rows that name the machine; nothing here may fail for the sake of another."""
+    """Write rows that describe the machine; a fact that cannot be determined does not prevent the others."""
     import torch
 
     from proofs.gpu import library
@@ -71,7 +71,7 @@ def facts(worker: Worker) -> None:
     for name, ask in found.items():
         try:
             note = ask()
-        except Exception as error:  # not there, which is a fact too
+        except Exception as error:  # a missing tool is also a fact
             note = f"none ({type(error).__name__}: {error})"
         append(worker.path, Row("facts", name, result="fact", note=note))
 
@@ -85,7 +85,7 @@ def _triton_ptxas() -> str:
 
 
 def nvcc(worker: Worker) -> None:
-    """fastgan._cuda, compiled for the one architecture that is there; a row says why where it cannot be."""
+    """Compile fastgan._cuda for the architecture of this device, or write a row with the reason why it cannot be."""
     needed: dict[str, object] = {
         "nvcc": shutil.which("nvcc"), "a C++ compiler": any(map(shutil.which, COMPILERS)),
         "pybind11": importlib.util.find_spec("pybind11"), "setuptools": importlib.util.find_spec("setuptools"),
@@ -118,7 +118,7 @@ def _build(worker: Worker) -> None:
 
 
 def kernels(worker: Worker) -> None:
-    """A slice of all Triton kernels, into the cache that later jobs read."""
+    """Compile a slice of all Triton kernels into the cache that later jobs read."""
     from proofs.gpu import library
 
     variant, (number, of) = worker.options["variant"], map(int, worker.options["slice"].split("/"))
@@ -151,9 +151,9 @@ def kernels(worker: Worker) -> None:
 
 
 def _compiler_jobs(precisions: list[str], batches: list[int], with_gemms: bool) -> dict[str, Callable[[], Any]]:
-    """All kernels that steps of these precisions and batch sizes launch on this architecture, by what distinguishes
-    them; with_gemms: those of tuning, dependent launch and `gemms.triton_gemm` too. A call compiles one, and gives a
-    `proofs.compiled.Binary`, or None. No device is asked for anything but its architecture."""
+    """All kernels that steps of these precisions and batch sizes launch on this architecture, by key. with_gemms: also
+    those of tuning, of dependent launch and of `gemms.triton_gemm`. A call compiles one, and returns a
+    `proofs.compiled.Binary` or None. The device is only asked for its architecture."""
     import torch
 
     from fastgan.ops.triton.launch import dependent_launch
@@ -183,14 +183,14 @@ def _compiler_jobs(precisions: list[str], batches: list[int], with_gemms: bool) 
 
 
 def warm(worker: Worker) -> None:
-    """torch.compile of PyTorch's loop in one mode at one batch size, into the cache that the timing reads."""
+    """Run torch.compile on PyTorch's loop in one mode at one batch size, to fill the cache that the timing reads."""
     from proofs.gpu import library, speed
 
     mode, batch = worker.options["mode"], int(worker.options["batch"])
     implementation = next(one for one in library.implementations((mode,)) if one.compiled == mode)
 
     def compile_it() -> None:
-        with speed.settings(implementation):  # which are part of what compiled code is found by
+        with speed.settings(implementation):  # they are part of the cache key
             library.training(implementation, batch)(0)
             library.cuda.synchronize()
         worker.row(implementation.name, "compiled", batch=str(batch), result="fact")

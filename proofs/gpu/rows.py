@@ -1,4 +1,4 @@
-"""results.csv: one measured value, or one fact, a line; appended and flushed to the disk as soon as it is known."""
+"""results.csv: each line is a measured value or a fact, appended and flushed to the disk as soon as it is known."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-RESERVE = "reserve.bin"  # space beside a file that is given up when the disk is full
+RESERVE = "reserve.bin"  # a file that is deleted to free space when the disk is full
 
 
 class Row(NamedTuple):
-    """part, name, engine, precision, batch: what was examined. quantity, value, unit: what was found.
+    """part, name, engine, precision, batch: what was examined. quantity, value, unit: the result.
 
-    result: "ok", "wrong", "failed", "crashed", "hung", "not run", or "fact" for what is neither right nor wrong.
+    result: "ok", "wrong", "failed", "crashed", "hung", "not run", or "fact" for values that are not checked.
     """
 
     part: str
@@ -35,7 +35,7 @@ BAD = ("wrong", "failed", "crashed", "hung")
 
 
 def append(path: Path, row: Row) -> None:
-    """Add a row. Where the disk is full the reserve makes room; where there is none left the row is printed."""
+    """Add a row. If the disk is full, the reserve is deleted; if there is still no space, the row is printed."""
     line = _line(row)
     try:
         _write(path, line)
@@ -49,7 +49,7 @@ def append(path: Path, row: Row) -> None:
 
 
 def read(path: Path) -> list[Row]:
-    """All complete rows; of several with the same key the last, in the place of the first."""
+    """All complete rows. Of rows with the same key, the last is returned, in the place of the first."""
     text = path.read_text(errors="replace") if path.exists() else ""
     found: dict[tuple[str, ...], Row] = {}
     for cells in csv.reader(io.StringIO(text.replace("\0", ""))):
@@ -65,7 +65,8 @@ def _line(row: Row) -> str:
 
 
 def _write(path: Path, line: str) -> None:
-    """In one call, so that lines of several processes do not mix; behind a line that was broken off, on a new one."""
+    """Write a line in one call, so that lines of several processes do not mix. An incomplete last line is ended first.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         size = os.fstat(descriptor).st_size

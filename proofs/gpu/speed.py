@@ -1,4 +1,4 @@
-"""How long whole steps take, by events, in turns; and what impl "auto" makes of them."""
+"""Times of whole steps, measured by events in interleaved rounds, and the results of impl "auto"."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from proofs.gpu.child import Worker
 
 ROUNDS = 5
 TURN = 0.06  # seconds
-MOST = 50  # calls of a turn
+MOST = 50  # maximum calls of a turn
 CHECKED = 64  # the batch size at which the first two steps are compared with float64
-TRAINED = 800  # steps of the run of Trainer
-TUNED = 128  # its batch
+TRAINED = 800  # steps of the run by Trainer
+TUNED = 128  # its batch size
 
 
 def steps(worker: Worker) -> None:
-    """Medians of rounds in which all implementations take turns, batch size by batch size."""
+    """Medians of rounds in which all implementations take turns, for each batch size."""
     modes = jobs.MODES if "compiled" in worker.options else ()
     for batch in map(int, worker.options["batches"].split()):
         race = partial(_race, worker, library.implementations(modes), batch)
@@ -40,7 +40,7 @@ def steps(worker: Worker) -> None:
 def _race(worker: Worker, implementations: list[Implementation], batch: int) -> None:
     expected: list[Expected] = []
     if batch == CHECKED:
-        worker.attempt("what steps should move", lambda: expected.append(library.expect(batch)), batch=str(batch))
+        worker.attempt("expected updates", lambda: expected.append(library.expect(batch)), batch=str(batch))
     made = {one: job for one in implementations if not worker.is_bad(one.name)
             and (job := _made(worker, one, batch, expected)) is not None}
     calls: dict[Implementation, int] = {}
@@ -67,7 +67,7 @@ def _race(worker: Worker, implementations: list[Implementation], batch: int) -> 
 
 
 def _made(worker: Worker, one: Implementation, batch: int, expected: list[Expected]) -> Any:
-    """The implementation's work, warmed up; None where that fails."""
+    """The job of an implementation, after warm-up; None if that fails."""
     found: list[Any] = []
 
     def make() -> None:
@@ -96,7 +96,7 @@ def settings(one: Implementation) -> Iterator[None]:
 
 
 def lap(one: Implementation, call: Callable[[], object], calls: int) -> float:
-    """The device's seconds of a call, in a block of as many."""
+    """Device seconds per call, over `calls` calls."""
     with settings(one):
         start, end = (library.cuda.Event(enable_timing=True) for _ in range(2))
         call()
@@ -119,7 +119,7 @@ def _tell(worker: Worker, one: Implementation, batch: int, seconds: list[float],
 
 
 def auto(worker: Worker) -> None:
-    """impl "auto" as a user gets it: tuned, its table exported, the step as a graph, a run of Trainer."""
+    """impl "auto" as users run it: tuning, export of the plan, the step as a graph, a run by Trainer."""
     key = {"engine": "auto", "precision": "bf16", "batch": str(TUNED)}
     worker.each([("tuning", partial(_tune, worker)), ("Trainer", partial(_train, worker))], **key)
 
@@ -150,7 +150,7 @@ def _tune(worker: Worker) -> None:
 
 
 def _train(worker: Worker) -> None:
-    """Images of noise from a file, as a user has them; the plan of `_tune` is found in the cache."""
+    """Train on images of noise from a file; the plan of `_tune` is read from the cache."""
     folder = worker.work / "run"
     folder.mkdir(exist_ok=True)
     data: Path = folder / "noise.npz"

@@ -1,11 +1,11 @@
-"""Stands in for a GPU in a rehearsal of `proofs.gpu`: FASTGAN_STAND_IN=proofs.gpu.stand_in.
+"""Replaces the GPU in a rehearsal of `proofs.gpu`: FASTGAN_STAND_IN=proofs.gpu.stand_in.
 
-The device is the CPU with simulated graphs; Triton's kernels run in the PTX simulator where PTXSIM names it; networks
-are tiny. In the environment:
+The device is the CPU with simulated graphs, and networks are tiny. Triton's kernels run in the PTX simulator, if PTXSIM
+is its folder. Environment variables:
 
     FASTGAN_FAULT                    "crash native, hang reference", "wrong triton", "lose native" (in an engine's third
                                      pass), "no nvcc", "no pybind11", "full disk"
-    FASTGAN_PARTS, FASTGAN_ENGINES   names of what to rehearse; all where they are not given
+    FASTGAN_PARTS, FASTGAN_ENGINES   names of the parts and engines to rehearse (default: all)
     FASTGAN_CC                       the compiler of bindings
     FASTGAN_REHEARSAL=full           every pass and precision, not one pass of each kind in bf16
 """
@@ -34,7 +34,7 @@ FAULTS = {engine: fault for fault, engine in (
 
 
 def install() -> None:
-    """In the command, and in each of its jobs."""
+    """Install the replacement, in the command and in each of its jobs."""
     if FAULTS.get("disk") == "full":
         _fill_the_disk()
     jobs.BATCHES, jobs.CHECKED = ("4",), "4"
@@ -46,7 +46,7 @@ def install() -> None:
 
 
 def _plan(plan: Callable[..., Any], *given: Any) -> Any:
-    """Jobs have time on a slow machine; one that hangs is found all the same."""
+    """Parts with long timeouts for a slow machine, except for a job that hangs."""
     parts = [part._replace(jobs=part.jobs if FULL or part.name != "others" else part.jobs[-1:])
              for part in plan(*given) if part.name in PARTS or not PARTS]
     return [part._replace(limit=1000.0, jobs=[
@@ -56,7 +56,7 @@ def _plan(plan: Callable[..., Any], *given: Any) -> Any:
 
 
 def _fewer_kernels(options: dict[str, str]) -> dict[str, str]:
-    """All that a step launches, and a few of those for tuning and of other variants."""
+    """All kernels of a step, but only a few of those for tuning and of other variants."""
     few = "gemms" in options or options.get("variant", "triton") != "triton"
     return {**options, "slice": "0/12"} if few and "slice" in options else options
 
@@ -106,7 +106,7 @@ def _missing(missing: Callable[[str], str], simulated: bool, engine: str) -> str
 
 
 def _remove(name: str, place: Any, function: str) -> None:
-    """What is looked for under this name is not found, if that is asked for."""
+    """Make `function` return None for this name, if `FAULTS` requests it."""
     if FAULTS.get(name) == "no":
         find = getattr(place, function)
         setattr(place, function, lambda wanted, *more: None if wanted == name else find(wanted, *more))
@@ -140,7 +140,7 @@ def _faulty(run: Callable[..., Any], cuda: Any) -> Callable[..., Any]:
         if fault == "wrong":
             return tuple(output * 1.5 for output in outputs)
         cuda.calls += 1
-        if fault and cuda.calls == 7:  # a pass is called once, and twice more for its repeats
+        if fault and cuda.calls == 7:  # each pass is called three times: once, and for two repeats
             if fault == "crash":
                 os.kill(os.getpid(), signal.SIGSEGV)
             if fault == "hang":
@@ -153,7 +153,7 @@ def _faulty(run: Callable[..., Any], cuda: Any) -> Callable[..., Any]:
 
 
 def _cuda() -> Any:
-    """torch.cuda as far as `proofs.gpu` asks for it."""
+    """The part of torch.cuda that `proofs.gpu` uses."""
     from proofs.simulated import SimulatedCuda
 
     class StandIn(SimulatedCuda):
@@ -191,7 +191,7 @@ class _Event:
 
 
 def _fill_the_disk() -> None:
-    """From the fifth line on no byte is free but those of the reserve."""
+    """From the fifth line on, the disk is full until the reserve is deleted."""
     from proofs.gpu import folder, rows
 
     def full(function: Callable[..., Any], path: Any, *arguments: Any) -> Any:

@@ -1,6 +1,7 @@
 """The GPU tables of README.md and docs: python -m proofs.gpu.tables
 
-Writes between `<!-- gpu:begin -->` and `<!-- gpu:end -->` what docs/results/gpu holds, or that it holds nothing yet.
+Writes the results in docs/results/gpu, or a note that there are none, between the markers `<!-- gpu:begin -->` and
+`<!-- gpu:end -->`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ BEGIN, END = "<!-- gpu:begin -->", "<!-- gpu:end -->"
 
 
 def update(pages: tuple[Path, ...] = PAGES, results: Path = RESULTS) -> None:
-    """Write the region of each page that has one anew."""
+    """Replace the text between the markers of each page."""
     for page in pages:
         text = "\n".join(lines(results, page.parent))
         before, begin, rest = page.read_text().partition(BEGIN)
@@ -28,8 +29,8 @@ def update(pages: tuple[Path, ...] = PAGES, results: Path = RESULTS) -> None:
 
 
 def lines(results: Path, place: Path) -> Iterator[str]:
-    """For each folder of results, newest last: steps by implementation and batch size, and how many passes are correct.
-    place: of the page, for links."""
+    """For each folder of results, newest last: step times by implementation and batch size, and the number of correct
+    passes. place: the folder of the page, for links."""
     for path in sorted(results.glob(f"*/{CSV}"), key=lambda path: path.parent.name[-10:]):
         rows = read(path)
         facts = {row.name: row.note for row in rows if row.part == "facts"}
@@ -52,7 +53,7 @@ def _steps(rows: list[Row]) -> Iterator[str]:
 
 
 def _right(rows: list[Row]) -> dict[tuple[str, str], tuple[int, int]]:
-    """How many passes of an engine in a precision were right, of how many."""
+    """The number of correct passes, and of all passes, for each engine and precision."""
     counted: dict[tuple[str, str], tuple[int, int]] = {}
     for row in rows:
         if row.part in ("passes", "others") and row.quantity == "of the allowed error":

@@ -1,4 +1,4 @@
-"""What tools say of a step's kernels: torch.profiler, ncu, compute-sanitizer."""
+"""Results of torch.profiler, ncu and compute-sanitizer for the kernels of a step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COUNTERS = ("Duration", "Compute (SM) Throughput", "Memory Throughput", "DRAM Th
 
 
 def profile(worker: Worker) -> None:
-    """Device time by kernel, of eager steps of each engine."""
+    """Device time by kernel, for eager steps of each engine."""
     worker.each([(engine, partial(_profile, worker, engine)) for engine in library.engines()])
 
 
@@ -53,7 +53,7 @@ def _profile(worker: Worker, engine: str, count: int = 5) -> None:
 
 
 def once(worker: Worker) -> None:
-    """Two steps of an engine, of which the second is marked for ncu."""
+    """Two steps of an engine; the second is marked for ncu."""
     step = library.step(worker.options["engine"], "bf16", int(worker.options["batch"]))
     real = library.images(int(worker.options["batch"]), 0)
     step(real)
@@ -70,7 +70,7 @@ def _once(worker: Worker, engine: str, batch: int) -> list[str]:
 
 
 def counters(worker: Worker) -> None:
-    """ncu on the heaviest kernels that `profile` found of Triton's engine."""
+    """Run ncu on the kernels of Triton's engine that take the most time according to `profile`."""
     if not shutil.which("ncu"):
         worker.row("ncu", result="not run", note="no ncu here")
         return
@@ -80,7 +80,7 @@ def counters(worker: Worker) -> None:
 
 def _count(worker: Worker, engine: str) -> None:
     heaviest = [row.name for row in read(worker.out / CSV) if row.part == "profile" and row.engine == engine][1:]
-    names = dict.fromkeys(name for name in heaviest[:HEAVIEST] if name.isidentifier())  # others are templates'
+    names = dict.fromkeys(name for name in heaviest[:HEAVIEST] if name.isidentifier())  # other names are C++ templates
     chosen = ["--kernel-name", "regex:^(" + "|".join(names) + ")$"] if names else []
     done = subprocess.run(
         ["ncu", "--clock-control", "none", "--profile-from-start", "off", "--set", "basic", "--csv", "--page",
@@ -98,7 +98,7 @@ def _count(worker: Worker, engine: str) -> None:
 
 
 def sanitizer(worker: Worker) -> None:
-    """compute-sanitizer's memcheck on two small steps, engine by engine, the least proved first."""
+    """Run compute-sanitizer's memcheck on two small steps of each engine, Triton's first."""
     if not shutil.which("compute-sanitizer"):
         worker.row("memcheck", result="not run", note="no compute-sanitizer here")
         return
@@ -106,7 +106,7 @@ def sanitizer(worker: Worker) -> None:
 
 
 def _memcheck(worker: Worker, engine: str) -> None:
-    apart = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # so that each tensor has bounds of its own
+    apart = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # so that each tensor is a separate allocation
     done = subprocess.run(["compute-sanitizer", "--tool", "memcheck", "--target-processes", "all",
                            *_once(worker, engine, CHECKED)], capture_output=True, text=True, env=apart)
     text = done.stdout + done.stderr

@@ -1,17 +1,17 @@
-"""Execute the compiled kernels without a GPU: Triton's PTX in a simulator on the CPU, against float64.
+"""Execute the compiled kernels without a GPU: Triton's PTX runs in a simulator on the CPU and is compared with float64.
 
     python -m proofs.ptx --ptxsim PATH [--quick] [--only operations training replays traffic]
 
-operations  stages of every shape in every shipped tile, with 2, 4 and 8 warps and 1 to 4 pipeline stages, in bfloat16,
-            float16, tf32 and float32, compiled for sm_80 and sm_90: no race, no access out of bounds, no value that
-            was never written, the same bits in whatever order the hardware may choose, and every output, gradient and
-            running statistic as near to float64 as eager PyTorch's; the loss on logits likewise
-training    three steps of dcgan-64 at full width, every launch simulated, against float64 and eager PyTorch
-replays     steps of dcgan-64 as a CUDA graph would repeat them, the same bits as eager ones
-traffic     what each launch of a step moves and computes, against what its layer must; written to a CSV file
+operations  blocks of many shapes in every tile, with 2, 4 and 8 warps and 1 to 4 pipeline stages, in bfloat16, float16,
+            tf32 and float32, compiled for sm_80 and sm_90: no race, no access out of bounds, no read of uninitialized
+            memory, bit for bit the same results in every tested order of execution, and the error of every output,
+            gradient and running statistic within the limit; the same for the loss
+training    three steps of dcgan-64 at full width, every launch simulated, compared with float64 and eager PyTorch
+replays     steps of dcgan-64 replayed like a CUDA graph, bit for bit equal to eager steps
+traffic     bytes and operations of each launch of a step, compared with those of its layer; written to a CSV file
 
---quick is what CI runs: every tile as it is shipped, training and replays at batch 8 in bfloat16 on sm_80.
-The simulator (ptxsim) executes PTX: what the assembler and the hardware do with it afterwards it cannot see.
+--quick is the part that CI runs: every tile with its own warps and stages, training and replays at batch 8 in bfloat16
+on sm_80. The simulator (ptxsim) executes PTX, so errors of the assembler or the hardware are not detected.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def main() -> int:
     parser = argparse.ArgumentParser("python -m proofs.ptx", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ptxsim", metavar="PATH", default=os.environ.get("PTXSIM"),
-                        help="folder of the simulator; the environment variable PTXSIM when not given")
+                        help="folder of the simulator (default: the environment variable PTXSIM)")
     parser.add_argument("--quick", action="store_true", help="the part that CI runs")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run")
-    parser.add_argument("--match", default="", help="only the operations and training steps whose line contains this")
+    parser.add_argument("--match", default="", help="run only the cases whose line contains this text")
     parser.add_argument("--out", type=Path, default=Path("build/ptx.csv"), help="the table of traffic")
     options = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):

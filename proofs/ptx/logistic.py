@@ -1,8 +1,8 @@
-"""Part one, the loss: its kernel in every type of logits, on each architecture, under every schedule.
+"""Part one, the loss: its kernel with every dtype of logits, on each architecture, under every schedule.
 
-Loss, probability and gradient against float64, each as near as the same formulas in PyTorch operators are. Logits are
-those of a D that is sure of some images, beside some that are very large; or of one that is sure, and right, of all:
-then loss and gradient are exp(-|l|), whose digits come from an exponential that hardware only approximates.
+The errors of loss, probability and gradient relative to float64 are compared with those of the same formulas in PyTorch
+operators. Some logits are very large. In one case D is certain and right about all images: then loss and gradient are
+exp(-|l|), and their accuracy depends on an exponential that the hardware only approximates.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from proofs.ptx import rule
 from proofs.ptx.operations import ARCHITECTURES, WARPS
 from proofs.ptx.simulator import executing, schedules
 
-# targets, logits in a part, whether D is sure of all
+# targets, logits in a part, whether D is certain about all
 PARTS = [((1.0,), 1, False), ((0.0,), 7, False), ((1.0, 0.0), 64, False), ((0.9, 0.0), 129, False),
          ((0.0, 0.3, 1.0), 1031, False), ((1.0, 0.0), 5000, False), ((1.0, 0.0), 100, True)]
 PRECISIONS = ("bf16", "fp16", "fp32")
@@ -41,7 +41,7 @@ class Run(NamedTuple):
 
 
 def runs(quick: bool) -> Iterator[Run]:
-    """Quick: as shipped, and one precision and architecture of each."""
+    """All runs; quick: with the default number of warps, in one precision on one architecture each."""
     pairs = list(itertools.product(PRECISIONS, ARCHITECTURES))
     for i, part in enumerate(PARTS):
         for precision, arch in [pairs[i % len(pairs)]] if quick else pairs:
@@ -67,7 +67,7 @@ def evaluate(logits: Tensor, targets: tuple[float, ...], impl: str) -> dict[str,
 
 
 def execute(ptxsim: Any, run: Run) -> tuple[float, list[str]]:
-    """The largest part of an allowance that was used, and what went wrong, in words."""
+    """The largest error relative to the allowed one, and messages for what failed."""
     logits = draw(run).to(rule.PRECISIONS[run.precision].dtype)
     first: dict[str, Tensor] = {}
     shipped = logistic._TILE
@@ -76,31 +76,31 @@ def execute(ptxsim: Any, run: Run) -> tuple[float, list[str]]:
         try:
             with executing(ptxsim, run.arch, schedule) as names:
                 found = evaluate(logits, run.targets, "triton")
-        except Exception as error:  # the simulator's words say where
+        except Exception as error:  # the simulator's message has the location
             return float("inf"), [f"{schedule.name}: {type(error).__name__}: {error}"]
         finally:
             logistic._TILE = shipped
         if names != ["logistic_kernel"]:
-            return float("inf"), [f"launched {names}, expected the one kernel"]
+            return float("inf"), [f"launched {names}, expected logistic_kernel once"]
         first = first or found
         different = [key for key in first if not torch.equal(first[key], found[key])]
         if different:
-            return float("inf"), [f"{schedule.name}: other bits in {', '.join(different)}"]
+            return float("inf"), [f"{schedule.name}: different bits in {', '.join(different)}"]
     eager, exact = evaluate(logits, run.targets, "reference"), evaluate(logits.double(), run.targets, "reference")
     parts = {key: rule.used(first[key], eager[key], value, rule.FLOAT32) for key, value in exact.items()}
-    wrong = [f"{key}: {part:.2f} of what is allowed" for key, part in parts.items() if not part <= 1]
+    wrong = [f"{key}: {part:.2f} of the allowed error" for key, part in parts.items() if not part <= 1]
     return max(parts.values()), wrong
 
 
 def prove(ptxsim: Any, quick: bool, match: str = "") -> list[str]:
-    """Every run's line, as it ends; the failures."""
+    """Execute all runs, print a line for each, and return the failures."""
     failures = []
     for run in runs(quick):
         if match not in str(run):
             continue
         begin = time.perf_counter()
         used, wrong = execute(ptxsim, run)
-        print(f"{run}: {used:.2f} of what is allowed, {time.perf_counter() - begin:.1f} s", *wrong, sep="\n    ",
+        print(f"{run}: {used:.2f} of the allowed error, {time.perf_counter() - begin:.1f} s", *wrong, sep="\n    ",
               flush=True)
         failures += [f"{run}: {words}" for words in wrong]
     return failures

@@ -36,7 +36,7 @@ class Case(NamedTuple):
 
 HEAD = Layer(1, 4, 1, 0, norm=False, activation="none")
 IMAGE = Layer(3, transposed=True, norm=False, activation="tanh")
-# what a configuration is tried on; the first two hold all narrow kernels, too
+# the cases for tile configurations; the first two also launch all narrow kernels
 GENERATOR = Case("128-64-3 transposed", (4, 128, 4, 4), (Layer(64, transposed=True, activation="relu"), IMAGE))
 DISCRIMINATOR = Case("64-128-1", (4, 64, 8, 8), (Layer(128), HEAD), 2)
 ODD = [
@@ -44,7 +44,7 @@ ODD = [
     Case("3-64-25", (4, 3, 13, 11), (Layer(64, norm=False), Layer(25, 3, 1, 1)), 4),
     Case("25-128-64 transposed", (6, 25, 3, 5), (Layer(128, 3, transposed=True), Layer(64, 4, 2, 1)), 3),
 ]
-DESCRIBED = [  # on descriptors: whole boxes; groups that end within a box, of 2 images and of 8; masks
+DESCRIBED = [  # on descriptors: whole boxes; groups that end within a box of 2 or 8 images; masks
     Case("64-128-128-64 described", (16, 64, 8, 8), (Layer(128), Layer(128, transposed=True),
                                                      Layer(64, transposed=True)), 2),
     Case("64-128-128 described in part", (10, 64, 16, 16), (Layer(128), Layer(128)), 2),
@@ -61,7 +61,7 @@ HEADS = [
 
 
 def from_tests() -> Iterator[Case]:
-    """Each case of the operations' tests behind a block with a normalisation; or alone."""
+    """Each case of the operations' tests after a block with batch normalization, or alone."""
     for case, transposed in itertools.product(CASES, (False, True)):
         shape, co, kernel, stride, padding, extra, bias, groups = case
         if shape[2:] == (1, 1) and not transposed:
@@ -72,14 +72,14 @@ def from_tests() -> Iterator[Case]:
 
 
 def without_statistics(case: Case) -> tuple[Case, Case]:
-    """The same with running statistics, and without a normalisation."""
+    """The case with running statistics, and without batch normalization."""
     bare = tuple(layer._replace(norm=False) for layer in case.layers)
     return (case._replace(name=case.name + " evaluation", training=False),
             case._replace(name=case.name + " bare", layers=bare))
 
 
 def build(case: Case) -> nn.Sequential:
-    """Eager layers, seeded, with scales and shifts that differ from channel to channel."""
+    """Eager layers, seeded, with scales and shifts that differ between channels."""
     torch.manual_seed(0)
     modules: list[nn.Module] = []
     ci = case.shape[1]
@@ -102,7 +102,7 @@ def build(case: Case) -> nn.Sequential:
 
 
 def cast(network: nn.Sequential, dtype: torch.dtype) -> nn.Sequential:
-    """As mixed precision has it: convolutions in `dtype`, normalisations in float32 (or float64)."""
+    """Mixed precision: convolutions in `dtype`, batch normalization in float32 (or float64)."""
     network = copy.deepcopy(network).to(dtype)
     for module in network:
         if isinstance(module, nn.BatchNorm2d) and dtype.itemsize < 4:

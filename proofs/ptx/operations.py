@@ -21,11 +21,11 @@ from proofs.ptx import networks, rule
 from proofs.ptx.simulator import Schedule, executing, schedules
 
 ARCHITECTURES, WARPS, STAGES = (80, 90), (2, 4, 8), (1, 2, 3, 4)
-FEW = 8  # elements of a tensor whose error is a matter of chance
+FEW = 8  # elements of a tensor whose error depends on chance
 
 
 class Outcome(NamedTuple):
-    """Which kernels ran, the largest part of an allowance that was used, and what went wrong, in words."""
+    """The launched kernels, the largest error relative to the allowed one, and messages for what failed."""
 
     kernels: list[str]
     used: float
@@ -33,7 +33,7 @@ class Outcome(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """Results of one draw of numbers: ours, eager, exact, and exact with the kinks moved to either side."""
+    """Results for one random input: ours, eager, exact, and exact with the kinks moved to either side."""
 
     kernels: list[str]
     ours: dict[str, Tensor]
@@ -48,10 +48,10 @@ class Fault(Exception):
 
 def execute(ptxsim: Any, case: networks.Case, precision: rule.Precision, arch: int,
             rules: list[dict[str, Any]]) -> Outcome:
-    """One case, forward and backward, under every schedule, against float64.
+    """One case, forward and backward, under every schedule, compared with float64.
 
-    In tensors of few elements eager may have some right by chance: three more draws of numbers are then judged with the
-    first, as one tensor.
+    In tensors of few elements, eager results may be exact by chance. Then three more random inputs are drawn, and the
+    results of all four are judged as one tensor.
     """
     start, draws = build_seeded(case, precision), []
     for seed in (1, 2, 3, 4):
@@ -63,13 +63,13 @@ def execute(ptxsim: Any, case: networks.Case, precision: rule.Precision, arch: i
         wrong = {key: part for key, part in parts.items() if not part <= 1}
         if seed == 1 and (not wrong or any(draws[0].exact[key].numel() > FEW for key in wrong)):
             break
-    words = [f"{key}: {part:.2f} of what is allowed" for key, part in wrong.items()]
+    words = [f"{key}: {part:.2f} of the allowed error" for key, part in wrong.items()]
     return Outcome(draws[0].kernels, max(parts.values()), words)
 
 
 def build_seeded(case: networks.Case, precision: rule.Precision) -> nn.Sequential:
     torch.manual_seed(1)
-    torch.randn(case.shape)  # where x once came from: the same weights as ever
+    torch.randn(case.shape)  # unused; keeps the weights of earlier versions
     return networks.cast(networks.build(case), precision.dtype)
 
 
@@ -105,22 +105,22 @@ def run_case(ptxsim: Any, case: networks.Case, precision: rule.Precision, arch: 
             except Exception as error:
                 if precision.dtype != torch.float16 or "never-written" not in str(error):
                     raise
-                # a float16 that was written as -15.305 has the bits by which the simulator knows memory that was not;
-                # what was not written still is -15.305, and would be far from float64
+                # the float16 -15.305 has the bits with which the simulator marks unwritten memory; without this check,
+                # unwritten memory is -15.305, far from the float64 result
                 found = simulated(schedule, False)
-        except Exception as error:  # the simulator's words say where
+        except Exception as error:  # the simulator's message has the location
             raise Fault(f"{schedule.name}: {type(error).__name__}: {error}") from error
         if not kernels:
             raise Fault("no kernel was launched")
         first = first or found
         different = [key for key in first if not torch.equal(first[key], found[key])]
         if different:
-            raise Fault(f"{schedule.name}: other bits in {', '.join(different)}")
+            raise Fault(f"{schedule.name}: different bits in {', '.join(different)}")
     return Draw(kernels, first, eager, exact, (below, above))
 
 
 def judge(draws: list[Draw], precision: rule.Precision, network: nn.Sequential) -> dict[str, float]:
-    """`compare`, with all draws as one."""
+    """`compare` with the tensors of all draws concatenated."""
     def together(tensors: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
         parts = list(tensors)
         return {key: torch.cat([part[key].flatten() for part in parts]) for key in parts[0]}
@@ -132,7 +132,7 @@ def judge(draws: list[Draw], precision: rule.Precision, network: nn.Sequential) 
 
 def compare(ours: dict[str, Tensor], eager: dict[str, Tensor], exact: dict[str, Tensor],
             moved: list[dict[str, Tensor]], unit: float, network: nn.Sequential) -> dict[str, float]:
-    """The part of its allowance that each tensor uses."""
+    """The error of each tensor relative to the allowed one."""
     parts = {}
     for key, value in exact.items():
         cancelled = 0.0
@@ -140,7 +140,7 @@ def compare(ours: dict[str, Tensor], eager: dict[str, Tensor], exact: dict[str, 
         if what == "bias" and network.training and int(index) + 1 < len(network):
             after = network[int(index) + 1]
             if isinstance(network[int(index)], (nn.Conv2d, nn.ConvTranspose2d)) and isinstance(after, nn.BatchNorm2d):
-                # zero: the normalisation takes the mean away. What cancels has the size of beta's gradient
+                # zero, because the mean cancels the bias; the terms that cancel have the size of beta's gradient
                 cancelled = unit * float(exact[f"{int(index) + 1}.bias"].abs().max())
         own = rule.FLOAT32 if "running" in key else unit
         parts[key] = rule.used(ours[key], eager[key], value, own, cancelled, [other[key] for other in moved])
@@ -148,7 +148,7 @@ def compare(ours: dict[str, Tensor], eager: dict[str, Tensor], exact: dict[str, 
 
 
 def shipped() -> list[dict[str, Any]]:
-    """The rules of all architectures but the interpreter, each once; registers are given out after PTX."""
+    """The distinct rules of all architectures except the interpreter; registers are allocated after PTX."""
     found: list[dict[str, Any]] = []
     for file in sorted(Path(tiles.__file__).parent.glob("tiles/sm_*.json")):
         for given in json.loads(file.read_text())["rules"] if file.stem != "sm_0" else ():
@@ -159,7 +159,7 @@ def shipped() -> list[dict[str, Any]]:
 
 @contextmanager
 def taking(rules: list[dict[str, Any]]) -> Iterator[None]:
-    """Within the block these rules choose the tiles, on every architecture; the shipped ones when there are none."""
+    """Within the block, these rules select the tiles on every architecture; an empty list keeps the shipped rules."""
     before = tiles._file
     if rules:
         tiles._file = lambda arch: {**before(arch), "rules": rules}  # type: ignore[assignment]
@@ -188,9 +188,9 @@ class Run(NamedTuple):
 def configurations(each: list[tuple[int, int]] | None = None) -> Iterator[Run]:
     """Every shipped tile in every precision, on both architectures, with each number of warps and stages.
 
-    A run takes one tile of the GEMMs and one of the weight gradients, for all sizes, and the narrow ones by their
-    conditions. The runs of one (warps, stages) go around the generator's, the discriminator's and an odd case, so that
-    all kernels meet it. `each` None: as shipped.
+    A run uses one tile for GEMMs and one for weight gradients, of all sizes, and narrow tiles by their conditions. The
+    runs with one (warps, stages) alternate between the generator's, the discriminator's and an odd case, so that all
+    kernels run with it. With `each` None, tiles have their own warps and stages.
     """
     found = shipped()
     fixed = [one for one in found if one["kernel"] in ("narrow", "rows")]
@@ -219,7 +219,7 @@ def on_descriptors(each: list[tuple[int, int]] | None = None) -> Iterator[Run]:
         gemms, wgrads = ([one for one in found if one["kernel"] == kernel and one["bytes"] == kind.dtype.itemsize]
                          for kernel in ("convolve tma", "wgrad tma"))
         if precision == "fp32" or (pair and pair[0] == 2):
-            continue  # on pointers; and two warps are no group of wgmma
+            continue  # float32 runs on pointers, and wgmma needs four warps
         for row in range(max(len(gemms), len(wgrads))):
             taken = [{key: one[key] for key in ("kernel", "tile", "warps", "stages")}
                      for one in (gemms[row % len(gemms)], wgrads[row % len(wgrads)])]
@@ -229,7 +229,7 @@ def on_descriptors(each: list[tuple[int, int]] | None = None) -> Iterator[Run]:
 
 
 def runs(quick: bool) -> Iterator[Run]:
-    """What is tried; quick: every shipped tile as it is shipped, and one precision and architecture of each case."""
+    """All runs; quick: every tile with its own warps and stages, and each case in one precision on one architecture."""
     cases = [*networks.from_tests(), *networks.HEADS]
     cases += [other for case in (networks.HEADS[1], networks.ODD[0], cases[2])
               for other in networks.without_statistics(case)]
@@ -243,7 +243,7 @@ def runs(quick: bool) -> Iterator[Run]:
 
 
 def prove(ptxsim: Any, quick: bool, match: str = "") -> list[str]:
-    """Every run's line, as it ends; the failures."""
+    """Execute all runs, print a line for each, and return the failures."""
     torch.set_num_threads(1)
     failures = []
     for run in runs(quick):
@@ -251,7 +251,7 @@ def prove(ptxsim: Any, quick: bool, match: str = "") -> list[str]:
             continue
         begin = time.perf_counter()
         outcome = execute(ptxsim, run.case, rule.PRECISIONS[run.precision], run.arch, run.rules)
-        print(f"{run}: {len(outcome.kernels)} launches, {outcome.used:.2f} of what is allowed, "
+        print(f"{run}: {len(outcome.kernels)} launches, {outcome.used:.2f} of the allowed error, "
               f"{time.perf_counter() - begin:.1f} s", *outcome.failures, sep="\n    ", flush=True)
         failures += [f"{run}: {failure}" for failure in outcome.failures]
     return failures

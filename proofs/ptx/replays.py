@@ -1,7 +1,7 @@
-"""Part three: the step as a graph would repeat it, on the compiled kernels: replays equal eager steps to the last bit.
+"""Part three: the step replayed like a CUDA graph, on the compiled kernels. Replays equal eager steps bit for bit.
 
-The tape of proofs/simulated holds the operations of one step of dcgan-64 at full width, fastgan's among them; every
-launch in it, recorded or replayed, goes to the simulator.
+The tape of proofs/simulated has the operations of one step of dcgan-64 at full width, including those of fastgan. The
+simulator executes every launch, recorded or replayed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def make(precision: str) -> GANStep:
 
 
 def prove(ptxsim: Any, quick: bool, match: str = "") -> list[str]:
-    """Every case's line, as it ends; the failures."""
+    """Execute all cases, print a line for each, and return the failures."""
     failures = []
     for precision, arch in CASES[:1] if quick else CASES:
         line = f"sm_{arch} {precision} dcgan-64 batch {BATCH}, {STEPS} replays against {STEPS} eager steps"

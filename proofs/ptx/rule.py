@@ -1,4 +1,4 @@
-"""The rule of nearness, `fastgan.ops.numerics`, and eager layers on the CPU that compute as tensor cores would."""
+"""The rule for errors, `fastgan.ops.numerics`, and eager layers on the CPU with the precision of tensor cores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["FLOAT32", "PRECISIONS", "Precision", "cut", "doubted", "eagerly", "k
 
 
 def eagerly(precision: Precision) -> Any:
-    """The mode in which eager layers on the CPU compute as tensor cores would."""
+    """The mode in which eager layers on the CPU have the precision of tensor cores."""
     return _TF32() if precision.tf32 else _Nothing()
 
 
@@ -25,7 +25,7 @@ class _Nothing(TorchFunctionMode):
 
 
 class _TF32(TorchFunctionMode):
-    """Convolutions with factors cut to tf32, forward and backward, which the CPU would compute in full float32."""
+    """Convolutions, forward and backward, with operands truncated to tf32, which the CPU does not support."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.conv2d, torch.nn.functional.conv2d):
@@ -54,5 +54,5 @@ class _Convolution(torch.autograd.Function):
 
 
 def cut(x: Tensor) -> Tensor:
-    """Float32 with the 13 lowest bits cleared, as a tensor core reads it."""
+    """float32 with the 13 lowest bits cleared, as tensor cores read it."""
     return (x.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)

@@ -1,7 +1,7 @@
-"""Kernels in a PTX simulator (ptxsim): where it is, what it is asked to check, and what every launch left behind.
+"""Runs kernels in a PTX simulator (ptxsim).
 
-Triton compiles a kernel as for a real launch; the simulator executes that PTX on the CPU, warp by warp, with bounds,
-poison and race checks. What it does not know it reports; `lowered` spells out the two instructions that it lacks.
+Triton compiles a kernel as for a real launch. The simulator executes its PTX on the CPU, warp by warp, and checks
+bounds, uninitialized reads and races. It raises an error for unsupported instructions; `lowered` replaces two of them.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from fastgan.ops.triton import launch
 
 
 class Schedule(NamedTuple):
-    """An order of events that the hardware may choose; under each of them a kernel must leave the same bits."""
+    """A valid order of execution; results of a kernel must be bit for bit the same under all of them."""
 
     name: str
     options: dict[str, Any]
 
 
-# cp.async and wgmma complete as late as they may, unless eager; races are looked for once
+# cp.async and wgmma complete as late as possible, unless eager; only one schedule checks races
 RACES = Schedule("in order, latest completion, races", {"race": True})
 PLAIN = Schedule("in order, latest completion", {})
 REVERSED = Schedule("warps in reverse", {"order": "reverse"})
@@ -36,7 +36,7 @@ def schedules(arch: int) -> list[Schedule]:
 
 
 class Launch(NamedTuple):
-    """A kernel that has run: its name, what it was given, and the simulator's counters."""
+    """An executed kernel: its name, arguments and options, and the simulator's counters."""
 
     kernel: str
     arguments: dict[str, Any]
@@ -45,14 +45,14 @@ class Launch(NamedTuple):
 
 
 def find(folder: str | None) -> Any:
-    """The simulator's module from `folder`, or None where there is none."""
+    """The simulator's module from `folder`, or None if there is none."""
     if not folder or not (Path(folder) / "ptxsim.py").is_file():
         return None
     sys.path.insert(0, str(Path(folder).resolve()))
     import ptxsim
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    if not hasattr(TensorDescriptor, "round_f32_to_tf32"):  # Triton before 3.7, which the simulator asks for it
+    if not hasattr(TensorDescriptor, "round_f32_to_tf32"):  # missing before Triton 3.7, read by the simulator
         TensorDescriptor.round_f32_to_tf32 = False
     return ptxsim
 
@@ -65,12 +65,12 @@ _JUMP = re.compile(r"^\s*brx\.idx\s+(?P<index>%\w+),\s*(?P<name>\$\w+);", re.MUL
 
 
 def lowered(ptx: str) -> str:
-    """The same kernel without the two instructions that the simulator lacks."""
+    """The kernel without the two instructions that the simulator does not support."""
     return _without_tables(_without_pairs(ptx))
 
 
 def _without_tables(ptx: str) -> str:
-    """`brx.idx %r, table`, which LLVM makes of comparisons of one number with constants, as a branch for each entry."""
+    """Replaces `brx.idx %r, table`, to which LLVM converts comparisons with constants, by a branch for each entry."""
     tables = {table["name"]: re.findall(r"\$\w+", table["labels"]) for table in _TABLE.finditer(ptx)}
     if not tables:
         return ptx
@@ -86,15 +86,14 @@ def _without_tables(ptx: str) -> str:
 
 
 def _without_pairs(ptx: str) -> str:
-    """The same kernel without `setp.CMP.bf16x2 %p|%q, %ra, %rb` and its twin of f16x2.
+    """Replaces `setp.CMP.bf16x2 %p|%q, %ra, %rb`, and the same with f16x2.
 
-    LLVM narrows comparisons of extended 16-bit values to it from sm_90 on. By the PTX ISA %p compares the low halves
-    and %q the high ones, so it stands for
+    From sm_90 on, LLVM converts comparisons of extended 16-bit values to it. By the PTX ISA, %p compares the low halves
+    and %q the high halves, so it is equivalent to
 
         mov.b32 {al, ah}, %ra;   mov.b32 {bl, bh}, %rb;   setp.CMP.bf16 %p, al, bl;   setp.CMP.bf16 %q, ah, bh;
 
-    under the same guard, with four scratch registers of the kernel. A form that is not this one stays as it is, and
-    the simulator refuses it.
+    under the same guard, with four scratch registers. Other forms are not replaced, and the simulator rejects them.
     """
     def spell(match: re.Match[str]) -> str:
         before, compare, kind = match["before"], match["compare"], match["type"]
@@ -113,10 +112,10 @@ def _without_pairs(ptx: str) -> str:
 @contextmanager
 def executing(ptxsim: Any, arch: int, schedule: Schedule = PLAIN, *, sectors: bool = False,
               unwritten: bool = True, each: Callable[[Launch], None] | None = None) -> Iterator[list[str]]:
-    """Within the block every Triton kernel of fastgan runs in the simulator; yields the names of those that did.
+    """Within the block, every Triton kernel of fastgan runs in the simulator. Yields the list of their names.
 
-    Memory from torch.empty is poisoned, and a pointer reaches its own tensor only. `unwritten`: whether reading what is
-    still poisoned is an error. `each` sees every launch.
+    Memory from torch.empty is poisoned, and a pointer may only access its own tensor. unwritten: whether reading
+    poisoned memory is an error. each: called with every launch.
     """
     names: list[str] = []
 

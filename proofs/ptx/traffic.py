@@ -1,13 +1,13 @@
-"""Part four: what each launch of one training step of dcgan-64 computes and moves, against what its layer must.
+"""Part four: operations and bytes of each launch of one training step of dcgan-64, relative to those of its layer.
 
-    mma_flops     executed by tensor cores / the cost model's (`benchmarks.launches`), which counts every tap
-    load, store   32-byte sectors of memory touched at least once / the cost model's bytes of the tensors, each once
-    l2            sectors touched, counted once for each program / the same bytes: what a perfect L1 asks of L2
+    mma_flops     of the tensor cores / those of the cost model (`benchmarks.launches`), which counts every tap
+    load, store   bytes of all accessed 32-byte sectors, each counted once / the bytes of the tensors in the cost model
+    l2            bytes of the accessed sectors, counted once per program / the same bytes: L2 reads with a perfect L1
     conflicts     share of the accesses to shared memory that wait for a bank
 
-Gates: tensor cores compute no less than the model says, and at most three tenths in vain (layers of fewer than 16
-channels, which are limited by memory, are not judged); memory is touched within 3 % of the model's bytes. So
-`benchmarks.counters` counts what the compiled code does.
+Limits: tensor cores compute at least what the model counts, and at most 30 % more (layers with fewer than 16 channels
+are limited by memory and not checked); accessed memory is within 3 % of the model's bytes. So `benchmarks.counters`
+counts what the compiled code does.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from proofs.ptx.training import given, variants
 
 BATCH, SECTOR = 32, 32
 MOST_FLOPS, NEAR, FEW_CHANNELS = 1.3, 0.03, 16
-SMALL = 64 * 1024  # bytes up to which the unused ends of sectors weigh too much to judge
+SMALL = 64 * 1024  # bytes; smaller tensors are not checked, because of the unused ends of their sectors
 
 
 class Row(NamedTuple):
-    """One launch; ratios as in this file's docstring, nan where there is nothing to divide by."""
+    """One launch; ratios as in the module's docstring, nan if the divisor is 0."""
 
     launch: int
     kernel: str
@@ -70,7 +70,7 @@ def _over(a: float, b: float) -> float:
 
 
 def excess(row: Row) -> Iterator[str]:
-    """The gates that a launch does not pass."""
+    """Messages for the limits that a launch exceeds."""
     if row.mma_flops > MOST_FLOPS or 0 < row.mma_flops < 1:
         yield f"tensor cores compute {row.mma_flops:.2f} x the layer"
     for what, ratio, megabytes in (("load", row.load, row.read), ("store", row.store, row.written)):
@@ -79,7 +79,7 @@ def excess(row: Row) -> Iterator[str]:
 
 
 def measure(ptxsim: Any) -> list[Row]:
-    """Every launch of one step in bfloat16 on sm_80; real and fake images go through D in calls of their own."""
+    """Every launch of one step in bfloat16 on sm_80, with D on real and fake images in separate calls."""
     variant = variants(ptxsim, "bf16", 80)["ours"]
     config = presets.get("dcgan-64")
     step = GANStep(variant.generator, variant.discriminator, config.model, config.train)

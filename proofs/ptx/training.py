@@ -1,10 +1,10 @@
-"""Part two: whole training steps of dcgan-64 at full width, every launch in the simulator.
+"""Part two: whole training steps of dcgan-64 at full width, with every launch in the simulator.
 
-Three networks start from the same weights and see the same images and noise: fastgan's kernels, eager PyTorch in the
-same precision, and the reference in float64. What is judged is how far each has moved: parameters minus those at the
-start, over all parameters of a network at once (an early step of Adam is lr times little more than a sign, so a single
-parameter whose gradient is near zero may go the other way in either), and the running statistics likewise. Gradients
-are judged tensor by tensor, on one call of D for real and fake images with two statistic groups.
+Three networks start from the same weights and get the same images and noise: fastgan's kernels, eager PyTorch in the
+same precision, and the reference in float64. Their updates are compared: the change of all parameters of a network as
+one tensor (the first steps of Adam are about lr times the sign of the gradient, so a single parameter with a gradient
+near zero may change in either direction), and the change of the running statistics. Gradients are compared tensor by
+tensor, for one call of D on real and fake images with two statistic groups.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Around = Callable[[], AbstractContextManager[Any]]
 
 
 class Variant(NamedTuple):
-    """Both networks, the type of their tensors, the precision of their steps, and what those run in."""
+    """Both networks, the dtype of their tensors, the precision of their steps, and the context in which these run."""
 
     generator: nn.Module
     discriminator: nn.Module
@@ -42,7 +42,7 @@ class Variant(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What all variants are given: images (N, 3, 64, 64) of each step, and the noise that is drawn, in order."""
+    """The inputs of all variants: images (N, 3, 64, 64) of each step, and noise in the order in which it is drawn."""
 
     images: list[Tensor]
     noise: list[Tensor]
@@ -50,13 +50,13 @@ class Given(NamedTuple):
 
 def given(batch: int) -> Given:
     torch.manual_seed(1)
-    blur = nn.AvgPool2d(5, 1, 2)  # neighbours alike, as in pictures
+    blur = nn.AvgPool2d(5, 1, 2)  # adjacent pixels are similar, as in pictures
     images = [blur(torch.rand(batch, 3, 64, 64) * 2 - 1) * 2 for _ in range(STEPS)]
     return Given(images, [torch.randn(batch, 100) for _ in range(2 * STEPS)])
 
 
 def variants(ptxsim: Any, precision: str, arch: int) -> dict[str, Variant]:
-    """"ours", "eager" and "exact"."""
+    """The variants "ours", "eager" and "exact"."""
     torch.manual_seed(0)
     generator, discriminator = models.build(presets.get("dcgan-64").model, (3, 64, 64))
     kind = rule.PRECISIONS[precision]
@@ -97,7 +97,7 @@ def variants(ptxsim: Any, precision: str, arch: int) -> dict[str, Variant]:
 
 
 def train(variant: Variant, seen: Given) -> dict[str, Tensor]:
-    """How far three steps have moved the parameters and the running statistics of each network."""
+    """The change of the parameters and the running statistics of each network in three steps."""
     networks = {"generator": variant.generator, "discriminator": variant.discriminator}
     config = presets.get("dcgan-64")
     before = {name: copy.deepcopy(network.state_dict()) for name, network in networks.items()}
@@ -118,7 +118,7 @@ def train(variant: Variant, seen: Given) -> dict[str, Tensor]:
 
 
 def differentiate(variant: Variant, seen: Given) -> dict[str, Tensor]:
-    """Logits, all gradients and the running statistics of D, given real and fake images in one batch."""
+    """Logits, all gradients and the running statistics of D for real and fake images in one batch."""
     network = variant.discriminator
     batch = torch.cat([seen.images[0], -seen.images[1]]).to(variant.dtype)
     with variant.around():
@@ -136,7 +136,7 @@ def differentiate(variant: Variant, seen: Given) -> dict[str, Tensor]:
 
 
 def prove(ptxsim: Any, quick: bool, match: str = "") -> list[str]:
-    """Every case's lines, as it ends; the failures."""
+    """Execute all cases, print lines for each, and return the failures."""
     failures = []
     torch.set_num_threads(2)
     for batch, precision, arch in CASES[:1] if quick else CASES:
@@ -149,16 +149,16 @@ def prove(ptxsim: Any, quick: bool, match: str = "") -> list[str]:
             found = {name: run(variant, seen) for name, variant in variants(ptxsim, precision, arch).items()}
             parts = {key: rule.used(found["ours"][key], found["eager"][key], value, rule.FLOAT32)
                      for key, value in found["exact"].items()}
-            print(f"{line}: {max(parts.values()):.2f} of what is allowed, {time.perf_counter() - begin:.0f} s")
+            print(f"{line}: {max(parts.values()):.2f} of the allowed error, {time.perf_counter() - begin:.0f} s")
             for key, part in parts.items():
                 distances = [_distance(found[name][key], found["exact"][key]) for name in ("ours", "eager")]
-                print(f"    {key:28} {part:.2f}   from float64: ours {distances[0]:.1e}, eager {distances[1]:.1e}",
+                print(f"    {key:28} {part:.2f}   error: ours {distances[0]:.1e}, eager {distances[1]:.1e}",
                       flush=True)
                 if not part <= 1:
-                    failures.append(f"{line}: {key}: {part:.2f} of what is allowed")
+                    failures.append(f"{line}: {key}: {part:.2f} of the allowed error")
     return failures
 
 
 def _distance(found: Tensor, exact: Tensor) -> float:
-    """Relative, root mean square."""
+    """Relative root mean square error."""
     return float((found.double() - exact).norm() / exact.norm())

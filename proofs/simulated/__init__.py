@@ -1,7 +1,7 @@
 """CUDA graphs without a GPU: operations are recorded and replayed on the CPU.
 
     tape.py      records the operations of one call, undoes their effects, and replays them into the same memory
-    replays.py   that replays equal eager steps to the last bit
+    replays.py   checks that replays equal eager steps bit for bit
     cuda.py      a stand-in for torch.cuda
 """
 

@@ -23,7 +23,7 @@ class _Stream:
 
 
 class _Graph:
-    """As torch.cuda.CUDAGraph: captured once, replayed until it is reset."""
+    """Same as torch.cuda.CUDAGraph: captured once, replayed until it is reset."""
 
     def __init__(self, cuda: SimulatedCuda, name: str) -> None:
         self.cuda, self.name = cuda, name
@@ -44,9 +44,9 @@ class _Graph:
 
 
 class SimulatedCuda:
-    """Stands in for torch.cuda, with the CPU as its device; `events` says what it was asked for, in order.
+    """A replacement for torch.cuda whose device is the CPU; `events` lists its calls in order.
 
-    A test may set `broken` to what every replay is to raise, `refusal` to what the end of a capture is to raise, and
+    A test may set `broken` and `refusal` to error messages, which every replay and the end of a capture then raise, and
     `after_replay` to a function that is called after each replay.
     """
 
@@ -93,7 +93,7 @@ class SimulatedCuda:
         try:
             with recording() as tape:
                 yield
-        except Exception:  # as torch.cuda.graph: the end of the capture fails too, and the stream stays
+        except Exception:  # as in torch.cuda.graph, the end of the capture also fails, and the stream is not restored
             raise RuntimeError(PREVIOUS_ERROR) from None
         finally:
             self._capturing = False

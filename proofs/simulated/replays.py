@@ -1,4 +1,4 @@
-"""Replays of a step's recorded operations compared with eager steps, to the last bit."""
+"""Comparison of replays of a step's recorded operations with eager steps, bit for bit."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from torch import Tensor
 
 from proofs.simulated.tape import Tape, record, same_bits, storage_key
 
-Step = Any  # what `fastgan.train.capture.Capturable` asks for, called with tensors
+Step = Any  # a `fastgan.train.capture.Capturable` that is called with tensors
 
 
 def assert_replays_equal_eager(make_step: Callable[[], Step], inputs: Sequence[tuple[Tensor, ...]], count: int = 10,
                                seed: int = 0) -> None:
-    """`count` eager calls and as many replays, from the same state, are the same to the last bit after each call.
+    """Check that `count` eager calls and as many replays from the same state are bit for bit equal after each call.
 
     Args:
-        make_step: a step, new or in the middle of a run, in the same state each time it is called.
-        inputs: those of each call; taken again from the first one when there are fewer than `count`.
-    Raises `AssertionError` that names the call and the tensor, for outputs, state and random state; also when a call
-    changes memory that `state` does not name. `CaptureRefused` and `StaleMemory` pass through.
+        make_step: returns a step, new or in the middle of a run, in the same state in each call.
+        inputs: of each call; they are repeated if there are fewer than `count`.
+
+    Raises `AssertionError` that names the call and the tensor, for outputs, state and random state, or if a call
+    changes memory that is not in `state`. Does not catch `CaptureRefused` and `StaleMemory`.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # thousands of tiny operations, each of which would wait for a second thread
+    torch.set_num_threads(1)  # the thousands of small operations would wait for a second thread
     try:
         calls = [inputs[i % len(inputs)] for i in range(count)]
         eager, graphed = make_step(), make_step()
@@ -39,7 +40,7 @@ def assert_replays_equal_eager(make_step: Callable[[], Step], inputs: Sequence[t
 
 
 def _eager_calls(step: Step, calls: Iterable[tuple[Tensor, ...]]) -> Iterator[dict[str, Tensor]]:
-    """All that can be seen after each call."""
+    """The visible tensors after each call."""
     for given in calls:
         outputs = step(*given)
         yield _named(step, outputs)
@@ -71,7 +72,7 @@ def _record_step(step: Step, phase: Hashable, static: tuple[Tensor, ...]) -> Tap
 
 
 def _named(step: Step, outputs: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Copies, as a reference would keep memory alive that the step lets go."""
+    """Copies, because references would keep memory alive that the step frees."""
     named = {f"state[{i}]": t for i, t in enumerate(step.state())}
     named |= {f"output {key}": t for key, t in (outputs or {}).items()}
     return {**{key: t.detach().clone() for key, t in named.items()}, "random state": torch.get_rng_state()}

@@ -1,13 +1,13 @@
 """CUDA graphs without a GPU: record every operation of one call, undo its effects, replay them into the same memory.
 
-    tape = record(lambda: step.run(phase, images))      # runs once, and leaves everything as it was
-    tape.replay()                                       # the same operations on the same storages, Python left out
+    tape = record(lambda: step.run(phase, images))      # runs once, then restores memory and random state
+    tape.replay()                                       # the same operations on the same storages, without Python
 
-A replay knows what a graph knows: addresses, sizes and the plain numbers that Python passed when it was recorded. So
-all that Python decided is frozen, memory that was freed or moved since is found, and operations that wait for the
-device, or copy from the host, are refused while recording. Random operations draw from the default generator again,
-as a graph does on CUDA. What this cannot see: streams, kernels that go past PyTorch's dispatcher, and what happens
-inside an operator of ours, which is replayed whole.
+Like a graph, a replay uses only addresses, sizes and numbers from the time of recording. So decisions of Python are
+frozen, memory that was freed or moved since then is detected, and operations that wait for the device, or copy from the
+host, are rejected while recording. Random operations draw from the default generator again, as in a graph on CUDA. Not
+covered are streams, kernels that bypass PyTorch's dispatcher, and the inside of fastgan's operators, which are replayed
+as one operation.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ EMPTY = {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_em
 
 
 class CaptureRefused(RuntimeError):
-    """An operation that no graph can hold."""
+    """An operation that cannot be captured in a graph."""
 
 
 class StaleMemory(RuntimeError):
-    """Memory that a tape reads or writes was freed, moved or resized since."""
+    """Memory that a tape reads or writes was freed, moved or resized after recording."""
 
 
 def refuse(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    """Raise `CaptureRefused` where capture on CUDA would: the host waits for the device, or its data is copied."""
+    """Raise `CaptureRefused` if a capture on CUDA would fail: the host waits for the device, or its data is copied."""
     name = func._schema.name
     if name == "aten::lift_fresh":
         raise CaptureRefused(f"{func}: data of the host is copied to the device (torch.tensor, from_numpy)")
@@ -57,7 +57,7 @@ def refuse(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
 
 
 class HostReads(TorchFunctionMode):
-    """Reads of a tensor's memory by Python, which on the CPU no operator tells of."""
+    """Rejects reads of a tensor's memory by Python, for which the CPU calls no operator."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in HOST_READS:
@@ -66,7 +66,7 @@ class HostReads(TorchFunctionMode):
 
 
 class Watch(TorchDispatchMode):
-    """Refuses, and records nothing."""
+    """Rejects operations, and records nothing."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         refuse(func, args, kwargs or {})
@@ -75,7 +75,7 @@ class Watch(TorchDispatchMode):
 
 
 class _External:
-    """A storage that outlives the call, held weakly, with what it contained before."""
+    """A storage that outlives the call, as a weak reference, and its previous content."""
 
     def __init__(self, storage: torch.UntypedStorage) -> None:
         self.weak, self.address, self.size = StorageWeakRef(storage), storage.data_ptr(), storage.nbytes()
@@ -116,7 +116,7 @@ class _Geometry(NamedTuple):
 
 
 class _Slot(NamedTuple):
-    """Where an argument is a tensor: its number in the table of geometries."""
+    """A tensor argument: its index in the table of geometries."""
 
     number: int
 
@@ -125,11 +125,11 @@ class _Call(NamedTuple):
     func: Any
     arguments: list[Any]
     tree: Any
-    fresh: list[tuple[int, int]]  # (which output, its number in the table)
+    fresh: list[tuple[int, int]]  # (index of the output, index in the table)
 
 
 class Tape:
-    """What one call did; `changed` are the storages outside the tape that it changed."""
+    """The operations of one call. changed: keys of the storages outside the tape that it changed."""
 
     def __init__(self) -> None:
         self.outputs: Any = None
@@ -137,10 +137,10 @@ class Tape:
         self._calls: list[_Call] = []
         self._numbers: dict[_Geometry, int] = {}
         self._outside: dict[int, _External] = {}
-        self._pool: dict[int, torch.UntypedStorage] = {}  # created by the call; the graph's own
+        self._pool: dict[int, torch.UntypedStorage] = {}  # created by the call
 
     def replay(self) -> Any:
-        """Do it again; returns the outputs, which every replay overwrites. Raises `StaleMemory`."""
+        """Repeat the operations. Returns the outputs, which every replay overwrites. Raises `StaleMemory`."""
         storages = {**self._pool, **{key: outside.open() for key, outside in self._outside.items()}}
         table = [geometry.of(storages[geometry.storage]) for geometry in self._numbers]
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
@@ -153,7 +153,7 @@ class Tape:
         return self.outputs
 
     def add(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run an operation, and remember it."""
+        """Run an operation and record it."""
         refuse(func, args, kwargs)
         values, tree = tree_flatten((args, kwargs))
         arguments = [_Slot(self._number(v)) if isinstance(v, Tensor) else v for v in values]
@@ -167,7 +167,7 @@ class Tape:
         return result
 
     def undo(self) -> None:
-        """Memory outside as it was; the tape's own full of NaN, as nothing has computed it yet."""
+        """Restore memory outside the tape, and fill that of the tape with NaN, because nothing has computed it yet."""
         for key, outside in self._outside.items():
             outside.restore()
             if outside.changed:
@@ -202,7 +202,7 @@ class _Recorder(TorchDispatchMode):
 
 @contextmanager
 def recording() -> Iterator[Tape]:
-    """A tape of what happens in the block; raises `CaptureRefused`, and leaves memory and random state as they were."""
+    """A tape of the operations in the block. Restores memory and random state. Raises `CaptureRefused`."""
     tape, random = Tape(), torch.get_rng_state()
     try:
         with HostReads(), _Recorder(tape):
@@ -213,19 +213,19 @@ def recording() -> Iterator[Tape]:
 
 
 def record(function: Callable[[], Any]) -> Tape:
-    """A tape of one call; its `outputs` are what the call returned, with nothing in them until a replay."""
+    """A tape of one call; its `outputs` are the results of the call, which are undefined until a replay."""
     with recording() as tape:
         tape.outputs = function()
     return tape
 
 
 def storage_key(tensor: Tensor) -> int:
-    """The same for all views of one memory, and for nothing else while anything refers to it."""
+    """A key of a tensor's storage, the same for all views of it, and unique while the storage is alive."""
     return tensor.untyped_storage()._cdata
 
 
 def same_bits(left: Tensor, right: Tensor) -> bool:
-    """Equal shapes, dtypes and bits: a NaN equals itself, and 0 is not -0."""
+    """Whether shapes, dtypes and bits are equal: a NaN equals itself, and 0 differs from -0."""
     if (left.shape, left.dtype) != (right.shape, right.dtype):
         return False
     return torch.equal(*(x.detach().contiguous().view(-1).view(torch.uint8) for x in (left, right)))
@@ -236,7 +236,7 @@ def _bytes(storage: torch.UntypedStorage) -> Tensor:
 
 
 def _store(func: Any, value: Tensor, place: Tensor) -> None:
-    """The result of an operation where it was when recorded; memory that nothing has written is full of NaN."""
+    """Store the result of an operation at its recorded place; memory from torch.empty is filled with NaN."""
     if value.shape != place.shape:
         raise StaleMemory(f"{func}: {tuple(value.shape)} where {tuple(place.shape)} was recorded")
     if func._schema.name in EMPTY:

@@ -1,4 +1,5 @@
-// The CPU kernels on edge sizes, under sanitizers: exact allocations, so that a read or write beyond one is seen.
+// The CPU kernels on edge sizes, under sanitizers. Allocations are exact, so that a read or write beyond one is
+// detected.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -70,7 +71,7 @@ int main() {
         convolution({1, 4, 4, 64, 1, 1, 1, 4, 4, 2, 2, 0, 0, tile}, 1);
         convolution({5, 9, 21, 1, 5, 11, 33, 4, 4, 2, 2, 2, 2, tile}, 2);
         convolution({70, 6, 4, 17, 2, 1, 16, 4, 4, 2, 2, 0, 0, tile}, 3);
-        convolution({2, 4, 5, 330, 2, 2, 360, 4, 4, 2, 2, 1, 1, tile}, 2);  // a weight that is taken panel by panel
+        convolution({2, 4, 5, 330, 2, 2, 360, 4, 4, 2, 2, 1, 1, tile}, 2);  // a weight that is transformed by panels
     }
     convolution({5, 8, 8, 3, 4, 4, 64, 4, 4, 2, 2, 1, 1, 0}, 2);
     convolution({3, 7, 5, 1, 9, 2, 33, 3, 2, 1, 3, 2, 0, 0}, 3);

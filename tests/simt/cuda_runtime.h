@@ -1,4 +1,4 @@
-// As much of CUDA as csrc/cuda uses, by simt.h.
+// The part of CUDA that csrc/cuda uses, implemented with simt.h.
 #pragma once
 
 #include <cmath>

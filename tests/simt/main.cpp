@@ -1,11 +1,11 @@
-// Calls of row kernels, one after another until the input ends: name and arguments from the standard input; to the
-// standard output what the pointers point to after the call, and a '.'. tests/simt/__init__.py is the other side.
+// Calls row kernels until the input ends. It reads name and arguments from the standard input, and after the call
+// writes the memory of the pointers and a '.' to the standard output. tests/simt/__init__.py is the other side.
 //
 //     seed, length of the name, the name, then each argument:
 //     'i' int64   'd' double   'p' bytes beyond a multiple of 16, length, that many bytes   'n' a null pointer
 //     's' number of an earlier pointer of the call, counted from 0: the same memory
 //
-// Each other pointer has memory of its own, of just that length, so that AddressSanitizer sees every step beyond it.
+// Each other pointer has separate memory of exactly that length, so that AddressSanitizer detects accesses beyond it.
 #include <cstdio>
 #include <map>
 #include <memory>
@@ -67,7 +67,7 @@ T argument() {
     return Argument<T>::get();
 }
 
-// Braces keep the order.
+// Initializer lists in braces are evaluated in order.
 template <>
 struct Argument<Shape> {
     static Shape get() {

@@ -1,4 +1,4 @@
-// The threads themselves: optimised, and without sanitizers, which are for the kernels.
+// The implementation of threads: optimized, and without sanitizers, which are for the kernels.
 #include "simt.h"
 
 #include <link.h>
@@ -16,7 +16,7 @@
 namespace simt {
 namespace {
 
-// A stack, and the way onto it and back; AddressSanitizer is told.
+// A stack, and switches to it and back, which are announced to AddressSanitizer.
 class Fibre {
 public:
     void start(std::function<void()> task) {
@@ -94,7 +94,7 @@ public:
     std::uint32_t exchange(unsigned mask, std::uint32_t value, unsigned from) {
         if (mask != 0xffffffffu) fail("a shuffle of less than a warp");
         const unsigned self = running, first = self / WARP * WARP;
-        turn[self] = !turn[self];  // before all are at the next shuffle, some may still read what was given at this one
+        turn[self] = !turn[self];  // until all are at the next shuffle, some may still read values of this one
         given[turn[self]][self] = value;
         wait(at_shuffle[self / WARP], WARP);
         return from < WARP ? given[turn[self]][first + from] : value;
@@ -153,7 +153,7 @@ private:
             const ElfW(Phdr)& header = program->dlpi_phdr[i];
             if (header.p_type == PT_TLS) std::memset(program->dlpi_tls_data, 0xff, header.p_memsz);
         }
-        return 1;  // the executable comes first; nothing else is ours
+        return 1;  // the executable comes first; stop after it
     }
 };
 

@@ -1,10 +1,10 @@
 // CUDA's threads, blocks and warps on a CPU, to run kernels under sanitizers.
 //
-// The threads of a block are fibres of one thread of the system. Each runs until it meets a barrier or leaves. Between
-// two barriers of the block one warp after another goes as far as it can, in an order that is drawn each time, and so
-// is that of the threads of a warp between two shuffles: a result that hangs on these hangs on the seed. Blocks run one
-// after another, in an order that is drawn too. `__shared__` variables are thread_local, which puts them into one piece
-// of memory: every block finds it full of NaN.
+// The threads of a block are fibers of one system thread. Each runs until it reaches a barrier or returns. Between two
+// barriers of the block, warps run one after another in a random order, and so do the threads of a warp between two
+// shuffles: a result that depends on the order depends on the seed. Blocks run one after another, in a random order.
+// `__shared__` variables are thread_local, which puts them into one piece of memory that is filled with NaN before each
+// block.
 #pragma once
 
 #include <algorithm>
@@ -26,14 +26,14 @@ constexpr unsigned WARP = 32;
 
 [[noreturn]] void fail(const char* what);
 
-// Decides the order of threads and blocks from now on.
+// Sets the seed of the order of threads and blocks.
 void seed(std::uint64_t number);
 
 void run(dim3 grid, dim3 block, const std::function<void()>& kernel);
 
 void barrier();
 
-// What lane `from` of this warp gives; a lane that is not there gives what `value` is.
+// The value of lane `from` of this warp, or this lane's `value` if there is no such lane.
 std::uint32_t exchange(unsigned mask, std::uint32_t value, unsigned from);
 
 }  // namespace simt

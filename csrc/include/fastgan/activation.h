@@ -1,4 +1,5 @@
-// The activation after a batch normalization, and its derivative. The kind is a template argument: no branch in a loop.
+// The activation after a batch normalization, and its derivative. The kind is a template argument, so that loops have
+// no branch.
 #pragma once
 
 #include <cmath>

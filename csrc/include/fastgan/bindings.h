@@ -1,5 +1,6 @@
 // The kernels of `kernels.h` for Python: the compiled modules of CPU and CUDA have the same functions with the same
-// arguments. fastgan/ops/native/ checks tensors, of which only the addresses come here; numbers are checked once more.
+// arguments. fastgan/ops/native/ checks tensors, of which only the addresses are passed; numbers are checked again
+// here.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -14,7 +15,7 @@ namespace fastgan {
 
 namespace py = pybind11;
 
-// Of a tensor, or as a number; 0 for None
+// The address of a tensor, or a number; 0 for None
 struct Address {
     std::uintptr_t value = 0;
 };
@@ -43,7 +44,7 @@ inline void check(bool right, const char* name, std::int64_t given, const std::s
     if (!right) throw std::invalid_argument(std::string(name) + " " + std::to_string(given) + ": expected " + expected);
 }
 
-// An address of elements of `size` bytes, null only where `optional`
+// An address of elements of `size` bytes, which may be null only if `optional`
 template <typename T>
 T* pointer(const char* name, Address address, bool optional, std::size_t size) {
     if (!optional && address.value == 0)
@@ -58,7 +59,7 @@ T* pointer(const char* name, Address address, bool optional = false) {
     return pointer<T>(name, address, optional, sizeof(T));
 }
 
-// A matrix, null where it has no rows
+// A matrix, which may be null if it has no rows
 template <typename T>
 T* matrix(const char* name, Address address, const Shape& shape) {
     return pointer<T>(name, address, shape.rows == 0, size_of(shape.dtype));

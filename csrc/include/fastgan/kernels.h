@@ -1,9 +1,9 @@
-// The kernels of a batch normalization and its activation, which every device has.
+// The kernels of a batch normalization and its activation, for every device.
 //
 // y, a, g and ga are matrices [rows, channels], row-major and contiguous: (N, C, H, W) channels_last tensors as
-// [N*H*W, C]. The rows are `groups` equal parts with statistics of their own. The last argument of a kernel, `queue`,
-// is the number of threads on a CPU and the handle of the stream on CUDA; there, kernels start and return, without
-// allocating or waiting, and std::runtime_error names one that does not start.
+// [N*H*W, C]. The rows are `groups` equal parts with separate statistics. The last argument of a kernel, `queue`, is
+// the number of threads on a CPU and the handle of the stream on CUDA. On CUDA, functions return after the launch,
+// without allocating or waiting, and throw std::runtime_error with the name of the kernel if the launch fails.
 #pragma once
 
 #include <cstddef>
@@ -41,11 +41,11 @@ struct RunningStats {
     float* mean;  // [C] or null
     float* var;
     std::int64_t* num_batches_tracked;  // or null; G is added to it
-    float momentum;                     // < 0: the plain average of all batches
+    float momentum;                     // < 0: the average over all batches
 };
 
-// Memory for the partial results of a group, which is cut into `parts` by its size alone, so that results repeat bit
-// for bit. Only CUDA needs it; CPUs have parts = 0 and ignore it.
+// Memory for the partial results of a group. The number of `parts` depends only on the size of a group, so that results
+// repeat bit for bit. Only CUDA needs it; on CPUs parts is 0.
 struct Workspace {
     std::int64_t parts;
     float* partials;  // [3, G, parts, C] for batch_stats, [2, G, parts, C] for bn_backward_sums
@@ -57,7 +57,7 @@ std::int64_t parts_of(std::int64_t group_rows, std::int64_t channels);
 void batch_stats(const Shape&, const void* y, float eps, const RunningStats&, const Workspace&, float* stats,
                  std::int64_t queue);
 
-// a [rows, C]; it may be the memory of y
+// a [rows, C]; may be the memory of y
 void bn_act_forward(const Shape&, const void* y, const Normalization&, void* a, std::int64_t queue);
 
 // sums [2, G, C]: sum gz and sum gz * xhat, with gz = ga * act'(z)
@@ -65,7 +65,7 @@ void bn_backward_sums(const Shape&, const void* ga, const void* y, const Normali
                       std::int64_t queue);
 
 // g [rows, C] = gamma * rstd * (gz - (sum gz + xhat * sum gz * xhat) * inverse_count); without sums (null),
-// gamma * rstd * gz. It may be the memory of ga.
+// gamma * rstd * gz. May be the memory of ga.
 void bn_backward_apply(const Shape&, const void* ga, const void* y, const Normalization&, const float* sums,
                        float inverse_count, void* g, std::int64_t queue);
 

@@ -1,20 +1,20 @@
-"""A convolution and its gradients, in variants that compute the same.
+"""A convolution and its gradients, in variants with the same results.
 
-    library    PyTorch's convolution: oneDNN's, cuDNN's
-    gemm       a matrix product of patches, or one whose result is scattered as patches; on a CPU
+    library    PyTorch's convolution (oneDNN, cuDNN)
+    gemm       a matrix product of patches (im2col), or one whose result is scattered as patches (col2im); on a CPU
     patches    the same in blocks that stay in the cache, for fine images of few channels, in float32 on a CPU
                (csrc/cpu/patches.cpp)
     winograd-2x2, winograd-4x4    Winograd's minimal filtering, F(2, 2) and F(4, 2), in float32 on a CPU, for kernels of
                4x4 with a stride of 2 (csrc/cpu/winograd.h): 1.8 and 2.6 times fewer multiplications
 
-Both kinds of convolution, between their coarse and their fine image, are the same three products. With A the coarse
-image [N * Hc * Wc, Cc], F the fine one, P(F) its patches [N * Hc * Wc, kh * kw * Cf] and W [Cc, kh * kw * Cf]:
+Convolution and transposed convolution are the same three products between a coarse and a fine image. With the coarse
+image A [N * Hc * Wc, Cc], the fine image F, its patches P(F) [N * Hc * Wc, kh * kw * Cf] and W [Cc, kh * kw * Cf]:
 
     to coarse    A = P(F) W^T          a convolution; dgrad of a transposed one
     to fine      F = P^T(A W)          a transposed convolution; dgrad of a convolution
     wgrad        W = A^T P(F)          of both
 
-All images are (N, C, H, W) and channels_last in memory, and so are weights and their gradients.
+Images are (N, C, H, W) in channels_last format, and so are weights and their gradients.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from fastgan.ops.layout import channels_last, empty, nhwc
 from fastgan.ops.native import extension
 from fastgan.ops.specs import ConvSpec, output_size
 
-TILES = {"winograd-2x2": 2, "winograd-4x4": 4}  # coarse pixels that are computed at a time
+TILES = {"winograd-2x2": 2, "winograd-4x4": 4}  # side of a tile, in coarse pixels
 BLOCK = 64 * 2**20  # bytes of patches in memory
-FEW = 8  # channels up to which patches are short
-WIDE = 32  # channels from which on Winograd's transforms cost little beside their products
+FEW = 8  # maximum number of fine channels for "patches"
+WIDE = 32  # minimum number of channels with which Winograd's transforms take little time relative to its products
 
 
 def variants(device: str, dtype: torch.dtype, weight: Sequence[int], stride: Sequence[int]) -> tuple[str, ...]:
@@ -51,7 +51,7 @@ def variants(device: str, dtype: torch.dtype, weight: Sequence[int], stride: Seq
 
 
 class Geometry(NamedTuple):
-    """A convolution as compiled kernels are given it. tile: Winograd's, 0 for patches."""
+    """A convolution, as an argument of compiled kernels. tile: of Winograd's variants, 0 for patches."""
 
     tile: int
     images: int
@@ -66,7 +66,7 @@ class Geometry(NamedTuple):
         return self.coarse[:2] == (1, 1) and self.padding == (0, 0) and self.kernel == self.fine[:2]
 
     def reach(self) -> tuple[int, int]:
-        """The height and width of what the patches of an image cover, with its padding."""
+        """The height and width that the patches of an image cover, including padding."""
         (height, width, _), (sh, sw), (kh, kw) = self.coarse, self.stride, self.kernel
         return (height - 1) * sh + kh, (width - 1) * sw + kw
 
@@ -85,7 +85,7 @@ def method(pass_: str, variant: str, device: str, dtype: torch.dtype, x: Sequenc
            conv: ConvSpec) -> Method:
     """How pass "forward", "dgrad" or "wgrad" is computed for x and a weight of these shapes.
 
-    variant: "" for the default. `FastganError` for one that there is not.
+    variant: "" for the default. Raises `FastganError` for an unknown variant.
     """
     known = variants(device, dtype, weight, conv.stride)
     if variant and variant not in known:
@@ -100,12 +100,12 @@ def method(pass_: str, variant: str, device: str, dtype: torch.dtype, x: Sequenc
 
 
 def default(pass_: str, known: Sequence[str], weight: Sequence[int], coarse: tuple[int, int]) -> str:
-    """The variant that is taken without measuring."""
+    """The variant that is used without a measurement."""
     if "winograd-2x2" in known and min(weight[:2]) >= WIDE:
         return "winograd-2x2"
     if "patches" in known:
         return "patches"
-    # oneDNN is slow where the coarse image is a pixel, and in weight gradients of small images
+    # oneDNN is slow if the coarse image is one pixel, and in weight gradients of small images
     pixels = coarse[0] * coarse[1]
     return "gemm" if "gemm" in known and (pixels == 1 or (pass_ == "wgrad" and pixels <= 64)) else "library"
 
@@ -155,8 +155,8 @@ def wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, *, variant: str 
 
 
 def _blocks(of: Geometry, fine: Tensor, coarse: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """[n, H, W, C] of the fine image and [n * Hc * Wc, Cc] of the coarse one, n images at a time, whose patches take at
-    most `BLOCK` bytes."""
+    """Blocks of n images, whose patches take at most `BLOCK` bytes: fine images [n, H, W, C] and coarse images
+    [n * Hc * Wc, Cc]."""
     count = max(1, BLOCK // (math.prod((*of.coarse[:2], *of.kernel, of.fine[2])) * fine.element_size()))
     for images, pixels in zip(nhwc(fine).split(count), nhwc(coarse).split(count), strict=True):
         yield images, pixels.flatten(0, 2)
@@ -196,7 +196,7 @@ def _gemm_to_fine(of: Geometry, coarse: Tensor, weight: Tensor, bias: Tensor | N
 
 
 def _scatter(of: Geometry, patches: Tensor, bias: Tensor | None, fine: Tensor) -> None:
-    """Into [n, H, W, C]: bias, and the sum, in float32, of what patches [n * Hc * Wc, kh * kw * C] have for a pixel."""
+    """fine [n, H, W, C] = bias + the sum, in float32, of the patches [n * Hc * Wc, kh * kw * C] that cover a pixel."""
     (n, h, w, c), (height, width), (top, left) = fine.shape, of.reach(), of.padding
     total = fine.new_zeros((n, max(height, top + h), max(width, left + w), c), dtype=torch.float32)
     if bias is not None:

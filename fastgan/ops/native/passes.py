@@ -1,9 +1,8 @@
-"""The passes of `fastgan/ops/reference.py` on the compiled kernels, of float32, float16 and bfloat16.
+"""The passes of `fastgan/ops/reference.py` in compiled kernels, for float32, float16 and bfloat16.
 
-Tensors come and go as (N, C, H, W) and are channels_last in memory, [N, H, W, C]: kernels read them as matrices of
-N*H*W rows and C channels. Statistics, gamma and beta are float32. `variant` names a convolution's (`convolve.py`), ""
-for the default. Activations without batch normalization, and the loss, are PyTorch's operators. Raises `FastganError`,
-naming the argument.
+Images are (N, C, H, W) in channels_last format; kernels read them as matrices of N*H*W rows and C channels. Statistics,
+gamma and beta are float32. `variant` is the variant of a convolution (`convolve.py`), "" for the default. Activations
+without batch normalization, and the loss, use PyTorch's operators. A `FastganError` names the invalid argument.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ def batch_stats(y: Tensor, groups: int, eps: float | None = None, running: Runni
                 momentum: float | None = None) -> Tensor:
     """[2, G, C]: mean, and biased variance or with `eps` rstd, of each of G equal parts of the batch y.
 
-    running: updated in place, by the plain average of all batches where momentum is None.
+    running: updated in place, with the average over all batches if momentum is None.
     """
     y = channels_last(y)
     channels, buffers = y.shape[1], (None, None, None) if running is None else _buffers(y, running, momentum)
@@ -114,7 +113,7 @@ def bn_backward_apply(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None
 
 def _normalization(y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
                    activation: Activation) -> tuple[tuple[int, ...], tuple[Any, ...]]:
-    """What kernels are given: (rows, channels, G, dtype), and (stats, gamma, beta, activation, slope)."""
+    """Arguments of kernels: (rows, channels, G, dtype), and (stats, gamma, beta, activation, slope)."""
     channels, groups = y.shape[1], stats.shape[1]
     stats = _float32("stats", stats, y, (2, groups, channels))
     gamma = torch.ones_like(stats[0, 0]) if gamma is None else _float32("gamma", gamma, y, (channels,))
@@ -124,7 +123,7 @@ def _normalization(y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor 
 
 
 def _buffers(y: Tensor, running: RunningStats, momentum: float | None) -> tuple[Tensor | None, ...]:
-    """`running` as kernels update it: statistics in 16 bits as copies."""
+    """The buffers that kernels update: those of `running`, or float32 copies of 16-bit statistics."""
     mean, var, batches = running
     if mean is not None and var is not None:
         mean, var = (_float32(f"running_{name}", buffer, y, y.shape[1:2])

@@ -13,7 +13,7 @@ from fastgan.ops.specs import Activation
 
 
 def derivative_of(activation: Activation, saved: Tensor | None) -> dict[str, Any]:
-    """The arguments of kernels that multiply by act'. saved: a, or the mask z > 0 (bool); None not to multiply."""
+    """Arguments for kernels that multiply by act'. saved: a, or the mask z > 0 (bool); None disables the product."""
     if saved is None:
         return {"saved": None, "slope": 0.0, "DERIVATIVE": ""}
     masked = saved.dtype == torch.bool
@@ -23,7 +23,7 @@ def derivative_of(activation: Activation, saved: Tensor | None) -> dict[str, Any
 
 @triton.jit
 def tanh(z):
-    """Within 1e-7 of tanh; a series near zero, where the quotient would cancel."""
+    """tanh(z) with an error below 1e-7, by a series near zero, where the quotient suffers from cancellation."""
     square = z * z
     series = z * (1.0 - square * (0.33333333 - square * (0.13333333 - square * 0.05396825)))
     shrunk = tl.exp(-2.0 * tl.abs(z))
@@ -58,7 +58,7 @@ def activate_backward(ga, z, slope, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def load_derived(x, at, read, saved, slope, DERIVATIVE: tl.constexpr):
-    """x at offsets `at` where `read`, else 0, times act', in x's dtype. saved, like x: a, or for "mask" z > 0."""
+    """x * act' at offsets `at`, in x's dtype; 0 where `read` is false. saved [like x]: a, or for "mask" z > 0."""
     value = tl.load(x + at, mask=read, other=0.0)
     of_z = tl.load(saved + at, mask=read, other=0).to(tl.float32)
     wide = value.to(tl.float32)
@@ -66,6 +66,6 @@ def load_derived(x, at, read, saved, slope, DERIVATIVE: tl.constexpr):
         wide = wide * (1.0 - of_z * of_z)
     elif DERIVATIVE == "relu":
         wide = tl.where(of_z <= 0.0, 0.0, wide)
-    else:  # of leaky_relu, a has the sign of z
+    else:  # a of leaky_relu has the sign of z
         wide = tl.where(of_z > 0.0, wide, wide * slope)
     return wide.to(value.dtype)

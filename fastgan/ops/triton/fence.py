@@ -1,8 +1,8 @@
 """Whether this version of Triton orders copies to shared memory before the tensor cores that read it.
 
-Tensor cores of sm_90 and sm_100 read shared memory through the asynchronous proxy, so what threads have copied there
-has to be followed by `fence.proxy.async`. Triton 3.6 leaves it out of pipelined loops (triton-lang/triton#9610), where
-products may then read what was there before; with one stage it does not. A small kernel is compiled to see.
+Tensor cores of sm_90 and sm_100 read shared memory through the asynchronous proxy, so copies by threads must be
+followed by `fence.proxy.async`. Triton 3.6 omits it in pipelined loops (triton-lang/triton#9610), where products may
+then read stale data; loops with one stage have it. A small kernel is compiled to detect this.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The end of a training step in one launch: diversity of the fakes, metrics, and whether the device goes on.
+"""The end of a training step in one launch: diversity of the fake images, metrics, and whether training continues.
 
     diversity = E[std of a pixel over the fakes] / E[std of a pixel over the reals]
-    halted    = skip, whether an update was not made; under a loss scale, which skips updates itself, whether a loss is
-                not finite
+    halted    = skip, 1 if an update was not made; with a loss scale, which skips updates itself, 1 if a loss is not
+                finite
     row t mod R of the metrics = (metrics, diversity, 1 - halted),   t += 1 - halted
 
-A program reads all images at some pixels, twice; the last one to arrive does the rest.
+Each program reads some pixels of all images, twice; the last program to finish computes the rest.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _TILE = Tile(rows=16, columns=64, depth=1, warps=4, stages=1)  # images x values
 
 
 class StepState(NamedTuple):
-    """What a step ends with, on the device: skip and halted (), float32; t (), int64; rows (R, F) of metrics, float32.
-    losses: how many of the metrics, the first ones, are losses of this step. scaled: whether there is a loss scale."""
+    """State of a step on the device: skip and halted (), float32; t (), int64; rows (R, F) of metrics, float32.
+    losses: the number of leading metrics that are losses of this step. scaled: whether there is a loss scale."""
 
     skip: Tensor
     halted: Tensor
@@ -72,7 +72,7 @@ def finish_step_kernel(images, metrics, skip, halted, t, rows,  # [2, N, K], F -
         real, fake = tl.sum(first, 0) / K, tl.sum(second, 0) / K
         if not REAL_FIRST:
             real, fake = fake, real
-        diversity = fake / tl.where(real < 1e-8, 1e-8, real)  # NaN stays
+        diversity = fake / tl.where(real < 1e-8, 1e-8, real)  # keeps NaN
         stop = tl.load(skip)
         if SCALED:
             total = 0.0
@@ -96,8 +96,8 @@ def finish_step(images: Tensor, metrics: Sequence[Tensor], state: StepState, *, 
     """float32 (2,): the diversity of the fakes, and 1 - halted; `state` is updated in place.
 
     Args:
-        images: (2 N, ...), both halves, dense in memory. metrics: F - 2 scalars, float32 (); in the rows, the two that
-            are returned follow them.
+        images: (2 N, ...), the real and the fake half, without gaps in memory. metrics: F - 2 scalars, float32 (); in a
+            row, the two returned values follow them.
     """
     count, size = len(images) // 2, images[0].numel()
     programs = triton.cdiv(size, _TILE.columns)

@@ -5,10 +5,10 @@
                                       * weight[a, 1 - f + 2 th, 1 - e + 2 tw, b]          f, e, th, tw in {0, 1}
 
 and the weight gradient of both. The fine image [N, 2H, 2W, B] is described as [N, H, 2, W, 2B], in which the pixels
-that one tap reads are a box, and TMA fills the padding with zeros. So a loop has no masks and computes no addresses of
-threads. Rows of a product are channels and columns are pixels, because a box that is reshaped can stay in shared memory
-only as the second operand of wgmma. What does not fit (other kernels and strides, fewer than 64 channels, boxes that
-would be mostly empty, float32 without tf32) is computed on pointers, by functions of the same names.
+that one tap reads are a box, and TMA fills the padding with zeros. So the loop has no masks and no address arithmetic
+per thread. Rows of a product are channels and columns are pixels, because a reshaped box can stay in shared memory only
+as the second operand of wgmma. Functions of the same names on pointers compute everything else: other kernels and
+strides, fewer than 64 channels, boxes that would be mostly empty, float32 without tf32.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from fastgan.ops.triton.launch import architecture, begin, launch, tickets
 from fastgan.ops.triton.reduce import add_up, finish_statistics, last_arrival, moments, reduction
 from fastgan.ops.triton.tiles import WASTE, covering, described, programs
 
-_CHANNELS = 64  # that a tile has at least
-_TOGETHER = 4  # partial sums that a launch of wgrad adds up itself: few programs do it, while the others have ended
+_CHANNELS = 64  # minimum of a tile
+_TOGETHER = 4  # maximum of partial sums that wgrad's launch adds itself: only a few programs of it would add more
 _FORM = (4, 4), (2, 2), (1, 1)  # kernel, stride, padding
 
 
@@ -45,12 +45,12 @@ def convolve_tma_kernel(
     x, weight,  # conv: [N, H, 2, W, 2 CI], [CO, 16 CI]; transposed: [N, H, W, CI], [CI, 16 CO]
     bias,  # [CO]
     y, mask,  # conv: [G, N / G, H, W, CO] each; transposed: [N, H, 2, W, 2 CO]
-    statistics,  # a `reduce.Reduction`, or None where none are asked for
-    images, tiles, down, across,  # images and tiles of a group; tiles of the height and the width of an image
+    statistics,  # a `reduce.Reduction`, or None
+    images, tiles, down, across,  # images and tiles of a group; tiles along the height and the width of an image
     slope,
     CONV: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
-    WHOLE: tl.constexpr,  # whether a group is made of whole boxes; else its last ones reach beyond it
-    BOX: tl.constexpr,  # images, rows and columns of coarse pixels of a tile
+    WHOLE: tl.constexpr,  # whether a group consists of whole boxes; otherwise its last boxes extend beyond it
+    BOX: tl.constexpr,  # images, rows and columns of a tile, in coarse pixels
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr,
 ):
     """Grid (groups * tiles, channel blocks, phases). A program computes BM channels x BN coarse pixels of a phase."""
@@ -86,7 +86,7 @@ def convolve_tma_kernel(
     result = activate(products, slope, ACTIVATION).to(y.dtype)
     y.store(to, result.T.reshape(y.block_shape))
     if statistics is not None:
-        # always true: without a branch ptxas moves the rounding to float16 into the pipeline, and serialises wgmma
+        # always true: without a branch, ptxas moves the rounding to float16 into the pipeline and serializes wgmma
         if tiles > 0:
             valid = (tl.arange(0, BN) < (images - image) * (BOX[1] * BOX[2])) | WHOLE  # images are the slowest axis
             count, mean, m2 = moments(result.T.to(tl.float32), valid[:, None])
@@ -98,14 +98,14 @@ def convolve_tma_kernel(
 @triton.jit(do_not_specialize=["each", "blocks"])
 def wgrad_tma_kernel(
     coarse, fine,  # [N * H * W, CO], [N, H, 2, W, 2 CI]
-    gw,  # [CO, 4, 4, CI]; without tickets that of each program, [SPLIT, CO, 4, 4, CI]
+    gw,  # [CO, 4, 4, CI]; without tickets the partial sums, [SPLIT, CO, 4, 4, CI]
     partials, tickets,  # [SPLIT, CO, 4, 4, CI], an int32 for each row and column block; or None
-    each, blocks,  # depth blocks of one program, of all
+    each, blocks,  # depth blocks of one program, and of all programs
     H: tl.constexpr, W: tl.constexpr, CONV: tl.constexpr, PRECISION: tl.constexpr, BOX: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr,
 ):
-    """Grid (row blocks, tap x column blocks, SPLIT). A program adds up BM x BN of gw over `each` boxes of BK pixels;
-    with tickets, the last of SPLIT programs adds up what all have stored, in order."""
+    """Grid (row blocks, tap x column blocks, SPLIT). A program computes BM x BN of gw from `each` boxes of BK pixels.
+    With tickets, the last of SPLIT programs to finish adds all their partial sums in order."""
     begin(PDL)
     CI: tl.constexpr = CONV.CI
     row, split = tl.program_id(0) * BM, tl.program_id(2)
@@ -138,7 +138,7 @@ def wgrad_tma_kernel(
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, size: tuple[int, int], *,
              activation: Activation = IDENTITY, masked: bool = False, groups: int = 0,
              precision: str = "ieee") -> ConvResult | None:
-    """`gemm_pointer.convolve`; None where it does not fit."""
+    """Same as `gemm_pointer.convolve`; None if these kernels do not support the arguments."""
     n, h, w, ci = x.shape
     co, fine = weight.shape[3 if conv.transposed else 0], size if conv.transposed else (h, w)
     if not _fits(weight.shape[1:3], conv.stride, conv.padding, fine, (ci, co), (x, weight), precision):
@@ -149,7 +149,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, siz
                      size=x.element_size())
     box = _box(tile.columns, images, h, w) if tile else None
     if tile is None or box is None or ci % tile.depth or (conv.transposed and parts > 1 and images % box[0]):
-        return None  # descriptors have five axes at most: none is left for the groups of a transposed result
+        return None  # descriptors have at most five axes: none is left for the groups of a transposed result
     bm, bn, bk = tile.rows if co % tile.rows == 0 else _CHANNELS, tile.columns, tile.depth
     y = x.new_empty((n, *size, co))
     mask = torch.empty_like(y, dtype=torch.uint8) if masked else None
@@ -173,20 +173,20 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, siz
 
 def wgrad(coarse: Tensor, fine: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int],
           dtype: torch.dtype, *, precision: str = "ieee") -> Tensor | None:
-    """`wgrad_pointer.wgrad`; None where it does not fit."""
+    """Same as `wgrad_pointer.wgrad`; None if these kernels do not support the arguments."""
     n, h, w, a = coarse.shape
     b, arch = fine.shape[3], architecture(coarse.device)
     if not _fits(kernel, stride, padding, fine.shape[1:3], (a, b), (coarse, fine), precision):
         return None
     tile = described("wgrad", arch, rows=a, columns=16 * b, depth=n * h * w, size=coarse.element_size())
     box = _box(tile.depth, n, h, w) if tile else None
-    # the box is a run of pixels of the coarse image, which is read as rows, for it is the first operand
+    # coarse, the first operand, is read as rows of a matrix, so the pixels of a box must be contiguous in it
     if tile is None or box is None or box[2] != w or (box[1] != h and box[0] > 1):
         return None
     bm, bn = (side if channels % side == 0 else _CHANNELS for channels, side in ((a, tile.rows), (b, tile.columns)))
     grid, blocks = (a // bm, 16 * (b // bn)), triton.cdiv(n * h * w, tile.depth)
     tile = tile._replace(warps=max(4, tile.warps * bm * bn // (tile.rows * tile.columns)))
-    # one program of 8 warps occupies a multiprocessor: two would leave twice as many sums to add up
+    # one program of 8 warps per multiprocessor: two would leave twice as many partial sums
     each = triton.cdiv(blocks, max(1, min(blocks // 2, programs(arch) * 4 // tile.warps // (grid[0] * grid[1]))))
     split = triton.cdiv(blocks, each)
     together = 1 < split <= _TOGETHER
@@ -205,7 +205,7 @@ def wgrad(coarse: Tensor, fine: Tensor, kernel: tuple[int, int], stride: tuple[i
 
 def _fits(kernel: Any, stride: Any, padding: Any, fine: Any, channels: tuple[int, int], operands: tuple[Tensor, ...],
           precision: str) -> bool:
-    """Whether geometry, channels, dtype and alignment are those of the kernels here."""
+    """Whether these kernels support the geometry, channels, dtype and alignment."""
     return ((tuple(kernel), tuple(stride), tuple(padding)) == _FORM and fine[0] % 2 == fine[1] % 2 == 0
             and not any(count % _CHANNELS for count in channels) and operands[0].numel() > 0
             and (operands[0].element_size() == 2 or precision == "tf32")
@@ -213,8 +213,8 @@ def _fits(kernel: Any, stride: Any, padding: Any, fine: Any, channels: tuple[int
 
 
 def _box(pixels: int, n: int, h: int, w: int) -> tuple[int, int, int] | None:
-    """Images, rows and columns of a tile of so many coarse pixels, a power of two, of n images; None where these would
-    be much more pixels than those of a kernel on pointers."""
+    """Images, rows and columns of a tile of `pixels` coarse pixels (a power of two) for n images; None if such tiles
+    would cover more than WASTE times the pixels that tiles on pointers cover."""
     across = math.gcd(w, pixels)
     down = math.gcd(h, pixels // across)
     images, side = pixels // (across * down), covering(n * h * w, pixels)
@@ -223,6 +223,6 @@ def _box(pixels: int, n: int, h: int, w: int) -> tuple[int, int, int] | None:
 
 
 def _describe(x: Tensor, shape: tuple[int, ...], box: tuple[int, ...]) -> TensorDescriptor:
-    """A descriptor of x, whose memory is contiguous, in another shape."""
+    """A descriptor of contiguous x, viewed in another shape."""
     strides = [math.prod(shape[i + 1:]) for i in range(len(shape))]
     return TensorDescriptor(x, list(shape), strides, list(box))

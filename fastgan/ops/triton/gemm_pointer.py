@@ -6,20 +6,20 @@
                      ci, of x[n, (oh + p - kh) / s, (ow + p - kw) / s, ci] * w[ci, kh, kw, co]
 
 Rows of the GEMM are output pixels, columns are output channels, and the depth runs over (tap, ci) in one flat loop. In
-the transposed convolution the outputs s * q - p + phase, 0 <= phase < s, of one phase use the same taps
-kh = phase + s * t, and tap t reads row q - t of x. So both are one loop over taps t that reads row `base + step * t`
-(step 1, or -1 when transposed), without branches, and without products with zeros between pixels.
+the transposed convolution, the outputs s * q - p + phase (0 <= phase < s) of one phase use the same taps
+kh = phase + s * t, and tap t reads row q - t of x. So one loop over taps t, which reads row `base + step * t` (step 1,
+or -1 when transposed), computes both, without branches and without products with zeros between pixels.
 
-Phases are the third axis of the grid. Three forms are for few channels:
+Phases are the third axis of the grid. Three variants are for few channels:
 
     FOLD     transposed to an image (64 -> 3): the s * s phases of all channels are columns of one GEMM
-    RUN      convolution of an image (3 -> 64): a block of the depth is made of rows of a window, each of which is one
-             run of kw * ci contiguous elements, padded to RUN
-    NARROW   few columns and few rows (512 -> 1): products and sums on the ordinary cores, for tensor cores would
-             multiply zeros in a few programs
+    RUN      convolution of an image (3 -> 64): a block of the depth consists of rows of a window, each of which is
+             kw * ci contiguous elements, padded to RUN
+    NARROW   few columns and few rows (512 -> 1): products and sums without tensor cores, which would mostly multiply
+             zeros
 
-The same kernel is the input gradient of its twin, with the gradient of the output in place of x. The epilogue is an
-activation and, where asked for, the mask z > 0; or the statistics of each channel, from the values as they are stored.
+The same kernel computes the input gradient of the opposite convolution if x is the gradient of its output. The epilogue
+computes either an activation and optionally the mask z > 0, or statistics of each channel from the stored values of y.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from fastgan.ops.triton.launch import architecture, begin, launch
 from fastgan.ops.triton.reduce import finish_statistics, moments, reduction
 from fastgan.ops.triton.tiles import choose, covering, fitting, programs
 
-NARROW = 4  # columns up to which NARROW may be taken
+NARROW = 4  # maximum of columns with NARROW
 LONGEST_RUN = 64
-FOLDED = 16  # columns of a folded GEMM at most
+FOLDED = 16  # maximum of columns with FOLD
 
 
 class Conv(NamedTuple):
-    """The geometry of a convolution, a constant of its kernels."""
+    """The geometry of a convolution, a compile-time constant of its kernels."""
 
     CI: int
     CO: int
@@ -64,19 +64,19 @@ def inside(index, size):
 
 @triton.jit
 def divide(value, divisor):
-    """Quotient and remainder of numbers that are not negative, which is cheaper than of any; by 1 if divisor is 0."""
+    """Quotient and remainder of nonnegative numbers, in cheaper unsigned arithmetic; the quotient by 0 is `value`."""
     quotient = (value.to(tl.uint32, bitcast=True) // tl.maximum(divisor, 1).to(tl.uint32)).to(tl.int32, bitcast=True)
     return quotient, value - quotient * divisor
 
 
-@triton.jit(do_not_specialize=["images", "tiles", "H", "W", "HO", "WO", "ci"])  # one build for all sizes of image
+@triton.jit(do_not_specialize=["images", "tiles", "H", "W", "HO", "WO", "ci"])  # one build for all image sizes
 def convolve_kernel(
     x,  # [N, H, W, CI]
     weight, bias,  # [CO, KH, KW, CI], or [CI, KH, KW, CO] when TRANSPOSED; [CO]
     y, mask,  # [N, HO, WO, CO] each
-    statistics,  # a `reduce.Reduction`, or None where none are asked for
+    statistics,  # a `reduce.Reduction`, or None
     images, tiles, H, W, HO, WO,  # images and tiles (of the largest phase) of one group
-    ci,  # CI, hidden from the compiler: in a loop that is known to be short it clears the sum after wgmma's fence
+    ci,  # CI at run time: in a loop of known short length, the compiler would clear the sum after wgmma's fence
     slope,
     CONV: tl.constexpr, ACTIVATION: tl.constexpr, FOLD: tl.constexpr, RUN: tl.constexpr, NARROW: tl.constexpr,
     PRECISION: tl.constexpr, LARGE: tl.constexpr, PDL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -88,7 +88,7 @@ def convolve_kernel(
     CO: tl.constexpr = CONV.CO
     TRANSPOSED: tl.constexpr = CONV.TRANSPOSED
     step: tl.constexpr = -1 if TRANSPOSED else 1
-    stride_h: tl.constexpr = CONV.SH if TRANSPOSED else 1  # from tap to tap of a phase, in the weight
+    stride_h: tl.constexpr = CONV.SH if TRANSPOSED else 1  # in the weight, between taps of a phase
     stride_w: tl.constexpr = CONV.SW if TRANSPOSED else 1
     group, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     column = tl.program_id(1) * BN + tl.arange(0, BN)  # [BN]
@@ -98,7 +98,7 @@ def convolve_kernel(
     if TRANSPOSED:
         phase_h, phase_w = phase // stride_w, phase % stride_w
 
-    # taps, and rows and columns of q, from the first one on
+    # number of taps; first row and column of q, and their number
     taps_h, taps_w, first_h, first_w, rows_h, rows_w = CONV.KH, CONV.KW, 0, 0, HO, WO
     if FOLD:
         taps_h, taps_w = CONV.KH // stride_h, CONV.KW // stride_w
@@ -122,7 +122,7 @@ def convolve_kernel(
         oh, ow = base_h, base_w
         base_h, base_w = base_h * CONV.SH - CONV.PH, base_w * CONV.SW - CONV.PW
 
-    # the depth: offsets within its first block, and steps
+    # the depth: offsets within its first block, and number of steps
     k = tl.arange(0, BK)
     gaps: tl.constexpr = stride_h > CONV.KH or stride_w > CONV.KW  # phases without taps
     weight_in: tl.constexpr = CONV.KH * CONV.KW * CO if TRANSPOSED else 1  # strides of the weight
@@ -137,11 +137,11 @@ def convolve_kernel(
     else:
         steps = taps_h * taps_w * ((ci + BK - 1) // BK)
     products = tl.zeros((BM, BN, BK) if NARROW else (BM, BN), tl.float32)
-    # at least one step, or the sum comes from two places and wgmma waits for each product
+    # at least one step: otherwise the sum has two sources, and wgmma waits after each product
     for i in range(0, tl.maximum(steps, 1)):
         if RUN:
-            # Backwards, so that the compiler does not see contiguous elements, which it would distribute over threads
-            # (it cannot load several of 2 bytes at a time). Now a thread reads the window of one pixel.
+            # Reversed, so that the compiler does not detect contiguous elements and distribute them over threads (it
+            # cannot load several 2-byte elements at once). Each thread then reads the window of one pixel.
             flat = BK - 1 - k
             kh, element = i * (BK // RUN) + flat // RUN, flat % RUN
             known = (kh < CONV.KH) & (element < CONV.KW * CI)  # [BK]
@@ -184,8 +184,9 @@ def convolve_kernel(
         tl.store(mask + out, (result > 0.0).to(tl.uint8), mask=stored)
     tl.store(y + out, activate(result, slope, ACTIVATION).to(y.dtype.element_ty), mask=stored)
     if statistics is not None:
-        # read back with whole rows of channels in a thread: in the layout of a product, 8 lanes share a column
-        tl.debug_barrier()  # threads of this program have stored what others read
+        # read back in a layout in which a thread has whole rows of channels; in that of a product, 8 lanes share a
+        # column, and threads read what other threads of this program have stored
+        tl.debug_barrier()
         value = tl.load(y + out, mask=stored, other=0.0).to(tl.float32)
         count, mean, m2 = moments(value, valid[:, None])
         groups, phases = tl.num_programs(0) // tiles, tl.num_programs(2)
@@ -193,7 +194,7 @@ def convolve_kernel(
 
 
 class ConvResult(NamedTuple):
-    """y [N, Ho, Wo, Co], mask like it or None, statistics [2, G, Co] (mean and biased variance) or None."""
+    """y [N, Ho, Wo, Co], mask of the same shape or None, statistics [2, G, Co] (mean and biased variance) or None."""
 
     y: Tensor
     mask: Tensor | None
@@ -206,14 +207,14 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, siz
     """act(conv(x, weight) + bias) of x [N, H, W, Ci] with weight [Co, kh, kw, Ci], or [Ci, kh, kw, Co] when transposed.
 
     Args:
-        size: (Ho, Wo). masked: whether to write the mask z > 0. groups: of statistics, 0 for none.
-        precision: "ieee" or "tf32", of float32 products.
+        size: (Ho, Wo). masked: whether to write the mask z > 0. groups: number of statistic groups; 0: no statistics.
+        precision: "ieee" or "tf32", for float32 products.
     """
     n, h, w, ci = x.shape
     co, (kh, kw) = weight.shape[3 if conv.transposed else 0], weight.shape[1:3]
     (ho, wo), transposed, (sh, sw), (ph, pw) = size, conv.transposed, conv.stride, conv.padding
     if transposed and (h, w, ph, pw) == (1, 1, 0, 0) and (ho, wo) == (kh, kw):
-        sh, sw = kh, kw  # of one pixel each output has one tap, whatever the stride
+        sh, sw = kh, kw  # from one pixel, each output has one tap for any stride
     arch, phases, columns, parts = architecture(x.device), (sh * sw if transposed else 1), co, max(groups, 1)
     fold = phases > 1 and phases * co <= FOLDED and kh % sh == kw % sw == 0 and not groups
     rows = n // parts * (-(-ho // sh) * -(-wo // sw) if transposed else ho * wo)

@@ -1,8 +1,8 @@
-"""The inputs of a training step copied into its buffers, rounded to their dtypes, in one launch for all of them.
+"""Copies the inputs of a training step into its buffers, rounded to the dtypes of the buffers, in one launch.
 
-    target = source,   unless the step is a repetition of one that was not finite (`halted`)
+    target = source,   unless the step repeats one that was not finite (`halted`)
 
-A program copies a part of one tensor, which its number selects; sizes are constants of the kernel.
+Each program copies a part of one tensor, selected by the program id; sizes are compile-time constants.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fastgan.ops.triton.launch import begin, launch
 from fastgan.ops.triton.tiles import Tile
 from fastgan.ops.triton.update import flat, parts
 
-_TILE = Tile(rows=2048, columns=1, depth=1, warps=4, stages=1)  # elements of a program
+_TILE = Tile(rows=2048, columns=1, depth=1, warps=4, stages=1)  # elements per program
 
 
 @triton.jit
@@ -35,8 +35,7 @@ def copy_unless_kernel(halted, sources, targets,  # [1], P tensors each
 
 
 def copy_unless(halted: Tensor, sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
-    """Copy each source to its target, which has its shape and strides and no gaps, unless `halted` (), float32, is 1.
-    """
+    """Copy each source to its target, of the same shape and strides without gaps, unless `halted` (), float32, is 1."""
     sizes, starts = parts(targets, _TILE.rows)
     launch(copy_unless_kernel, (starts[-1],), _TILE, halted=halted, sources=tuple(map(flat, sources)),
            targets=tuple(map(flat, targets)), SIZES=sizes, STARTS=starts, BM=_TILE.rows)

@@ -1,7 +1,7 @@
-"""The one place where a kernel starts: on a GPU, in Triton's interpreter, or in the hands of whoever asked for it.
+"""Launches every kernel: on a GPU, in Triton's interpreter, or by a handler.
 
     with launch.through(handler, arch=90):      # a recorder, a compiler, a simulator
-        network(x)                              # handler(kernel, grid, arguments, options) instead of a start
+        network(x)                              # handler(kernel, grid, arguments, options) instead of each launch
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from fastgan.errors import KernelError, first_line, from_signal_handler
 from fastgan.ops.triton import fence
 from fastgan.ops.triton.tiles import Tile
 
-INTERPRETED = bool(triton.knobs.runtime.interpret)  # decides when a kernel is decorated, which is at import
+INTERPRETED = bool(triton.knobs.runtime.interpret)  # read when a kernel is decorated, at import
 
 
 def _read_scalars_by_item() -> None:
-    """Triton's interpreter before 3.7 takes int() of an array of one element, for a loop's bound: NumPy 2.4 refuses."""
+    """Triton's interpreter before 3.7 calls int() on one-element arrays for loop bounds, which NumPy 2.4 rejects."""
     from triton.runtime import interpreter
 
     patch = interpreter._patch_lang_tensor
@@ -75,7 +75,7 @@ def dependent_launch(on: bool = True) -> Iterator[None]:
 
 @contextmanager
 def through(handler: Handler, arch: int = 80) -> Iterator[None]:
-    """Within the block, kernels for `arch` go to `handler`, and tensors may be anywhere."""
+    """Within the block, launches for `arch` are passed to `handler`, with tensors on any device."""
     _through.append((handler, arch))
     try:
         yield
@@ -99,13 +99,13 @@ def architecture(device: torch.device) -> int:
 
 
 def tickets(device: torch.device, count: int) -> torch.Tensor:
-    """At least `count` zeros of int32, which a launch uses and leaves as zeros (`reduce.py`).
+    """At least `count` int32 zeros, which a launch uses and resets to zero (`reduce.py`).
 
-    Launches of a stream follow each other, so they share them. Where a graph is captured on a stream that has none yet,
-    each launch gets its own: what a capture allocates is zero only once the graph has run.
+    Launches on a stream run in order, so they share them. If a graph is captured on a stream that has none yet, each
+    launch gets its own, because memory allocated during a capture is zeroed only when the graph runs.
     """
     if _through:
-        with _disable_current_modes():  # real memory, which no recorder counts
+        with _disable_current_modes():  # real memory, hidden from recorders
             return torch.zeros(count, dtype=torch.int32)
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     zeros = _tickets.get((device, stream))
@@ -117,8 +117,8 @@ def tickets(device: torch.device, count: int) -> torch.Tensor:
 
 
 def by_name(arguments: dict[str, Any]) -> dict[str, Any]:
-    """A launch's arguments, with the fields of each NamedTuple and the items ("grads0") of each tuple beside it, and
-    for each tensor descriptor its tensor."""
+    """Arguments of a launch, with the fields of each NamedTuple and the items of each tuple ("grads0") added, and each
+    tensor descriptor replaced by its tensor."""
     named: dict[str, Any] = {}
     for name, value in arguments.items():
         named[name] = getattr(value, "base", value)
@@ -130,7 +130,7 @@ def by_name(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], tile: Tile, **arguments: Any) -> None:
-    """Start `kernel` on `grid` programs; `KernelError` where it does not compile or does not fit the device."""
+    """Launch `kernel` on `grid`; raises `KernelError` if it cannot be compiled or does not fit the device."""
     tensor = next(value for value in by_name(arguments).values() if isinstance(value, torch.Tensor))
     arch = architecture(tensor.device)
     options = {"num_warps": tile.warps, "num_stages": tile.stages}
@@ -145,7 +145,7 @@ def launch(kernel: Any, grid: tuple[int, ...], tile: Tile, **arguments: Any) -> 
     if fence.missing(arch):
         fence.warn(arch)
     try:
-        with torch.cuda.device_of(tensor):  # Triton starts kernels on the current device, wherever tensors are
+        with torch.cuda.device_of(tensor):  # Triton launches on the current device, whatever that of the tensors
             kernel[grid](**arguments, **options)
     except torch.OutOfMemoryError:
         raise

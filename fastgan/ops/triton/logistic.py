@@ -1,14 +1,14 @@
-"""The loss on logits with its gradient, in one launch: one program reads a part of the batch once.
+"""Binary cross-entropy of logits with its gradient, in one launch: a program reads one part of the batch once.
 
-For a part of M logits l that shall say t, with sigma = sigmoid,
+For a part of M logits l with target t, and sigma = sigmoid,
 
     loss        = E[-t log sigma(l) - (1 - t) log(1 - sigma(l))] = E[w |l| + log(1 + u)]
     gradient    = ((1 - t) sigma(l) - t sigma(-l)) / M
     probability = E[sigma(l)]
     u = exp(-|l|),   w = 1 - t where l > 0, else t
 
-No term cancels another, so that an error stays a few units of float32 beside the result itself: where D is sure of
-itself, beside exp(-|l|). In eager PyTorch these are some twenty launches on a few hundred numbers: softplus, mean and
+There is no cancellation between terms, so the relative error is a few rounding units of float32, also if D is certain
+and the result is exp(-|l|). Eager PyTorch needs about twenty launches on a few hundred numbers: softplus, mean and
 sigmoid of each part, and their gradients.
 """
 
@@ -29,16 +29,16 @@ _TILE = Tile(rows=1024, columns=1, depth=1, warps=4, stages=1)  # logits at a ti
 
 @triton.jit
 def exp_of_minus(a):
-    """exp(-a) for a >= 0: 2^-n * exp(r) with n ln 2 - a = r, |r| < 0.35; tl.exp rounds a / ln 2, an error of a / 2."""
-    a = tl.where(a > 128.0, 128.0, a)  # exp(-128) is 0 in float32, and inf - inf would be NaN; NaN stays
+    """exp(-a) for a >= 0: 2^-n * exp(r) with r = n ln 2 - a, |r| < 0.35. tl.exp rounds a / ln 2, an error of a / 2."""
+    a = tl.where(a > 128.0, 128.0, a)  # exp(-128) is 0 in float32; inf - inf would be NaN; keeps NaN
     n = tl.floor(a * 1.4426950408889634 + 0.5)
-    r = (n * 0.693145751953125 - a) + n * 1.4286068203094172e-06  # ln 2 in two: the first product is exact
+    r = (n * 0.693145751953125 - a) + n * 1.4286068203094172e-06  # ln 2 in two parts: the first product is exact
     return tl.exp2(-n) * tl.exp(r)
 
 
 @triton.jit
 def log_of_one_plus(u):
-    """log(1 + u) for u in [0, 1], with what the rounding of 1 + u took away, by the slope of the logarithm there."""
+    """log(1 + u) for u in [0, 1], with a first-order correction of the rounding error of 1 + u."""
     w = 1.0 + u
     return tl.log(w) + (u - (w - 1.0)) / w
 
@@ -53,7 +53,7 @@ def logistic_kernel(logits, gradient,  # [G * M] each
     part = tl.program_id(0)
     one, zero = 0.0, 0.0
     for other in tl.static_range(len(ones)):
-        is_ours = (part == other).to(tl.float32)  # by tl.where the compiler chooses the address of a parameter
+        is_ours = (part == other).to(tl.float32)  # with tl.where, the compiler would select the address of a parameter
         one += is_ours * ones[other]
         zero += is_ours * zeros[other]
     first = part.to(tl.int64) * size
@@ -69,7 +69,7 @@ def logistic_kernel(logits, gradient,  # [G * M] each
         up = value > 0
         yes, no = tl.where(up, large, small), tl.where(up, small, large)  # sigma(l), sigma(-l)
         w = tl.where(up, zero, one)
-        linear = w * tl.where(w == 0, 0.0, a)  # not 0 * inf: a logit may be as sure as it likes of what is true
+        linear = w * tl.where(w == 0, 0.0, a)  # not 0 * inf, for an infinite logit of the right sign
         losses += tl.where(inside, linear + log_of_one_plus(u), 0.0)
         probabilities += tl.where(inside, yes, 0.0)
         tl.store(gradient + first + at, (zero * yes - one * no) / size, mask=inside)
@@ -80,7 +80,7 @@ def logistic_kernel(logits, gradient,  # [G * M] each
 def logistic_loss(logits: Tensor, targets: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
     """Loss and probability [G] of equal parts of `logits` [G * M], and the gradient [G * M] of each part's loss.
 
-    All in float32: gradients of 16-bit logits are yet to be scaled by what comes in, and are rounded after that.
+    All are float32: gradients of 16-bit logits are rounded after they are multiplied by the incoming gradient.
     """
     parts = len(targets)
     loss, probability = (torch.empty((parts,), dtype=torch.float32, device=logits.device) for _ in range(2))

@@ -1,13 +1,13 @@
-"""Batch normalization with its activation, and their derivatives: all that is not a convolution.
+"""Batch normalization and activation, and their derivatives: all passes that are not convolutions.
 
-    bn_statistics       mean and variance of y, where its convolution has not taken them
+    bn_statistics       mean and variance of y, if the convolution has not computed them
     bn_act_forward      a = act(z),   z = gamma * xhat + beta,   xhat = (y - mean) * rstd
     bn_backward_sums    sum gz and sum gz * xhat,   gz = ga * act'(z)
     bn_backward_apply   g = gamma * rstd * (gz - (sum gz + xhat * sum gz * xhat) / M)
     act_backward        g = ga * act'(z), from a, or from the mask z > 0
 
-Images are [R, C] here, with rows (n, h, w), in G equal parts with statistics of their own. Arithmetic is float32,
-rounded once. Each is one launch, which puts its partial results together itself (`reduce.py`).
+Images are [R, C] with rows (n, h, w), in G equal groups with separate statistics. Arithmetic is in float32, and results
+are rounded once. Each is one launch, which also merges its partial results (`reduce.py`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fastgan.ops.triton.tiles import Tile, choose, programs
 
 @triton.jit
 def place(group, tile, rows, C, LARGE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr):
-    """The offsets [BM, BC] of a tile of a group in [R, C], and which of them exist."""
+    """Offsets [BM, BC] of a tile of a group in [R, C], and the mask of those within the group."""
     row = tile * BM + tl.arange(0, BM)
     channel = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = (row < rows)[:, None] & (channel < C)[None, :]
@@ -47,7 +47,7 @@ def load_pair(at, group, groups, channel, known, C):
 
 @triton.jit
 def load_affine(gamma, beta, channel, known):
-    """gamma and beta [BC] in float32; 1 and 0 where there are none."""
+    """gamma and beta [BC] in float32; 1 and 0 if they are None."""
     scale = tl.full(channel.shape, 1.0, tl.float32)
     shift = tl.full(channel.shape, 0.0, tl.float32)
     if gamma is not None:
@@ -60,9 +60,9 @@ def load_affine(gamma, beta, channel, known):
 @triton.jit
 def update(running_mean, running_var, tracked,  # [C], [C], an integer or None
            statistics, groups, momentum, unbiased, channel, known, C, CUMULATIVE: tl.constexpr):
-    """Running statistics of a block of channels, group by group in order. unbiased: M / (M - 1).
+    """Update the running statistics of a block of channels, group by group in order. unbiased: M / (M - 1).
 
-    CUMULATIVE: the plain average of all batches; every program reads their number, so it is raised after the launch.
+    CUMULATIVE: average over all batches. Every program reads their number, so it is incremented after the launch.
     """
     mean = tl.load(running_mean + channel, mask=known, other=0.0).to(tl.float32)
     var = tl.load(running_var + channel, mask=known, other=0.0).to(tl.float32)
@@ -93,7 +93,7 @@ def bn_statistics_kernel(y, statistics,  # [R, C], a `reduce.Reduction`
 
 @triton.jit(do_not_specialize=["rows", "tiles", "groups"])
 def bn_act_forward_kernel(
-    y, statistics,  # [R, C], [2, G, C]: mean and biased variance of the batch; None for the running ones
+    y, statistics,  # [R, C], [2, G, C]: mean and biased variance of the batch; None to use the running statistics
     gamma, beta,  # [C] or None
     running_mean, running_var, tracked,  # [C], [C], an integer; or None
     stats, a,  # [2, G, C]: mean and rstd, [R, C]
@@ -101,7 +101,7 @@ def bn_act_forward_kernel(
     eps, momentum, unbiased, slope, C, CUMULATIVE: tl.constexpr, ACTIVATION: tl.constexpr,
     LARGE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, PDL: tl.constexpr,
 ):
-    """Grid (groups * tiles, column blocks). The first program of a group writes its stats, the very first updates."""
+    """Grid (groups * tiles, column blocks). Tile 0 of each group writes stats, tile 0 of group 0 also updates."""
     begin(PDL)
     group, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     channel = tl.program_id(1) * BC + tl.arange(0, BC)  # [BC]
@@ -143,11 +143,11 @@ def gz_and_xhat(ga, y, at, inside, mean, rstd, gamma, beta, slope, ACTIVATION: t
 @triton.jit(do_not_specialize=["rows", "tiles", "programs", "groups"])
 def bn_backward_sums_kernel(
     ga, y, stats, gamma, beta,  # [R, C] twice, [2, G, C], [C] or None
-    sums, of_all,  # a `reduce.Reduction`; [2, C], written where there are several groups
+    sums, of_all,  # a `reduce.Reduction`; [2, C], written if there are several groups
     rows, tiles, programs, groups,  # rows, tiles and programs of one group
     slope, C, ACTIVATION: tl.constexpr, LARGE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, PDL: tl.constexpr,
 ):
-    """Grid (groups * programs, column blocks). A program adds up every programs-th tile of its group."""
+    """Grid (groups * programs, column blocks). A program sums every programs-th tile of its group."""
     begin(PDL)
     group, program = tl.program_id(0) // programs, tl.program_id(0) % programs
     channel = tl.program_id(1) * BC + tl.arange(0, BC)  # [BC]
@@ -201,7 +201,7 @@ def act_backward_kernel(ga, saved, g,  # [size] each
 
 
 class _Grid(NamedTuple):
-    """How [R, C] in G parts is cut into tiles of height x width; tiles of one part, and of a row."""
+    """Tiles of height x width of [R, C] in G groups: `tiles` for the `rows` of a group, `columns` for the channels."""
 
     tile: Tile
     rows: int
@@ -212,7 +212,7 @@ class _Grid(NamedTuple):
 
 
 def _grid(x: Tensor, groups: int) -> _Grid:
-    """Tiles as wide as the channels, and the higher the fewer they are."""
+    """Tiles as wide as the channels, and higher for fewer channels."""
     channels = x.shape[3]
     rows = x.numel() // channels // groups
     tile = choose("rows", architecture(x.device), rows=rows, columns=channels, depth=1, size=x.element_size())
@@ -236,7 +236,7 @@ def bn_statistics(y: Tensor, groups: int) -> Tensor:
 
 def bn_act_forward(y: Tensor, statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
                    running: RunningStats, count: int, norm: NormSpec, activation: Activation) -> tuple[Tensor, Tensor]:
-    """a [N, H, W, C] and stats [2, G, C] of y [N, H, W, C]. statistics: None to take them from y, or running ones."""
+    """a [N, H, W, C] and stats [2, G, C] of y [N, H, W, C]. statistics: of the batch, None to compute them."""
     groups = norm.groups if norm.batch_statistics else 1
     if norm.batch_statistics and statistics is None:
         statistics = bn_statistics(y, groups)
@@ -258,7 +258,7 @@ def bn_act_forward(y: Tensor, statistics: Tensor | None, gamma: Tensor | None, b
 
 def bn_backward_sums(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
                      activation: Activation) -> tuple[Tensor, Tensor]:
-    """[2, G, C]; over all groups [2, C], or (0,) of one."""
+    """Sums [2, G, C] of each group, and [2, C] over all groups, or (0,) if there is only one."""
     (_, groups, channels), arch = stats.shape, architecture(y.device)
     grid = _grid(y, groups)
     each = max(1, min(grid.tiles, programs(arch) // (groups * grid.columns)))  # programs of a group
@@ -286,7 +286,7 @@ def bn_backward_apply(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None
 
 
 def act_backward(ga: Tensor, saved: Tensor, activation: Activation) -> Tensor:
-    """g, like ga; both are contiguous."""
+    """g, of the shape of ga; both are contiguous."""
     g, size = torch.empty_like(ga), ga.numel()
     tile = choose("rows", architecture(ga.device), rows=size, columns=1, depth=1, size=ga.element_size())
     launch(act_backward_kernel, (triton.cdiv(size, tile.rows * tile.columns),), tile, ga=ga, g=g, size=size,

@@ -1,7 +1,6 @@
-"""The passes of `fastgan/ops/reference.py` in Triton kernels, of float32, float16 and bfloat16.
+"""The passes of `fastgan/ops/reference.py` in Triton kernels, for float32, float16 and bfloat16.
 
-Tensors come and go as (N, C, H, W) and are [N, H, W, C] in memory; weights are read, and their gradients written, in
-channels_last order.
+Arguments and results are (N, C, H, W) tensors in channels_last memory format, as are weights and their gradients.
 """
 
 from __future__ import annotations
@@ -74,6 +73,7 @@ def wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, saved: Tensor | 
 
 
 def _precision(x: Tensor) -> str:
-    """Of products of x; of float32, what PyTorch's convolutions have been told. Others have one, and so one build."""
+    """Precision of products of x: for float32 PyTorch's setting for convolutions; one value, so one build, for others.
+    """
     allowed = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
     return "tf32" if allowed and x.dtype == torch.float32 else "ieee"

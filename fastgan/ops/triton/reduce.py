@@ -1,14 +1,14 @@
-"""Partial results of programs, put together in a fixed order: statistics by Chan's rule, and sums.
+"""Partial results of programs, merged in a fixed order: statistics by Chan's rule, and sums.
 
     n = sum n_t,   mean = sum n_t * mean_t / n,   M2 = sum M2_t + n_t * (mean_t - mean)^2
 
-(Chan, Golub, LeVeque 1979, for any number of parts at once.) Means are averaged as distances from the first one, which
-keeps the digits where the mean is large beside the deviation.
+(Chan, Golub, LeVeque 1979, for any number of parts at once.) Means are averaged as differences from the first mean,
+which keeps their accuracy if the mean is large compared with the deviation.
 
-The launch that makes partial results also puts them together, in two levels: of every `FAN` programs, the last to
-arrive merges what all of them have stored; of all such blocks, the last to arrive merges the blocks. Which program is
-the last changes from run to run; what it adds up, and in which order, does not, so results repeat bit for bit. No
-program waits for another. Arrivals are counted by tickets, which are zero before a launch and after it.
+The launch that computes partial results also merges them, in two levels: of every `FAN` programs, the last to finish
+merges their results; of all such blocks, the last to finish merges the blocks. Which program finishes last varies
+between runs; what it merges, and in which order, does not, so results repeat bit for bit. No program waits for another.
+Arrivals are counted by tickets: integers that are zero before and after a launch.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from torch import Tensor
 from fastgan.ops.triton.launch import begin, launch, tickets
 from fastgan.ops.triton.tiles import Tile
 
-FAN = 32  # programs whose results are merged at a time
+FAN = 32  # programs whose results are merged into a block
 _FEW = Tile(rows=64, columns=16, depth=1, warps=4, stages=1)  # rows x columns at a time
 _WIDE = Tile(rows=8, columns=256, depth=1, warps=4, stages=1)  # for sums of a few long rows
 
 
 class Reduction(NamedTuple):
-    """Memory of what G groups of T programs put together: K vectors of C columns each.
+    """Memory for the results of G groups of T programs: K vectors of C columns each.
 
-    partials [K, G * T, C], blocks [K, G * B, C] of B blocks of `fan` programs, and result [2, G, C] are float32; B + 1
-    int32 tickets for each group and block of columns, then one for each block of columns. fan is a constant of the
-    kernel.
+    partials [K, G * T, C], blocks [K, G * B, C] of B blocks of `fan` programs, and result [2, G, C] are float32. There
+    are B + 1 int32 tickets for each group and column block, then one for each column block. fan is a compile-time
+    constant.
     """
 
     partials: Tensor
@@ -44,7 +44,7 @@ class Reduction(NamedTuple):
 
 
 def reduction(like: Tensor, vectors: int, groups: int, rows: int, columns: int, column_blocks: int) -> Reduction:
-    """For `rows` programs in each group and `column_blocks`, on the device of `like`."""
+    """A `Reduction` for `rows` programs in each group and column block, on the device of `like`."""
     blocks = triton.cdiv(rows, FAN)
     partials, merged, result = (like.new_empty((lead, groups * length, columns), dtype=torch.float32)
                                 for lead, length in ((vectors, rows), (vectors, blocks), (2, 1)))
@@ -54,7 +54,7 @@ def reduction(like: Tensor, vectors: int, groups: int, rows: int, columns: int, 
 
 @triton.jit
 def last_arrival(ticket, arrivals):
-    """Whether this program is the last of `arrivals` to come here; then it sees what the others have stored."""
+    """Whether this program is the last of `arrivals` to call this; if so, the stores of the others are visible."""
     tl.debug_barrier()  # the release below covers the stores of all threads
     last = tl.atomic_add(ticket, 1, sem="acq_rel", scope="gpu") == arrivals - 1
     if last:
@@ -65,10 +65,10 @@ def last_arrival(ticket, arrivals):
 
 @triton.jit
 def moments(value, valid):
-    """Count (a scalar), mean and centred M2 [K] of the valid elements of value [M, K] (float32; valid [M, 1]).
+    """Count (a scalar), mean and centered M2 [K] of the valid elements of value [M, K] (float32; valid [M, 1]).
 
-    A product is selected before it is summed, here and in all kernels: contracted with the first addition of a sum
-    over lanes, it would be exact in one lane and rounded in the other, and the lanes would end with different sums.
+    A product is masked before it is summed over lanes, here and in all kernels: contracted with the first addition of
+    the sum, it would be exact in one lane and rounded in the other, so the lanes would have different sums.
     """
     value = tl.where(valid, value, 0.0)
     count = tl.sum(valid.to(tl.float32))
@@ -79,7 +79,7 @@ def moments(value, valid):
 
 @triton.jit
 def merge(at, size, begin, end, within, C, BT: tl.constexpr):
-    """Count, mean and M2, [BC] each, of rows begin .. end; counts are at [BC], means and M2 `size` and 2 size on."""
+    """Count, mean and M2 [BC] of rows begin .. end of the counts at `at` [BC], means at + size, and M2 at + 2 size."""
     origin = tl.load(at + begin * C + size, mask=within, other=0.0)
     total = tl.zeros(within.shape, tl.float32)
     drift = tl.zeros(within.shape, tl.float32)
@@ -105,7 +105,7 @@ def merge(at, size, begin, end, within, C, BT: tl.constexpr):
 
 @triton.jit
 def add(at, begin, end, within, C, BT: tl.constexpr):
-    """Sum [BC] of rows begin .. end of what is at [BC]."""
+    """Sum [BC] of rows begin .. end of the values at `at` [BC]."""
     total = tl.zeros(within.shape, tl.float32)
     for start in range(begin, end, BT):
         row = start + tl.arange(0, BT)
@@ -116,9 +116,9 @@ def add(at, begin, end, within, C, BT: tl.constexpr):
 
 @triton.jit
 def finish_statistics(count, mean, m2,  # of this program: a scalar, [BC], [BC]
-                      reduction, group, groups, row, rows,  # row of the group's T
+                      reduction, group, groups, row, rows,  # row, of the T rows of a group
                       column, C):  # [BC]; column blocks are the second axis of the grid
-    """Statistics [2, G, C], mean and biased variance, of all T rows of each group."""
+    """Merge statistics of all T rows of each group into mean and biased variance [2, G, C]."""
     FAN: tl.constexpr = reduction.fan
     within = column < C
     block, blocks = row // FAN, (rows + FAN - 1) // FAN
@@ -145,8 +145,8 @@ def finish_statistics(count, mean, m2,  # of this program: a scalar, [BC], [BC]
 @triton.jit
 def finish_sums(one, two,  # of this program, [BC] each
                 reduction, of_all, group, groups, row, rows, column, C):
-    """Sums [2, G, C] of both over all T rows of each group, and where there are several over all groups, `of_all`
-    [2, C]; other arguments as in `finish_statistics`."""
+    """Add up both vectors over all T rows of each group, [2, G, C], and if there are several groups, over all of them
+    in `of_all` [2, C]. Other arguments as in `finish_statistics`."""
     FAN: tl.constexpr = reduction.fan
     within = column < C
     block, blocks = row // FAN, (rows + FAN - 1) // FAN

@@ -1,10 +1,10 @@
-"""Which tile a kernel takes: the first rule that fits in the file of its architecture, or of the nearest older one.
+"""The tile of a kernel: the first rule that applies in the file of its architecture, or of the nearest older one.
 
-A file, `tiles/sm_*.json`, holds "programs", how many keep such a device busy (two for each multiprocessor of its
-largest one), and "rules". A rule reads {"kernel", conditions ..., "tile": [rows, columns, depth], "warps", "stages"},
-and "registers" where a kernel needs more than ptxas would take. Conditions: "bytes" of an element, upper bounds
-"rows", "columns", "depth" of the problem, and "tiles", how many of them the problem has at least. sm_0 is the
-interpreter, fastest with few large programs.
+A file `tiles/sm_*.json` has "programs", the number that keeps such a device busy (two for each multiprocessor of the
+largest one), and "rules". A rule is {"kernel", conditions ..., "tile": [rows, columns, depth], "warps", "stages"}, with
+"registers" if a kernel needs more than ptxas would allocate. Conditions: "bytes" of an element, upper bounds "rows",
+"columns", "depth" of the problem, and "tiles", a lower bound on its number of tiles. sm_0 is the interpreter, which is
+fastest with few large programs.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 
 from fastgan.ops.triton import fence
 
-WASTE = 1.3  # of what is computed to what is needed, at most
+WASTE = 1.3  # maximum ratio of computed to needed elements
 
 
 class Tile(NamedTuple):
-    """rows x columns of the result, computed by one program in steps of `depth`; how many warps, pipeline stages.
+    """rows x columns of the result, computed by one program in steps of `depth`; number of warps and pipeline stages.
 
-    registers: that a thread may have; 0 lets ptxas choose, which would rather spill a few bytes than use a 170th.
+    registers: maximum per thread; with 0, ptxas chooses, which may spill a few bytes instead of using a 170th register.
     """
 
     rows: int
@@ -40,7 +40,7 @@ _overrides: list[dict[str, Tile]] = []
 
 @contextmanager
 def using(**tiles: Tile) -> Iterator[None]:
-    """Within the block, kernels of these names take these tiles."""
+    """Within the block, kernels of these names use these tiles."""
     _overrides.append(tiles)
     try:
         yield
@@ -49,8 +49,8 @@ def using(**tiles: Tile) -> Iterator[None]:
 
 
 def choose(kernel: str, arch: int, *, rows: int, columns: int, depth: int, size: int) -> Tile:
-    """The tile for a problem of rows x columns x depth with elements of `size` bytes. It is not pipelined where this
-    version of Triton does that wrongly (`fence.py`)."""
+    """The tile for a problem of rows x columns x depth with elements of `size` bytes. It has one stage if this version
+    of Triton omits a fence in pipelined loops (`fence.py`)."""
     tile = _override(kernel) or _by_rule(kernel, arch, rows, columns, depth, size)
     if tile is None:
         raise AssertionError(f"no tile for {kernel} on sm_{arch}")
@@ -58,8 +58,8 @@ def choose(kernel: str, arch: int, *, rows: int, columns: int, depth: int, size:
 
 
 def described(kernel: str, arch: int, *, rows: int, columns: int, depth: int, size: int) -> Tile | None:
-    """The tile for the same kernel on tensor descriptors; None where the architecture has none, or `using` has one for
-    pointers. Its copies need no fence."""
+    """The tile for the same kernel on tensor descriptors; None if the architecture has none, or if `using` sets one for
+    pointers. Copies by TMA need no fence."""
     if _override(kernel):
         return None
     return _override(f"{kernel} tma") or _by_rule(f"{kernel} tma", arch, rows, columns, depth, size)
@@ -89,14 +89,14 @@ def fitting(length: int, side: int) -> int:
 
 
 def covering(length: int, side: int) -> int:
-    """The side of a tile, at most `side` and at least 16, for a length that may be shorter: one pixel an image."""
+    """The side of a tile, at most `side` and at least 16, smaller for a short length, such as one pixel per image."""
     while side > 16 and side >= 2 * length:
         side //= 2
     return side
 
 
 def programs(arch: int) -> int:
-    """How many programs keep a device of this architecture busy."""
+    """The number of programs that keeps a device of this architecture busy."""
     return int(_file(arch)["programs"])
 
 

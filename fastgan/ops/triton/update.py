@@ -1,15 +1,15 @@
-"""An update of a network by Adam, in two launches for all of its parameters together.
+"""An Adam update of a network, in two launches for all of its parameters.
 
-    gradient_norm   norm = |g|,   skip = 1 where the norm, the loss or what came before is not finite,
+    gradient_norm   norm = |g|,   skip = 1 if the norm or the loss is not finite, or if skip was 1 before,
                     factor = min(1, clip / (norm + 1e-6))
     adam            g = factor * g,   m += (1 - beta1) * (g - m),   v += (1 - beta2) * (g^2 - v)
-                    p -= rate / c1 * m / (sqrt(v / c2) + eps)           c = 1 - beta^t of the t-th update
+                    p -= rate / c1 * m / (sqrt(v / c2) + eps)           c = 1 - beta^t for the t-th update
                     p -= rate * sqrt(c2) / c1 * m / (sqrt(v) + eps)     with `hat` (`fastgan/train/optim.py`)
                     16-bit copy = p,   average += weight * (p - average)
 
-Nothing changes where skip is 1. A program reads a part of one tensor, which its number selects; sizes are constants of
-the kernel. The tensors of a parameter have the same order in memory, so all are read as flat arrays. The last program
-to arrive completes the norm, and the counts of updates.
+Nothing changes if skip is 1. Each program reads a part of one tensor, selected by the program id; sizes are
+compile-time constants. The tensors of a parameter have the same memory layout, so all are read as flat arrays. The last
+program to finish completes the norm, and increments the counts of updates.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from fastgan.ops.triton.logistic import exp_of_minus
 from fastgan.ops.triton.reduce import last_arrival
 from fastgan.ops.triton.tiles import Tile
 
-_NORM = Tile(rows=8192, columns=1, depth=1, warps=8, stages=1)  # elements of a program
+_NORM = Tile(rows=8192, columns=1, depth=1, warps=8, stages=1)  # elements per program
 _ADAM = Tile(rows=2048, columns=1, depth=1, warps=4, stages=1)
 
 
 class AdamOptions(NamedTuple):
-    """beta1, beta2 and eps; hat: which epsilon; decay: of the moving average."""
+    """Coefficients of Adam. hat: whether eps is epsilon-hat, see above. decay: of the moving average."""
 
     beta1: float
     beta2: float
@@ -42,8 +42,8 @@ class AdamOptions(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """The state of Adam: both moments of each parameter (tuples of float32 tensors), counts of updates (P,), what an
-    update adds to them (P,), and the learning rate (). places: of each parameter's count among the P."""
+    """The state of Adam: both moments of each parameter (tuples of float32 tensors), counts of updates (C,), their
+    increments per update (C,), and the learning rate (). places: for each parameter, the index of its count."""
 
     first: tuple[Tensor, ...]
     second: tuple[Tensor, ...]
@@ -71,7 +71,7 @@ def one_minus_exp_of_minus(a):
 
 
 @triton.jit
-def gradient_norm_kernel(grads, loss, before, result,  # P tensors; [1] each: the loss, skip of before; [3]
+def gradient_norm_kernel(grads, loss, before, result,  # P tensors; [1] each: the loss, the previous skip; [3]
                          partials, tickets, clip,  # [programs], one ticket; 0: no clipping
                          SIZES: tl.constexpr, STARTS: tl.constexpr, BM: tl.constexpr, PDL: tl.constexpr):
     """Grid (programs,). result = norm, skip, factor."""
@@ -103,7 +103,7 @@ def adam_kernel(parameters, grads, first, second, copies, averages,  # P tensors
                 betas, rests, logs, eps, decay,  # beta, 1 - beta and -log(beta), a pair each
                 SIZES: tl.constexpr, STARTS: tl.constexpr, COUNT: tl.constexpr, COPIED: tl.constexpr,
                 AVERAGED: tl.constexpr, HAT: tl.constexpr, CC: tl.constexpr, BM: tl.constexpr, PDL: tl.constexpr):
-    """Grid (programs,). COUNT, COPIED: of each parameter, the index of its count, and whether it has a copy."""
+    """Grid (programs,). COUNT, COPIED: for each parameter, the index of its count, and whether it has a copy."""
     begin(PDL)
     program = tl.program_id(0)
     if tl.load(norm + 1) == 0.0:
@@ -146,7 +146,7 @@ def gradient_norm(grads: Sequence[Tensor], loss: Tensor, skip: Tensor, clip: flo
     """float32 (3,): the norm of all `grads` (float32), skip and factor, as above.
 
     Args:
-        loss, skip: (), float32. clip: the largest norm, 0 for any.
+        loss, skip: (), float32. clip: the maximum norm; 0 disables clipping.
     """
     sizes, starts = parts(grads, _NORM.rows)
     result, partials = (grads[0].new_empty(count) for count in (3, starts[-1]))
@@ -158,8 +158,8 @@ def gradient_norm(grads: Sequence[Tensor], loss: Tensor, skip: Tensor, clip: flo
 
 def adam(params: Sequence[Tensor], grads: Sequence[Tensor], moments: Moments, norm: Tensor, options: AdamOptions,
          copies: Sequence[Tensor | None], average: Average | None) -> None:
-    """Update float32 `params` in place, with their moments, counts, 16-bit `copies` (None for those without) and
-    moving average. Each gradient has the strides of its parameter. norm: from `gradient_norm`."""
+    """Update float32 `params` in place, with their moments, counts, 16-bit `copies` (None for parameters without one)
+    and moving average. Each gradient has the strides of its parameter. norm: from `gradient_norm`."""
     sizes, starts = parts(params, _ADAM.rows)
     averages, updates = average or (params, norm)
     betas, all_flat = (options.beta1, options.beta2), lambda tensors: tuple(map(flat, tensors))
@@ -175,7 +175,7 @@ def adam(params: Sequence[Tensor], grads: Sequence[Tensor], moments: Moments, no
 
 
 def parts(tensors: Sequence[Tensor], block: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The elements of each tensor, and the number of its first program; then of all programs."""
+    """The number of elements of each tensor, and the id of its first program, followed by the number of programs."""
     sizes, starts = tuple(tensor.numel() for tensor in tensors), [0]
     for size in sizes:
         starts.append(starts[-1] + triton.cdiv(size, block))

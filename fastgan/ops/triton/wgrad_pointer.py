@@ -1,12 +1,12 @@
-"""The weight gradient of both convolutions on pointers: a GEMM over pixels, split over programs and added up in order.
+"""The weight gradient of both convolutions on pointers: a GEMM over pixels, split over programs and summed in order.
 
     gw[a, kh, kw, b] = sum over n, h, w of  coarse[n, h, w, a] * fine[n, h * s - p + kh, w * s - p + kw, b]
 
-A convolution's coarse operand is the gradient of its output and its fine one the input; a transposed convolution's are
-the input and the gradient. Rows are the coarse channels, columns are (tap, fine channel), and the depth runs over the
-pixels of the coarse grid. Columns are the rows of a window, each of which is one run of kw * b contiguous elements,
-with few fine channels (an image) padded to RUN. The depth is split over programs, whose partial sums are then added in
-a fixed order: results repeat bit for bit, without atomics.
+In a convolution, coarse is the gradient of the output and fine the input; in a transposed convolution, coarse is the
+input and fine the gradient. Rows are the coarse channels, columns are (tap, fine channel), and the depth runs over the
+pixels of the coarse grid. The columns of a row of a window are kw * b contiguous elements, padded to RUN for few fine
+channels (an image). The depth is split over programs, whose partial sums are then added in a fixed order: results
+repeat bit for bit, without atomics.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fastgan.ops.triton.tiles import choose, covering, fitting, programs
 @triton.jit(do_not_specialize=["pixels", "each"])
 def wgrad_kernel(
     coarse, fine,  # [N, HC, WC, CO], [N, HF, WF, CI]
-    saved, slope,  # where coarse is multiplied by act': a or the mask z > 0, like it
+    saved, slope,  # to multiply coarse by act': a or the mask z > 0 [like coarse], else None
     gw,  # [SPLIT, CO, KH, KW, CI]
     pixels, each,  # N * HC * WC; depth blocks of one program
     HC: tl.constexpr, WC: tl.constexpr, HF: tl.constexpr, WF: tl.constexpr, CONV: tl.constexpr,
@@ -45,7 +45,7 @@ def wgrad_kernel(
     column = tl.program_id(1) * BN + tl.arange(0, BN)  # [BN]
     kh, element = column // window, column % window
     kw = element // CI
-    # where tiles are whole, masks are true in all elements as constants, and the compiler leaves them out
+    # if tiles are whole, masks are constants, which the compiler removes
     known = ((kh < CONV.KH) & (element < CONV.KW * CI)) | (not RUN and CONV.KH * window % BN == 0)
     at_fine, at_weight = kh * (WF * CI) + element, kh * (CONV.KW * CI) + element
     within = (row < CO) | (CO % BM == 0)
@@ -58,7 +58,7 @@ def wgrad_kernel(
         valid = (k < pixels) | WHOLE
         line = k // WC
         base_h, base_w = line % HC * CONV.SH - CONV.PH, k % WC * CONV.SW - CONV.PW
-        # row n * HF + base_h of all images, without n where HF is SH * HC
+        # row n * HF + base_h of all images, computed without n if HF is SH * HC
         at_line = line * CONV.SH + line // HC * (HF - CONV.SH * HC) - CONV.PH
         if LARGE:
             first, at_line = first.to(tl.int64), at_line.to(tl.int64)
@@ -82,7 +82,7 @@ def wgrad(coarse: Tensor, fine: Tensor, kernel: tuple[int, int], stride: tuple[i
           activation: Activation = IDENTITY) -> Tensor:
     """[A, kh, kw, B] in `dtype` from coarse [N, HC, WC, A] and fine [N, HF, WF, B].
 
-    saved: coarse is multiplied by act' first, from a or the mask z > 0.
+    saved: a or the mask z > 0, with which coarse is first multiplied by act'.
     """
     n, hc, wc, a = coarse.shape
     _, hf, wf, b = fine.shape

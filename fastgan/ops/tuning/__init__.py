@@ -2,7 +2,7 @@
 
     problem.py      a pass with its shapes, dtypes and options
     candidates.py   the engines and variants that can compute a problem
-    passes.py       the engine "plan": calls the candidate that the plan in use has for a problem
+    passes.py       the engine "plan": calls the candidate that the plan in use selects for a problem
     measure.py      makes a plan: checks every candidate against float64 (`check.py`) on random inputs (`example.py`),
                     times the correct ones, and chooses the fastest
     stored.py       plans and measurements as files
@@ -93,7 +93,7 @@ class use:
     """Set the plan that impl "auto" follows in this process, from now on or within a `with` block.
 
     Args:
-        plan: the plan; None for the default engine of each device, without any measuring.
+        plan: the plan; None for the default engine of each device, without measurements.
     """
 
     def __init__(self, plan: Plan | None) -> None:
@@ -112,9 +112,9 @@ def autotune(enabled: bool) -> None:
     """Enable or disable measuring in the first call of each pass, for impl "auto" on a GPU without a plan in use.
 
     It is enabled by default. The first call compiles the kernels of every engine, compares the results with float64,
-    and times the correct kernels for about ten milliseconds. Results that were stored on this machine before are used
-    instead. Nothing is measured while a CUDA graph is captured. If it is disabled, the default engine of the device
-    computes.
+    and times the correct kernels for about ten milliseconds. If this machine has stored measurements of the pass, they
+    are used instead. Nothing is measured while a CUDA graph is captured. If measuring is disabled, the default engine
+    of the device is used.
 
     Args:
         enabled: whether passes are measured.
@@ -128,7 +128,7 @@ def active() -> Plan | None:
 
 
 def current() -> Plan:
-    """The plan for passes; without choices in a backward pass after the plan of its forward pass was removed."""
+    """The plan in use, or an empty one: in a backward pass, the plan of its forward pass may have been removed."""
     return _active or _WITHOUT
 
 

@@ -70,7 +70,7 @@ def called(run: Run, candidate: str, name: str, *arguments: Any) -> Any:
 
 @cache
 def _parts(candidate: str) -> tuple[str, dict[str, str], Callable[[], AbstractContextManager[None]] | None]:
-    """A candidate's engine, options of its passes, and the block within which Triton's convolutions take its tile."""
+    """A candidate's engine, options of its passes, and the context in which Triton's convolutions use its tile."""
     engine, _, way = candidate.partition("/")
     sizes = re.fullmatch(r"(\d+)x(\d+)x(\d+)w(\d+)s(\d+)", way)
     if engine != "triton" or not sizes:

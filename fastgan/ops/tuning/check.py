@@ -14,7 +14,7 @@ from torch import Tensor
 from fastgan.ops import numerics
 from fastgan.ops.tuning.problem import Problem
 
-DOUBT = 2**-5  # of rms(a): where a leaky_relu's a is nearer to 0, its mask is not compared
+DOUBT = 2**-5  # x rms(a): the mask of a leaky_relu is not compared if a is closer to 0
 _NAMES = {"conv_forward": ("y", "statistics"), "conv_act_forward": ("a", "mask"),
           "bn_act_forward": ("a", "mean and rstd", "running mean", "running var"),
           "bn_backward_sums": ("sums", "sums over groups"), "bn_backward_apply": ("gradient of y",),
@@ -27,7 +27,7 @@ def used(problem: Problem, ours: tuple[Tensor, ...], reference: tuple[Tensor, ..
          exact: tuple[Tensor, ...]) -> tuple[float, str]:
     """The largest error relative to the allowed one, correct up to 1, and the name of the tensor."""
     found = [(0.0, "")]
-    # a mean is of the size of y, which an example of a batch normalization has of about 1
+    # the error of a mean is relative to the size of y, which is about 1 in examples of a batch normalization
     floor = {"conv_forward": numerics.rms(exact[0]), "bn_act_forward": 1.0}.get(problem.kind, 0.0)
     for name, one, other, right in zip(_NAMES[problem.kind], ours, reference, exact, strict=False):
         if one.shape != right.shape:

@@ -1,7 +1,7 @@
 """Random arguments for a problem's pass, in its shapes, strides and dtypes, and calls of candidates with them.
 
-Where gradients are computed, inputs of rectifiers stay away from 0, where a rounding error selects the slope. Images
-and outputs of convolutions have about unit size.
+In passes that compute gradients, inputs of rectifiers are kept away from 0, where a rounding error would select the
+slope. Images and outputs of convolutions have about unit size.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fastgan.ops.specs import Activation, ConvSpec, NormSpec, RunningStats
 from fastgan.ops.tuning import candidates
 from fastgan.ops.tuning.problem import Problem
 
-KINK, AWAY = 2**-5, 0.5  # nearer to the kink than one, an input is moved to where the other is rectified
+KINK, AWAY = 2**-5, 0.5  # an input closer than KINK to the kink of a rectifier is moved to AWAY
 
 
 class Example(NamedTuple):
@@ -32,7 +32,7 @@ class Example(NamedTuple):
 
 
 def draw(problem: Problem, device: torch.device) -> Example:
-    """From a generator of its own: the global one's state does not change."""
+    """Random arguments from a separate generator, so that the state of the global one does not change."""
     generator, groups = torch.Generator(device).manual_seed(0), max(problem.groups, 1)
 
     def normal(*shape: int, dtype: str = "float32", last: bool = False) -> Tensor:
@@ -57,7 +57,7 @@ def draw(problem: Problem, device: torch.device) -> Example:
 
     def with_norm() -> tuple[Any, ...]:
         channels = problem.x[1]
-        count = max(x.numel() // (channels * groups), 2)  # a process of several may have one element
+        count = max(x.numel() // (channels * groups), 2)  # one of several processes may have one element
         gamma, beta = about_one(channels), normal(channels)
         if problem.kind == "bn_act_forward":
             given = torch.stack(torch_ops.measure(x, groups)) if problem.statistics == "given" else None
@@ -86,8 +86,8 @@ def draw(problem: Problem, device: torch.device) -> Example:
 
 
 def caller(candidate: str, example: Example) -> Callable[[], tuple[Tensor, ...]]:
-    """A call of the candidate that raises if a kernel fails. It also returns the running statistics, of which each
-    `caller` has its own."""
+    """A call of the candidate, which raises an error if a kernel fails. It also returns the running statistics, which
+    are copied for each `caller`."""
     arguments = [_each(Tensor.clone, one) if isinstance(one, RunningStats) else one for one in example.arguments]
     running = [part for one in arguments if isinstance(one, RunningStats) for part in one[:2]]
 
@@ -108,7 +108,7 @@ def _scale(problem: Problem) -> float:
 
 
 def _away_from_kinks(y: Tensor, stats: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    """y, in which elements whose z would be near 0 are moved."""
+    """y, with elements moved whose z would be near 0."""
     mean, rstd = stats
     scale, shift = (part[:, None, :, None, None] for part in (gamma * rstd, beta - gamma * rstd * mean))
     parts = y.float().unflatten(0, (len(mean), -1))  # [G, N / G, C, H, W]

@@ -22,19 +22,19 @@ from fastgan.ops.tuning.problem import Problem
 from fastgan.ops.tuning.stored import Known
 
 ROUNDS = 5
-STEP_ROUNDS = 9  # of whole steps: the last decision, between engines that are often a few percent apart
-HOPELESS = 2.0  # x the fastest of the first round: not timed again
-SAMPLE, REPEATS = 2e-3, 20  # seconds that a sample of fast calls should last, of at most how many calls
-LONG = 0.02  # seconds
-FEW, ENOUGH = 3, 0.25  # rounds after which it is over for calls that have taken so many seconds together
+STEP_ROUNDS = 9  # for whole steps: engines often differ by only a few percent
+HOPELESS = 2.0  # calls that take longer than this x the fastest in the first round are not timed again
+SAMPLE, REPEATS = 2e-3, 20  # duration of a sample of fast calls in seconds, and the maximum number of its calls
+LONG = 0.02  # seconds; shorter calls are timed twice in the first round
+FEW, ENOUGH = 3, 0.25  # after FEW rounds that took ENOUGH seconds in total, no further round begins
 
 
 def make(workload: Callable[[], object], known: Known | None = None, *, rounds: int = ROUNDS,
          tiles: bool = False, progress: bool = False) -> Plan:
-    """A plan for the problems of `workload()`, such as a training step. It is called a few times; its effects stay.
+    """A plan for the problems of `workload()`, such as a training step, which is called a few times.
 
     Args:
-        known: earlier measurements, which are used again. rounds: of interleaved timing. tiles: measure Triton's tiles.
+        known: earlier measurements, which are reused. rounds: of interleaved timing. tiles: measure Triton's tiles.
 
     The plan's `engine` is the fastest for the whole workload: "plan" for its choices, or one engine for all problems.
     """
@@ -121,7 +121,7 @@ def _judged(name: str, example: Example, reference: tuple[Tensor, ...], exact: t
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="fastgan")
             used, worst = check.used(example.problem, caller(name, example)(), reference, exact)
-    except Exception as error:  # a compiler, a driver or a shape: whatever it is, this candidate is not taken
+    except Exception as error:  # of a compiler, a driver or a shape: any error excludes the candidate
         if from_signal_handler(error):
             raise
         raise_if_lost()
@@ -133,14 +133,14 @@ def race(calls: Mapping[str, Callable[[], object]], device: torch.device, rounds
          sleep: int = 5_000_000, enough: float = ENOUGH) -> dict[str, list[float]]:
     """Seconds of each call in interleaved rounds. The first round warms up and excludes calls that are far slower.
 
-    enough: seconds after which no round beyond `FEW` begins. sleep: cycles (some 3 ms) for which a GPU waits before
-    each sample, so that the host's launches are queued.
+    enough: seconds after which no round beyond `FEW` begins. sleep: cycles (about 3 ms) for which a GPU waits before
+    each sample, so that the host can queue its launches.
     """
     def lap(name: str, repeats: int) -> float:
         return (_lap_on_cuda(calls[name], repeats, sleep) if device.type == "cuda" else _lap(calls[name], repeats))
 
     first = {name: lap(name, 1) for name in calls}
-    # an interruption weighs little in a long call, and decides about a short one
+    # an interruption changes the time of a long call little, but that of a short one several times
     first = {name: min(took, lap(name, 1)) if took < LONG else took for name, took in first.items()}
     left = [name for name in calls if first[name] <= HOPELESS * min(first.values())]
     repeats = {name: max(1, min(REPEATS, math.ceil(SAMPLE / max(first[name], 1e-9)))) for name in left}
@@ -168,7 +168,7 @@ def _varied(taken: list[float]) -> float:
 
 
 def _lap(call: Callable[[], object], repeats: int) -> float:
-    """Wall seconds of a call."""
+    """Wall-clock seconds of a call."""
     start = time.perf_counter()
     for _ in range(repeats):
         call()
@@ -176,7 +176,7 @@ def _lap(call: Callable[[], object], repeats: int) -> float:
 
 
 def _lap_on_cuda(call: Callable[[], object], repeats: int, sleep: int) -> float:
-    """Seconds of a call on the device. Time on the host does not count, because a graph needs none."""
+    """Seconds of a call on the device. Host time is excluded, because a CUDA graph needs none."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda._sleep(sleep)
     start.record()
@@ -188,7 +188,7 @@ def _lap_on_cuda(call: Callable[[], object], repeats: int, sleep: int) -> float:
 
 
 def _whole(workload: Callable[[], object], plan: Plan) -> dict[str, list[float]]:
-    """Seconds of the workload with each engine's defaults and with the plan's choices, sampled."""
+    """Samples of seconds of the workload, with each engine's defaults and with the plan's choices."""
     def under(plan: Plan) -> Callable[[], None]:
         def call() -> None:
             with use(plan):

@@ -1,4 +1,4 @@
-"""A problem: one pass with every property that decides which engine is fastest for it.
+"""A problem: one pass with every property that determines which engine is fastest for it.
 
 `OF` has a function for each pass of `fastgan/ops/reference.py`, which makes the problem from the pass's own arguments.
 They run in every call of a pass, and take a few microseconds.
@@ -21,13 +21,14 @@ class Problem(NamedTuple):
 
     Attributes:
         kind: the name of the pass.
-        device: its type. threads: of a CPU, else 0. dtype: of x. tf32: whether products are rounded to TF32.
+        device: the type of the device. threads: number of CPU threads, else 0. dtype: of x. tf32: whether products are
+            rounded to TF32.
         x: the shape of x; of y or ga in passes without a weight; of the logits of the loss. x_last, weight_last:
-            channels_last?
-        inplace: of a leaky_relu without batch normalization: whether a takes the place of the mask z > 0.
-        groups: of statistics, 0 where none are wanted; parts of a loss.
-        statistics: of a batch normalization: "batch" where the pass takes them from y, "given", or "running". In
-            `bn_backward_apply`: "given" or "running".
+            whether x and weight are channels_last.
+        inplace: for a leaky_relu without batch normalization, whether a is saved instead of the mask z > 0.
+        groups: number of statistic groups, 0 without statistics; number of parts of a loss.
+        statistics: in `bn_act_forward`, "batch" if the pass computes them from y, "given" if they are arguments, or
+            "running". In `bn_backward_apply`: "given" or "running".
     """
 
     kind: str
@@ -53,7 +54,7 @@ class Problem(NamedTuple):
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Problem:
-        """Raises TypeError for wrong contents."""
+        """Raises TypeError for invalid values."""
         plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value
                                  for name, value in values.items()}
         made, trouble = cls(**plain), validation.first_error(plain, cls)
@@ -82,7 +83,7 @@ def _conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec
 def _conv_act_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec,
                       activation: Activation) -> Problem:
     name, slope, inplace = activation
-    leaky = name == "leaky_relu"  # a slope that is not used, or an in-place relu, is no other problem
+    leaky = name == "leaky_relu"  # an unused slope or an in-place relu does not make another problem
     return _of_conv("conv_act_forward", x, weight, bias is not None, conv, name, float(slope) if leaky else 0.0,
                     leaky and inplace, 0)
 

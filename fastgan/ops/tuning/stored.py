@@ -3,8 +3,8 @@
     a plan     {"format", "machine", "engine", "step": {engine: seconds}, "problems": [{"problem", "choice", "trials"}]}
     the cache  {"format", "machine", "steps": {workload: {engine: seconds}}, "problems": [...]}, a file for each machine
 
-The machine is everything except the problem that decides which engine is fastest. If a file cannot be read, problems
-are measured again.
+The machine is everything, other than the problem, that determines which engine is fastest. If a file cannot be read,
+problems are measured again.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def recall(facts: dict[str, str]) -> tuple[Known, str]:
 
 def remember(facts: dict[str, str], plan: Plan) -> str:
     """Add a plan's measurements to the machine's file. Returns the reason why that failed, or ""."""
-    before, _ = recall(facts)  # as it is now: others may have added to it
+    before, _ = recall(facts)  # read again, because other processes may have added to it
     took = {workload(plan.choices): plan.step} if plan.step else {}
     known = Known({**before.choices, **plan.choices}, {**before.steps, **took})
     if known == before:
@@ -180,7 +180,7 @@ def _version(package: str) -> str:
 
 
 def _cpu() -> str:
-    """The processor's name, as far as the system has it."""
+    """The name of the processor, if the system provides it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -9,7 +9,7 @@ import torch
 
 from fastgan.ops.tuning import Choice, Plan, Trial, candidates
 
-BUSY = 1.25  # x between the quartiles of a step's times; on a quiet machine they are a few percent apart
+BUSY = 1.25  # ratio of the quartiles of a step's times; on an idle machine they differ by a few percent
 
 
 def lines(plan: Plan) -> Iterator[str]:
