@@ -6,11 +6,13 @@ import copy
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastgan
@@ -24,6 +26,7 @@ from fastgan.train.losses import LOSSES
 from fastgan.train.metrics_buffer import FIELDS
 from fastgan.train.static_buffers import StaticBuffers
 from fastgan.train.step import GANStep, Savings
+from tests import dcgan_example
 
 SHAPES = {"tf": (1, 28, 28), "oreilly": (1, 28, 28), "gaussian": (2,), "dcgan": (3, 16, 16)}
 
@@ -573,17 +576,60 @@ def test_saved_work_changes_nothing(saving, fields):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
 
 
-def test_networks_that_need_a_call_for_each_half():
-    """Batch normalisation outside of a chain, a forward of one's own, a hook: D is called twice."""
-    step = new_step()
-    assert step.together
-    for wrap in (lambda d: nn.Sequential(nn.Conv2d(3, 4, 4), nn.BatchNorm2d(4)), Wrapped, hooked,
-                 lambda d: nn.Sequential(d, nn.Dropout(0.5))):
-        torch.manual_seed(0)
-        config = presets.get("dcgan-64", ngf=4, ndf=4, nz=8)
-        generator, discriminator = build(config.model, (3, 16, 16))
-        assert not GANStep(generator, wrap(discriminator), config.model, config.train,
-                           savings=Savings(together=True)).together
+class Wrapped(nn.Module):
+    """A network with a forward of its own, which may mix the images of a batch."""
+
+    def __init__(self, inner: nn.Module, mixes: bool = False) -> None:
+        super().__init__()
+        self.inner, self.mixes = inner, mixes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) - 1e-6 * x.square().mean() * self.mixes
+
+
+def hooked(network: nn.Module) -> nn.Module:
+    network.register_forward_hook(lambda *given: None)
+    return network
+
+
+def wrapped(wrap: Callable[[nn.Module], nn.Module]) -> GANStep:
+    """After a step of a small network whose discriminator is wrapped."""
+    torch.manual_seed(0)
+    config = presets.get("dcgan-64", ngf=4, ndf=4, nz=8)
+    generator, discriminator = build(config.model, (3, 16, 16))
+    step = GANStep(generator, wrap(discriminator), config.model, config.train, savings=Savings(together=True))
+    step(batch(step))
+    return step
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda d: nn.Sequential(nn.Conv2d(3, 4, 4), nn.BatchNorm2d(4), nn.Conv2d(4, 1, 13)),
+    lambda d: Wrapped(d, mixes=True), lambda d: Wrapped(hooked(d)), hooked, lambda d: nn.Sequential(d, nn.Dropout(0.5)),
+    lambda d: Wrapped(nn.Sequential(d, nn.Dropout(0.5))), lambda d: Wrapped(spectral_norm(nn.Conv2d(3, 1, 16)))],
+    ids=["batch normalization outside of a chain", "forward that mixes images", "hook within", "hook", "dropout",
+         "dropout within", "parametrization within"])
+def test_networks_that_need_a_call_for_each_half(wrap):
+    assert not wrapped(wrap).together
+
+
+@pytest.mark.parametrize("wrap", [lambda d: d, Wrapped, lambda d: Wrapped(nn.Conv2d(3, 1, 16))])
+def test_networks_that_take_both_halves(wrap):
+    assert wrapped(wrap).together
+
+
+def test_dcgan_example_takes_both_halves_with_the_same_result():
+    """Converted, its step in float64 equals that with a call for each half."""
+    states = []
+    for together in (True, False):
+        networks = [fastgan.convert(Wrapped(network).double()) for network in dcgan_example.networks()]
+        step = GANStep(*networks, nz=6, savings=Savings(together=together))
+        torch.manual_seed(1)
+        for _ in range(2):
+            step(torch.rand(4, 3, 64, 64, dtype=torch.float64) * 2 - 1)
+        assert step.together == together
+        states.append(step.state())
+    for one, other in zip(*states, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
 
 
 def test_one_half_after_the_other_on_a_cpu():
@@ -595,20 +641,6 @@ def test_one_half_after_the_other_on_a_cpu():
         assert step.together == together
         step.device = torch.device("cuda")
         assert step.together
-
-
-class Wrapped(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x) - x.mean()
-
-
-def hooked(network: nn.Module) -> nn.Module:
-    network.register_forward_hook(lambda *given: None)
-    return network
 
 
 @pytest.mark.parametrize(("kind", "expected"), [

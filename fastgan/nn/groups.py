@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from fastgan.errors import FastganError
+from fastgan.errors import FastganError, from_signal_handler
 from fastgan.nn.blocks import read
-from fastgan.nn.chain import Chain, flat
+from fastgan.nn.chain import Chain, flat, use
+from fastgan.ops import synchronised
 from fastgan.ops.arguments import check_int
 
 # outside of a chain: layers that treat each image by itself
@@ -50,7 +53,7 @@ def is_divisible(network: nn.Module) -> bool:
 
     This holds for a chain without dropout, which would draw in another order. Other layers must treat each image by
     itself, without a parametrization (spectral normalization counts its calls), and be in an `nn.Sequential` or in a
-    network of `fastgan.models`: what the `forward` of another class does with a batch is unknown.
+    network of `fastgan.models`. What the `forward` of another class does with a batch is unknown; `divides` tests it.
     """
     if isinstance(network, Chain) and type(network).forward is Chain.forward:
         return not any(isinstance(module, nn.modules.dropout._DropoutNd) for module in network.modules())
@@ -59,6 +62,30 @@ def is_divisible(network: nn.Module) -> bool:
     if type(network) is nn.Sequential or type(network).__module__.startswith("fastgan.models."):
         return all(map(is_divisible, network.children()))
     return type(network).__module__.startswith("torch.nn.") and isinstance(network, _EACH_BY_ITSELF)
+
+
+def divides(network: nn.Module, images: Tensor, *condition: Tensor) -> bool:
+    """Whether one call under `stat_groups` equals a call for each part, tested on images (N, ...) and others.
+
+    A copy of the network runs in float64, so that any dependence between the parts shows. False for networks with
+    hooks, parametrizations or dropout, and if the copy fails.
+    """
+    if any(module._forward_hooks or module._forward_pre_hooks or parametrize.is_parametrized(module)
+           or isinstance(module, nn.modules.dropout._DropoutNd) for module in network.modules()):
+        return False
+    on_gpu = [images.device] if images.device.type == "cuda" else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(on_gpu), synchronised.over(0):
+            trial, images = use(copy.deepcopy(network), "reference").double(), images.double()
+            parts = images, -0.5 * images.flip(0)  # of other means and variances
+            apart = [trial(part, *condition) for part in parts]
+            with stat_groups(trial, 2):
+                together = trial(torch.cat(parts), *(torch.cat([each, each]) for each in condition))
+            return torch.allclose(together, torch.cat(apart), rtol=1e-9, atol=1e-12)
+    except Exception as error:
+        if from_signal_handler(error):
+            raise
+        return False
 
 
 def takes_channels_last(network: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from fastgan import ops
 from fastgan.config import TrainConfig
 from fastgan.errors import FastganError, first_line
 from fastgan.nn import Chain, frozen, stat_groups
-from fastgan.nn.groups import is_divisible, takes_channels_last
+from fastgan.nn.groups import divides, is_divisible, takes_channels_last
 from fastgan.ops.numerics import HALF
 from fastgan.train.augment import DiffAugment
 from fastgan.train.losses import PROBABILITY_LOSSES, as_loss, ends_in_sigmoid, gradient_penalty, r1_penalty
@@ -23,6 +23,7 @@ from fastgan.train.processes import SingleProcess
 from fastgan.train.static_buffers import StaticBuffers
 
 logger = logging.getLogger("fastgan")
+_TRIED = 8  # images on which a discriminator is tested
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,25 @@ class GANLosses:
         self._z_shape: tuple[int, ...] | None = None  # of one latent vector as the generator takes it
         self._judged = False  # whether the discriminator has returned logits with a gradient
         self.impl = next((module.impl for module in discriminator.modules() if isinstance(module, Chain)), "auto")
-        self._divisible = is_divisible(discriminator)
+        self._divisible = self._tried = is_divisible(discriminator)
         self._channels_last = takes_channels_last(discriminator)
 
     @property
     def together(self) -> bool:
-        """Whether D takes real and fake images in one call."""
+        """Whether D takes real and fake images in one call. Of a D with a `forward` of its own, a first batch decides.
+        """
+        return self._divisible and self._wants_together()
+
+    def _wants_together(self) -> bool:
         wanted = self.savings.together
-        return self._divisible and (self.device.type != "cpu" if wanted is None else wanted)
+        return self.device.type != "cpu" if wanted is None else wanted
+
+    def try_together(self, real: Tensor, labels: Tensor | None) -> None:
+        """Test once, on a few images, a discriminator of which `together` is unknown."""
+        if not self._tried and self._wants_together():
+            self._tried = True
+            some = real[:_TRIED] if self._channels_last else real[:_TRIED].contiguous()
+            self._divisible = divides(self.discriminator, some, *(() if labels is None else (labels[:_TRIED],)))
 
     def parameter_counts(self) -> dict[str, int]:
         """How many parameters "generator" and "discriminator" have, constant ones included."""

@@ -213,6 +213,7 @@ class GANStep(GANUpdates):
         """Allocate the static buffers for batches of this size, unless they exist. Each step calls this, too."""
         if len(real) not in self._buffers:
             self._check_batch(real)
+            self.try_together(real, labels)
             if self.device.type == "cpu":
                 memory.keep_freed()
             # in 16 bits where D's first convolution would round them, as autocast does but with float64; penalties are
