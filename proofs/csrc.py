@@ -130,7 +130,7 @@ def page(kernels: list[Compiled], version: str) -> Iterator[str]:
     yield f"| kernel | {' | '.join(f'sm_{arch}' for arch in archs)} |"
     yield f"|---|{'---|' * len(archs)}"
     for kernel in sorted({each.kernel for each in kernels}):
-        line = {each.arch: f"{each.registers}, {each.shared / 1024:g} KiB" for each in kernels if each.kernel == kernel}
+        line = {each.arch: f"{each.registers}, {each.shared / 1024:.0f} KiB" for each in kernels if each.kernel == kernel}
         yield f"| {kernel} | {' | '.join(line[arch] for arch in archs)} |"
 
 
@@ -155,7 +155,7 @@ def main() -> int:
         PAGE.write_text("\n".join(page(kernels, version)) + "\n")
     print(f"csrc/cuda: {len(kernels)} kernels for {' '.join(f'sm_{arch}' for arch in archs)} by nvcc {version}, at "
           f"most {max(each.registers for each in kernels)} registers and "
-          f"{max(each.shared for each in kernels) / 1024:g} KiB of shared memory")
+          f"{max(each.shared for each in kernels) / 1024:.0f} KiB of shared memory")
     print(*(f"FAIL {line}" for line in failed), sep="\n", end="\n" if failed else "")
     print(f"{len(failed)} failures" if failed else "all gates pass")
     return 1 if failed else 0

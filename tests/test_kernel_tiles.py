@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fastgan.ops import tickets
 from fastgan.ops.specs import Activation, ConvSpec
 from fastgan.ops.triton import fence, launch, normalize, passes, reduce, tiles, wgrad_pointer
 from fastgan.ops.triton.tiles import Tile
@@ -144,7 +145,7 @@ def test_statistics_of_many_programs(fan, rows, tile, ratio, monkeypatch):
 def test_tickets_are_zero_after_a_launch(fan, monkeypatch):
     monkeypatch.setattr(reduce, "FAN", fan)
     results(WIDE, False, torch.float32)
-    assert launch._tickets and not any(tickets.any() for tickets in launch._tickets.values())
+    assert tickets._tickets and not any(zeros.any() for zeros in tickets._tickets.values())
 
 
 @each_kind

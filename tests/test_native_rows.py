@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastgan.errors import FastganError
-from fastgan.ops import reference, torch_ops
+from fastgan.ops import reference, tickets, torch_ops
 from fastgan.ops.native import convolve, extension
 from fastgan.ops.native import passes as native
 from fastgan.ops.native.convolve import Geometry
@@ -295,16 +295,19 @@ def test_any_strides_and_dtypes_of_vectors(isa, contiguous):
     ("groups", 3, "groups 3: expected a divisor of the 4 rows"), ("groups", 0, "groups 0: expected a divisor"),
     ("stats", None, "stats: expected an address, got null"), ("gamma", 0, "gamma: expected an address, got null"),
     ("activation", 4, "activation 4: expected 0 "), ("parts", -1, "parts -1: expected 0 or more"),
-    ("parts", 2, "partials: expected an address, got null"), ("sums", 0, "sums: expected an address, got null")])
+    ("parts", 2, "partials: expected an address, got null"), ("sums", 0, "sums: expected an address, got null"),
+    ("totals", 0, "totals: expected an address, got null")])
 def test_refused_once_more_below(name, change, message):
     y, vectors, sums = torch.zeros(4, 2), torch.ones(2, 2, 2), torch.zeros(2, 2, 2)
     given = {"y": y, "rows": 4, "channels": 2, "groups": 2, "dtype": 0, "stats": vectors, "gamma": vectors,
-             "beta": vectors.data_ptr(), "activation": 1, "slope": 0.0, "parts": 0, "partials": None, "sums": sums}
+             "beta": vectors.data_ptr(), "activation": 1, "slope": 0.0, "parts": 0, "partials": None, "sums": sums,
+             "totals": torch.zeros(2, 2)}
 
     def call(y: Any, rows: int, channels: int, groups: int, dtype: int, stats: Any, gamma: Any, beta: int,
-             activation: int, slope: float, parts: int, partials: Any, sums: Any) -> None:
+             activation: int, slope: float, parts: int, partials: Any, sums: Any, totals: Any) -> None:
         extension.of(CPU).bn_backward_sums(y, y, (rows, channels, groups, dtype),
-                                           (stats, gamma, beta, activation, slope), (parts, partials), sums, 1)
+                                           (stats, gamma, beta, activation, slope), (parts, partials, None), sums,
+                                           totals, 1)
 
     call(**given)
     with pytest.raises(ValueError, match=message):
@@ -314,12 +317,13 @@ def test_refused_once_more_below(name, change, message):
 @pytest.mark.parametrize("parts", [1, 4])
 def test_sums_on_another_device_are_taken_in_parts(monkeypatch, parts):
     calls: list[Any] = []
+    monkeypatch.setattr(tickets, "_tickets", {})
     monkeypatch.setattr(extension, "of", lambda device: SimpleNamespace(parts=lambda group_rows, channels: parts))
     monkeypatch.setattr(extension, "call", lambda device, name, *arguments: calls.append((name, arguments)))
-    sums, _ = native.bn_backward_sums(GA.to("meta"), Y.to("meta"), *(t.to("meta") for t in NORM), RELU)
-    ((name, (_, _, shape, normalization, (given, partials), _)),) = calls
+    sums, totals = native.bn_backward_sums(GA.to("meta"), Y.to("meta"), *(t.to("meta") for t in NORM), RELU)
+    ((name, (_, _, shape, normalization, (given, partials, zeros), *_)),) = calls
     assert (name, shape, given, partials.shape) == ("bn_backward_sums", (120, 7, 2, 0), parts, (2, 2, parts, 7))
-    assert normalization[3:] == (1, 0) and sums.shape == (2, 2, 7)
+    assert normalization[3:] == (1, 0) and sums.shape == (2, 2, 7) and totals.shape == (2, 7) and len(zeros) >= 8
 
 
 def test_the_instruction_set_is_that_of_pytorch():

@@ -93,13 +93,18 @@ def assert_near_float64(ours: Tensor, function: Callable[..., Tensor], *tensors:
     assert_near({"out0": ours}, {"out0": eager}, {"out0": exact}, len(tensors[0]) if tensors[0] is not None else 0)
 
 
+def tickets(x: Tensor) -> Tensor:
+    return torch.zeros(x.shape[1] + 1, dtype=torch.int32)
+
+
 def measured(program: Program, x: Tensor, groups: int, parts: int, eps: float = -1.0,
              running: RunningStats = RunningStats(), momentum: float = 0.1) -> Tensor:  # noqa: B008
     """Statistics [2, G, C]."""
     results = [[t if t is None else t.clone() for t in (*running, nan(2, groups, x.shape[1]))] for _ in range(2)]
     for seed, (*buffers, out) in enumerate(results):
         program.call("batch_stats", *shape(x, groups), x, eps, *buffers, momentum, parts,
-                     nan(3, groups, parts, x.shape[1]), out, 0, seed=seed)
+                     nan(3, groups, parts, x.shape[1]), zeros := tickets(x), out, 0, seed=seed)
+        assert not zeros.any()
     torch.testing.assert_close(*results, rtol=0, atol=0)
     for buffer, updated in zip(running, results[0], strict=False):
         if buffer is not None:
@@ -179,10 +184,15 @@ def test_bn_act_forward(program, case, dtype, activation):
 
 def sums_of(program: Program, ga: Tensor, y: Tensor, norm: Norm, activation: Activation, groups: int,
             parts: int) -> Tensor:
-    """[2, G, C] of `bn_backward_sums`."""
-    partials, sums = nan(2, groups, parts, y.shape[1]), nan(2, groups, y.shape[1])
-    return called(program, "bn_backward_sums", *shape(y, groups), ga, y, *norm, *kind(activation), parts, partials,
-                  sums, 0, out=sums)
+    """[2, G, C] of `bn_backward_sums`, whose totals over several groups are checked."""
+    partials, sums, zeros = nan(2, groups, parts, y.shape[1]), nan(2, groups, y.shape[1]), tickets(y)
+    totals = nan(2, y.shape[1]) if groups > 1 else None
+    called(program, "bn_backward_sums", *shape(y, groups), ga, y, *norm, *kind(activation), parts, partials, zeros,
+           sums, totals, 0, out=sums)
+    assert not zeros.any()
+    if totals is not None:
+        torch.testing.assert_close(totals, sums.sum(1), rtol=1e-5, atol=1e-5)
+    return sums
 
 
 @each_case_and_dtype
@@ -275,13 +285,13 @@ def test_grid_that_does_not_fit(program):
     x = torch.zeros(70000, 1)
     with pytest.raises(SimtError, match="measure kernel, grid of 1x70000x1: invalid configuration argument"):
         program.call("batch_stats", *shape(x, 70000), x, 0.0, None, None, None, 0.0, 1, nan(3, 70000, 1, 1),
-                     nan(2, 70000, 1), 0)
+                     tickets(x), nan(2, 70000, 1), 0)
 
 
 def check_statistics(program: Program, aligned: bool = True) -> None:
-    x = torch.zeros(2 * 16 * 12 + 1)[1:].view(32, 12).copy_(matrix(Case(16, 12, 2, 16), torch.float32))
+    x = torch.zeros(2 * 64 * 12 + 1)[1:].view(128, 12).copy_(matrix(Case(64, 12, 2, 64), torch.float32))
     x = x.clone() if aligned else x
-    torch.testing.assert_close(measured(program, x, 2, 16), torch.stack(torch_ops.measure(images(x), 2)))
+    torch.testing.assert_close(measured(program, x, 2, 64), torch.stack(torch_ops.measure(images(x), 2)))
 
 
 # file, what stands there, what is written instead, what is seen
@@ -289,11 +299,13 @@ MISTAKES = {
     "no-barrier-before-reading": ("tile.h", "    __syncthreads();\n    Value total{};", "    Value total{};", "wrong"),
     "no-barrier-before-writing": ("tile.h", "    __syncthreads();  // the next", "    // the next", "wrong"),
     "barrier-not-for-all": ("tile.h", "    __syncthreads();\n    Value total{};",
-                            "    if (lane < 1 << bits) __syncthreads();\n    Value total{};", "deadlock"),
+                            "    if (lane < 1 << bits) __syncthreads();\n    Value total{};",
+                            "deadlock|not a valid value"),
     "thread-that-leaves": ("statistics.cu", "    Moments moments[V];",
                            "    if (!tile.inside) return;\n    Moments moments[V];", "deadlock"),
     "one-row-more": ("statistics.cu", "i < steps;", "i <= steps;", "heap-buffer-overflow"),
-    "one-part-more": ("statistics.cu", "part < parts;", "part <= parts;", "heap-buffer-overflow"),
+    "one-part-more": ("statistics.cu", "part < gridDim.x;", "part <= gridDim.x;", "heap-buffer-overflow"),
+    "first-block-merges": ("tile.h", "count - 1) == count - 1", "count - 1) == 0", "wrong"),
     "one-channel-more": ("tile.h", "inside(channel < channels)", "inside(channel <= channels)", "heap-buffer-overflow"),
     "one-warp-more": ("tile.h", "other < WARPS;", "other <= WARPS;", "index 8 out of bounds"),
     "one-shuffle-less": ("tile.h", "distance >= 1 << bits;", "distance > 1 << bits;", "wrong"),

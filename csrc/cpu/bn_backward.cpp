@@ -43,7 +43,7 @@ static void sum_block(const T* ga, const T* y, const RowBlock& block, const Coef
 }
 
 void bn_backward_sums(const Shape& shape, const void* ga, const void* y, const Normalization& normalization,
-                      const Workspace&, float* sums, std::int64_t threads) {
+                      const Workspace&, float* sums, float* totals, std::int64_t threads) {
     const RowBlocks blocks(shape);
     const std::int64_t parts = blocks.parts, channels = shape.channels, size = shape.groups * parts * channels;
     const ScratchPool<double> partials(1, 2 * size);  // [2, G, parts, C]
@@ -59,6 +59,12 @@ void bn_backward_sums(const Shape& shape, const void* ga, const void* y, const N
         for (std::int64_t t = 1; t < parts; ++t)
             for (std::int64_t c = 0; c < channels; ++c) total[c] += total[t * channels + c];
         for (std::int64_t c = 0; c < channels; ++c) sums[i * channels + c] = static_cast<float>(total[c]);
+    }
+    for (std::int64_t i = 0; totals != nullptr && i < 2 * channels; ++i) {
+        const double* of_group = partials.data + i / channels * size + i % channels;
+        double total = 0.0;
+        for (std::int64_t group = 0; group < shape.groups; ++group) total += of_group[group * parts * channels];
+        totals[i] = static_cast<float>(total);
     }
 }
 

@@ -3,15 +3,13 @@
 //     sums    sum gz and sum gz * xhat,   gz = ga * act'(z),  z = gamma * xhat + beta,  xhat = (y - mean) * rstd
 //     apply   g = gamma * rstd * (gz - (sum gz + xhat * sum gz * xhat) / M)
 //
-// Two launches compute the sums: of parts of the rows, and of these partial sums in a fixed order, so that results
-// repeat bit for bit.
+// One launch computes the sums of parts of the rows, and in the last block of some channels the sums of these, in a fixed
+// order, so that results repeat bit for bit.
 #include "map.h"
 #include "normalization.h"
 
 namespace fastgan {
 namespace {
-
-constexpr int BITS = 3;  // 2^3 channels per block of the second launch: 32 bytes, one memory access
 
 // grid (parts, groups, tiles of channels)
 template <typename T, int V, Activation kind>
@@ -19,7 +17,9 @@ __global__ void __launch_bounds__(THREADS, BLOCKS)
     bn_backward_sums_kernel(const T* __restrict__ ga, const T* __restrict__ y, int64_t rows,
                             int64_t each,  // rows of a group; each: of a part
                             int64_t channels, int bits, const __grid_constant__ Normalization normalization,
-                            float* __restrict__ sums) {  // [2, groups, parts, channels]
+                            float* partials,  // [2, groups, parts, channels]
+                            unsigned* tickets,  // one for each tile of channels
+                            float* sums, float* totals) {  // [2, groups, channels], [2, channels] or null
     const ThreadTile tile(blockIdx.z, bits, V, channels);
     const Coefficients<V> by(normalization, channels, tile);
     const int64_t columns = channels / V, begin = blockIdx.x * each, count = tile.count(min(each, rows - begin));
@@ -40,25 +40,32 @@ __global__ void __launch_bounds__(THREADS, BLOCKS)
     }
     const Sums<2> total = merge_rows(of, bits);
     const int64_t channel = merged_channel(blockIdx.z, bits, V, channels);
+    const int64_t size = static_cast<int64_t>(gridDim.y) * gridDim.x * channels;
     if (channel < channels) {
-        float* at = sums + (static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x) * channels + channel;
+        float* at = partials + (static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x) * channels + channel;
         at[0] = total.sum[0];
-        at[static_cast<int64_t>(gridDim.y) * gridDim.x * channels] = total.sum[1];
+        at[size] = total.sum[1];
     }
-}
-
-// grid (tiles of channels, 2 * groups)
-__global__ void __launch_bounds__(THREADS, BLOCKS)
-    add_parts_kernel(const float* __restrict__ partials,                           // [2 * groups, parts, channels]
-                     int64_t channels, int64_t parts, float* __restrict__ sums) {  // [2 * groups, channels]
-    const ThreadTile tile(blockIdx.x, BITS, 1, channels);
-    Sums<1> of[1] = {};
-    if (tile.inside) {
-        const float* at = partials + blockIdx.y * parts * channels + tile.channel;
-        for (int64_t part = tile.row; part < parts; part += tile.step) of[0].sum[0] += at[part * channels];
+    if (!last_arrival(tickets + blockIdx.z, gridDim.x * gridDim.y)) return;
+    Sums<2> of_all = {};
+    for (int64_t group = 0; group < gridDim.y; ++group) {
+        Sums<2> parts[V] = {};
+        for (int64_t part = tile.row; tile.inside && part < gridDim.x; part += tile.step) {
+            const float* at = partials + (group * gridDim.x + part) * channels + tile.channel;
+#pragma unroll
+            for (int v = 0; v < V; ++v) parts[v] = merge(parts[v], {__ldcg(at + v), __ldcg(at + size + v)});
+        }
+        const Sums<2> of_group = merge_rows(parts, bits);
+        of_all = merge(of_all, of_group);
+        if (channel < channels) {
+            sums[group * channels + channel] = of_group.sum[0];
+            sums[(gridDim.y + group) * channels + channel] = of_group.sum[1];
+        }
     }
-    const Sums<1> total = merge_rows(of, BITS);
-    if (tile.row == 0 && tile.inside) sums[blockIdx.y * channels + tile.channel] = total.sum[0];
+    if (totals != nullptr && channel < channels) {
+        totals[channel] = of_all.sum[0];
+        totals[channels + channel] = of_all.sum[1];
+    }
 }
 
 template <typename T, int V, Activation kind>
@@ -91,19 +98,15 @@ __global__ void __launch_bounds__(THREADS, BLOCKS)
 }  // namespace
 
 void bn_backward_sums(const Shape& shape, const void* ga, const void* y, const Normalization& normalization,
-                      const Workspace& workspace, float* sums, int64_t stream) {
+                      const Workspace& workspace, float* sums, float* totals, int64_t stream) {
     const int64_t parts = workspace.parts;
     with_kernel(shape, normalization, {ga, y}, [&](auto type, auto v, auto kind, int bits) {
         using T = typename decltype(type)::type;
         launch("bn_backward_sums", bn_backward_sums_kernel<T, v(), kind()>,
                {parts, shape.groups, ceil_div(shape.channels, v << bits)}, stream, static_cast<const T*>(ga),
                static_cast<const T*>(y), shape.group_rows(), ceil_div(shape.group_rows(), parts), shape.channels, bits,
-               normalization, parts > 1 ? workspace.partials : sums);
+               normalization, workspace.partials, workspace.tickets, sums, totals);
     });
-    if (parts > 1) {
-        launch("add_parts", add_parts_kernel, {ceil_div(shape.channels, 1 << BITS), 2 * shape.groups}, stream,
-               workspace.partials, shape.channels, parts, sums);
-    }
 }
 
 void bn_backward_apply(const Shape& shape, const void* ga, const void* y, const Normalization& normalization,

@@ -86,6 +86,20 @@ __device__ inline Value merge_rows(Value (&value)[V], int bits) {
     return total;
 }
 
+// Whether this block is the last of `count` blocks to call it with a ticket, which is 0 before and after. The last block
+// then sees what the others have written, by `__ldcg`. All threads of a block must call it.
+__device__ inline bool last_arrival(unsigned* ticket, unsigned count) {
+    __shared__ bool last;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        last = atomicInc(ticket, count - 1) == count - 1;
+        __threadfence();
+    }
+    __syncthreads();
+    return last;
+}
+
 // After `merge_rows`: the channel of this thread, or `channels` if it has none
 __device__ inline std::int64_t merged_channel(unsigned tile, int bits, int V, std::int64_t channels) {
     const int thread = threadIdx.x;

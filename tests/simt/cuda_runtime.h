@@ -45,6 +45,17 @@ inline float __shfl_down_sync(unsigned mask, float value, unsigned distance) {
     return value;
 }
 
+// Blocks run one after another, so these are single steps.
+inline void __threadfence() {}
+
+inline unsigned atomicInc(unsigned* at, unsigned limit) {
+    const unsigned before = *at;
+    *at = before >= limit ? 0 : before + 1;
+    return before;
+}
+
+inline float __ldcg(const float* at) { return *at; }
+
 using std::min;
 
 inline float __fdividef(float a, float b) { return a / b; }

@@ -91,7 +91,7 @@ struct Argument<RunningStats> {
 
 template <>
 struct Argument<Workspace> {
-    static Workspace get() { return {argument<std::int64_t>(), argument<float*>()}; }
+    static Workspace get() { return {argument<std::int64_t>(), argument<float*>(), argument<unsigned*>()}; }
 };
 
 template <typename... Parameters>

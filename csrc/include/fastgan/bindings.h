@@ -95,12 +95,12 @@ inline RunningStats running_of(const RunningArguments& arguments) {
             pointer<std::int64_t>("num_batches_tracked", num_batches_tracked, !(updates && momentum < 0)), momentum};
 }
 
-using WorkspaceArguments = std::tuple<std::int64_t, Address>;
+using WorkspaceArguments = std::tuple<std::int64_t, Address, Address>;
 
 inline Workspace workspace_of(const WorkspaceArguments& arguments) {
-    const auto [parts, partials] = arguments;
+    const auto [parts, partials, tickets] = arguments;
     check(parts >= 0, "parts", parts, "0 or more");
-    return {parts, pointer<float>("partials", partials, parts == 0)};
+    return {parts, pointer<float>("partials", partials, parts == 0), pointer<unsigned>("tickets", tickets, parts == 0)};
 }
 
 inline void bind_kernels(py::module_& module) {
@@ -131,11 +131,11 @@ inline void bind_kernels(py::module_& module) {
     module.def(
         "bn_backward_sums",
         [](Address ga, Address y, const ShapeArguments& of, const NormalizationArguments& normalization,
-           const WorkspaceArguments& workspace, Address sums, std::int64_t queue) {
+           const WorkspaceArguments& workspace, Address sums, Address totals, std::int64_t queue) {
             const Shape shape = shape_of(of);
             bn_backward_sums(shape, matrix<const void>("ga", ga, shape), matrix<const void>("y", y, shape),
                              normalization_of(normalization), workspace_of(workspace), pointer<float>("sums", sums),
-                             queue);
+                             pointer<float>("totals", totals, shape.groups == 1), queue);
         },
         Free());
 

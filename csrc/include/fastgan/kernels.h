@@ -49,6 +49,7 @@ struct RunningStats {
 struct Workspace {
     std::int64_t parts;
     float* partials;  // [3, G, parts, C] for batch_stats, [2, G, parts, C] for bn_backward_sums
+    unsigned* tickets;  // C + 1 zeros, which each launch leaves as zeros
 };
 
 std::int64_t parts_of(std::int64_t group_rows, std::int64_t channels);
@@ -60,9 +61,9 @@ void batch_stats(const Shape&, const void* y, float eps, const RunningStats&, co
 // a [rows, C]; may be the memory of y
 void bn_act_forward(const Shape&, const void* y, const Normalization&, void* a, std::int64_t queue);
 
-// sums [2, G, C]: sum gz and sum gz * xhat, with gz = ga * act'(z)
+// sums [2, G, C]: sum gz and sum gz * xhat, with gz = ga * act'(z); totals [2, C]: their sums over G > 1 groups, or null
 void bn_backward_sums(const Shape&, const void* ga, const void* y, const Normalization&, const Workspace&, float* sums,
-                      std::int64_t queue);
+                      float* totals, std::int64_t queue);
 
 // g [rows, C] = gamma * rstd * (gz - (sum gz + xhat * sum gz * xhat) * inverse_count); without sums (null),
 // gamma * rstd * gz. May be the memory of ga.

@@ -19,6 +19,7 @@ from fastgan.ops.native import convolve, extension
 from fastgan.ops.native.convolve import dgrad, wgrad
 from fastgan.ops.reference import logistic_loss
 from fastgan.ops.specs import ACTIVATIONS, Activation, ConvSpec, NormSpec, RunningStats
+from fastgan.ops.tickets import tickets
 
 __all__ = ["act_backward", "bn_act_forward", "bn_backward_apply", "bn_backward_sums", "conv_act_forward",
            "conv_forward", "dgrad", "logistic_loss", "wgrad"]
@@ -94,9 +95,10 @@ def bn_backward_sums(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None,
     ga, y, groups = channels_last(ga), channels_last(y), stats.shape[1]
     _check("ga", ga, y, y.shape, y.dtype)
     sums = y.new_empty((2, groups, y.shape[1]), dtype=torch.float32)
+    totals = sums.new_empty(sums[:, 0].shape if groups > 1 else 0)
     extension.call(y.device, "bn_backward_sums", ga, y, *_normalization(y, stats, gamma, beta, activation),
-                   _workspace(y, 2, groups), sums)
-    return sums, reference.over_groups(sums)
+                   _workspace(y, 2, groups), sums, totals if groups > 1 else None)
+    return sums, totals
 
 
 def bn_backward_apply(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, beta: Tensor | None,
@@ -135,12 +137,13 @@ def _buffers(y: Tensor, running: RunningStats, momentum: float | None) -> tuple[
     return mean, var, batches
 
 
-def _workspace(y: Tensor, planes: int, groups: int) -> tuple[int, Tensor | None]:
-    """The number of parts of a group, and memory for their results [planes, G, parts, C]; CPUs need none."""
+def _workspace(y: Tensor, planes: int, groups: int) -> tuple[int, Tensor | None, Tensor | None]:
+    """The number of parts of a group, memory for their results [planes, G, parts, C], and tickets; CPUs need none."""
     if y.is_cpu:
-        return 0, None
+        return 0, None, None
     parts = extension.of(y.device).parts(y.numel() // y.shape[1] // groups, y.shape[1])
-    return parts, y.new_empty((planes, groups, parts, y.shape[1]), dtype=torch.float32)
+    partials = y.new_empty((planes, groups, parts, y.shape[1]), dtype=torch.float32)
+    return parts, partials, tickets(y.device, y.shape[1] + 1)
 
 
 def _dtype(y: Tensor) -> int:

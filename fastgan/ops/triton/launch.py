@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from fastgan.errors import KernelError, first_line, from_signal_handler
+from fastgan.ops.tickets import tickets as shared
 from fastgan.ops.triton import fence
 from fastgan.ops.triton.tiles import Tile
 
@@ -42,8 +43,6 @@ if INTERPRETED:
 
 Handler = Callable[[Any, tuple[int, ...], dict[str, Any], dict[str, int]], None]
 _through: list[tuple[Handler, int]] = []
-_tickets: dict[tuple[torch.device, int], torch.Tensor] = {}  # by device and stream
-_FEWEST = 1 << 14
 _dependent = os.environ.get("FASTGAN_PDL") == "1"
 
 
@@ -99,21 +98,11 @@ def architecture(device: torch.device) -> int:
 
 
 def tickets(device: torch.device, count: int) -> torch.Tensor:
-    """At least `count` int32 zeros, which a launch uses and resets to zero (`reduce.py`).
-
-    Launches on a stream run in order, so they share them. If a graph is captured on a stream that has none yet, each
-    launch gets its own, because memory allocated during a capture is zeroed only when the graph runs.
-    """
+    """At least `count` int32 zeros, which a launch uses and resets to zero (`reduce.py`, `../tickets.py`)."""
     if _through:
         with _disable_current_modes():  # real memory, hidden from recorders
             return torch.zeros(count, dtype=torch.int32)
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    zeros = _tickets.get((device, stream))
-    if zeros is None or len(zeros) < count:
-        zeros = torch.zeros(max(count, _FEWEST), dtype=torch.int32, device=device)
-        if not (stream and torch.cuda.is_current_stream_capturing()):
-            _tickets[device, stream] = zeros
-    return zeros
+    return shared(device, count)
 
 
 def by_name(arguments: dict[str, Any]) -> dict[str, Any]:
