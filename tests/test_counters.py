@@ -80,7 +80,7 @@ def test_batch_normalisation_reads_its_input_twice():
             torch.autograd.grad(y, [weight], y.detach())
     size = 4 * x.numel()
     found = {kernel.name: kernel.bytes // size for kernel in counter.kernels if kernel.name.startswith("batch norm")}
-    assert found == {"batch norm: statistics": 1, "batch norm: running statistics": 0, "batch norm: normalise": 2,
+    assert found == {"batch norm: statistics": 1, "batch norm: running statistics": 0, "batch norm: normalize": 2,
                      "batch norm backward: sums": 2, "batch norm backward: input": 3}
 
 
