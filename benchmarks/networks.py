@@ -71,7 +71,8 @@ class ForwardBackward(Job):
 
 
 def expect(workload: Workload, precisions: list[str], device: torch.device) -> Expected:
-    """The first call in float64, with eager layers in both layouts, and in float64 with rounded parameters."""
+    """The first call in float64, with eager layers in both layouts, and in float64 with parameters perturbed by a
+    rounding unit."""
     def job(precision: str = "fp32", nchw: bool = False) -> ForwardBackward:
         return ForwardBackward(workload, Implementation("eager", precision=precision, nchw=nchw), device)
 

@@ -23,7 +23,7 @@ from benchmarks.workload import Expected, Job, Workload
 from fastgan.errors import first_line
 from fastgan.ops.numerics import products
 
-cuda: Any = torch.cuda  # this module calls CUDA only through this name, which tests replace
+cuda: Any = torch.cuda  # this module calls CUDA only through this name
 TIMEOUT = 600.0  # seconds for an answer
 WARM_UP = {"cpu": 2, "cuda": 3}  # calls
 TURN, MOST_CALLS = {"cpu": 0.02, "cuda": 0.2}, 50  # minimum seconds of a turn; maximum number of its calls

@@ -254,7 +254,7 @@ def test_compiles_as_a_full_graph():
 
 
 def test_disabled(monkeypatch):
-    """By the environment variable; also for networks that were converted before."""
+    """The environment variable also affects networks that were converted before."""
     before = [fastgan.convert(make().double()) for make in (ByAttributes, lambda: nn.Sequential(*layers()))]
     monkeypatch.setenv("FASTGAN_DISABLE", "1")
     monkeypatch.setattr(engines, "resolve", None)

@@ -284,7 +284,7 @@ def test_second_phase_that_fails_ends_the_first(cuda):
 
 
 def test_replay_that_disagrees(cuda, caplog):
-    """By a thousandth of the change of one tensor in three steps."""
+    """One tensor differs by a thousandth of its change in three steps."""
     steps: list[SmallStep] = []
 
     def make() -> SmallStep:
@@ -329,7 +329,7 @@ def test_noise_of_the_kernels_is_no_disagreement(cuda, factor, agrees):
 
 
 def test_counters_that_differ_are_never_noise(cuda):
-    """Not even if those of eager runs differ from each other."""
+    """They fail the check even if those of eager runs differ from each other."""
     drawn = iter(range(100))
 
     class Unsettled(SmallStep):

@@ -77,7 +77,7 @@ def test_native_engine_that_was_not_built(monkeypatch):
 
 
 def test_only_our_own_warnings_are_errors_in_tests():
-    """By their first word: PyTorch's warnings within our calls fail no test."""
+    """They are recognized by their first word: PyTorch's warnings within our calls fail no test."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.warn_explicit("cudnn found no plan", UserWarning, "library.py", 1, module="fastgan.ops.library")
     assert len(caught) == 1
@@ -123,7 +123,7 @@ def test_nobody_waits_for_the_device_in_a_capture(monkeypatch):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="names of compiled modules are others")
 def test_native_engine_of_another_interpreter(monkeypatch, tmp_path):
-    """Or of another processor, or incomplete: the dynamic linker rejects it."""
+    """The dynamic linker rejects a module for another interpreter or processor, or an incomplete one."""
     (tmp_path / "foreign.so").write_bytes(b"not compiled for anything")
     monkeypatch.syspath_prepend(tmp_path)
     module, reason = extension._load("a C++17 compiler", "foreign")

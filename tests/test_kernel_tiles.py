@@ -167,7 +167,7 @@ def test_add_up(parts, columns):
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "tanh"])
 @pytest.mark.parametrize("shape", [(1, 3, 1, 1), (3, 5, 7, 9), (2, 64, 16, 16)], ids=str)
 def test_derivative_of_an_activation(shape, activation):
-    """From a, or from the mask."""
+    """Computed from a, or from the mask."""
     torch.manual_seed(0)
     z, ga, act = torch.randn(shape), torch.randn(shape), Activation(activation, -0.5)
     exact = z.double().requires_grad_()

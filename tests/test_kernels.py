@@ -119,7 +119,7 @@ def test_block_without_batch_statistics(impl, case, transposed, activation, mode
 @each_kind
 @pytest.mark.parametrize("layout", layouts(torch.zeros(1, 1, 1, 1)))
 def test_layouts(impl, layout, transposed):
-    """Of x and of the incoming gradient."""
+    """Layouts of x and of the incoming gradient."""
     judge_block(impl, CASES[0], transposed, "tanh", torch.float32, layout=lambda x: layouts(x)[layout])
 
 

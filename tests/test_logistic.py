@@ -219,7 +219,7 @@ def test_gradients_of_float16_are_rounded_after_they_are_scaled(impl):
 @each_targets
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_second_derivatives(kernels, targets):
-    """Of a penalty on the slope of the loss, through a preceding network, as in R1 and WGAN-GP."""
+    """Gradients of a penalty on the slope of the loss, through a preceding network, as in R1 and WGAN-GP."""
     def penalty(impl: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
         x, gloss = draw(targets, 5).to(dtype).requires_grad_(), incoming(targets).to(dtype).requires_grad_()
         loss, _ = ops.logistic_loss(x.tanh() * 3, targets, impl=impl)

@@ -159,7 +159,7 @@ def test_fid_of_fewer_images_than_dimensions_is_doubted(tiny_weights, own_cache,
 
 
 def test_the_bars_of_measures_move_image_by_image(score, digits, monkeypatch):
-    """And not only after hundreds."""
+    """The progress bars advance with each image, not only after hundreds."""
     sizes: list[int] = []
     monkeypatch.setattr(score.metrics[0], "features", lambda images: sizes.append(len(images)) or {"x": torch.zeros(1)})
     monkeypatch.setattr(score.metrics[0], "compute", lambda features: {})

@@ -38,7 +38,7 @@ def test_settings_can_be_read_within_and_come_back(outer, inner):
 
 
 def test_settings_that_contradict_each_other_come_back():
-    """As they are if a user has set one of the newer settings."""
+    """After a user has set only one of the newer settings."""
     conv, before = torch.backends.cudnn.conv, torch.backends.cudnn.conv.fp32_precision
     conv.fp32_precision = "ieee"
     try:

@@ -370,7 +370,7 @@ class Place:
 
 @pytest.mark.parametrize("kind", [str, Path, Place])
 def test_paths_are_words_or_objects(tiny, tmp_path, kind):
-    """At each public entry."""
+    """In each public function that takes a path."""
     np.savez(tmp_path / "data.npz", images=np.zeros((128, 16, 16), np.uint8), labels=np.arange(128) % 2)
     netG, netD = build(tiny().model, (1, 16, 16))
     torch.save(netG.state_dict(), tmp_path / "netG.pth")
