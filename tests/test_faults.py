@@ -74,7 +74,7 @@ def test_what_a_kill_must_not_take_is_seen(tiny):
     """The test above can fail."""
     folder = Trainer(tiny()).fit()
     assert kills._check(folder, 6) == 6
-    with pytest.raises(kills.Lost, match=r"newest checkpoint is of step 6, before it was of 7"):
+    with pytest.raises(kills.Lost, match=r"newest checkpoint is of step 6, previously 7"):
         kills._check(folder, 7)
     state = newest(folder)
     state["rng"][0] ^= 1
