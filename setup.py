@@ -193,7 +193,7 @@ class Ninja(build_ext):
         for reason, devices in reasons.items():
             kinds = " and ".join(dict.fromkeys(devices))
             tell(f"installed without C++ kernels for {kinds}, so PyTorch's operators are used: {reason}. To have "
-                 "them, install what is missing, then fastgan again by pip install --no-cache-dir")
+                 "them, install what is missing, then reinstall fastgan with pip install --no-cache-dir")
 
 
 def ninja() -> str:

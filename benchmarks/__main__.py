@@ -1,10 +1,10 @@
-"""Measure what is fast here, and what made it fast; results are appended to OUT/bench.csv.
+"""Measure the speed of training on this device, and what each change contributes; results go to OUT/bench.csv.
 
-All implementations do the same work, each in a process of its own: fastgan's engines, eager PyTorch, torch.compile, and
-PyTorch's loop with and without the work that fastgan saves. Each is compared with float64 first; one that is wrong is
+All implementations do the same work, each in a separate process: fastgan's engines, eager PyTorch, torch.compile, and
+PyTorch's loop with and without the work that fastgan saves. Each is first compared with float64; an incorrect one is
 not timed. They take turns in a random order; medians of the rounds are reported.
 
-    python -m benchmarks                                         every suite, until it is done: a quarter of an hour
+    python -m benchmarks                                         every suite, in about a quarter of an hour
     python -m benchmarks --suite step --batch 64 128             one suite, two batch sizes
     python -m benchmarks --suite step --match native --rounds 3  some implementations; --list names all of them
     python -m benchmarks.report OUT                              tables and plots of the results
@@ -27,18 +27,18 @@ from fastgan.train.precision import choose
 def parse(args: list[str] | None) -> tuple[run.Options, argparse.Namespace]:
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", nargs="+", default=[], help=f"{' | '.join(suites.SUITES)}; all when not given")
-    parser.add_argument("--preset", default="dcgan-64", help="whose networks and steps (dcgan-64)")
+    parser.add_argument("--suite", nargs="+", default=[], help=f"{' | '.join(suites.SUITES)} (all)")
+    parser.add_argument("--preset", default="dcgan-64", help="preset with the networks and steps (dcgan-64)")
     parser.add_argument("--batch", nargs="+", type=int, default=[], help="images per step")
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:N (auto)")
     parser.add_argument("--precision", default="auto", choices=["auto", *suites.PRECISIONS],
                         help="arithmetic of the convolutions, as in `fastgan train`; PyTorch's example: fp32 or tf32")
-    parser.add_argument("--match", default="", help="measure the implementations whose name contains this")
+    parser.add_argument("--match", default="", help="measure the implementations whose name contains this text")
     parser.add_argument("--rounds", type=int, default=9, help="turns of each implementation (9)")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="end after about so long: fewer rounds, at "
-                        "least 3, and workloads for which no time is left are named")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="approximate time limit: fewer rounds, at "
+                        "least 3; workloads for which no time is left are listed")
     parser.add_argument("--out", type=Path, default=Path("bench"), help="folder for bench.csv (bench)")
-    parser.add_argument("--list", action="store_true", help="name workloads and implementations, and measure nothing")
+    parser.add_argument("--list", action="store_true", help="list workloads and implementations, and exit")
     given = parser.parse_args(args)
     if given.rounds < 1 or not given.minutes > 0:
         raise FastganError(f"--rounds {given.rounds} --minutes {given.minutes}: expected 1 or more, and above 0")
@@ -49,7 +49,7 @@ def parse(args: list[str] | None) -> tuple[run.Options, argparse.Namespace]:
     options = run.Options(device, tuple(given.suite), given.preset, tuple(given.batch),
                           choose(given.precision, device), given.rounds, given.match, given.minutes)
     if not any(options.implementations(workload) for workload in options.workloads()):
-        raise FastganError(f"--match {given.match}: no implementation has it in its name; --list names all of them")
+        raise FastganError(f"--match {given.match}: no implementation has it in its name; --list shows all of them")
     return options, given
 
 

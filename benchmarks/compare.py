@@ -1,9 +1,9 @@
-"""Is a change faster? Two clones of this repository take turns with a training step.
+"""Compare the speed of a training step in two clones of this repository, which take turns.
 
     python -m benchmarks.compare BEFORE AFTER [--preset dcgan-64] [--batch 64] [--engine native] [--precision fp32]
 
-Each clone has a process of its own and its own compiled modules (`python setup.py build_ext --inplace` in it). The
-ratio is that of the two times of a round, so that a machine which slows down slows both.
+Each clone runs in a separate process with its own compiled modules (`python setup.py build_ext --inplace` in it).
+Ratios are of the two times of a round, so that slower phases of the machine affect both.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__.splitlines()[0])
     parser.add_argument("before", type=Path, help="folder of a clone")
-    parser.add_argument("after", type=Path, nargs="?", help="folder of the other one; without it, time turns of the "
-                        "first in this process, one for each line of stdin")
-    parser.add_argument("--preset", default="dcgan-64", help="whose networks (dcgan-64)")
-    parser.add_argument("--batch", type=int, default=64, help="images (64)")
+    parser.add_argument("after", type=Path, nargs="?", help="folder of another clone; without it, time the first clone "
+                        "in this process, once for each line of stdin")
+    parser.add_argument("--preset", default="dcgan-64", help="preset with the networks (dcgan-64)")
+    parser.add_argument("--batch", type=int, default=64, help="images per step (64)")
     parser.add_argument("--engine", default="native", help="reference, native, triton or auto, which tunes (native)")
     parser.add_argument("--precision", default="fp32", help="fp32, tf32, bf16 or fp16 (fp32)")
     parser.add_argument("--rounds", type=int, default=21, help="turns of each (21)")
@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def serve(given: argparse.Namespace) -> None:
-    """Print the peak of memory in MB, then for each line of stdin the seconds of a step."""
+    """Print the peak memory in MB, then the seconds of a step for each line of stdin."""
     session = Session(Implementation(given.engine, given.engine, given.precision, savings=SAVINGS,
                                      graph=DEVICE.type == "cuda"), DEVICE)
     with products(given.precision):
@@ -53,7 +53,7 @@ def serve(given: argparse.Namespace) -> None:
 
 
 def start(clone: Path, given: argparse.Namespace) -> subprocess.Popen[str]:
-    """`serve` with a clone's code."""
+    """A process that runs `serve` with the code of a clone."""
     arguments = [str(clone.resolve()), "--preset", given.preset, "--batch", str(given.batch), "--engine", given.engine,
                  "--precision", given.precision]
     return subprocess.Popen([sys.executable, "-m", "benchmarks.compare", *arguments], cwd=clone, text=True,

@@ -1,4 +1,4 @@
-"""Results are compared with float64 before anything is timed, by the rule of `fastgan.ops.numerics`."""
+"""Comparison of results with float64 before timing, by the rule of `fastgan.ops.numerics`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastgan.ops import numerics
 
 
 def worst(ours: dict[str, Tensor], expected: Expected, precision: str) -> tuple[float, str]:
-    """How much of its allowance the worst result uses, at most 1 if correct; and its name."""
+    """The largest error relative to the allowed one, at most 1 if correct, and the name of the result."""
     shares = []
     for name, exact in expected.exact.items():
         if name not in ours or ours[name].shape != exact.shape:

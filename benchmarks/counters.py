@@ -4,16 +4,16 @@
     python -m benchmarks.counters --memory          peaks by batch, and the largest batch that fits
 
 "pytorch" is the loop of PyTorch's example with channels_last, autocast and fused Adam; "fastgan" is `GANStep` on
-Triton's kernels for sm_90, which one CUDA graph holds. Counts are the fewest that are possible:
+Triton's kernels for sm_90, whose launches are in one CUDA graph. Counts are lower bounds:
 
     bytes    each input of a kernel is read once, each output written once
     FLOP     of matrix products, two for a multiplication and an addition
-    kernels  a launch of Triton's is one. An operator of PyTorch is one, a view or an allocation none, but for
+    kernels  a launch by Triton counts as one, an operator of PyTorch as one, a view or an allocation as none, except
 
              convolution            1, and 1 for its bias; backward: 1 for each gradient
-             batch normalisation    statistics, running statistics, normalise; backward: sums, gradient of the input
+             batch normalization    statistics, running statistics, normalize; backward: sums, gradient of the input
 
-The workspaces, transposes and split sums of a library are not counted.
+The workspaces, transposes and split sums of libraries are not counted.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ class Kernel(NamedTuple):
 
 
 class Count(NamedTuple):
-    """A step's kernels, in order, and the bytes of the tensors that are alive together."""
+    """The kernels of a step, in order, and its peak memory in bytes."""
 
     kernels: list[Kernel]
     peak: int
 
 
 class Counter(PeakMemory):
-    """While it is entered, the kernels of operations are counted as well. fastgan's operators are opened, and a launch
-    of Triton's is counted by `launched`, a handler for `fastgan.ops.triton.launch.through`."""
+    """Within the block, the kernels of operations are counted as well, also those within fastgan's operators.
+    `launched`, a handler for `fastgan.ops.triton.launch.through`, counts Triton's launches."""
 
     def __init__(self, tensors: list[Tensor]) -> None:
         super().__init__(tensors)
@@ -76,7 +76,7 @@ class Counter(PeakMemory):
         if func.namespace != "aten":
             return func(*args, **kwargs)
         if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
-            with self:  # below autograd, within fastgan's operators, these arrive whole
+            with self:  # below autograd, within fastgan's operators, composite operators are not decomposed
                 return func.decompose(*args, **kwargs)
         out = super().__torch_dispatch__(func, types, args, kwargs)
         if func._schema.name != "aten::_local_scalar_dense":
@@ -92,7 +92,7 @@ class Counter(PeakMemory):
 
 
 def touched(value: Any) -> int:
-    """Bytes of the tensors in a value, of views of one storage together not more than all of it."""
+    """Bytes of the tensors in a value; views of one storage count at most once each byte of it."""
     sizes: dict[int, dict[Any, int]] = {}
     limits: dict[int, int] = {}
     for tensor in tree_leaves(value):
@@ -157,7 +157,7 @@ def _batch_norm(args: Any, out: Any) -> Parts:
     y, mean, rstd = out
     yield "batch norm: statistics", x, (mean, rstd), 0
     yield "batch norm: running statistics", (mean, rstd, running), running, 0
-    yield "batch norm: normalise", (x, mean, rstd, gamma, beta), y, 0
+    yield "batch norm: normalize", (x, mean, rstd, gamma, beta), y, 0
 
 
 def _batch_norm_backward(args: Any, out: Any) -> Parts:
@@ -174,7 +174,7 @@ _SEVERAL: dict[str, Callable[[Any, Any], Parts]] = {
 
 
 def count_fastgan(config: Config, batch: int, precision: str) -> Count:
-    """fastgan's step on a batch that is on the device."""
+    """fastgan's step with a batch on the device."""
     from fastgan.ops.triton import launch
 
     with fake_tensors():
@@ -187,14 +187,14 @@ def count_fastgan(config: Config, batch: int, precision: str) -> Count:
 
 
 def count_pytorch(config: Config, batch: int, precision: str) -> Count:
-    """A step of PyTorch's loop, each kernel of which the host launches."""
+    """A step of PyTorch's loop, whose kernels the host launches one by one."""
     with fake_tensors():
         networks = fake_networks(config, data_shape(config), 0, "reference")
         step = pytorch_step(networks, config, Implementation("pytorch", precision=precision, savings=("fused_adam",)))
         real = torch.empty(batch, *data_shape(config), device="cpu")
         real = real.to(memory_format=torch.channels_last) if real.dim() == 4 else real
         with PeakMemory([]):
-            step(real)  # Adam makes its state in the first one
+            step(real)  # the first step allocates the state of Adam
         tensors = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
         with Counter([*tensors, real]) as counter:
             step(real)
@@ -205,7 +205,7 @@ COUNTS = {"pytorch": count_pytorch, "fastgan": count_fastgan}
 
 
 def lines(counts: dict[str, Count]) -> Iterator[str]:
-    """Kernels by name, the most bytes first, and totals."""
+    """Kernels by name, those with the most bytes first, and totals."""
     for name, count in counts.items():
         kinds: dict[str, list[Kernel]] = {}
         for kernel in count.kernels:
@@ -237,7 +237,7 @@ def memory_lines(config: Config, precision: str) -> Iterator[str]:
 def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.counters", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="dcgan-64", help="whose networks and steps (dcgan-64)")
+    parser.add_argument("--preset", default="dcgan-64", help="preset with the networks and steps (dcgan-64)")
     parser.add_argument("--batch", type=int, default=128, help="images per step (128)")
     parser.add_argument("--precision", default="bf16", choices=PRECISIONS, help="of the convolutions (bf16)")
     parser.add_argument("--memory", action="store_true", help="peaks by batch instead")

@@ -1,4 +1,4 @@
-"""A way to do the work of a workload, as plain data."""
+"""An implementation of workloads, as plain data."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Implementation:
         engine: "pytorch" (eager layers in the loop of PyTorch's example), or fastgan's step on "reference", "native",
             "triton" or "auto".
         precision: "fp32", "tf32", "bf16" or "fp16". nchw: images and weights in NCHW, else channels_last.
-        savings: names of fields of `Savings`, of PyTorch's loop only "frozen" and "fused_adam".
-        together: that of `Savings`.
-        converted: the networks of PyTorch's loop are converted, with the default engine.
-        reads_losses: in every step, as PyTorch's example does.
+        savings: names of fields of `Savings`; PyTorch's loop supports only "frozen" and "fused_adam".
+        together: the field of `Savings`.
+        converted: whether the networks of PyTorch's loop are converted, with the default engine.
+        reads_losses: whether losses are read in every step, as in PyTorch's example.
         cudnn_benchmark: torch.backends.cudnn.benchmark. compiled: mode of torch.compile, "" for none.
-        graph: the step is one CUDA graph. dependent_launch: of Triton's kernels (`fastgan/ops/triton/launch.py`).
-        usual: measured unless others are asked for.
+        graph: whether the step is one CUDA graph. dependent_launch: whether Triton's kernels use programmatic dependent
+            launch (`fastgan/ops/triton/launch.py`). usual: whether it is measured by default.
     """
 
     name: str

@@ -1,11 +1,11 @@
-"""What a launch of a Triton kernel computes and moves, from its arguments as `fastgan.ops.triton.launch.by_name` gives
-them: tensors, or what has their `nbytes`.
+"""Operations and bytes of a launch of a Triton kernel, from its arguments as `fastgan.ops.triton.launch.by_name`
+returns them: tensors, or objects with `nbytes`.
 
-    flops   2 * N * Ho * Wo * Co * Ci * kh * kw of a convolution, its weight gradient likewise, 2 * N * Hi * Wi * Ci *
-            Co * kh * kw of a transposed one: every tap, even those outside the image
+    flops   2 * N * Ho * Wo * Co * Ci * kh * kw for a convolution and its weight gradient, 2 * N * Hi * Wi * Ci * Co *
+            kh * kw for a transposed convolution: every tap, including those outside the image
     bytes   of the tensors that it reads, and of those that it writes, each once
 
-`python -m proofs.ptx --only traffic` compares both with what a simulator counts while it executes the compiled code.
+`python -m proofs.ptx --only traffic` compares both with the counts of a simulator that executes the compiled code.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ OUTPUTS = {"convolve_kernel": ("y", "mask", "partials", "blocks", "result"), "wg
            "adam_kernel": ("parameters", "first", "second", "copies", "averages", "counts", "average_updates"),
            "finish_step_kernel": ("partials", "out", "halted", "t", "rows")}
 UPDATED = ("running_mean", "running_var", "tracked", "partials", "blocks", "parameters", "first", "second", "averages",
-           "counts", "average_updates", "t")  # read, too
+           "counts", "average_updates", "t")  # also read
 
 
 def flops(kernel: str, given: dict[str, Any]) -> int:
-    """Of the layer of a GEMM kernel; 0 for other kernels."""
+    """Operations of the layer of a GEMM kernel; 0 for other kernels."""
     if "CI" not in given:
         return 0
     coarse = given["coarse"] if "coarse" in given else given["x" if given["TRANSPOSED"] else "y"]

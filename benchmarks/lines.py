@@ -1,9 +1,9 @@
-"""What each line of fastgan in a training loop gains: PyTorch's loop, the same on converted networks, and `GANStep`.
+"""The speed-up by each line of fastgan: PyTorch's loop, the same loop on converted networks, and `GANStep`.
 
     python -m benchmarks.lines [--preset dcgan-64] [--batch 32] [--rounds 9]
 
-Each has a process of its own, and they take turns. Nothing is tuned: engines are the defaults of the device. Times are
-medians of the rounds, and speed-ups are their ratios.
+Each runs in a separate process, and they take turns. Nothing is tuned: engines are the defaults of the device. Times
+are medians of the rounds, and speed-ups are their ratios.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ LINES = [PLAIN, PLAIN.but("1: `fastgan.convert`", converted=True),
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.lines", description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="dcgan-64", help="whose networks (dcgan-64)")
-    parser.add_argument("--batch", type=int, default=32, help="images (32)")
+    parser.add_argument("--preset", default="dcgan-64", help="preset with the networks (dcgan-64)")
+    parser.add_argument("--batch", type=int, default=32, help="images per step (32)")
     parser.add_argument("--rounds", type=int, default=9, help="turns of each (9)")
     given = parser.parse_args()
     workers = {line.name: Worker(line, DEVICE) for line in LINES}

@@ -1,4 +1,4 @@
-"""How much memory a call needs, on a CPU: the most that all tensors have together while it lasts."""
+"""Peak memory of a call on a CPU, as the sum of all live tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import Parameter
 
 
 def peak_mb(call: Callable[[], object]) -> float:
-    """MB (2^20 bytes) of all tensors that live during a call: what it needs, whatever the allocator makes of it."""
+    """Peak of the memory of live tensors during a call, in MB (2^20 bytes), independent of the allocator."""
     gc.collect()
     storages = {tensor.untyped_storage() for tensor in gc.get_objects()
                 if type(tensor) in (Tensor, Parameter) and tensor.is_cpu and tensor.layout == torch.strided}

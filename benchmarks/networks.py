@@ -1,4 +1,4 @@
-"""The suite "networks": generator or discriminator, forward and backward, eager, compiled and by fastgan."""
+"""The suite "networks": generator or discriminator, forward and backward, in eager PyTorch, compiled and in fastgan."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from fastgan.train.precision import autocast
 from fastgan.verify.step_comparison import perturb
 
 NETWORKS = ("generator", "discriminator")
-SETS = 4  # of inputs
+SETS = 4  # number of different inputs
 
 
 class ForwardBackward(Job):
-    """Gradients of all parameters, and none of the input."""
+    """Forward and backward passes, with gradients of all parameters but not of the input."""
 
     def __init__(self, workload: Workload, implementation: Implementation, device: torch.device) -> None:
         config = workload.config
@@ -38,7 +38,7 @@ class ForwardBackward(Job):
             self.call = use(fastgan.convert(self.network), implementation.engine)
         shape = data_shape(config) if index else (config.model.nz,)
         self.inputs = [_normal((workload.batch, *shape), seed, device, layout) for seed in range(SETS)]
-        with torch.no_grad():  # running statistics stay as they are
+        with torch.no_grad():  # running statistics do not change
             out = self.network.eval()(self.inputs[0][:2])
         self.network.train()
         self.gradients = [_normal((workload.batch, *out.shape[1:]), 100 + seed, device, layout) for seed in range(SETS)]
@@ -58,7 +58,7 @@ class ForwardBackward(Job):
         return {name: value.detach().cpu().double() for name, value in results.items()}
 
     def double(self) -> ForwardBackward:
-        """The same in float64."""
+        """Convert to float64, in place."""
         self.network.double()
         self.inputs = [x.double() for x in self.inputs]
         return self
@@ -71,7 +71,8 @@ class ForwardBackward(Job):
 
 
 def expect(workload: Workload, precisions: list[str], device: torch.device) -> Expected:
-    """The first call in float64; with eager layers in both layouts; in float64 with parameters off by a rounding."""
+    """The first call in float64, with eager layers in both layouts, and in float64 with parameters perturbed by a
+    rounding unit."""
     def job(precision: str = "fp32", nchw: bool = False) -> ForwardBackward:
         return ForwardBackward(workload, Implementation("eager", precision=precision, nchw=nchw), device)
 

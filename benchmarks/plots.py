@@ -15,7 +15,7 @@ from benchmarks.report import OURS, Group, groups, number
 from benchmarks.results import Row
 
 PYTORCH_COLOUR, OUR_COLOUR, SLOWER_COLOUR = "#7f8fa6", "#d9822b", "#b03a2e"
-WIDTH, LINE = 9.5, 0.36  # inches: of a picture, of a bar with its space
+WIDTH, LINE = 9.5, 0.36  # inches of a figure, and of a bar with its space
 DPI = 130
 
 
@@ -35,7 +35,7 @@ def _of_device(own: list[Group]) -> Iterator[tuple[str, str, Figure]]:
             caption = f"{group.workload}, batch {group.batch}: median time, 20th to 80th percentile"
             yield f"bars-{_slug(group.workload)}-{group.batch}", caption, bars(group)
         if len(group.timed) > 1 and group.suite == "ablation":
-            caption = f"{group.what}, batch {group.batch}: what each change gains"
+            caption = f"{group.what}, batch {group.batch}: contribution of each change"
             yield f"ablation-{_slug(group.what)}-{group.batch}", caption, waterfall(group)
     for workload, of_workload in groupby(own, lambda group: group.workload):
         sizes = list(of_workload)
@@ -90,7 +90,7 @@ def scaling(groups: Sequence[Group]) -> Figure:
 
 
 def waterfall(group: Group) -> Figure:
-    """What each change takes off the time of a step, or adds to it."""
+    """The time that each change saves in a step, or adds to it."""
     rows = group.timed
     figure, axes = _figure(1.1 + LINE * len(rows))
     ms = [row.p50 or 0.0 for row in rows]

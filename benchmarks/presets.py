@@ -1,10 +1,10 @@
-"""Train three presets until their pictures are worth showing, and put these side by side.
+"""Train three presets and combine their pictures into one.
 
     python -m benchmarks.presets --idx /usr/share/datasets/fashion-mnist --out docs/images/presets.png
 
-Two learn Fashion-MNIST, with narrower networks than their presets, which take less time on a CPU; the third makes its
-own data. The title of each picture names the options that differ. The images are in Debian's package
-dataset-fashion-mnist.
+Two are trained on Fashion-MNIST, with narrower networks than in the presets, which take less time on a CPU; the data of
+the third is synthetic. The title of each picture has the options that differ from the preset. The images are in
+Debian's package dataset-fashion-mnist.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fastgan.trainer import Trainer
 
 
 class Shown(NamedTuple):
-    """A preset, the options that differ from it, data and length apart, and for how many steps it is trained."""
+    """A preset, the options that differ from it except data and length, and the number of training steps."""
 
     preset: str
     options: dict[str, Any]
@@ -37,7 +37,7 @@ class Shown(NamedTuple):
 
 SHOWN = [
     Shown("dcgan-32", {"cond": True, "ngf": 16, "ndf": 16, "batch": 64, "ema": 0.999}, 2500),
-    # so narrow, G has to learn ten times as fast as D, which wins otherwise
+    # with such narrow networks G needs ten times the learning rate of D, or D becomes too strong
     Shown("dcgan-64", {"ngf": 16, "ndf": 8, "batch": 32, "lr_g": 2e-3, "lr_d": 2e-4, "ema": 0.999}, 4500),
     Shown("d2l-gan-gaussian", {}, 2500),
 ]
@@ -46,15 +46,15 @@ SHOWN = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--idx", type=Path, required=True, help="folder with the four MNIST-format files")
-    parser.add_argument("--outdir", type=Path, default=Path("runs"), help="where the runs go")
-    parser.add_argument("--out", type=Path, required=True, help="the picture")
+    parser.add_argument("--outdir", type=Path, default=Path("runs"), help="folder of the runs")
+    parser.add_argument("--out", type=Path, required=True, help="file of the picture")
     options = parser.parse_args()
     pictures = [train(shown, options.idx, options.outdir) for shown in SHOWN]
     side_by_side(pictures, options.out)
 
 
 def train(shown: Shown, idx: Path, outdir: Path) -> Path:
-    """Its last picture: eight rows, of a conditional generator with a column for each class; or points."""
+    """Train, and return the last picture: eight rows of images, with a column per class if conditional; or points."""
     config = presets.get(shown.preset, **shown.options, steps=shown.steps, outdir=str(outdir))
     if config.data.source != "gaussian":
         config = config.replace(source=f"idx:{idx}", grid=80 if config.data.cond else 64)
@@ -66,7 +66,7 @@ def train(shown: Shown, idx: Path, outdir: Path) -> Path:
 
 
 def side_by_side(pictures: list[Path], path: Path) -> None:
-    """Of one height, each under its title."""
+    """Draw the pictures with the same height, each below its title."""
     images = [Image.open(picture).convert("RGB") for picture in pictures]
     widths = [image.width / image.height for image in images]
     figure = Figure(figsize=(5.3 * sum(widths), 6), dpi=100, layout="constrained")

@@ -1,11 +1,11 @@
-"""How good the images of several groups of runs are, as a table: a group is one setting, its runs differ in their seed.
+"""A table of the image quality of several groups of runs. A group is one setting; its runs differ in their seed.
 
     python -m benchmarks.quality first=first/00000-digits,first/00001-digits now=now/00000-digits,now/00001-digits
 
-Confidence and diversity are those of `fastgan evaluate --metrics score`. KID is that of Binkowski et al. 2018, the
-unbiased squared MMD with the kernel (x'y / d + 1)^3, on the features of the same classifier, scaled so that those of
-real images have mean square 1: 0 is best. All groups are measured against the images of the first run. Numbers are
-means over runs, and their standard deviations.
+Confidence and diversity are those of `fastgan evaluate --metrics score`. KID (Binkowski et al. 2018) is the unbiased
+squared MMD with the kernel (x'y / d + 1)^3, on the features of the same classifier, scaled so that those of real images
+have mean square 1: 0 is best. All groups are compared with the images of the first run. Numbers are means and standard
+deviations over runs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def kid(first: Tensor, second: Tensor) -> float:
 
 
 class Judge:
-    """The score's classifier, learnt from the data of a run, and features of real images that it has not seen."""
+    """The classifier of the score, trained on the data of a run, and features of real images that it has not seen."""
 
     def __init__(self, run: Path) -> None:
         config = run_files.read_options(run)

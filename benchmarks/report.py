@@ -1,4 +1,4 @@
-"""Tables and plots of results, without measuring anything: DIR/README.md and DIR/*.png of DIR/bench.csv.
+"""Tables and plots of existing results: writes DIR/README.md and DIR/*.png from DIR/bench.csv.
 
     python -m benchmarks.report DIR
 """
@@ -16,13 +16,13 @@ from benchmarks.results import Row
 from fastgan.errors import FastganError
 from fastgan.files import replacing
 
-OURS = ("fastgan", "+ fastgan")  # how the names of our implementations begin
+OURS = ("fastgan", "+ fastgan")  # prefixes of the names of our implementations
 NOTE = ("Times are medians of interleaved rounds. TFLOP/s count the operations that a step needs, the same for all. "
         "Peaks are those of live tensors on a CPU, of PyTorch's allocator on a GPU.\n")
 
 
 class Group:
-    """Rows that were measured in turns: of one device, workload and batch, in one run."""
+    """Rows that were measured in turns: those of one device, workload and batch, in one run."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = list(rows)
@@ -32,7 +32,7 @@ class Group:
 
     @property
     def base(self) -> Row | None:
-        """The first row, which the others are compared with."""
+        """The first row, the baseline of the others."""
         return self.rows[0] if self.rows[0].p50 else None
 
     @property
@@ -52,7 +52,7 @@ def groups(rows: Sequence[Row]) -> list[Group]:
 
 
 def tables(rows: Sequence[Row]) -> Iterator[str]:
-    """Markdown: a table for each group, below the device and versions."""
+    """Markdown: the device and versions, then a table for each group."""
     for device, of_device in groupby(groups(rows), lambda group: group.device):
         own = list(of_device)
         row, days = own[0].rows[0], sorted({group.rows[0].date[:10] for group in own})
@@ -69,7 +69,7 @@ def tables(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _table(group: Group) -> str:
-    """A line for each implementation, without the columns that are empty."""
+    """A line for each implementation; empty columns are omitted."""
     base, best = group.base, group.best_of_pytorch
     head = ["", "precision", "p50 ms", "p20 - p80", "img/s", f"x {base.implementation}" if base else "x",
             "x the best of PyTorch", "TFLOP/s", "peak MB"]
@@ -87,14 +87,14 @@ def _ratio(slower: Row | None, row: Row) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three digits or more."""
+    """The number with at least three digits."""
     if value is None:
         return ""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.3g}"
 
 
 def write(folder: Path) -> list[Path]:
-    """All files, from `folder`'s CSV. Raises `FastganError` where there is none, or nothing in it."""
+    """Write all files from the CSV in `folder`. Raises `FastganError` if there is none, or if it is empty."""
     from benchmarks import plots
 
     path = folder / results.NAME
@@ -102,7 +102,7 @@ def write(folder: Path) -> list[Path]:
         raise FastganError(f"{path}: no such file; expected the folder given to `python -m benchmarks --out`")
     rows = results.latest(results.read(path))
     if not rows:
-        raise FastganError(f"{path} holds no results yet; expected some of `python -m benchmarks --out {folder}`")
+        raise FastganError(f"{path} has no results yet; expected results of `python -m benchmarks --out {folder}`")
     pictures = list(plots.all_of(rows))
     files = {name: png for name, _, png in pictures}
     files["README.md"] = "\n".join([*tables(rows), NOTE, *(f"![{caption}]({name})\n\n*{caption}*\n"
@@ -115,7 +115,7 @@ def write(folder: Path) -> list[Path]:
 
 def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.report", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("bench"), help="with a bench.csv (bench)")
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("bench"), help="folder with bench.csv (bench)")
     try:
         print(*write(parser.parse_args(args).folder), sep="\n")
     except FastganError as error:

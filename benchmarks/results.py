@@ -32,7 +32,7 @@ NAME = "bench.csv"
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the CSV, whose columns are these fields; None where nothing was measured."""
+    """A line of the CSV, whose columns are these fields; None for values that were not measured."""
 
     commit: str
     date: str
@@ -55,7 +55,7 @@ class Row:
     @classmethod
     def of(cls, facts: dict[str, str], workload: Workload, implementation: Implementation, timings: Timings,
            flops: float | None) -> Row:
-        """facts: as `facts` returns them. flops: of a call."""
+        """A row from measurements. facts: from `facts`. flops: of a call."""
         values: dict[str, Any] = dict(facts)
         if timings.seconds:
             p20, p50, p80 = (float(value) for value in np.percentile(timings.seconds, (20, 50, 80)))
@@ -71,7 +71,7 @@ NUMBERS = [field.name for field in fields(Row) if "float" in field.type]
 
 
 def facts(device: torch.device) -> dict[str, str]:
-    """What all rows of a run have in common: code, date, device, versions."""
+    """The common values of all rows of a run: commit, date, device, versions."""
     known, versions = stored.machine(device), machine.versions()
     name = known["device"]
     if device.type == "cpu":
@@ -83,7 +83,7 @@ def facts(device: torch.device) -> dict[str, str]:
 
 
 def prepare(folder: Path) -> Path:
-    """The CSV in `folder`; both are created. Raises `FastganError` where nothing can be appended to it."""
+    """The CSV in `folder`; both are created. Raises `FastganError` if nothing can be appended to it."""
     path = folder / NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def append(path: Path, rows: Sequence[Row]) -> None:
 
 
 def read(path: Path) -> list[Row]:
-    """All rows. Raises `FastganError` for a file that is no CSV of results, or of another version."""
+    """All rows. Raises `FastganError` for other files, and for results of another version."""
     try:
         with path.open(newline="") as file:
             reader = csv.DictReader(file)
@@ -127,6 +127,6 @@ def _row(line: dict[str, Any]) -> Row:
 
 
 def latest(rows: Sequence[Row]) -> list[Row]:
-    """Of each device, workload and batch, the rows of the last run: only these were measured in turns."""
+    """The rows of the last run for each device, workload and batch: only these were measured in turns."""
     last = {(row.device, row.workload, row.batch): row.date for row in sorted(rows, key=lambda row: row.date)}
     return [row for row in rows if last[row.device, row.workload, row.batch] == row.date]

@@ -1,6 +1,6 @@
-"""A whole run: workload by workload, within a number of minutes; rows are on the disk as soon as they are measured.
+"""A benchmark run: one workload after another, within a number of minutes. Rows are written as soon as measured.
 
-In each round every implementation has one turn, in a random order, so that a machine which slows down slows all.
+In each round every implementation has one turn, in a random order, so that slower phases of the machine affect all.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from benchmarks.suites import SUITES
 from benchmarks.worker import Failed, Worker
 from benchmarks.workload import Workload
 
-LEAST_ROUNDS = 3  # however late it is
+LEAST_ROUNDS = 3  # also after the deadline
 
 
 @dataclass(frozen=True)
 class Options:
-    """suites: none for all. batches: none for the device's own. match: implementations whose name contains it; the
-    usual ones without. minutes: in which to end, or nearly. changes: of the preset's fields."""
+    """suites: empty for all. batches: empty for the device's defaults. match: text that names of implementations must
+    contain; empty for the usual ones. minutes: approximate time limit. changes: of fields of the preset."""
 
     device: torch.device
     suites: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ class Options:
     changes: dict[str, Any] = field(default_factory=dict)
 
     def workloads(self) -> list[Workload]:
-        """All that is to be measured; of batches that were not asked for, the first one comes first in every suite."""
+        """All workloads to measure. With default batches, the first batch of every suite comes first."""
         own = suites.BATCHES[self.device.type]
         all_of_them = [Workload(name, self.preset, batch, network, self.changes) for name in self.suites or SUITES
                        for batch in self.batches or (own if name == "step" else own[:1])
@@ -57,7 +57,7 @@ class Options:
 
 @dataclass
 class Timings:
-    """Of one implementation. seconds: of a call, in each round. error: why it is not measured, "" where it is."""
+    """Measurements of one implementation. seconds: of a call, in each round. error: the reason why there are none."""
 
     images: int = 0
     seconds: list[float] = field(default_factory=list)
@@ -66,13 +66,13 @@ class Timings:
 
 
 class Callee(Protocol):
-    """A `Worker`, or what a test has in its place."""
+    """A `Worker`, or its replacement in a test."""
 
     def call(self, method: str, *arguments: Any) -> Any: ...
 
 
 def measure(options: Options, path: Path, rows: list[Row], skipped: list[str]) -> None:
-    """Fill `rows`, and the file, with results, and `skipped` with workloads for which no time was left."""
+    """Append results to `rows` and to the file, and to `skipped` the workloads for which no time was left."""
     all_of_them, facts = options.workloads(), results.facts(options.device)
     order, end = random.Random(0), time.monotonic() + 60 * options.minutes
     with tempfile.TemporaryDirectory() as scratch, tqdm(total=len(all_of_them), disable=None) as bar:
@@ -91,14 +91,14 @@ def measure(options: Options, path: Path, rows: list[Row], skipped: list[str]) -
 
 
 class _Expectations:
-    """Files with what is correct; suites that make the same steps share one."""
+    """Files with the expected results; suites with the same steps share one."""
 
     def __init__(self, device: torch.device, scratch: Path) -> None:
         self.device, self.scratch = device, scratch
         self.known: dict[tuple[Any, ...], tuple[str, float | None]] = {}
 
     def find(self, workload: Workload, ours: list[Implementation]) -> tuple[str, float | None]:
-        """(file, operations of a call), "" for a suite that is not checked. Raises `Failed`."""
+        """(file, operations of a call); ("", None) for a suite that is not checked. Raises `Failed`."""
         if not SUITES[workload.suite].checked:
             return "", None
         precisions = sorted({one.precision for one in ours})
@@ -115,7 +115,7 @@ class _Expectations:
 def _workload(options: Options, workload: Workload, ours: list[Implementation], expected: _Expectations,
               deadline: float, order: random.Random,
               progress: Callable[[str], None]) -> tuple[dict[str, Timings], float | None]:
-    progress("what is correct")
+    progress("expected results")
     try:
         path, flops = expected.find(workload, ours)
     except Failed as error:
@@ -130,11 +130,11 @@ def _workload(options: Options, workload: Workload, ours: list[Implementation], 
 
 def run_rounds(workload: Workload, workers: Mapping[str, Callee], expected: str, rounds: int, deadline: float,
                order: random.Random, progress: Callable[[str], None] = lambda text: None) -> dict[str, Timings]:
-    """By name. deadline: of time.monotonic(), after which rounds end early. progress: is told what is done."""
+    """Timings by name. deadline: value of time.monotonic() after which rounds end early. progress: gets messages."""
     timings = {name: Timings() for name in workers}
 
     def call(name: str, method: str, *arguments: Any) -> Any:
-        """None where the implementation has failed, now or before."""
+        """The result, or None if the implementation has failed, now or before."""
         if timings[name].error:
             return None
         try:

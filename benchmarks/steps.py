@@ -1,6 +1,6 @@
 """The suites "step" and "ablation": whole steps, D and then G, by the loop of PyTorch's DCGAN example and by fastgan.
 
-Both start from the same weights, see the same images and draw the same noise, so that what the first steps move can be
+Both start from the same weights and get the same images and noise, so that the updates of the first steps can be
 compared with float64. The loop follows the preset: losses, order of updates, Adam.
 """
 
@@ -35,13 +35,13 @@ from fastgan.verify import step_comparison
 from fastgan.verify.step_comparison import Networks, Setup, state_of
 
 Step = Callable[[Tensor], Any]
-SETS = 4  # batches
+SETS = 4  # number of different batches
 CHECKED = 2  # steps that are compared with float64
-NOISE = 3  # seed of what is drawn in them
+NOISE = 3  # seed of the noise in these steps
 
 
 class Steps(Job):
-    """Steps on random images that are on the device."""
+    """Steps with random images on the device."""
 
     def __init__(self, workload: Workload, implementation: Implementation, device: torch.device) -> None:
         self.images, self.implementation = workload.batch, implementation
@@ -55,7 +55,7 @@ class Steps(Job):
         return self.step(self.real[index % SETS])
 
     def prepare(self) -> None:
-        if isinstance(self.step, GraphedStep):  # in whose first call the memory is that of every call
+        if isinstance(self.step, GraphedStep):  # its first call allocates the memory of all calls
             step = self.step.step
             assert isinstance(step, GANStep)
             step.allocate(self.real[0])
@@ -75,7 +75,7 @@ class Steps(Job):
 
 
 def failure(step: Step, outcome: Any) -> str:
-    """Why a step is not to be counted: it was not captured, or a loss or gradient is not finite."""
+    """The reason why a step is invalid: it was not captured, or a loss or gradient is not finite; "" if it is valid."""
     if isinstance(step, GraphedStep) and step.failure:
         return f"no graph: {step.failure}"
     finite = outcome["finite"].item() == 1 if isinstance(outcome, dict) else all(math.isfinite(x) for x in outcome)
@@ -83,7 +83,7 @@ def failure(step: Step, outcome: Any) -> str:
 
 
 def networks(config: Config, device: torch.device, layout: torch.memory_format = torch.channels_last) -> Networks:
-    """Generator and discriminator with the weights that every implementation starts from."""
+    """Generator and discriminator with the initial weights of every implementation."""
     torch.manual_seed(0)
     generator, discriminator = (network.to(device=device, memory_format=layout)  # type: ignore[call-overload]
                                 for network in build(config.model, data_shape(config)))
@@ -91,9 +91,10 @@ def networks(config: Config, device: torch.device, layout: torch.memory_format =
 
 
 def make_step(networks: Networks, config: Config, implementation: Implementation, like: Tensor) -> Step:
-    """The step of an implementation, for batches like this one.
+    """The step of an implementation, for batches like `like`.
 
-    A graph with the engine "pytorch" holds fastgan's loop with eager layers: PyTorch's own loop cannot be captured.
+    A graph with the engine "pytorch" is that of fastgan's loop with eager layers, because PyTorch's loop cannot be
+    captured.
     """
     if implementation.engine == "pytorch" and not implementation.graph:
         return pytorch_step(networks, config, implementation)
@@ -154,14 +155,14 @@ def pytorch_step(networks: Networks, config: Config, implementation: Implementat
 
 
 def _loss(logits: Tensor, label: float) -> Tensor:
-    """Cross-entropy, of logits (N,) or of two classes (N, 2): the loss of every preset."""
+    """Cross-entropy of logits (N,), or of two classes (N, 2): the loss of every preset."""
     if logits.dim() == 2:
         return F.cross_entropy(logits, torch.full_like(logits[:, 0], label, dtype=torch.long))
     return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))
 
 
 def _adam(network: nn.Module, lr: float, config: Config, fused: bool) -> torch.optim.Optimizer:
-    """PyTorch's, unless the preset adds epsilon where PyTorch cannot."""
+    """PyTorch's Adam, or fastgan's if the preset adds epsilon in a way that PyTorch does not support."""
     train, weights = config.train, [p for p in network.parameters() if p.requires_grad]
     if train.adam_eps_hat:
         return make_adam(weights, lr, train, fused=fused)
@@ -169,7 +170,7 @@ def _adam(network: nn.Module, lr: float, config: Config, fused: bool) -> torch.o
 
 
 def expect(workload: Workload, precisions: list[str], device: torch.device) -> Expected:
-    """What the first steps move in float64 and in runs that differ by rounding, and the operations of a step."""
+    """Updates of the first steps in float64 and in runs that differ by rounding, and the operations of a step."""
     config = workload.config
     draw = Noise(config.model.noise, config.model.noise_mean, config.model.nz)
     torch.manual_seed(NOISE)

@@ -1,7 +1,6 @@
 """The registry: every suite with its workloads and implementations, for a device.
 
-The name of an implementation begins with "fastgan" where it is ours. The first one of a suite is what the others are
-compared with.
+Names of our implementations begin with "fastgan". The first implementation of a suite is the baseline of the others.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from fastgan.ops.tuning import candidates
 from fastgan.presets import PRESETS
 
 NHWC = "PyTorch, channels_last"
-# the first two of dcgan-64 are the preset's own and torchbench's
+# the first batch is that of dcgan-64, the second that of torchbench
 BATCHES = {"cpu": (64, 32, 128), "cuda": (128, 32, 64, 256, 1024)}
-PRECISIONS = ("fp32", "tf32", "bf16")  # float16's first steps are skipped while its loss finds a scale
+PRECISIONS = ("fp32", "tf32", "bf16")  # float16 skips its first steps until it has found a loss scale
 LARGE, FEW = 128, (NHWC, "fastgan, native", "fastgan, auto")  # from this batch on, a CPU measures only these
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
-ADDS = "+ "  # how the names of an ablation begin, but for the first
+ADDS = "+ "  # prefix of all names of an ablation except the first
 
 
 @dataclass(frozen=True)
 class Suite:
-    """what: one line. implementations: (device, precision) -> all of them. networks: one workload for each.
+    """what: a description. implementations: (device, precision) -> all implementations. networks: a workload for each.
     checked: whether the results are compared with float64."""
 
     what: str
@@ -52,7 +51,7 @@ def step(device: torch.device, precision: str) -> list[Implementation]:
 
 
 def ablation(device: torch.device, precision: str) -> list[Implementation]:
-    """From PyTorch's loop to fastgan: each is the one before and the change that its name says."""
+    """From PyTorch's loop to fastgan: each implementation adds the change in its name to the previous one."""
     gpu, names = device.type == "cuda", candidates.engines(device)
     plain, careful = _pytorch(device, precision)
     chain = [plain, plain.but(f"{ADDS}channels_last", nchw=False)]
@@ -88,14 +87,14 @@ def training(device: torch.device, precision: str) -> list[Implementation]:
 
 SUITES = {
     "step": Suite("whole steps, D and G", step),
-    "ablation": Suite("what each change gains, from PyTorch's loop to fastgan", ablation),
-    "training": Suite("images per second with the data that they need", training, checked=False),
+    "ablation": Suite("contribution of each change from PyTorch's loop to fastgan", ablation),
+    "training": Suite("images per second, including data loading", training, checked=False),
     "networks": Suite("generator and discriminator, forward and backward", networks, networks=NETWORKS),
 }
 
 
 def implementations(workload: Workload, device: torch.device, precision: str, match: str = "") -> list[Implementation]:
-    """Those whose name contains `match`; the usual ones without it."""
+    """The implementations whose name contains `match`; the usual ones if it is empty."""
     all_of_them = SUITES[workload.suite].implementations(device, precision)
     if match:
         return [one for one in all_of_them if match.lower() in one.name.lower()]
@@ -114,8 +113,8 @@ def check_names(suites: list[str], preset: str) -> None:
 
 
 def _pytorch(device: torch.device, precision: str) -> tuple[Implementation, Implementation]:
-    """PyTorch's example unchanged; and tuned: channels_last, no loss read in a step, and on a GPU cudnn.benchmark and
-    the requested precision."""
+    """PyTorch's example, unchanged and optimized: channels_last, no loss read in a step, and on a GPU cudnn.benchmark
+    and the requested precision."""
     if device.type != "cuda":
         plain = Implementation("PyTorch, NCHW", precision=precision, nchw=True, reads_losses=True)
         return plain, plain.but(NHWC, nchw=False, reads_losses=False)

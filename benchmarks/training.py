@@ -1,7 +1,7 @@
-"""The suite "training": steps with the data that they need, decoded images in the memory of the host.
+"""The suite "training": steps including data loading, from decoded images in host memory.
 
-PyTorch's loop has torch.utils.data.DataLoader with two processes, which normalise image by image, as torchvision's
-transforms do; fastgan has `fastgan.data.make_feed`. The steps themselves are compared with float64 in the suite "step".
+PyTorch's loop uses torch.utils.data.DataLoader with two processes, which normalize one image at a time, like
+torchvision's transforms; fastgan uses `fastgan.data.make_feed`. The suite "step" compares the steps with float64.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BATCHES = 4  # of an epoch
 
 
 class StepsWithData(Job):
-    """Steps on shuffled images of one data set, epoch after epoch."""
+    """Steps with shuffled images of one data set, for any number of epochs."""
 
     def __init__(self, workload: Workload, implementation: Implementation, device: torch.device) -> None:
         self.images, config = workload.batch, workload.config
@@ -80,7 +80,7 @@ class _Normalised(TorchDataset[Tensor]):
 
 
 def batches(data: Tensor, batch: int, pinned: bool) -> Iterator[Tensor]:
-    """float32 [N, C, H, W], without end."""
+    """Endless batches, float32 [N, C, H, W]."""
     loader = DataLoader(_Normalised(data), batch, shuffle=True, num_workers=WORKERS, drop_last=True, pin_memory=pinned,
                         persistent_workers=True)
     while True:

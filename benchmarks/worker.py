@@ -1,6 +1,4 @@
-"""A process for each implementation, as training has one: none runs in memory that another has grown, and one that
-crashes, or loses its device, ends no other.
-"""
+"""A process for each implementation: memory is not shared, and a crash or a lost device does not affect the others."""
 
 from __future__ import annotations
 
@@ -25,21 +23,21 @@ from benchmarks.workload import Expected, Job, Workload
 from fastgan.errors import first_line
 from fastgan.ops.numerics import products
 
-cuda: Any = torch.cuda  # all calls of CUDA here go through this name
+cuda: Any = torch.cuda  # this module calls CUDA only through this name
 TIMEOUT = 600.0  # seconds for an answer
 WARM_UP = {"cpu": 2, "cuda": 3}  # calls
-TURN, MOST_CALLS = {"cpu": 0.02, "cuda": 0.2}, 50  # seconds that a turn should take at least; its calls at most
-# the module that does a suite's work, and the class there
+TURN, MOST_CALLS = {"cpu": 0.02, "cuda": 0.2}, 50  # minimum seconds of a turn; maximum number of its calls
+# the module and the class of the job of each suite
 WORK = {"networks": ("networks", "ForwardBackward"), "step": ("steps", "Steps"), "ablation": ("steps", "Steps"),
         "training": ("training", "StepsWithData")}
 
 
 class Failed(Exception):
-    """Why an implementation cannot be measured."""
+    """The reason why an implementation cannot be measured."""
 
 
 class Session:
-    """What runs in the process: jobs of one implementation, one after another."""
+    """The jobs of one implementation, one after another, in the process of a `Worker`."""
 
     def __init__(self, implementation: Implementation, device: torch.device) -> None:
         self.implementation, self.device = implementation, device
@@ -47,14 +45,15 @@ class Session:
         self.done, self.calls = 0, 1  # calls that were made, and those of a turn
 
     def expect(self, workload: Workload, precisions: list[str], path: str) -> float | None:
-        """Save an `Expected`; the operations of a call."""
+        """Save an `Expected`, and return the operations of a call."""
         module = import_module(f"benchmarks.{WORK[workload.suite][0]}")
         expected: Expected = module.expect(workload, precisions, self.device)
         torch.save(expected._asdict(), path)
         return expected.flops
 
     def make(self, workload: Workload, path: str) -> int:
-        """Make a job, check it against the `Expected` in a file ("": not), and warm it up; the images of a call."""
+        """Create a job, compare it with the `Expected` in a file unless `path` is "", warm it up, and return the images
+        of a call."""
         self.job = None
         gc.collect()
         module, name = WORK[workload.suite]
@@ -74,16 +73,16 @@ class Session:
         return job.images
 
     def turn(self) -> float:
-        """Seconds of a call."""
+        """Seconds per call in one turn."""
         if self.device.type != "cuda":
             return self.time(self.calls)
-        self.time(1)  # after others had the device
+        self.time(1)  # warm up after other implementations
         seconds = self.time(self.calls)
-        cuda.empty_cache()  # for others
+        cuda.empty_cache()  # for other implementations
         return seconds
 
     def time(self, calls: int) -> float:
-        """Seconds of a call, from idle device to idle device. Raises `Failed` where they are not to be counted."""
+        """Seconds per call, from idle device to idle device. Raises `Failed` if the result is invalid."""
         assert self.job is not None
         self._wait()
         begin = time.perf_counter()
@@ -97,7 +96,7 @@ class Session:
         return seconds
 
     def peak(self) -> float:
-        """MB: PyTorch's allocator on a GPU, live tensors on a CPU."""
+        """Peak memory in MB: of PyTorch's allocator on a GPU, of live tensors on a CPU."""
         assert self.job is not None
         if self.device.type == "cuda":
             return float(cuda.max_memory_allocated() / 2**20)
@@ -125,7 +124,7 @@ def answer(session: Session, method: str, *arguments: Any) -> tuple[Any, str]:
 
 
 def serve(connection: Connection, implementation: Implementation, device: str, threads: int, log: str) -> None:
-    """The process of a `Worker`: answer until the other side is gone."""
+    """The process of a `Worker`: answer calls until the connection is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     output = os.open(log, os.O_WRONLY | os.O_APPEND)
     for descriptor in (1, 2):
@@ -139,7 +138,7 @@ def serve(connection: Connection, implementation: Implementation, device: str, t
 
 
 class Worker:
-    """An implementation in a process of its own."""
+    """An implementation in a separate process."""
 
     def __init__(self, implementation: Implementation, device: torch.device) -> None:
         self._log = tempfile.NamedTemporaryFile()  # noqa: SIM115
@@ -151,7 +150,7 @@ class Worker:
         other.close()
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """What a method of `Session` returns. Raises `Failed`."""
+        """The result of a method of `Session`. Raises `Failed`."""
         try:
             self._connection.send((method, *arguments))
             if not self._connection.poll(TIMEOUT):
@@ -168,7 +167,7 @@ class Worker:
         return result
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process."""
         self._process.kill()
         self._process.join()
         self._connection.close()

@@ -1,4 +1,4 @@
-"""A piece of work at a batch size, as plain data; and the base class of the code that does it."""
+"""A workload with a batch size, as plain data, and the base class of its jobs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastgan.config import Config
 
 @dataclass(frozen=True)
 class Workload:
-    """suite: its name in `suites.SUITES`. preset: with the options in `changes`. network: "generator" or
+    """suite: name in `suites.SUITES`. preset: name of a preset, modified by `changes`. network: "generator" or
     "discriminator" in the suite "networks"."""
 
     suite: str
@@ -26,7 +26,7 @@ class Workload:
 
     @property
     def name(self) -> str:
-        """Such as "step/dcgan-64" or "networks/dcgan-64/generator"."""
+        """A name such as "step/dcgan-64" or "networks/dcgan-64/generator"."""
         return "/".join(filter(None, (self.suite, self.preset, self.network)))
 
     @property
@@ -38,8 +38,8 @@ class Workload:
 
 
 class Expected(NamedTuple):
-    """exact: results in float64 by name. runs: for each precision, the same results of runs that differ from it in
-    nothing but rounding, eager PyTorch's first. flops: of a call, None if not counted."""
+    """exact: results in float64 by name. runs: for each precision, results of runs that differ only by rounding, eager
+    PyTorch's first. flops: of a call, None if not counted."""
 
     exact: dict[str, Tensor]
     runs: dict[str, list[dict[str, Tensor]]]
@@ -47,23 +47,23 @@ class Expected(NamedTuple):
 
 
 class Job(ABC):
-    """A workload as one implementation does it: calls on several sets of inputs in turn. images: of a call."""
+    """A workload in one implementation: calls with several sets of inputs in turn. images: number per call."""
 
     images = 0
 
     @abstractmethod
     def __call__(self, index: int) -> Any:
-        """One call, on the set `index`, which may be any number; the result is for `failure`."""
+        """One call with input set `index` (any number). The result is an argument of `failure`."""
 
     def prepare(self) -> None:  # noqa: B027
-        """What happens once: libraries try their algorithms, with more memory than a call needs."""
+        """Work that is done once: libraries try their algorithms, with more memory than a call needs."""
 
     def check(self, expected: Expected) -> tuple[float, str]:
-        """How much of its allowance the worst result uses, at most 1 if correct; and the name of that result."""
+        """The largest error relative to the allowed one, at most 1 if correct, and the name of the result."""
         return 0.0, ""
 
     def failure(self, outcome: Any) -> str:
-        """Why a call with this result is not to be counted; "" where it is."""
+        """The reason why a call with this result is invalid; "" if it is valid."""
         return ""
 
 

@@ -1,10 +1,10 @@
-"""With programmatic dependent launch, every kernel waits for the one before it, before it accesses memory.
+"""Check that kernels with programmatic dependent launch wait for the previous kernel before they access memory.
 
     python -m proofs.pdl --arch 90 100 120
 
-Compiles each kernel of a training step of dcgan-64 once, with `FASTGAN_PDL=1`, and reads PTX and machine code from the
-entry to the wait: there may be no access to global memory, and no branch beyond the wait. So it is seen if the compiler
-has moved an access, which a simulator that starts one kernel after another would not notice. Exit status 1 if a kernel
+Each kernel of a training step of dcgan-64 is compiled with programmatic dependent launch. In PTX and machine code,
+there may be no access to global memory before the wait, and no branch around it. This detects accesses that the
+compiler has moved, which a simulator that runs one kernel after another does not. The exit status is 1 if a kernel
 fails.
 """
 
@@ -22,14 +22,14 @@ from proofs import assembly, compiled
 from proofs.compiled import Job
 from proofs.launches import record, training_step
 
-# (the wait, what may not precede it): in PTX, and in the listing of nvdisasm
+# (the wait, instructions that may not precede it), in PTX and in the listing of nvdisasm
 PTX = r"griddepcontrol\.wait", r"\b(ld|st|atom|red)\.(?!param|shared)|\b(cp|prefetch|mbarrier|call|brx)\b"
 SASS = r"\bACQBULK\b", r"\b(LDG|STG|LD|ST|LDL|ATOMG?|RED|UTMA\w+|UBLK\w+|LDGSTS|BRX|CALL(?!.*guardrail))\b"
 BRANCH = re.compile(r"\bbra\S*\s+`?\(?([.$]\w+)", re.IGNORECASE)
 
 
 def early(text: str, wait: str, access: str) -> str:
-    """What makes a listing of one kernel fail, in words; "" if nothing does."""
+    """The reason why the listing of a kernel fails; "" if it passes."""
     at = re.search(wait, text)
     if at is None:
         return "it does not wait"
@@ -48,7 +48,7 @@ def jobs(arch: int) -> list[Job]:
 
 
 def failures(job: Job) -> list[str]:
-    """What is wrong with a kernel, a line each."""
+    """A line for each error of a kernel."""
     built = compiled.compile_job(job)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")

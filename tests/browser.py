@@ -1,4 +1,4 @@
-"""A headless Chromium that is told what to do over a pipe, by the DevTools protocol: JSON, a zero byte after each."""
+"""A headless Chromium, controlled over a pipe by the DevTools protocol: JSON messages that end in a zero byte."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 BINARY = next(filter(None, map(shutil.which, NAMES)), None)
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
          "--no-first-run", "--disable-background-networking", "--disable-extensions", "--remote-debugging-pipe")
-PATIENCE = 60  # seconds for an answer; a machine may be busy
+PATIENCE = 60  # seconds for an answer, on a busy machine
 KEYS = {"ArrowLeft": 37, "ArrowRight": 39, "Home": 36, "End": 35, "Tab": 9}
 
 
 class Browser:
-    """One window. Attributes: complaints, what console, page and log have said since `open`."""
+    """One window. Attributes: complaints, the messages of console, page and log since `open`."""
 
     def __init__(self, profile: Path) -> None:
         (theirs, self._out), (inward, outward) = os.pipe(), os.pipe()
         self.complaints: list[str] = []
         self._numbers, self._in, self._messages = itertools.count(1), inward, Queue[dict[str, Any]]()
 
-        def place() -> None:  # the protocol's pipes are 3 and 4; copies first, as theirs may be 4
+        def place() -> None:  # the pipes of the protocol are 3 and 4; copied first, because ours may be 4
             copies = os.dup(theirs), os.dup(outward)
             os.dup2(copies[0], 3)
             os.dup2(copies[1], 4)
@@ -47,7 +47,7 @@ class Browser:
             self.tell(f"{domain}.enable")
 
     def open(self, page: Path, width: int, *, dark: bool = False, height: int = 900) -> None:
-        """Load a file, at a width in CSS pixels, in the light or dark colour scheme."""
+        """Load a file, at a width in CSS pixels, in the light or dark color scheme."""
         self.tell("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
                   mobile=width < 600)
         self.tell("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme",
@@ -57,7 +57,7 @@ class Browser:
         self._wait_for("Page.loadEventFired")
 
     def ask(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page; `RuntimeError` where it throws."""
+        """The value of a JavaScript expression in the page. Raises `RuntimeError` if it throws."""
         found = self.tell("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in found:
             raise RuntimeError(f"{expression}: {found['exceptionDetails']}")

@@ -1,11 +1,11 @@
-"""What all tests share: quiet threads, and a run that takes a second."""
+"""Fixtures of all tests."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 
-# measurements that a test makes are nobody's
+# no test reads or writes the user's cache of measurements
 os.environ["FASTGAN_CACHE"] = tempfile.mkdtemp(prefix="fastgan-tests-")
 # read when a kernel is decorated, so before anything imports one; on a GPU it is set to 0
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -27,7 +27,7 @@ torch.set_num_threads(2)
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """For thousands of tiny operations, of which each would wait for a second thread longer than it computes."""
+    """One thread, for thousands of tiny operations, which would wait for a second thread longer than they compute."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -36,7 +36,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(params=["triton", "native-library", "native-gemm"])
 def impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Each engine of kernels, the native one with each variant of its convolutions."""
+    """Each kernel engine, the native one with each variant of its convolutions."""
     name, _, variant = request.param.partition("-")
     convolve.method.cache_clear()
     if variant:
@@ -49,7 +49,7 @@ def impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory comes full of NaN, so that an element which no kernel writes shows."""
+    """New memory is filled with NaN, which shows elements that no kernel writes."""
 
     def poisoning(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def full(*args: Any, **kwargs: Any) -> Tensor:

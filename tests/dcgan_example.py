@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def networks(nz: int = 6, ngf: int = 4, nc: int = 3, ndf: int = 5) -> tuple[nn.Sequential, nn.Sequential]:
-    """Networks of the example's layers, whose names are its own under "main"; no value is as it is initialised."""
+    """Networks with the layers and names of the example; no value is the initial one."""
     torch.manual_seed(0)
     generator: list[nn.Module] = [nn.ConvTranspose2d(nz, ngf * 8, 4, 1, 0, bias=False), nn.BatchNorm2d(ngf * 8),
                                   nn.ReLU()]

@@ -1,4 +1,4 @@
-"""What two processes compute in `test_distributed.py`: started by torchrun, each writes what it found to a file.
+"""The two processes of `test_distributed.py`. torchrun starts them, and each writes its results to a file.
 
     torchrun --nproc-per-node 2 distributed_worker.py FOLDER      the scenarios, into FOLDER/rank0.pt and rank1.pt
     torchrun ... distributed_worker.py FOLDER kill ARGUMENTS      fastgan ARGUMENTS, with rank 1 killed in step 4
@@ -40,7 +40,7 @@ SETTINGS: dict[str, tuple[str, torch.dtype, dict[str, Any]]] = {
 
 
 def trained(name: str, part: Shard, sync_bn: bool = True) -> dict[str, Tensor]:
-    """Parameters, running statistics and what the last step told, after `STEPS` steps of this part of each batch."""
+    """Parameters, running statistics and the last record after `STEPS` steps with this part of each batch."""
     impl, dtype, options = SETTINGS[name]
     torch.manual_seed(0)
     model = ModelConfig(nz=8, ngf=4, ndf=4, norm_d="all")
@@ -65,7 +65,7 @@ def trained(name: str, part: Shard, sync_bn: bool = True) -> dict[str, Tensor]:
 
 
 def experiment(outdir: Path, **values: Any) -> Config:
-    """6 steps on 16x16 digits, flipped, of a network of its own in float32."""
+    """6 steps on flipped 16x16 digits in float32."""
     small = {"image_size": "16", "ngf": 4, "ndf": 4, "nz": 8, "batch": 64, "steps": 6, "snap": 3, "log_every": 1,
              "grid": 4, "tensorboard": False, "device": "cpu", "plan": "default", "impl": "reference", "flip": True,
              "sync_bn": True, "outdir": str(outdir)}
@@ -82,7 +82,7 @@ def refused(resumed: Path | None = None, **values: Any) -> str:
 
 
 def unlike(folder: Path, rank: int) -> dict[str, str]:
-    """What is said to processes of which each was given something else."""
+    """The error messages of processes with different arguments."""
     data = {}
     for kind, count, grey in (("other images", 64, rank), ("more images", 64 + rank, 0)):
         images = np.full((count, 16, 16), grey, np.uint8)
@@ -105,7 +105,7 @@ def seen(config: Config) -> list[Tensor]:
 
 
 def stopped(outdir: Path) -> int:
-    """Steps of a run in which process 1 alone is told to stop, in step 3."""
+    """The number of steps of a run in which only process 1 gets a stop signal, in step 3."""
     trainer = Trainer(experiment(outdir, steps=50, snap=50))
     fetch = trainer.feed.fetch
 
@@ -178,7 +178,7 @@ def killed(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    faulthandler.dump_traceback_later(240, exit=True)  # whoever waits for nobody says where
+    faulthandler.dump_traceback_later(240, exit=True)  # shows where a process hangs
     torch.set_num_threads(1)
     if sys.argv[2:3] == ["kill"]:
         sys.exit(killed(sys.argv[3:]))

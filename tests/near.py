@@ -1,10 +1,10 @@
-"""How near a result of a kernel must be to float64: the rule of `fastgan.ops.numerics`, for small tensors.
+"""The allowed error of a kernel relative to float64: the rule of `fastgan.ops.numerics` for small tensors.
 
-The rule allows 1.5 x eager's error, 4 x of the worst element, and the roundings
+The rule allows 1.5 x eager's error (4 x for the worst element), plus a rounding error of
 
     units * EPS[dtype of x] * scale
 
-scale is the largest element of the exact tensor. Vectors of a channel are sums that may cancel, so theirs is the
+scale is the largest element of the exact tensor. Vectors of channels are sums that may cancel, so their scale is the
 largest element of all gradients that are vectors, and for means that of the output.
 """
 
@@ -19,18 +19,18 @@ from torch import Tensor
 from fastgan.ops import numerics
 
 EPS = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}  # half a unit in the last place
-UNITS = 4.0  # a few roundings; or, where that is more,
-SUM_UNITS = 1.0  # x sqrt(terms): everything passes through sums of a channel, which eager layers on a CPU take in
-# float64 and the interpreter in float32, row by row (a GPU adds up a tree)
-KINK = 2**-6  # x the largest z: nearer to zero than that, the rounding of y decides on which side of relu's kink z is
+UNITS = 4.0  # a few roundings; or if it is more,
+SUM_UNITS = 1.0  # x sqrt(terms): all results depend on sums over a channel, which eager layers on a CPU compute in
+# float64, and the interpreter in float32, row by row (a GPU adds in a tree)
+KINK = 2**-6  # x the largest z: closer to zero, the rounding of y determines on which side of relu's kink z is
 
-WIDE = {"gamma", "beta", "mean", "rstd", "running_mean", "running_var"}  # float32 beside 16-bit tensors
+WIDE = {"gamma", "beta", "mean", "rstd", "running_mean", "running_var"}  # float32, also with 16-bit tensors
 Function = Callable[..., Sequence[Tensor]]
 Layout = Callable[[Tensor], Tensor]
 
 
 def cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Copies in `dtype`; parameters of a normalisation no narrower than float32."""
+    """Copies in `dtype`; parameters of batch normalization in at least float32."""
     wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
     made = {}
     for name, tensor in tensors.items():
@@ -41,7 +41,7 @@ def cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
 
 def run(function: Function, tensors: dict[str, Tensor], impl: str, mask: Tensor | None = None,
         layout: Layout | None = None) -> dict[str, Tensor]:
-    """Outputs, the gradients of all tensors through all outputs, and the running statistics afterwards."""
+    """Outputs, the gradients of all tensors through all outputs, and the updated running statistics."""
     if layout is not None:
         tensors = {**tensors, "x": layout(tensors["x"]).detach()}
     inputs = {name: t.requires_grad_() for name, t in tensors.items() if not name.startswith("running")}
@@ -61,16 +61,16 @@ def run(function: Function, tensors: dict[str, Tensor], impl: str, mask: Tensor 
 
 def judge(function: Function, impl: str, tensors: dict[str, Tensor], dtype: torch.dtype, *, terms: int,
           mask: Tensor | None = None, layout: Layout | None = None) -> dict[str, Tensor]:
-    """Check an engine of kernels on `tensors` (float64), rounded to `dtype`, by the rule; returns its results.
+    """Check a kernel engine on `tensors` (float64), rounded to `dtype`, by the rule. Returns its results.
 
-    terms: elements of x or y per channel. mask: 0 where no gradient comes in. layout: of x, and then of the
-    gradient that comes in too.
+    terms: elements of x or y per channel. mask: 0 where there is no incoming gradient. layout: of x and of the incoming
+    gradient.
     """
     rounded = cast(tensors, dtype)
     ours = run(function, cast(rounded, dtype), impl, mask, layout)
     theirs = cast(rounded, dtype)
     if impl == "native" and theirs["x"].dim() == 4:
-        # oneDNN sums in another order there, at times twice as far from float64; that engine has it do so
+        # oneDNN sums in another order in that layout, with up to twice the error; the native engine uses that layout
         theirs["x"] = theirs["x"].contiguous(memory_format=torch.channels_last)
     eager = run(function, theirs, "reference", mask, layout)
     exact = run(function, {name: t.double() for name, t in rounded.items()}, "reference", mask, layout)
@@ -83,7 +83,7 @@ def judge(function: Function, impl: str, tensors: dict[str, Tensor], dtype: torc
 
 
 def used(ours: Tensor, eager: Tensor, exact: Tensor, roundings: float) -> float:
-    """How much of its allowance a result uses, at most 1 if correct. roundings: allowed beside eager's error."""
+    """The error of a result relative to the allowed one, at most 1 if correct. roundings: added to eager's error."""
     return numerics.used(ours, eager, exact, 0.0, cancelled=roundings)
 
 
@@ -99,4 +99,4 @@ def assert_near(ours: dict[str, Tensor], eager: dict[str, Tensor], exact: dict[s
         if name in ("out1", "running_mean"):
             scale = max(scale, largest["out0"])
         share = used(ours[name], eager[name], value, units * eps * scale)
-        assert share <= 1, f"{name}: {share:.3g} of what is allowed"
+        assert share <= 1, f"{name}: {share:.3g} of the allowed error"

@@ -1,4 +1,4 @@
-"""For each preset: its plain loop, the data that both sides get, and which variable is which entry of a state_dict."""
+"""For each preset: its plain loop, the data of both sides, and the state_dict key of each variable."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Names = dict[str, tuple[str, str]]  # the document's name -> (the state_dict's k
 
 
 def normalised(variable: str, key: str, words: tuple[str, str, str, str]) -> Names:
-    """The four tensors of one batch normalisation; `words` are the document's for weight, bias and statistics."""
+    """The four tensors of a batch normalization. words: the document's names of weight, bias and statistics."""
     ours = ("weight", "bias", "running_mean", "running_var")
     return {variable + word: (f"{key}.{our}", "as it is") for word, our in zip(words, ours, strict=True)}
 
@@ -94,7 +94,7 @@ def tf_names() -> Names:
 
 
 def example_names(stages: int) -> Names:
-    """PyTorch's example with `stages` normalised stages in G and one less in D."""
+    """PyTorch's example with `stages` normalized stages in G and one fewer in D."""
     names = {}
     words = (".weight", ".bias", ".running_mean", ".running_var")
     for i in range(stages + 1):
@@ -110,7 +110,7 @@ def example_names(stages: int) -> Names:
 
 @dataclass(frozen=True)
 class Case:
-    """A preset against a document; `widths` where its own are too slow in float64 on a CPU."""
+    """A preset and its document. widths: smaller ones, if those of the preset are too slow in float64 on a CPU."""
 
     plain: ModuleType
     names: Callable[[], Names]
@@ -138,7 +138,7 @@ CASES = {
 
 
 def new_step(name: str, **changes: Any) -> GANStep:
-    """A float64 step of the preset; all trained values start off 0 and 1, the same for all changes but of shapes."""
+    """A float64 step of the preset. No trained value is 0 or 1, and all are the same for changes that keep shapes."""
     case = CASES[name]
     config = presets.get(name, **{**case.widths, **changes})
     held = presets.get(name).model.fix_gamma
@@ -155,7 +155,7 @@ def new_step(name: str, **changes: Any) -> GANStep:
 
 
 def variables(name: str, step: GANStep) -> dict[str, Tensor]:
-    """Copies of all that the step trains or measures, in the document's names and layouts."""
+    """Copies of all parameters and statistics of the step, in the document's names and layouts."""
     state = {f"{network}.{key}": value for network in ("generator", "discriminator")
              for key, value in getattr(step, network).state_dict().items()}
     names = CASES[name].names()
@@ -166,7 +166,7 @@ def variables(name: str, step: GANStep) -> dict[str, Tensor]:
 
 
 def batches(name: str, steps: int) -> list[Tensor]:
-    """What a loader hands out: grey levels uint8 (N, C, H, W), or points."""
+    """Batches of a loader: gray levels, uint8 (N, C, H, W), or points."""
     case = CASES[name]
     draws = torch.Generator().manual_seed(1)
     shape = (case.batch, *case.shape)
@@ -176,7 +176,7 @@ def batches(name: str, steps: int) -> list[Tensor]:
 
 
 def latents(name: str, config: Config) -> Iterator[Tensor]:
-    """Noise without end, the same for both sides."""
+    """Endless noise, the same for both sides."""
     draws = torch.Generator().manual_seed(2)
     while True:
         yield torch.randn(CASES[name].batch, config.model.nz, generator=draws, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""A small training step that can be captured: what tests of graphs train, and break."""
+"""A small training step that can be captured, for tests of graphs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch.optim import Adam
 
 
 class SmallStep:
-    """D every call, G every second one; both networks have a convolution, BatchNorm2d and a second layer.
+    """Updates D in every call and G in every second one. Both have a convolution, BatchNorm2d and a second layer.
 
-    The losses of call t also go to row t of `ring` (rows, 2), at a counter on the device.
+    The losses of call t are also written to row t of `ring` (rows, 2), by a counter on the device.
     """
 
     def __init__(self, rows: int = 16, d_steps: int = 2) -> None:
@@ -32,7 +32,7 @@ class SmallStep:
         return outputs
 
     def allocate(self, real: Tensor) -> None:
-        """Everything is there from the beginning."""
+        """Nothing to allocate."""
 
     def phase(self) -> str:
         return "D" if (self.steps + 1) % self.d_steps else "D and G"
@@ -80,7 +80,7 @@ class SmallStep:
 
 
 def make_adam(network: nn.Module) -> Adam:
-    """Adam that a graph can hold: no number of it lives in Python, and its state exists before the first step."""
+    """An Adam that can be captured: its numbers are on the device, and its state exists before the first step."""
     adam = Adam(network.parameters(), lr=torch.tensor(1e-3), betas=(0.5, 0.999), fused=True, capturable=True)
     for parameter in network.parameters():
         adam.state[parameter] = {"step": torch.zeros(()), "exp_avg": torch.zeros_like(parameter),
@@ -95,7 +95,7 @@ def batches(count: int = 10) -> list[tuple[Tensor]]:
 
 
 class Asking(nn.Module):
-    """Asks the device for a value in its forward."""
+    """Its forward reads a value from the device."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()

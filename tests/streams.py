@@ -1,8 +1,8 @@
-"""A stand-in for `torch.cuda` on the CPU, whose streams run after the host and in an order of the test's choice.
+"""A replacement for `torch.cuda` on the CPU, whose streams run after the host, in an order that the test chooses.
 
-Inside `with machine:` a tensor "on cuda" lies on the CPU, `copy_` and `zero_` only join the queue of the current
-stream, and so does what `launch` is given. `run` then empties the queues, always going on with the first stream of its
-list that no event holds back. A wait that is missing shows as wrong data in one order or another.
+Within `with machine:`, tensors "on cuda" are on the CPU; `copy_`, `zero_` and functions passed to `launch` are appended
+to the queue of the current stream. `run` then empties the queues: it always continues with the first stream of its list
+that does not wait for an event. A missing wait leads to wrong data in some order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 
 
 class Event:
-    """Holds back who waited for its `n`-th record until that one has been reached."""
+    """Streams that wait for its n-th record do not run before that is reached."""
 
     def __init__(self) -> None:
         self.recorded = self.reached = 0
@@ -30,18 +30,18 @@ class Event:
 
 
 class Stream:
-    """Pairs of (may it run, what it does), in order."""
+    """A queue of pairs: whether an operation may run, and the operation."""
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.queue: list[tuple[Callable[[], bool], Callable[[], Any]]] = []
 
     def wait_event(self, event: Event) -> None:
-        number = event.recorded  # like CUDA: what was recorded before this call, and nothing if nothing was
+        number = event.recorded  # as in CUDA: the last record before this call, if any
         self.queue.append((lambda: event.reached >= number, lambda: None))
 
 
 class Machine(TorchFunctionMode):
-    """What the library sees as `cuda`; `trace` names what ran: send (from pinned memory), copy, launch."""
+    """The library's `cuda`. trace: the operations that ran: send (from pinned memory), copy, launch."""
 
     Event = Event
 

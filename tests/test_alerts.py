@@ -1,4 +1,4 @@
-"""Alerts, on series of records made by hand; their numbers are those of real runs, good and bad."""
+"""Alerts, on synthetic series of records with numbers of real runs, good and bad."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Record = dict[str, float]
 
 
 def series(count: int, every: int = 10, start: int = 0, **values: tuple[float, float]) -> list[Record]:
-    """`count` records whose values go in straight lines."""
+    """`count` records whose values change linearly."""
     whole = {"d_real": (0.85, 0.85), "d_fake": (0.15, 0.15), "diversity": (0.9, 0.9), "loss_g": (2.0, 2.0), **values}
     return [{"step": start + every * (i + 1),
              **{name: first + (last - first) * i / max(count - 1, 1) for name, (first, last) in whole.items()}}
@@ -30,7 +30,7 @@ def raised(records: Iterable[Record], loss: str = "bce") -> dict[str, float]:
 
 
 def test_a_healthy_run_raises_none():
-    """The demo's: D is far ahead while all fakes are grey at first, for about 150 steps."""
+    """That of the demo: D is far ahead while all fakes are gray, in the first 150 steps."""
     start = series(15, d_real=(0.95, 0.998), d_fake=(0.2, 0.005), diversity=(0.43, 0.11), loss_g=(2.4, 5.7))
     ascent = series(20, start=150, diversity=(0.11, 0.8))
     assert raised([*start, *ascent, *series(500, start=350)]) == {}
@@ -87,7 +87,7 @@ def test_one_bad_batch_is_no_collapse():
 
 @pytest.mark.parametrize("every", [1, 10, 100])
 def test_few_records_are_no_evidence(every):
-    """Ten at least, however many steps they span; and 300 steps at least, however many records."""
+    """At least ten records over at least 300 steps are needed."""
     (step,) = raised(series(1000, every, **WON, **GROWING)).values()
     assert step == {1: 301, 10: 310, 100: 1000}[every]
 
@@ -101,7 +101,7 @@ def test_each_alert_comes_once_and_not_again_after_a_resume():
 
 
 def test_records_without_losses_are_passed_over():
-    """What a snapshot measured, and steps in which G was not updated."""
+    """Measurements of a snapshot, and steps in which G was not updated."""
     records = series(80, **WON, **GROWING)
     for record in records[::2]:
         del record["loss_g"]

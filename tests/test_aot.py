@@ -1,4 +1,4 @@
-"""The gates on compiled kernels can fail, and the recorder sees every launch of a step."""
+"""The checks of compiled kernels can fail, and the recorder records every launch of a step."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def compiled(resources: str = RESOURCES.format(0, 0), ptx: str = PTX, listing: s
 
 @pytest.fixture(autouse=True)
 def newest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limits as they are with the Triton that they were set with, under any."""
+    """Apply the limits of the newest Triton under any version."""
     monkeypatch.setattr(gates, "version", lambda package: "3.8.0")
 
 
@@ -181,7 +181,7 @@ def test_resources_in_words_that_are_not_understood() -> None:
 def test_occupancy_is_that_of_the_scarcest_resource() -> None:
     of = Binary(job(), registers=168)
     assert gates.occupancy(of) == 3  # 168 * 128 of 65536 registers
-    assert gates.occupancy(of._replace(registers=169)) == 2  # given out in units of 8 for a thread
+    assert gates.occupancy(of._replace(registers=169)) == 2  # allocated in units of 8 per thread
     assert gates.occupancy(of._replace(registers=32)) == 16  # 2048 threads
     assert gates.occupancy(of._replace(registers=32, shared=100 * 1024)) == 2  # 228 KiB, one kept for each
     assert gates.occupancy(of._replace(registers=32, tensor_memory=256)) == 2
@@ -212,7 +212,7 @@ def test_quick_covers_every_architecture_and_precision() -> None:
 
 
 def tiny_step() -> None:
-    """Two stages forward and backward: conv, batch normalisation, relu, conv; x needs no gradient."""
+    """Two stages forward and backward: conv, batch normalization, relu, conv; x needs no gradient."""
     network = Chain(nn.Conv2d(8, 16, 4, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 4, 2, 1),
                     impl="triton")
     out = network(torch.zeros(2, 8, 16, 16))
@@ -249,7 +249,7 @@ def test_a_training_step_launches_each_block(together: bool, forward: int) -> No
     config = presets.get("dcgan-64")
     launches = record(training_step(config, 4, "fp16", together=together), 90)
     arguments = [by_name(launch.arguments) for launch in launches if launch.name.startswith("convolve")]
-    # G's blocks and D's, on both and for G; dgrad of all but the first of each network, and of G's loss through D
+    # blocks of G, of D on both halves and of D for G; dgrad of all but the first of each, and of G's loss through D
     assert len(arguments) == (5 + forward + 5) + (4 + forward * 4 // 5 + 5)
     wgrads = [launch for launch in launches if launch.name.startswith("wgrad")]
     assert len(wgrads) == 5 + forward  # none of D for G

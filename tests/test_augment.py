@@ -1,4 +1,4 @@
-"""DiffAugment against its plain form, and what makes it part of a captured, repeatable, shared step."""
+"""DiffAugment compared with its plain form, and in captured, repeated and distributed steps."""
 
 from __future__ import annotations
 

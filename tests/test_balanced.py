@@ -1,4 +1,4 @@
-"""`--balanced`: each class equally often in expectation, from the seed and the position alone."""
+"""`--balanced`: each class is equally frequent in expectation, determined only by seed and position."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The benchmark suite: what is wrong is not timed, implementations take turns, rows outlive an interruption."""
+"""The benchmark suite: incorrect implementations are not timed, implementations take turns, rows are written at once.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +49,7 @@ def row(implementation: str = "ours", *, workload: str = "step/dcgan-64", batch:
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("preset", ["dcgan-64", "d2l-dcgan-pokemon", "tf-dcgan-mnist"])
 def test_pytorch_and_ours_make_the_same_steps(preset):
-    """Whatever fakes, losses, order and epsilon a preset has."""
+    """For all settings of fakes, losses, order and epsilon in presets."""
     workload = Workload("step", preset, 4, changes={} if preset.startswith("tf") else SMALL)
     expected = steps.expect(workload, ["fp32"], CPU)
     assert expected.flops and expected.flops > 1e6
@@ -154,7 +155,7 @@ def test_a_result_of_another_shape_is_wrong():
 
 
 def test_a_session(tmp_path):
-    """The process of a worker without the process: an error is a message, and the next call is answered."""
+    """The code of a worker, without its process: errors become messages, and the next call is answered."""
     path, session = str(tmp_path / "expected.pt"), Session(OURS, CPU)
     flops, error = worker.answer(session, "expect", STEP, ["fp32"], path)
     assert flops > 0 and error == ""
@@ -191,7 +192,7 @@ def test_a_turn_has_several_calls_of_what_is_fast(monkeypatch):
 
 
 class Scripted:
-    """Takes a second in a turn; `fails` at a method."""
+    """A worker whose turns take a second; the method `fails` raises an error."""
 
     def __init__(self, log: list[str], name: str, fails: str = "") -> None:
         self.log, self.name, self.fails = log, name, fails
@@ -316,7 +317,7 @@ def test_nothing_is_timed_without_something_to_compare_with(scripted, tmp_path, 
 
 
 def test_a_run_in_processes(tmp_path):
-    """One implementation, checked and timed, for real."""
+    """One implementation is checked and timed in its process."""
     rows, _ = measure(options(match="fastgan, reference", rounds=3), tmp_path)
     assert [one.implementation for one in rows] == ["fastgan, reference"]
     for one in rows:
@@ -430,15 +431,15 @@ def test_the_list_names_everything(capsys):
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")
 def test_ctrl_c_in_the_middle(tmp_path):
-    """With processes of its own under way, for real; none of them is left."""
+    """While its processes run; none of them is left."""
     program = [sys.executable, "-m", "benchmarks", "--suite", "step", "--batch", "2", "--device", "cpu", "--match",
                "PyTorch, NCHW", "--rounds", "100000", "--out", str(tmp_path)]
     process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                cwd=Path(__file__).parents[1],
-                               # a shell's background job ignores SIGINT, and so would all that it starts
+                               # a background job of a shell ignores SIGINT, and so would its children
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     try:
-        while not (tmp_path / "bench.csv").exists() and process.poll() is None:  # imports start processes, too
+        while not (tmp_path / "bench.csv").exists() and process.poll() is None:  # imports also start processes
             time.sleep(0.2)
         while not (children := _children(process.pid)) and process.poll() is None:
             time.sleep(0.2)
@@ -449,7 +450,7 @@ def test_ctrl_c_in_the_middle(tmp_path):
         process.kill()
     assert process.returncode == 130, err
     assert re.search(r"benchmarks: interrupted: \d+ results are in .*bench\.csv\n$", err)
-    end = time.monotonic() + 10  # Python's own tracker of resources ends a moment later
+    end = time.monotonic() + 10  # Python's resource tracker ends slightly later
     while any(Path(f"/proc/{child}").exists() for child in children):
         assert time.monotonic() < end
         time.sleep(0.1)
@@ -481,7 +482,7 @@ class StandIn:
         return 100.0 if self.turns == 2 else self.seconds  # an outlier, which a median ignores
 
     def close(self) -> None:
-        """Nothing runs."""
+        """There is no process."""
 
 
 def test_what_each_line_gains(monkeypatch, capsys):

@@ -57,4 +57,4 @@ def test_nothing_to_report(tmp_path, capsys):
     assert "no such file" in capsys.readouterr().err
     results.prepare(tmp_path)
     assert report.main([str(tmp_path)]) == 2
-    assert "holds no results yet" in capsys.readouterr().err
+    assert "has no results yet" in capsys.readouterr().err

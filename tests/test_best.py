@@ -35,7 +35,7 @@ def test_better_value():
 
 
 def test_run_keeps_its_best_checkpoint(tiny, monkeypatch):
-    """It outlives --keep, draws what it drew when it was measured, and is named in the report."""
+    """--keep does not remove it, it draws the same images as when it was measured, and the report names it."""
     scores, drawn = iter([0.3, 0.9, 0.4]), []
 
     def measure(self: Metrics, source: Pretrained) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""setup.py: what is compiled again, what is left out, and how the wheel is tagged then."""
+"""setup.py: which files are recompiled, which modules are omitted, and the tags of the wheel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="setuptools compiles there, without ninja")
-# a compiler that writes down what it compiles
+# a compiler that logs its arguments
 FAKE = f"""#!{sys.executable}
 import pathlib, sys
 out = pathlib.Path(sys.argv[sys.argv.index("-o") + 1])

@@ -1,4 +1,4 @@
-"""Callbacks of a run: what is called when, with what, and that each start has its end."""
+"""Callbacks of a run: order and arguments of the calls, and that each start has an end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights in 16 bits, lent to a step's operators: the same bits as casts of their own, and never old ones."""
+"""16-bit copies of weights for all operators of a step: bit for bit the same as separate casts, and never stale."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def trained(impl: str, precision: str) -> list[Tensor]:
 
 @pytest.mark.parametrize(("impl", "precision"), [("native", "bf16"), ("native", "fp16"), ("triton", "fp16")])
 def test_a_step_is_the_same_bit_for_bit(impl, precision, monkeypatch):
-    """With copies that are lent and without; a discriminator's that are not refreshed after its update would tell."""
+    """With and without copies; D's copies would differ if they were not refreshed after its update."""
     if impl == "native" and extension.why_not(CPU):
         pytest.skip(extension.why_not(CPU))
     lent = trained(impl, precision)
@@ -89,7 +89,7 @@ def test_a_step_is_the_same_bit_for_bit(impl, precision, monkeypatch):
 def without_refresh(update):
     def wrapped(self, *args):
         self.casts.refresh, refresh = lambda weights: None, self.casts.refresh
-        self.kernels.update = lambda *_: None  # whose Adam writes the copies
+        self.kernels.update = lambda *_: None  # its Adam would write the copies
         try:
             return update(self, *args)
         finally:

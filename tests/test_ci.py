@@ -1,4 +1,4 @@
-"""What CI does before its checks, with stand-ins for the commands of a machine."""
+"""The preparations of CI before its checks, with replacements for the commands of a machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix" or not shutil.which("bash"), 
 
 
 def run(folder: Path, commands: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """CI's script on a machine that has `commands`, whose bodies these are, and no others."""
+    """CI's script on a machine that has only `commands`, with these bodies."""
     (folder / ".ci").mkdir()
     shutil.copy(SCRIPT, folder / ".ci")
     for name, body in commands.items():

@@ -1,4 +1,4 @@
-"""The command line, as a person meets it."""
+"""The command line."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """The one line on stderr of a command that ends with 2."""
+    """The one line on stderr of a command with exit code 2."""
     assert cli.main(args) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -55,7 +55,7 @@ def test_help_is_instant():
 
 
 def test_help_of_every_command_is_quick(here):
-    """None of them imports torch, which takes seconds; 0.5 s each on a quiet machine."""
+    """No help imports torch, which takes seconds; each takes 0.5 s on an idle machine."""
     program = """
 import sys, time
 from fastgan.cli import main
@@ -122,7 +122,7 @@ def test_train_resume_sample_interpolate(capsys, here):
     assert Image.open("grid.png").size == (3 * 66 + 2, 2 * 66 + 2)
     assert cli.main(["interpolate", "--seeds", "0,5,7", "--frames", "4", "--out", "walk"]) == 0
     assert Image.open("walk.png").size == (4 * 66 + 2, 2 * 66 + 2)
-    assert Image.open("walk.gif").n_frames == 2 * (2 * 4 - 1) - 2  # the stop in the middle is one longer frame
+    assert Image.open("walk.gif").n_frames == 2 * (2 * 4 - 1) - 2  # the pause in the middle is one longer frame
 
 
 def test_a_seed_is_the_same_picture_in_every_grid(here):
@@ -143,7 +143,7 @@ def test_conditional_samples(capsys, here):
 
 
 def test_samples_of_every_class_fill_their_rows(capsys, here):
-    """Ten columns: 60 of the default seeds; of those that are given, all."""
+    """Ten columns: 60 of the default seeds, or all given seeds."""
     assert cli.main(["train", *SMALL, "--steps", "2", "--cond"]) == 0
     for seeds, count in ([], 60), (["--seeds", "0-12"], 13), (["--label", "3"], 64):
         capsys.readouterr()
@@ -179,7 +179,7 @@ def test_dry_run_tells_and_writes_nothing(capsys, here):
 
 
 def test_a_run_begins_with_its_facts(capsys, here):
-    """Those of --dry-run, and its folder; a resumed run tells where it goes on."""
+    """Those of --dry-run, and its folder; a resumed run prints the step at which it continues."""
     args = ["train", *SMALL, "--plan", "default", "--steps", "4"]
     assert cli.main([*args, "--dry-run"]) == 0
     facts = capsys.readouterr().out.split("}\n")[1].splitlines()
@@ -198,7 +198,7 @@ def test_a_run_begins_with_its_facts(capsys, here):
     ("cosine", [], "has made 4 steps, its length is 4; its learning rate has fallen to 0; expected a new run"),
 ], ids=["at its end", "fewer steps", "no learning rate left"])
 def test_a_finished_run_has_nothing_to_do(capsys, here, schedule, args, told):
-    """No step is made and no file is written."""
+    """No step is run and no file is written."""
     def files():
         return {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*") if path.name != ".lock"}
 
@@ -276,7 +276,7 @@ def test_doctor_asks_the_driver(monkeypatch, tmp_path, answer, finding):
 
 
 def test_doctor_starts_where_packages_are_missing():
-    """Those that it reports on; it does not import what trains."""
+    """It reports missing packages, and does not import the trainer."""
     missing = ("tqdm", "torchvision", "matplotlib", "tensorboard", "sklearn", "safetensors", "triton")
     program = (f"import sys; sys.modules.update(dict.fromkeys({missing!r}))\n"
                "from fastgan.cli import main; sys.exit(main(['doctor']))")
@@ -383,7 +383,7 @@ def test_out_of_memory_elsewhere(capsys, here, monkeypatch, args, place, expecte
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names that are no UTF-8")
 def test_names_that_are_no_text(here):
-    """In what is known of a run, and as where to write."""
+    """In a run's options, and as an output path."""
     assert cli.main(["train", *SMALL, "--steps", "1", "--plan", "default"]) == 0
     run = Path("runs/00000-digits")
     options = json.loads((run / "training_options.json").read_text())

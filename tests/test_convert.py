@@ -1,4 +1,4 @@
-"""convert and to_eager: what is fused, what is left and why, and that nothing but speed can change."""
+"""convert and to_eager: which layers are fused, why others are not, and that results do not change."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_sequential_becomes_a_chain():
 
 
 def test_the_default_engine_of_a_cpu_is_native_where_it_was_compiled(monkeypatch):
-    """Nothing is measured and no engine is named, and still the compiled kernels run; the report names them."""
+    """Without measurements and without `impl`, the compiled kernels run, and the report names them."""
     ran: list[str] = []
     resolve = engines.resolve
     monkeypatch.setattr(engines, "resolve", lambda *given: (ran.append(resolve(*given)), resolve(*given))[1])
@@ -206,7 +206,7 @@ def test_reasons(model, line):
 
 
 class Listed(nn.Module):
-    """Calls its sequences through `get`, of what it holds in an attribute that is no child."""
+    """Calls its sequences through `get`, from an attribute that is not a child."""
 
     def __init__(self, hold: Any, get: Any) -> None:
         super().__init__()
@@ -231,7 +231,7 @@ class Listed(nn.Module):
     (lambda m: list(m.first), lambda m: [*m.listed, m.second], 1),
 ], ids=["list", "dict", "method", "partial", "closure", "default", "itself", "layers"])
 def test_sequences_that_are_held_elsewhere(monkeypatch, hold, get, fused):
-    """A converted network refers to its own modules, as the given one does; the report claims what has run."""
+    """A converted network refers to its own modules, as the original does; the report lists the blocks that ran."""
     net, blocks, chain = fastgan.convert(Listed(hold, get).double()), [], ops.chain
     monkeypatch.setattr(ops, "chain", lambda x, run, impl: (blocks.extend(run), chain(x, run, impl))[1])
     assert not any(" as PyTorch operators" in line and "to run" not in line for line in net.fastgan_report)
@@ -254,7 +254,7 @@ def test_compiles_as_a_full_graph():
 
 
 def test_disabled(monkeypatch):
-    """In the environment; networks that are converted before, too."""
+    """The environment variable also affects networks that were converted before."""
     before = [fastgan.convert(make().double()) for make in (ByAttributes, lambda: nn.Sequential(*layers()))]
     monkeypatch.setenv("FASTGAN_DISABLE", "1")
     monkeypatch.setattr(engines, "resolve", None)

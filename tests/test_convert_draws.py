@@ -1,5 +1,5 @@
-"""Drawn modules: their code in the many ways in which people write a forward, converted and eager, three training steps
-each in float64. FASTGAN_DRAWS: how many."""
+"""Random modules, with code in many styles of forwards: three training steps in float64, converted and eager.
+FASTGAN_DRAWS is the number of modules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import fastgan
 
 DRAWS = int(os.environ.get("FASTGAN_DRAWS", "16"))
 
-# (lines of __init__, lines of forward), all from (N, 4, H, W) to (N, 4, H, W). @: a number of their own
+# (lines of __init__, lines of forward), all from (N, 4, H, W) to (N, 4, H, W). @: a unique number
 PIECES = {
     "sequential": (["self.s@ = nn.Sequential(nn.Conv2d(4, 4, 3, 1, 1), nn.BatchNorm2d(4), nn.ReLU(True))"],
                    ["x = self.s@(x)"]),
@@ -138,7 +138,7 @@ def draw(seed: int) -> tuple[str, type[nn.Module]]:
 
 
 def train(network: nn.Module, kind: type[Any]) -> dict[str, Any]:
-    """Everything that can be seen of three steps, and of a call in evaluation."""
+    """All visible results of three steps, and of a call in evaluation."""
     kind.total = kind.forward.__globals__["COUNT"] = 0
     seen: dict[str, Any] = {}
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01)

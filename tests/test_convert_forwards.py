@@ -1,4 +1,4 @@
-"""Converted networks in the hands of others: what forwards read and write, and what is done to networks."""
+"""Converted networks in user code: attributes that forwards read and write, and modifications of networks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def image() -> Tensor:
 
 
 class Net(nn.Module):
-    """conv -> norm -> leaky_relu by attributes, then a sequence."""
+    """conv -> norm -> leaky_relu as attributes, then a sequence."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def fused(network: Any) -> list[str]:
 
 
 class BoundForward(Net):
-    """Chooses its forward when it is made."""
+    """Chooses its forward in __init__."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class FeaturesByHook(Net):
 
 
 class BySuper(Net):
-    """A forward that asks for its class in the old way."""
+    """A forward that calls super with arguments."""
 
     def forward(self, x: Tensor) -> Tensor:
         assert type(self) is BySuper
@@ -125,7 +125,7 @@ class BySuper(Net):
 @pytest.mark.parametrize("kind", [Net, ClosureOverItself, BufferRead, BufferWritten, FeaturesInAttribute,
                                   FeaturesByHook, BySuper])
 def test_forwards(kind):
-    """Calls, with changes of what they read."""
+    """Calls, with changes of the attributes that they read."""
     eager, converted = both(kind)
     for step in range(4):
         expected, found = eager(image()), converted(image())
@@ -162,7 +162,7 @@ def test_the_given_network_is_neither_run_nor_changed():
 
 
 def test_modules_that_are_no_children_stay_themselves():
-    """Kept in a list, so that their parameters are not the network's."""
+    """Modules in a list, whose parameters do not belong to the network."""
     given, other = Net(), fastgan.convert(Net())
     given.others, given.chain = [other], fnn.Chain(nn.Conv2d(2, 2, 1), impl="reference")
     converted = fastgan.convert(given, impl="native")
@@ -173,7 +173,7 @@ def test_modules_that_are_no_children_stay_themselves():
 
 
 def test_parametrizations_are_not_computed():
-    """A spectral norm goes on by one iteration whenever the weight is read."""
+    """Each read of the weight runs one iteration of a spectral norm."""
     given = Net()
     nn.utils.parametrizations.spectral_norm(given.conv)
     before = copy.deepcopy(given.state_dict())
@@ -263,7 +263,7 @@ def test_global_hooks_see_every_layer():
 
 
 class Blocks(nn.Module):
-    """Many blocks of one class, which do not own layers themselves."""
+    """Many blocks of one class."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -286,7 +286,7 @@ class Block(nn.Module):
 
 
 def test_many_blocks_of_one_class():
-    """All are fused, and a forward that counts its calls is not compiled at each of them."""
+    """All are fused, and a forward that counts its calls is not recompiled in each call."""
     eager, converted = both(Blocks)
     for _ in range(4):
         torch.testing.assert_close(converted(image()), eager(image()))

@@ -1,5 +1,5 @@
-"""Networks that people train, converted: torchvision's, PyTorch's DCGAN, blocks of norm_act, a pix2pix U-Net, and those
-of GAN tutorials, written from their descriptions. Three steps each in float64 equal those of eager PyTorch."""
+"""Common networks, converted: torchvision's, PyTorch's DCGAN, blocks of norm_act, a pix2pix U-Net, and those of GAN
+tutorials, written from their descriptions. Three steps of each in float64 equal those of eager PyTorch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Main(nn.Module):
 
 
 class BatchNormAct2d(nn.BatchNorm2d):
-    """Normalisation and activation in one module, as in timm."""
+    """Normalization and activation in one module, as in timm."""
 
     def __init__(self, channels: int, act: bool = True) -> None:
         super().__init__(channels)
@@ -60,7 +60,7 @@ def norm_act() -> nn.Module:
 
 
 class UnetBlock(nn.Module):
-    """A level of pix2pix's U-Net around the next one."""
+    """A level of pix2pix's U-Net, which contains the next level."""
 
     def __init__(self, outer: int, inner: int, inside: nn.Module | None, outermost: bool = False) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Upsampling(nn.Module):
 
 
 class DropoutDiscriminator(nn.Module):
-    """The discriminator beside it: blocks made by a function, a view, a linear layer with a sigmoid."""
+    """The discriminator of PyTorch-GAN's DCGAN: blocks from a function, a view, a linear layer with a sigmoid."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class DropoutDiscriminator(nn.Module):
 
 
 class AttributeGenerator(nn.Module):
-    """The MNIST tutorials with numbered attributes and functional activations."""
+    """A network of MNIST tutorials, with numbered attributes and functional activations."""
 
     def __init__(self, d: int = 4) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class AttributeDiscriminator(nn.Module):
 
 
 class Conditional(nn.Module):
-    """A conditional GAN's discriminator: an embedding as a further channel."""
+    """A conditional GAN's discriminator: an embedding as an additional channel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ class Residual(nn.Module):
 
 
 class SpectralDiscriminator(nn.Module):
-    """SN-GAN's discriminator: spectral normalisation around each convolution."""
+    """SN-GAN's discriminator: spectral normalization of each convolution."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""PyTorch's convolutions where they go wrong on a CPU: engines, and layers that chains call, do not go there."""
+"""Convolutions that PyTorch computes wrongly on a CPU: engines, and layers that chains call, avoid them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ for layer, shape in ((nn.Conv2d(7, 3, 1, 3), (3, 7, 12, 24)), (nn.Conv2d(7, 3, 1
 
 @pytest.mark.parametrize("impl", ["reference", "native"])
 def test_strided_pointwise(impl):
-    """Eager PyTorch's weight gradient dies here: it writes beyond a workspace. glibc's checks show it each time."""
+    """Eager PyTorch's weight gradient crashes: it writes beyond a workspace. glibc's checks always detect it."""
     environment = os.environ | (proof.CHECKS if proof.GLIBC.exists() else {})
     ended = subprocess.run([sys.executable, "-c", TRAINING, impl], capture_output=True, text=True, env=environment)
     assert ended.returncode == 0, ended.stderr
@@ -44,7 +44,7 @@ def test_strided_pointwise(impl):
 
 @pytest.mark.parametrize("impl", [name for name in proof.IMPLEMENTATIONS if name != "eager"])
 def test_convolutions_that_eager_computes_wrongly(impl):
-    """`make faults` goes on from here with random ones."""
+    """`make faults` continues with random ones."""
     assert proof.search(impl, 0, len(proof.FOUND)) == []
 
 
@@ -68,18 +68,18 @@ def test_cases_are_drawn_by_seed(index):
 
 
 def test_one_channel_between():
-    """Native's images between stages are channels_last, which one channel is in two ways."""
+    """The native engine's images between stages are channels_last; with one channel, two sets of strides are."""
     torch.manual_seed(0)
     eager = nn.Sequential(nn.Conv2d(2, 1, 1), nn.LeakyReLU(0.2), nn.Conv2d(1, 4, (5, 5), (1, 2), (1, 0)))
     converted, x = fastgan.convert(eager, impl="native"), torch.randn(2, 2, 10, 5)
     expected = eager(x)
     for _ in range(5):
-        del [torch.full((k,), 1e20) for k in (16, 64, 128, 512, 2048) for _ in range(8)][:]  # what is read beyond shows
+        del [torch.full((k,), 1e20) for k in (16, 64, 128, 512, 2048) for _ in range(8)][:]  # shows reads beyond x
         torch.testing.assert_close(converted(x), expected, rtol=1e-4, atol=1e-5)
 
 
 class Recorder(TorchDispatchMode):
-    """The convolutions that PyTorch is asked for, and their gradients: tensors and stride of each."""
+    """Records the convolutions that PyTorch computes, and their gradients: tensors and stride of each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ def convolutions_of(y: Tensor) -> Iterator[tuple[Any, Any]]:
 
 
 class Residual(nn.Module):
-    """A block that a chain calls as it is."""
+    """A block that a chain calls unchanged."""
 
     def __init__(self, scale: float = 1.0) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class Residual(nn.Module):
 
 
 class Weight(nn.Module):
-    """One without a layer of PyTorch's."""
+    """A convolution without a layer of PyTorch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,12 +146,12 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("impl", ["reference", "native"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_that_a_chain_calls(name, impl):
-    """Their gradients are eager's, without a stride of a kernel of 1x1."""
+    """Their gradients are those of eager PyTorch, without strided 1x1 convolutions."""
     torch.manual_seed(0)
     eager = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), LAYERS[name]()).to(memory_format=torch.channels_last).eval()
     converted, x = fastgan.convert(eager, impl=impl), torch.randn(2, 3, 13, 10)
     parameters = list(eager.parameters())
-    compiled = list(convolutions_of(converted(x)))  # before the recorder: within such a mode Dynamo compiles nothing
+    compiled = list(convolutions_of(converted(x)))  # before the recorder: Dynamo does not compile within a mode
     assert not [stride for kernel, stride in compiled if kernel == (1, 1) and max(stride) > 1]
     with Recorder() as seen:
         ours = torch.autograd.grad(converted(x).square().sum(), parameters)
@@ -164,7 +164,7 @@ def test_layers_that_a_chain_calls(name, impl):
 
 @pytest.mark.parametrize("latent", [False, True], ids=["image", "latent"])
 def test_a_chain_that_calls_all_its_layers(latent):
-    """Because it is given no image: a linear layer comes first."""
+    """Its input is not an image: the first layer is linear."""
     layers = [nn.Linear(5, 8 * 4 * 4), nn.Unflatten(1, (8, 4, 4))] if latent else [nn.Identity()]
     net = fastgan.nn.Chain(*layers, nn.Conv2d(8, 6, 1, 2), impl="reference").to(memory_format=torch.channels_last)
     with Recorder() as seen:
@@ -206,7 +206,7 @@ CUT = {
 
 
 def cut_case(name: str) -> tuple[list[Tensor], Callable[..., Tensor], Callable[..., Tensor]]:
-    """(x, weight, bias), in float64, the function of this library and PyTorch's."""
+    """(x, weight, bias) in float64, the function of this library, and that of PyTorch."""
     x, weight, stride, padding, longer, dilation = CUT[name]
     torch.manual_seed(0)
     given = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in (x, weight, (2,))]

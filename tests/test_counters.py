@@ -19,7 +19,7 @@ DCGAN = presets.get("dcgan-64")
 
 
 def kernels(function, **shapes):
-    """Of `function(*tensors)` on fake tensors of these shapes."""
+    """The kernels of `function(*tensors)` on fake tensors of these shapes."""
     with fake_tensors():
         tensors = [torch.empty(shape, requires_grad=True) for shape in shapes.values()]
         with counters.Counter(tensors) as counter:
@@ -63,7 +63,7 @@ def test_one_more_operation_is_one_more_kernel():
     (lambda x: x.detach().mul_(2), ["mul_"], 4 * (15 + 15)),
     (lambda x: x.detach().zero_(), ["zero_"], 4 * 15),
     (lambda x: x.detach().copy_(torch.empty(())), ["copy_"], 4 * (1 + 15)),
-    (lambda x: x[1:] - x[:-1], ["sub"], 4 * (15 + 12)),  # both views together are no more than their storage
+    (lambda x: x[1:] - x[:-1], ["sub"], 4 * (15 + 12)),  # both views together count at most their storage
     (lambda x: torch.empty_like(x), [], 0),
 ], ids=["views", "pointwise", "in place", "zero_", "copy_", "overlap", "allocation"])
 def test_bytes(function, found, moved):
@@ -80,7 +80,7 @@ def test_batch_normalisation_reads_its_input_twice():
             torch.autograd.grad(y, [weight], y.detach())
     size = 4 * x.numel()
     found = {kernel.name: kernel.bytes // size for kernel in counter.kernels if kernel.name.startswith("batch norm")}
-    assert found == {"batch norm: statistics": 1, "batch norm: running statistics": 0, "batch norm: normalise": 2,
+    assert found == {"batch norm: statistics": 1, "batch norm: running statistics": 0, "batch norm: normalize": 2,
                      "batch norm backward: sums": 2, "batch norm backward: input": 3}
 
 
@@ -97,7 +97,7 @@ def test_fastgans_launches_are_those_of_the_recorder(at_128):
 
 
 def test_the_work_of_both_steps(at_128):
-    """The same products but for the gradients of D's weights in G's update, which PyTorch's loop computes."""
+    """The same products, except gradients of D's weights in G's update, which only PyTorch's loop computes."""
     wgrads = [kernel.flops for kernel in at_128["pytorch"].kernels if "wgrad" in kernel.name]
     theirs, ours = (sum(kernel.flops for kernel in count.kernels) for count in at_128.values())
     assert len(wgrads) == 20 and theirs - ours == sum(wgrads[-10:-5])

@@ -1,6 +1,6 @@
-"""What a step costs beside arithmetic, counted: frames and operators of a block, launches of a step, time of the host.
+"""The overhead of a step: Python frames and operators of a block, launches of a step, host time.
 
-Counts of today, so that nothing is added unseen. A smaller one is a reason to lower it here.
+The limits are the current counts, so that increases are noticed. If a count decreases, lower its limit.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FRAMES = {"triton": 6, "native": 6}  # from a module's forward, or autograd's ba
 LAUNCHES = {"convolve_kernel": 28, "bn_act_forward_kernel": 10, "wgrad_kernel": 10, "bn_backward_sums_kernel": 10,
             "bn_backward_apply_kernel": 10, "act_backward_kernel": 2, "logistic_kernel": 2, "gradient_norm_kernel": 2,
             "adam_kernel": 2, "finish_step_kernel": 1, "copy_unless_kernel": 1}
-HOST = 2.2  # x eager PyTorch's time for three tiny blocks; 1.6 on a quiet machine
+HOST = 2.2  # x eager PyTorch's time for three tiny blocks; 1.6 on an idle machine
 
 
 def tiny_blocks(count: int) -> nn.Sequential:
@@ -71,13 +71,13 @@ def test_frames_to_a_launch(impl, monkeypatch):
 
 @pytest.mark.parametrize(("precision", "sums"), [("bf16", 5), ("tf32", 5)])
 def test_launches_of_a_step(precision, sums):
-    """Of dcgan-64, forward and backward, with D on real and fake images together."""
+    """A step of dcgan-64, forward and backward, with D on real and fake images in one call."""
     launches = record(training_step(presets.get("dcgan-64"), 128, precision), 90)
     assert Counter(one.name.replace("_tma", "") for one in launches) == {**LAUNCHES, "sum_kernel": sums}
 
 
 def test_time_of_the_host():
-    """Of three tiny blocks, forward and backward, on one thread and by its own clock, in turns."""
+    """Three tiny blocks, forward and backward, in CPU time of one thread, in turns."""
     eager = tiny_blocks(3)
     networks = {"eager": eager, "native": Chain(*copy.deepcopy(eager), impl="native")}
     x = images()

@@ -1,4 +1,4 @@
-"""The gates on csrc/cuda can fail."""
+"""The checks of csrc/cuda can fail."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_gates(given, words):
 
 
 def test_report_in_another_form_is_no_success():
-    with pytest.raises(ValueError, match="not what ptxas is known to say"):
+    with pytest.raises(ValueError, match="unexpected output of ptxas"):
         list(csrc.parsed(REPORT.replace("stack frame", "frame").format(0, 0, 1, 1)))
 
 

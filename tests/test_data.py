@@ -1,4 +1,4 @@
-"""The data room: what each source gives, what each bad input is told, and in which order batches come."""
+"""fastgan/data: the data of each source, the message for each invalid input, and the order of batches."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def chw(array: np.ndarray) -> torch.Tensor:
 
 
 def refused(config: DataConfig, *words: str) -> None:
-    """`config` is refused in one line that holds all `words`."""
+    """`config` is rejected with one line that contains all `words`."""
     with pytest.raises(FastganError) as caught:
         open_dataset(config)
     message = str(caught.value)
@@ -196,7 +196,7 @@ def test_npz_all_is_train_then_test_and_keeps_fortran_order(tmp_path):
     np.savez(tmp_path / "set.npz", x_train=np.asfortranarray(train), x_test=test, y_train=np.zeros((5, 1), int))
     data = open_dataset(DataConfig(source=f"npz:{tmp_path}/set.npz", image_size="6x4", split="all"))
     assert torch.equal(data.data[:, 0], torch.from_numpy(np.concatenate([train, test])))
-    assert data.labels is None  # only one part has them
+    assert data.labels is None  # only one part has labels
 
 
 def test_folder_is_sorted_labelled_and_named(tmp_path):
@@ -220,7 +220,7 @@ def test_folder_with_an_image_outside_its_subfolders_has_no_labels(tmp_path):
 def test_folder_respects_exif_orientation(tmp_path):
     pixels = noise(4, 6, 3)
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held so that the picture must be turned clockwise
+    exif[0x0112] = 6  # the orientation requires a clockwise rotation
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
     data = open_dataset(DataConfig(source=f"folder:{tmp_path}", image_size="6x4"))
     assert torch.equal(data.data[0], chw(np.rot90(pixels, -1).copy()))
@@ -263,7 +263,7 @@ def test_crop_is_torchvisions_resize_and_centre_crop(shape, channels):
 def test_stretch_halves_by_the_triangle_filter_and_doubles_at_half_pixels():
     row = torch.tensor([0, 80, 160, 240], dtype=torch.uint8).expand(1, 1, 4, 4)
     halved = fit_images(row, (2, 2), "stretch")
-    # centre 1, weights 1/8 3/8 3/8 1/8 at -1/2, 1/2, 3/2, 5/2, without the first, which lies outside
+    # center 1, weights 1/8 3/8 3/8 1/8 at -1/2, 1/2, 3/2, 5/2, without the first, which is outside
     assert halved[0, 0, 0].tolist() == [round((3 * 0 + 3 * 80 + 160) / 7), round((80 + 3 * 160 + 3 * 240) / 7)]
     doubled = fit_images(row, (4, 8), "stretch")
     assert doubled[0, 0, 0].tolist() == [0, 20, 60, 100, 140, 180, 220, 240]
@@ -445,7 +445,7 @@ def test_memory_that_ulimit_limits(monkeypatch):
 
 @pytest.mark.skipif(os.name != "posix", reason="links need rights on Windows")
 def test_linked_class_folders(tmp_path):
-    """And links that lead back, or nowhere."""
+    """Also links that are circular or broken."""
     write_images(tmp_path / "elsewhere", 2)
     write_images(tmp_path / "set" / "birds", 3)
     for name, target in (("cats", "../elsewhere"), ("birds/around", ".."), ("birds/nowhere.png", "../nothing.png")):
@@ -640,7 +640,7 @@ def test_rollover_sees_every_image_equally_often():
 
 @pytest.fixture(params=["memory", "streamed-0", "streamed-2"])
 def ten(request, tmp_path) -> DataConfig:
-    """Ten labelled images, in memory or streamed by `workers` 0 or 2."""
+    """Ten labeled images, in memory or streamed by `workers` 0 or 2."""
     write_images(tmp_path / "a", 6)
     write_images(tmp_path / "b", 4, start=6)
     _, _, workers = request.param.partition("-")
@@ -704,7 +704,7 @@ def test_close_ends_the_threads(tmp_path):
 
 
 def test_a_program_ends_whose_loader_is_still_open(tmp_path):
-    """At its exit Python waits for the threads."""
+    """At exit, Python waits for the threads."""
     write_images(tmp_path, 5)
     program = ("from fastgan.config import DataConfig\nfrom fastgan.data import Loader, open_dataset\n"
                f"config = DataConfig(source='folder:{tmp_path}', image_size='8', batch=2, cache_gb=1e-9)\n"
@@ -771,7 +771,7 @@ def test_strict_streaming_stops_in_one_line(tmp_path, workers):
 
 
 def test_fingerprint_of_streamed_files_stays(tmp_path):
-    """Runs resume by it."""
+    """Runs need it to resume."""
     for name in ("ä", "b"):
         write_images(tmp_path / name, 1, size=(4, 4))
     data = open_dataset(DataConfig(source=f"folder:{tmp_path}", cache_gb=1e-12))

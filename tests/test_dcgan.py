@@ -1,4 +1,4 @@
-"""The DCGAN at other sizes, channels and depths, and what it says to sizes and names that it does not know."""
+"""The DCGAN at other sizes, channels and depths, and its errors for invalid sizes and names."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_preset_keeps_what_it_is_given():
 
 
 def test_label_embeddings_start_weaker_than_z():
-    """As strong as z, N(0, 1), they make the generator draw one image a class."""
+    """If they are as strong as z, N(0, 1), the generator draws one image per class."""
     for network in build(presets.get("dcgan-32", nz=100, ngf=4, ndf=4).model, (1, 32, 32), 50):
         weight = network.embedding.weight
         assert weight.std().item() == pytest.approx(0.1, rel=0.05) and abs(weight.mean()) < 0.01

@@ -1,4 +1,4 @@
-"""Two processes on the CPU, by gloo, as torchrun starts them: one launch for what they compute, one with a kill."""
+"""Two processes on the CPU with gloo, started by torchrun: one launch for their results, one with a kill."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from fastgan.nn.groups import outside_of_stages
 from fastgan.trainer import Trainer, checkpoint, distributed
 from tests import distributed_worker as worker
 
-# How far parameters, statistics and losses may be from those of one process, after steps that move parameters by up to
-# 1e-3 each. Sums in another order differ by rounding, which Adam enlarges where it divides by a small gradient.
+# Maximum difference of parameters, statistics and losses from those of one process, after steps that change parameters
+# by up to 1e-3 each. Sums in another order differ by rounding, which Adam amplifies if it divides by a small gradient.
 ALLOWED = {"float64": 1e-9, "float32": 1e-5}
 ROOT = Path(__file__).parent.parent
 
 
 def launch(folder: Path, *arguments: object, restarts: int = 0, log: str = "log") -> str:
-    """What two processes of the worker said; they must end well."""
+    """The output of two processes of the worker, which must succeed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts",
                str(restarts), str(Path(worker.__file__)), *map(str, arguments)]
     path = folder / log
@@ -44,7 +44,7 @@ def launch(folder: Path, *arguments: object, restarts: int = 0, log: str = "log"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a launch; in it `one`, a run of 3 steps by one process, which the two have gone on with."""
+    """The folder of a launch. It contains `one`, a run of 3 steps in one process, which the two processes continue."""
     folder = tmp_path_factory.mktemp("distributed")
     Trainer(worker.experiment(folder / "one", steps=3)).fit()
     launch(folder, folder)
@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(folder: Path) -> list[dict[str, Any]]:
-    """What each process found."""
+    """The results of each process."""
     return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
 
 
@@ -147,7 +147,7 @@ def test_error_on_rank_0_is_raised_by_all(found):
 
 
 def test_no_thread_of_the_group_is_left(found):
-    """One that wants the interpreter while that ends aborts a process that had done all its work."""
+    """A thread that uses the interpreter while it ends aborts the process after its work."""
     assert [each["threads left"] for each in found] == [[], []]
 
 

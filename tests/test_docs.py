@@ -1,4 +1,4 @@
-"""The documents are true: links resolve, code runs, commands parse, public names and messages have an entry."""
+"""The documentation is correct: links resolve, code runs, commands parse, public names and messages have an entry."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def prose(text: str) -> str:
 
 
 def anchors(text: str) -> set[str]:
-    """Of headings, as hosts of repositories make them."""
+    """Anchors of headings, as repository hosts create them."""
     headings = re.findall(r"^#+ (.+)$", prose(text), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -56,7 +56,7 @@ def test_anchors_are_found():
 
 
 def given(page: Path) -> dict[str, Any]:
-    """What a page's blocks take for given: a reader's own networks and batches."""
+    """The names that the code of a page assumes: the reader's networks and batches."""
     if page.name in ("README.md", "step.md", "tuning.md"):
         config = presets.get("digits", image_size="16", ngf=4, ndf=4, nz=8)
         generator, discriminator = build(config.model, (1, 16, 16))
@@ -68,7 +68,7 @@ def given(page: Path) -> dict[str, Any]:
 
 @pages
 def test_python_blocks(page, tmp_path, monkeypatch):
-    """One after the other in one namespace, in a temporary folder; runs are of 2 steps."""
+    """Blocks run one after another in one namespace, in a temporary folder; runs have 2 steps."""
     text = READ[page]
     blocks = re.findall(r"^```python\n(.*?)^```", NOT_RUN.sub("```not run\n", text), re.M | re.S)
     assert len(NOT_RUN.findall(text)) <= 1
@@ -83,7 +83,7 @@ def test_python_blocks(page, tmp_path, monkeypatch):
 
 
 def command_lines(text: str) -> Iterator[list[str]]:
-    """Of `fastgan`, in indented blocks without what columns or comments say behind them, and in running text."""
+    """Commands of `fastgan`, in indented blocks without descriptions and comments, and in running text."""
     lines = re.findall(r"^    (?:torchrun .* -m )?fastgan (.*)$", text, re.M)
     inline = re.findall(r"(?<!`)`fastgan ([a-z]+ [^`]*)`", " ".join(prose(text).split()))
     for command in [*lines, *inline]:
@@ -96,7 +96,7 @@ COMMANDS = [(page.name, words) for page in PAGES for words in command_lines(READ
 
 @pytest.mark.parametrize(("name", "words"), COMMANDS, ids=[f"{name}-{' '.join(words)}" for name, words in COMMANDS])
 def test_command_line(name, words, monkeypatch):
-    """Its options are there; nothing runs, as parsing ends in an exception that says so."""
+    """Its options exist. Nothing runs, because an exception is raised after parsing."""
     class Parsed(Exception):
         pass
 
@@ -109,11 +109,11 @@ def test_command_line(name, words, monkeypatch):
     monkeypatch.setattr(parsing, "parse", only_parse)
     monkeypatch.setattr(run_files, "read_options", lambda folder: presets.get("digits"))
     monkeypatch.setattr(run_files, "newest", lambda folder: Path("runs/00000-digits"))
-    monkeypatch.setattr("fastgan.data.recommend.recommend", lambda folder, on_gpu: [])  # which reads the images
+    monkeypatch.setattr("fastgan.data.recommend.recommend", lambda folder, on_gpu: [])  # it would read the images
     if words in (["train", "--help"], ["resume", "--help"]):  # printed without a parse
         assert commands.run(words[0], words[1:]) == 0
         return
-    with pytest.raises((Parsed, SystemExit)):  # --help exits; what does not parse is a FastganError
+    with pytest.raises((Parsed, SystemExit)):  # --help exits; invalid arguments raise FastganError
         commands.run(words[0], words[1:])
 
 
@@ -122,13 +122,13 @@ def test_command_lines_are_found():
 
 
 SAID = {"FastganError", "SharedError", "warn", "_warn", "info", "warning"}
-# rooms whose errors have an entry; every warning has one
+# modules whose errors have an entry; every warning has one
 WITH_ENTRY = ("train/", "trainer/", "data/", "combinations.py", "config.py", "device.py", "options.py", "cli/",
               "files.py", "models/", "metrics/", "export/", "report/")
 
 
 def messages() -> Iterator[tuple[str, str]]:
-    """Where something is said to the user, and the longest part of it that is the same each time."""
+    """The location of each message to the user, and its longest constant part."""
     package = ROOT / "fastgan"
     for path in sorted(package.rglob("*.py")):
         where = path.relative_to(package).as_posix()
@@ -144,7 +144,7 @@ def messages() -> Iterator[tuple[str, str]]:
 
 
 def constant(node: ast.expr) -> str:
-    """A message, … in the place of what changes."""
+    """A message, with … in place of variable parts."""
     if isinstance(node, ast.JoinedStr):
         return "".join(map(constant, node.values))
     if isinstance(node, ast.BinOp):

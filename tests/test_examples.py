@@ -1,4 +1,4 @@
-"""The examples run as they stand."""
+"""The examples run unchanged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXAMPLES = ROOT / "examples"
 
 
 def run(here: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A command in the folder `here`, for which the Python of the tests and this fastgan come first."""
+    """A command in the folder `here`, with the Python of the tests and this fastgan first on its paths."""
     done = subprocess.run(command, cwd=here, capture_output=True, text=True, env=surroundings(**environment))
     assert done.returncode == 0, done.stdout + done.stderr
     return done
@@ -36,7 +36,7 @@ def python(here: Path, name: str, *args: str) -> subprocess.CompletedProcess[str
 
 
 def needs(*packages: str) -> None:
-    """Skip without these packages, but fail where CI says that everything is to run."""
+    """Skip without these packages, but fail in CI, which runs everything."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         told = f"needs {', '.join(missing)}: pip install '.[examples]'"
@@ -62,7 +62,7 @@ def test_own_step(tmp_path):
 
 
 def test_own_networks(tmp_path):
-    """6 steps: with 5 of the critic, G is updated."""
+    """6 steps; after 5 of the critic, G is updated."""
     assert "critic's distance:" in python(tmp_path, "own_networks.py", "6").stdout
     assert (tmp_path / "own_networks.png").stat().st_size > 1000
 
@@ -77,7 +77,7 @@ def test_weights_and_biases(tmp_path):
 
 
 def test_one_line_makes_the_textbooks_step(tmp_path):
-    """Two steps from the same weights on the same images tell the same losses."""
+    """Two steps from the same weights on the same images have the same losses."""
     plain, converted = (python(tmp_path, f"dcgan_{name}.py", "2").stdout for name in ("textbook", "one_line"))
     assert plain.startswith("step 2: loss D ")
     told = [[float(word.strip(",\n")) for word in text.split() if "." in word] for text in (plain, converted)]
@@ -85,7 +85,7 @@ def test_one_line_makes_the_textbooks_step(tmp_path):
 
 
 def test_one_line_is_one_line():
-    """And its import; the docstrings tell which file is which."""
+    """Except for its import and the docstrings of the files."""
     texts = [(EXAMPLES / f"dcgan_{name}.py").read_text().split('"""', 2)[2].splitlines()
              for name in ("textbook", "one_line")]
     changed = [line for line in difflib.ndiff(*texts) if line[0] in "+-" and line[1:].strip()]
@@ -113,7 +113,7 @@ def test_lightning(tmp_path):
 
 
 def test_notebook(tmp_path):
-    """By a kernel, as a reader runs it."""
+    """A Jupyter kernel runs it."""
     needs("nbclient", "ipykernel")
     run(tmp_path, sys.executable, "-c",
         "import sys, nbclient, nbformat\nbook = nbformat.read(sys.argv[1], 4)\nnbformat.validate(book)\n"
@@ -123,7 +123,7 @@ def test_notebook(tmp_path):
 
 
 def write_idx(folder: Path) -> None:
-    """Files in the format of Fashion-MNIST's: noise, and labels in turn."""
+    """Files in the format of Fashion-MNIST, with noise and cyclic labels."""
     for part, count in (("train", 200), ("t10k", 20)):
         pixels = np.random.default_rng(0).integers(0, 256, (count, 28, 28), dtype=np.uint8)
         header = np.array([0x803, count, 28, 28], ">u4").tobytes()
@@ -133,7 +133,7 @@ def write_idx(folder: Path) -> None:
 
 
 def test_notebook_is_stored_with_its_pictures():
-    """`jupyter execute --inplace` stores them; progress and times, which are one machine's, are removed by hand."""
+    """`jupyter execute --inplace` stores them; progress and times depend on the machine and are removed by hand."""
     book = json.loads((EXAMPLES / "digits.ipynb").read_text())
     cells = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
@@ -151,7 +151,7 @@ def test_fashion_mnist(tmp_path):
 
 
 def test_picture_of_presets(tmp_path, monkeypatch):
-    """A step of each preset that it shows, on narrow networks."""
+    """A step of each preset in the picture, with narrow networks."""
     write_idx(tmp_path)
     small = {"ngf": 4, "ndf": 4, "batch": 16, "holdout": 0, "plan": "default", "tensorboard": False}
     monkeypatch.setattr(shown, "SHOWN", [one._replace(options=one.options | small, steps=1) for one in shown.SHOWN])

@@ -1,4 +1,4 @@
-"""Exports, used by processes in which there is no fastgan: the same images, by the code that the model card shows."""
+"""Exports, used by processes without fastgan: the same images, with the code of the model card."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ for folder in sys.argv[2:]:
 
 
 def trained(name: str) -> Pretrained:
-    """A generator with no value as it is initialised, whose images have contrast."""
+    """A generator whose values are not the initial ones and whose images have contrast."""
     preset, changes, classes = SOURCES[name]
     config = presets.get(preset, **changes)
     torch.manual_seed(0)
@@ -74,7 +74,7 @@ def trained(name: str) -> Pretrained:
 
 @pytest.fixture(scope="module", params=FORMATS)
 def drawn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every source exported in one form, and drawn from by a process that lacks fastgan and what need not be there."""
+    """Every source exported in one format, and used by a process without fastgan and unnecessary packages."""
     form, root = request.param, tmp_path_factory.mktemp(request.param)
     for name in SOURCES:
         source = trained(name)
@@ -95,7 +95,7 @@ def test_the_same_images_without_fastgan(drawn, name):
     within = TOLERANCE[form] * max(1, ours.abs().max())
     assert ours.std() > 0.05
     assert np.abs(found["images"] - ours.numpy()).max() <= within
-    # of the statistics of a batch, one image alone is another
+    # with batch statistics, an image depends on its batch
     assert (np.abs(found["alone"] - ours[:1].numpy()).max() <= within) == (source.model.sample_bn == "running")
     assert found["shape"].tolist() == [16, *source.shape]
 
@@ -112,7 +112,7 @@ def test_onnx_is_of_opset_18_with_batches_of_any_size(tmp_path):
 
 @pytest.fixture
 def run(tmp_path: Path, tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run of PyTorch's example's size, and the folder in which people type."""
+    """A run of the size of PyTorch's example; the current folder is temporary."""
     monkeypatch.chdir(tmp_path)
     return Trainer(tiny(image_size="64", channels=3, steps=2, snap=2, ema=0.9)).fit().relative_to(tmp_path)
 
@@ -135,8 +135,8 @@ def test_export_of_a_run(run, capsys, tmp_path):
     for line in ("# digits: a generator of 3x64x64 images", "| steps | 2 of 2, 16 images each |", "| lr | 0.0002 |",
                  "| weights | their moving average, decay 0.9 |", "| source | digits |"):
         assert line in card
-    assert str(tmp_path) not in card  # nor any other word of where it was trained
-    assert cli.main(["export", str(run), "--format", "safetensors"]) == 0  # takes the place of the earlier one
+    assert str(tmp_path) not in card  # nor anything else about the machine
+    assert cli.main(["export", str(run), "--format", "safetensors"]) == 0  # replaces the earlier file
 
 
 def test_the_card_names_a_folder_of_images_without_its_path(tmp_path):
@@ -167,7 +167,7 @@ def test_the_card_shows_names_as_they_are(tmp_path):
 
 
 def test_a_run_that_was_stopped_before_its_first_step(run, capsys):
-    """Its options say nothing yet of what was found out."""
+    """Its options do not have the detected values yet."""
     options = json.loads((run / "training_options.json").read_text())
     (run / "training_options.json").write_text(json.dumps({"config": options["config"]}))
     assert cli.main(["export", str(run)]) == 0
@@ -263,7 +263,7 @@ def test_the_generator_itself_is_left_as_it_was():
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the Hugging Face Hub as an upload needs; remembers what came."""
+    """The part of the Hugging Face Hub that an upload needs; records requests."""
 
     received: ClassVar[dict[str, bytes]] = {}
 
@@ -308,7 +308,7 @@ def test_push_uploads_what_was_exported(run, capsys, monkeypatch):
         server.server_close()
     assert "pushed: https://huggingface.co/somebody/digits/commit/1" in capsys.readouterr().out
     assert Hub.received == {path.name: path.read_bytes() for path in out.iterdir() if path.name != "notes.txt"}
-    assert cli.main(["export", str(run), "--push", "somebody/digits"]) == 2  # the server is gone
+    assert cli.main(["export", str(run), "--push", "somebody/digits"]) == 2  # the server is down
     error = capsys.readouterr().err
     assert "--push somebody/digits: " in error and f"the files are in {out}" in error
 

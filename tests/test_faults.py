@@ -1,4 +1,4 @@
-"""What goes wrong around a run: disks, permissions, clocks, devices, a second process. Each fault that was found."""
+"""Faults around a run: disks, permissions, clocks, devices, a second process."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def edit_options(folder: Path, **values: Any) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="SIGKILL")
 def test_a_killed_run_loses_nothing_but_steps(tmp_path, monkeypatch):
-    """One of the runs of `make faults`, killed at its first checkpoint and resumed: a moment that does not hang on how
-    fast this machine is now."""
+    """One of the runs of `make faults`, killed at its first checkpoint, which does not depend on the speed of the
+    machine, and resumed."""
     monkeypatch.setattr(kills, "_moment", lambda draw, life, outdir: (outdir, 0.0))
     told = kills.prove(tmp_path, 1, seed=2)
     assert "killed after" in told[0] and "equal" in told[0]
@@ -60,7 +60,7 @@ def test_a_killed_run_loses_nothing_but_steps(tmp_path, monkeypatch):
 
 
 def test_runs_begin_until_enough_were_killed(tmp_path, monkeypatch):
-    """One that ends before its kill proves nothing."""
+    """A run that ends before its kill does not count."""
     stories = iter(["ended before its kill", "killed after 1 s", "ended before its kill", "killed after 2 s"])
     monkeypatch.setattr(kills, "_process", lambda arguments, moment: (0, ""))
     monkeypatch.setattr(kills.checkpoint, "read_newest", lambda folder: ({},))
@@ -74,7 +74,7 @@ def test_what_a_kill_must_not_take_is_seen(tiny):
     """The test above can fail."""
     folder = Trainer(tiny()).fit()
     assert kills._check(folder, 6) == 6
-    with pytest.raises(kills.Lost, match=r"newest checkpoint is of step 6, before it was of 7"):
+    with pytest.raises(kills.Lost, match=r"newest checkpoint is of step 6, previously 7"):
         kills._check(folder, 7)
     state = newest(folder)
     state["rng"][0] ^= 1
@@ -88,7 +88,7 @@ def test_what_a_kill_must_not_take_is_seen(tiny):
 def test_a_run_stopped_before_its_first_checkpoint_begins_again(tiny, capsys):
     whole, stopped = Trainer(tiny()).fit(), Trainer(tiny())
     stopped.lock.release()
-    (stopped.folder / "checkpoints").rmdir()  # whoever tidied up took an empty folder along
+    (stopped.folder / "checkpoints").rmdir()  # empty folders may be removed
     torch.manual_seed(99)
     folder = Trainer.resume(stopped.folder).fit()
     assert "stopped before its first checkpoint and starts again" in capsys.readouterr().err
@@ -144,7 +144,7 @@ def test_a_folder_is_one_process_at_a_time(tiny):
     assert newest(first.fit())["step"]["steps"] == 6
     with pytest.raises(FastganError, match="batch 16 -> 8"):
         Trainer.resume(folder, tiny(batch=8))
-    Trainer.resume(folder).lock.release()  # who was refused has not kept it
+    Trainer.resume(folder).lock.release()  # after an error, the lock is free
 
 
 @posix
@@ -155,7 +155,7 @@ def test_a_child_does_not_keep_the_lock(tmp_path):
     child.start()
     assert started.wait(60)
     held.release()
-    again = Lock(tmp_path)  # refused if the child had it still
+    again = Lock(tmp_path)  # an error if the child still had it
     done.set()
     child.join()
     again.release()
@@ -178,7 +178,7 @@ def test_a_file_system_without_locks(number, tmp_path, monkeypatch, capsys):
 
 @contextmanager
 def files_up_to(size: int) -> Iterator[None]:
-    """A limit on the size of files stands for a full disk: the write that crosses it fails half done."""
+    """A limit on file sizes simulates a full disk: the write that exceeds it fails in the middle."""
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -202,7 +202,7 @@ def test_files_that_cannot_grow(tiny, size):
 
 @posix
 def test_a_large_tensor_that_does_not_fit(tmp_path):
-    """Of which torch's own writer would say "unexpected pos"."""
+    """Torch's writer would raise "unexpected pos"."""
     with files_up_to(20_000), pytest.raises(FastganError, match=r"^cannot write .*: File too large$"):
         checkpoint.write(tmp_path / "step000001.pt", {"weight": torch.zeros(100_000)})
     assert not list(tmp_path.iterdir())
@@ -233,7 +233,7 @@ def test_a_disk_that_is_really_full(tiny, small_disk):
 
 
 def streamed(folder: Path, **values: Any) -> dict[str, Any]:
-    """Options for 8 images in `folder` that two threads decode."""
+    """Options for 8 images in `folder`, decoded by two threads."""
     folder.mkdir()
     for number in range(8):
         Image.new("L", (16, 16), number).save(folder / f"{number}.png")
@@ -282,7 +282,7 @@ def test_records_behind_a_broken_line_are_kept(tmp_path):
 
 @pytest.fixture
 def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """Becomes a user without root's rights, in a folder of his own, until the test ends."""
+    """A function that switches to an unprivileged user in a new folder, until the end of the test."""
     monkeypatch.chdir(tmp_path)
     was = os.geteuid()
     if was == 0:
@@ -402,7 +402,7 @@ def test_a_generator_that_would_fill_the_memory(tiny):
 
 
 def calls(tree: ast.AST) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Of each call what is called, in full, and its keywords with constant values."""
+    """For each call, the full name of the function and the keywords with constant values."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             words = {word.arg or "**": getattr(word.value, "value", ...) for word in node.keywords}
@@ -410,14 +410,14 @@ def calls(tree: ast.AST) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def unpickles(source: str) -> list[str]:
-    """What in a program could load a pickle."""
+    """Calls in a program that could load a pickle."""
     tree = ast.parse(source)
     found = [f"{name} without weights_only=True" for name, words in calls(tree)
              if name.endswith("torch.load") and not name.startswith("safetensors.")
              and words.get("weights_only") is not True]
     found += [f"{name} with allow_pickle" for name, words in calls(tree) if words.get("allow_pickle")]
     for node in ast.walk(tree):
-        # the module by its name, for the error that it raises
+        # the name of the module may be used for its error
         names = ([alias.name for alias in node.names if (alias.name, alias.asname) != ("pickle", None)]
                  if isinstance(node, ast.Import)
                  else [node.module or ""] if isinstance(node, ast.ImportFrom) else [])
@@ -446,7 +446,7 @@ def test_a_pickle_would_be_seen(source):
 
 
 def strings() -> list[str]:
-    """Every text in the package's sources, what is filled in as \\0."""
+    """Every string in the package's sources, with \\0 for inserted values."""
     found = []
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -459,7 +459,7 @@ def strings() -> list[str]:
 
 
 def test_messages_in_the_docs_are_those_of_the_code():
-    """Each is quoted as a block of one line, with ... for what is filled in."""
+    """Each is quoted as a block of one line, with ... for inserted values."""
     page = (PACKAGE.parent / "docs" / "faults.md").read_text()
     quoted = re.findall(r"^    fastgan: (?:error: )?(.*)$", page, re.MULTILINE)
     known = strings()

@@ -1,4 +1,4 @@
-"""Feeds: the batches of the loader, fetched by device work alone, from buffers that stay where they are."""
+"""Feeds: the batches of the loader, fetched only by device operations, from buffers at fixed addresses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.test_data import decoding_threads, noise, write_images
 
 CPU, CUDA, META = torch.device("cpu"), torch.device("cuda"), torch.device("meta")
 POLICIES = ["drop", "keep", "pad", "rollover"]
-GRAPHED = ["drop", "pad", "rollover"]  # what "keep" keeps short cannot be replayed
+GRAPHED = ["drop", "pad", "rollover"]  # the short batches of "keep" cannot be replayed
 SEED = 3
 
 Batch = tuple[Tensor, Tensor | None]
@@ -42,7 +42,7 @@ def kinds(*names: str) -> Callable:
 
 
 class Case:
-    """One data set and one configuration, and how a feed and a loader are made of them."""
+    """A data set and a configuration, with its feed and its loader."""
 
     def __init__(self, kind: str, folder: Path, last_batch: str, **values: Any) -> None:
         kind, _, workers = kind.partition("-workers-")
@@ -59,7 +59,7 @@ class Case:
         return self.make(self.dataset, self.config, SEED, device)
 
     def expected(self, count: int) -> list[tuple[int, Batch, dict]]:
-        """(size, batch, position behind it), by the loader; the random state moves on."""
+        """(size, batch, position after it) by the loader, which advances the random state."""
         loader = Loader(self.dataset, self.config, SEED)
         steps = []
         for _ in range(count):
@@ -102,7 +102,7 @@ def assert_same(given: list[tuple[int, Batch, dict]], expected: list[tuple[int, 
 @kinds("resident", "resident-unlabelled-unit", "resident-points", "pinned", "pinned-unlabelled-unit", "pinned-points",
        "files-workers-0", "files-workers-2")
 def test_batches_are_the_loaders(case):
-    """Nine of them, three epochs and more, with the same draws from the global generator."""
+    """Nine batches, over three epochs or more, with the same draws from the global generator."""
     torch.manual_seed(0)
     expected, random_state = case.expected(9), torch.get_rng_state()
     torch.manual_seed(0)
@@ -127,7 +127,7 @@ def test_a_queue_shorter_than_an_epoch(case, queued, rows, monkeypatch):
 
 
 class Tape(TorchDispatchMode):
-    """What a graph would keep of the operations inside the block: all that Python decided is frozen in `replay`."""
+    """The operations in the block, as a graph would record them: decisions of Python are frozen in `replay`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class Tape(TorchDispatchMode):
 @pytest.mark.parametrize("last_batch", GRAPHED)
 @kinds("resident", "resident-points", "pinned", "files-workers-0")
 def test_one_fetch_recorded_replays_them_all(case):
-    """Through refills, epochs and resuming: nothing in it depends on the host, and no tensor it reads has moved."""
+    """Through refills, epochs and resuming: it does not depend on the host, and no tensor that it reads has moved."""
     torch.manual_seed(0)
     expected = case.expected(9)
     feed = case.feed()
@@ -177,7 +177,7 @@ def test_one_fetch_recorded_replays_them_all(case):
 @pytest.mark.parametrize("last_batch", GRAPHED)
 @kinds("resident", "resident-points", "pinned", "pinned-points")
 def test_fetch_asks_no_tensor_for_its_value(case):
-    """On the meta device there is none to be had, and a tensor of the host would not fit in."""
+    """On the meta device there are no values, and a tensor on the host would raise an error."""
     feed = case.feed(META)
     feed.prepare()
     images, labels = feed.fetch()
@@ -196,7 +196,7 @@ def test_a_resident_fetch_moves_its_own_cursor(kind, tmp_path):
         for _, batch, _ in expected:
             assert_same_batch(feed.fetch(), batch)
         cursor.copy_(first)
-    for _ in range(20):  # a warm-up without restoring: it may see anything, but from inside the queue
+    for _ in range(20):  # a warm-up without restoring: it may read anything within the queue
         feed.fetch()
     cursor.copy_(first)
     assert_same([step(feed) for _ in range(3)], expected)
@@ -216,7 +216,7 @@ def test_a_streamed_fetch_changes_nothing(kind, tmp_path):
 @pytest.mark.parametrize("last_batch", POLICIES)
 @kinds("resident", "pinned", "files-workers-0", "files-workers-2")
 def test_resuming_exactly(kind, last_batch, steps, tmp_path):
-    """Mid-epoch and mid-queue; what was prepared or sent ahead does not count."""
+    """In the middle of an epoch and of the queue; batches that were prepared or sent ahead do not count."""
     case = Case(kind, tmp_path, last_batch, flip=False)
     expected, feed = case.expected(9), case.feed()
     assert feed.state_dict() == {"epoch": 0, "cursor": 0}
@@ -256,7 +256,7 @@ class TestErrors:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_unusable_image_is_said_when_its_batch_is_needed(tmp_path, workers):
-    """Not a step early: the step before it may be the last of the run."""
+    """Not one step earlier, because the previous step may be the last of the run."""
     case = Case(f"files-workers-{workers}", tmp_path, "drop", strict=True, flip=False)
     expected, feed = case.expected(1), case.feed()
     second = Order(10, 4, "drop", SEED).indices(Position(0, 4))
@@ -323,7 +323,7 @@ def run(machine: Machine, main_first: bool) -> None:
 @pytest.mark.parametrize("last_batch", GRAPHED)
 @kinds("resident", "resident-points", "pinned", "pinned-points", "files-workers-0")
 def test_no_batch_is_overwritten_or_read_too_early(case, machine, main_first):
-    """The host is seven steps ahead of a device that does everything in the worst order that the waits allow."""
+    """The host is seven steps ahead of a device that executes everything in the worst order that the waits allow."""
     torch.manual_seed(0)
     expected = [batch for _, batch, _ in case.expected(7)]
     given: list[Batch] = []

@@ -1,4 +1,4 @@
-"""Folders of images as people have them: which files are images, which folders are classes, channels and bit depth."""
+"""Folders of images: which files are images, which folders are classes, channels and bit depth."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_folders_that_tools_leave_are_no_classes(tmp_path, cache_gb):
 
 @both
 def test_a_folder_without_a_readable_image_is_no_class(tmp_path, cache_gb):
-    """Whichever images are held out."""
+    """For any held-out images."""
     for name in ("bird", "dog"):
         write_images(tmp_path / name, 2)
     (tmp_path / "bird" / "000.png").write_bytes(b"")

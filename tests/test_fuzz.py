@@ -1,7 +1,7 @@
-"""Files damaged in any way: a reader reads them, or says one line; it never crashes, hangs, or fills the memory.
+"""Damaged files: a reader reads them or raises a one-line error; it never crashes, hangs, or fills the memory.
 
-Damage starts from a good file: bytes changed, cut, doubled, and where bytes are protected by checksums, the content
-below them. The examples are the same each time; FASTGAN_FUZZ=1000 draws as many new ones for each reader.
+Damaged files are valid files whose bytes are changed, cut or duplicated, or the content below checksums. The examples
+are the same in each run; FASTGAN_FUZZ=1000 draws as many new ones for each reader.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from fastgan.trainer import Trainer, checkpoint, run_files
 from fastgan.trainer.log import read_stats
 
 NEW = int(os.environ.get("FASTGAN_FUZZ", "0"))
-ROOM = 2**30  # bytes that a reader of these small files may take, at the very most
-SECONDS = 120  # of the processor
+ROOM = 2**30  # maximum bytes that a reader of these small files may allocate
+SECONDS = 120  # maximum CPU time
 CPU = torch.device("cpu")
 EXTREMES = [0, 1, 0x7F, 0x80, 0xFF]
 VALUES: list[Any] = [None, True, 0, -1, 1.5, 2**31, 2**63, 10**400, float("nan"), float("inf"), "", "x", "é\n", [], [0],
@@ -55,7 +55,7 @@ def fuzzed(examples: int) -> Callable[[Any], Any]:
 
 @pytest.fixture(autouse=True)
 def limits() -> Iterator[None]:
-    """No more memory than `ROOM` on top of what there is, and no more of the processor's time than `SECONDS`."""
+    """At most `ROOM` additional bytes of memory, and `SECONDS` of CPU time."""
     if sys.platform != "linux":
         yield
         return
@@ -81,7 +81,7 @@ def place() -> Iterator[Path]:
 
 
 def named(read: Callable[[], Any]) -> str:
-    """What a reader says of a damaged file, one line; "" where it can read it. Fails where memory ran out."""
+    """The one-line error of a reader for a damaged file, or "" if it can be read. Fails if memory runs out."""
     try:
         read()
     except FastganError as error:
@@ -93,7 +93,7 @@ def named(read: Callable[[], Any]) -> str:
 
 @st.composite
 def damage(draw: st.DrawFn, content: bytes) -> bytes:
-    """The content with a few bytes changed, and perhaps cut, doubled or with something in its midst."""
+    """The content with a few changed bytes, and perhaps cut, duplicated, or with an insertion."""
     data = bytearray(content)
     at = st.integers(0, max(0, len(data) - 1))
     for _ in range(draw(st.integers(0, 4))):
@@ -116,7 +116,7 @@ def damage(draw: st.DrawFn, content: bytes) -> bytes:
 
 @st.composite
 def altered(draw: st.DrawFn, value: Any) -> Any:
-    """A value as JSON has it, with something in it taken away, or replaced by something else."""
+    """A JSON value in which something is removed or replaced."""
     if draw(st.integers(0, 5)) == 0 or not isinstance(value, (dict, list)) or not value:
         return draw(st.sampled_from(VALUES))
     keys = list(value) if isinstance(value, dict) else list(range(len(value)))
@@ -129,7 +129,7 @@ def altered(draw: st.DrawFn, value: Any) -> Any:
 
 
 def json_damage(value: Any) -> st.SearchStrategy[bytes]:
-    """As text: altered in its structure, in its bytes, or nested without end."""
+    """JSON text with an altered structure, damaged bytes, or very deep nesting."""
     text = json.dumps(value).encode()
     return altered(value).map(lambda one: json.dumps(one).encode()) | damage(text) | st.just(b"[" * 100_000)
 
@@ -285,7 +285,7 @@ def test_checkpoint_bytes(run, place):
 
 
 def test_checkpoint_state(run):
-    """Whole checkpoints of something else."""
+    """Valid checkpoints with other content."""
     path, kept = run / "checkpoints" / "step000003.pt", checkpoint.read(run / "checkpoints" / "step000002.pt")
 
     @fuzzed(60)
@@ -300,7 +300,7 @@ def test_checkpoint_state(run):
 
 @pytest.mark.parametrize("form", ["saved", "exported"])
 def test_generator(place, form):
-    """As a run keeps it, and as `fastgan export` writes it."""
+    """In a run folder, and as written by `fastgan export`."""
     folder, copy = place / form, place / f"{form}-damaged"
     model = presets.get("digits", nz=8, ngf=4).model
     source = Pretrained(DCGANGenerator(8, 4, 1, 16).eval(), model, (1, 16, 16), [], False)

@@ -1,4 +1,4 @@
-"""What only a GPU can prove, beside `make gpu`: `TRITON_INTERPRET=0 pytest -m gpu`."""
+"""Tests that need a GPU, in addition to `make gpu`: `TRITON_INTERPRET=0 pytest -m gpu`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(why_not()), reason=why_no
 
 @pytest.fixture(autouse=True)
 def repeatable() -> Iterator[None]:
-    """cuDNN's fastest weight gradients add up in any order; equality to the last bit needs the others."""
+    """cuDNN's fastest weight gradients are summed in any order; bit-for-bit equality needs deterministic ones."""
     before = torch.backends.cudnn.deterministic
     torch.backends.cudnn.deterministic = True
     yield
@@ -49,7 +49,7 @@ def repeatable() -> Iterator[None]:
 
 
 def engines() -> list[str]:
-    """Those that run here, the reference first."""
+    """The engines that run here, the reference first."""
     return ["reference", *(name for name in ENGINES[1:] if not why_not() and not why_no_kernels(name, DEVICE))]
 
 
@@ -58,7 +58,7 @@ PRECISIONS = ["fp32", "tf32", "bf16", "fp16"]
 
 
 def make(impl: str, precision: str, preset: str = "dcgan-64", history: int = 4, **fields: Any) -> GANStep:
-    """A step at a quarter of the width, seeded."""
+    """A seeded step with a quarter of the width."""
     if impl not in engines():
         pytest.skip(f"{impl}: {why_no_kernels(impl, DEVICE)}")
     torch.manual_seed(0)
@@ -87,7 +87,7 @@ UNIT = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}
     (True, 8, 64, 3, 32, 4, 2, 1), (True, 3, 100, 25, 7, 5, 3, 1)])
 @pytest.mark.parametrize("impl", ["native", "triton"])
 def test_operation(impl, dtype, transposed, n, ci, co, size, k, stride, padding):
-    """Output, all gradients and running statistics, as near to float64 as the library's own layers."""
+    """Output, all gradients and running statistics, with errors as small as those of the library's layers."""
     if impl not in engines():
         pytest.skip(why_no_kernels(impl, DEVICE))
     torch.manual_seed(0)
@@ -117,7 +117,7 @@ def test_operation(impl, dtype, transposed, n, ci, co, size, k, stride, padding)
         conv.fp32_precision = before
     for name, value in exact.items():
         share = used(ours[name], eager[name], value, 4 * UNIT[dtype] * value.abs().max().item())
-        assert share <= 1, f"{name}: {share:.3g} of what is allowed"
+        assert share <= 1, f"{name}: {share:.3g} of the allowed error"
 
 
 @pytest.mark.parametrize("fields", [
@@ -127,7 +127,7 @@ def test_operation(impl, dtype, transposed, n, ci, co, size, k, stride, padding)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("impl", ENGINES)
 def test_ten_replays_are_ten_eager_steps(impl, precision, fields):
-    """Difference 0.0 in every tensor of the state, the ring and the generator."""
+    """No difference in any tensor of the state, the ring and the generator."""
     reals = [images(seed=seed) for seed in range(10)]
     outcomes = []
     for graphed in (False, True):
@@ -145,7 +145,8 @@ def test_ten_replays_are_ten_eager_steps(impl, precision, fields):
 
 @pytest.mark.parametrize("impl", ENGINES)
 def test_data_on_the_device_without_one_wait(impl):
-    """Fetch, D, G, Adam, average: the host waits for nothing between two looks, and starts one graph a step."""
+    """Fetch, D, G, Adam, average: between two reads of the log, the host never waits, and launches one graph per step.
+    """
     step = make(impl, "bf16", history=50)
     data = torch.randint(256, (640, 3, 64, 64), dtype=torch.uint8)
     feed = make_feed(MemoryDataset(name="noise", data=data), DataConfig(batch=16, flip=True), 0, DEVICE)
@@ -200,7 +201,7 @@ def test_memory_comes_back_on_close():
 
 
 def test_capture_that_fails_changes_nothing(capsys):
-    """A forward that asks the device for a value: one line, and the eager steps of a run that never tried."""
+    """A forward that reads a value from the device: one line, and the same eager steps as without a graph."""
     reals = [images(seed=seed) for seed in range(3)]
     outcomes = []
     for graphed in (False, True):
@@ -238,7 +239,7 @@ def test_load_state_dict_in_the_middle():
 @pytest.mark.parametrize("gpu_data_gb", [8.0, 0.0], ids=["resident", "fed from pinned memory"])
 @pytest.mark.parametrize("impl", ENGINES)
 def test_trainer(tiny, impl, gpu_data_gb):
-    """A run in graphs and a run without them leave the same checkpoint, to the last bit; so does a resumed one."""
+    """A run with graphs, a run without them and a resumed run have the same checkpoint, bit for bit."""
     if impl not in engines():
         pytest.skip(why_no_kernels(impl, DEVICE))
     config = tiny(device="cuda", impl=impl, gpu_data_gb=gpu_data_gb, flip=True, steps=130, snap=65, log_every=20)

@@ -1,4 +1,4 @@
-"""`python -m proofs.gpu` without a GPU: every part on a stand-in device, and what faults leave of it."""
+"""`python -m proofs.gpu` without a GPU: every part on a simulated device, and its results after faults."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ if "--version" not in sys.argv:
 
 @pytest.fixture(scope="module")
 def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stands in for the commands of CUDA."""
+    """Replacements for the commands of CUDA."""
     place = tmp_path_factory.mktemp("tools")
     for name, text in TOOLS.items():
         (place / name).write_text(f"#!{sys.executable}\n{text}")
@@ -75,7 +75,7 @@ def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment(tools: Path, **more: str) -> dict[str, str]:
-    """Of a rehearsal; it sees no tyro."""
+    """The environment of a rehearsal, in which tyro cannot be imported."""
     (tools / "tyro.py").write_text("raise ImportError('not installed here')\n")
     path = os.pathsep.join(filter(None, (more.pop("PYTHONPATH", ""), str(tools), str(ROOT))))
     return {**os.environ, "FASTGAN_STAND_IN": "proofs.gpu.stand_in", "PTXSIM": str(PTXSIM), "OMP_NUM_THREADS": "1",
@@ -102,8 +102,8 @@ def in_tar(out: Path, work: Path) -> list[Row]:
 
 @pytest.fixture(scope="module", autouse=True)
 def rehearsal(tmp_path_factory: pytest.TempPathFactory, tools: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
-    """Every part from the first line to the last, with an engine that crashes its process and one that hangs; in the
-    background, while those tests run that do not look at it."""
+    """A rehearsal of every part, with an engine that crashes its process and one that hangs. It runs in the background
+    during the tests that do not need it."""
     out = tmp_path_factory.mktemp("rehearsal") / "out"
     with start(out, tools, FASTGAN_FAULT="crash native,hang reference") as process:
         yield out, process
@@ -145,7 +145,7 @@ OLD = sorted(Path(os.__file__).parent.glob("ensurepip/_bundled/setuptools-65*.wh
     ("no nvcc", "not run", "no nvcc here"), ("no pybind11", "not run", "no pybind11 here"),
     pytest.param("setuptools 65", "ok", "", marks=pytest.mark.skipif(not OLD, reason="Python brings no such wheel"))])
 def test_machine_that_lacks_something(fault, result, note, tmp_path, tools):
-    """csrc/ is left out, and a row says why; an old setuptools compiles it."""
+    """csrc/ is not compiled, and a row has the reason; an old setuptools can compile it."""
     more = {"PYTHONPATH": str(OLD[0])} if fault == "setuptools 65" else {"FASTGAN_FAULT": fault}
     done = subprocess.run([sys.executable, "-m", "proofs.gpu.child", "nvcc", "prepare", str(tmp_path / "rows"),
                            str(tmp_path / "journal")], cwd=ROOT, capture_output=True, text=True,
@@ -156,7 +156,7 @@ def test_machine_that_lacks_something(fault, result, note, tmp_path, tools):
 
 
 def test_full_disk(tmp_path, tools):
-    """The reserve makes room for what is known."""
+    """The reserve frees space for the rows."""
     found = rehearse(tmp_path / "out", tools, "--only", "correctness",
                      **{**FEW, "FASTGAN_PARTS": "passes", "FASTGAN_FAULT": "full disk"})
     assert len([row for row in found if row.quantity == "of 2 repeats differ"]) > 8
@@ -172,7 +172,7 @@ def test_killed_at_a_random_moment(tmp_path, tools):
         time.sleep(0.05)
     time.sleep(random.uniform(0, 1.5))
     known = read(out / folder.CSV)
-    time.sleep(3)  # a second for the tar to follow, on a machine that has others to serve
+    time.sleep(3)  # the tar is updated within a second, on an idle machine
     process.kill()
     process.wait()
     kept = in_tar(out, tmp_path / "tar")
@@ -195,7 +195,7 @@ def test_parts_that_no_longer_fit_are_not_run(tmp_path):
 
 
 def test_batch_goes_on_without_the_contender_that_killed_it(tmp_path):
-    """Items may lie in each other: the outer one is done again, without what the inner one was."""
+    """Items may be nested: the outer item is run again, without the inner one."""
     (tmp_path / "journal").write_text("begin batch 64\nbegin a\nend a\nbegin b\n")
     assert jobs.running(tmp_path / "journal") == "b"
     jobs._mark(tmp_path / "journal", "bad", "b")

@@ -1,6 +1,6 @@
-"""GraphedStep: it computes what the step computes, in the order that CUDA needs, and gives up in words, not silently.
+"""GraphedStep has the results of the step, calls CUDA in the right order, and reports why it cannot capture.
 
-On a stand-in for torch.cuda whose graphs are tapes (proofs/simulated).
+On a replacement for torch.cuda whose graphs are tapes (proofs/simulated).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> SimulatedCuda:
 
 
 class ToldStep(SmallStep):
-    """Its runs and its bookkeeping stand among the events of the device."""
+    """Its runs and its bookkeeping are added to the events of the device."""
 
     events: list[str]
 
@@ -60,14 +60,14 @@ def seed() -> None:
 
 
 def everything(step: SmallStep, outputs: dict[str, Tensor]) -> list[Tensor]:
-    """Copies of all that a call leaves."""
+    """Copies of all results of a call."""
     left = (*step.state(), *outputs.values(), torch.tensor(step.steps), torch.get_rng_state())
     return [t.detach().clone() for t in left]
 
 
 def assert_same_training(make_step: Callable[[], SmallStep], calls: int = 10,
                          between: Callable[[SmallStep, int], None] = lambda step, number: None) -> GraphedStep:
-    """Graphed and plain calls leave the same after each; random states of Python and NumPy included."""
+    """Graphed and plain calls have the same results after each call, including random states of Python and NumPy."""
     plain, graphed = make_step(), GraphedStep(make_step())
     seed()
     expected = []
@@ -178,7 +178,7 @@ def test_state_that_moves_all_the_time_is_trained_eagerly(cuda, caplog):
 
 
 class Frozen(GANStep):
-    """Of networks with a parameter that is not used."""
+    """A step of networks with an unused parameter."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -189,7 +189,7 @@ class Frozen(GANStep):
 
 
 def test_frozen_parameters_are_captured_again(cuda, caplog):
-    """Also where the same ones train as before: a graph trains those that trained when it was captured."""
+    """Also if they are trained again later: a graph trains the parameters of the time of its capture."""
     def freeze(step: Frozen, number: int) -> None:
         step.discriminator[0].requires_grad_(4 <= number < 8 or number >= 12)
 
@@ -209,7 +209,7 @@ class WaitsInCapture(SmallStep):
 
 
 class Fails(SmallStep):
-    """In a capture, as an optimizer does that was not made for one."""
+    """Fails in a capture, like an optimizer that is not capturable."""
 
     def update(self, adam: torch.optim.Adam, loss: Tensor) -> None:
         if graph.cuda.is_current_stream_capturing():
@@ -253,7 +253,7 @@ def test_what_cannot_be_captured_is_trained_eagerly(cuda, caplog, make_step, rea
 
 
 def test_graph_of_replaced_state_is_never_replayed(cuda):
-    """It would write to memory that may be someone else's by then."""
+    """It would write to memory that may have been reused."""
     GraphedStep(Replaces())(*batches(1)[0])
     assert cuda.events[-4:] == ["captured graph 1", "synchronize", "reset graph 1", "set random state"]
 
@@ -284,7 +284,7 @@ def test_second_phase_that_fails_ends_the_first(cuda):
 
 
 def test_replay_that_disagrees(cuda, caplog):
-    """By a thousandth of what three steps change in one tensor."""
+    """One tensor differs by a thousandth of its change in three steps."""
     steps: list[SmallStep] = []
 
     def make() -> SmallStep:
@@ -308,7 +308,7 @@ def test_replay_that_miscounts(cuda):
 
 @pytest.mark.parametrize(("factor", "agrees"), [(1, True), (100, False)], ids=["as-eager", "a-hundred-times"])
 def test_noise_of_the_kernels_is_no_disagreement(cuda, factor, agrees):
-    """Replays may be as far from runs as runs are from each other."""
+    """Replays may differ from eager runs as much as these differ from each other."""
     shaken = torch.Generator().manual_seed(0)
 
     class Shaken(SmallStep):
@@ -329,7 +329,7 @@ def test_noise_of_the_kernels_is_no_disagreement(cuda, factor, agrees):
 
 
 def test_counters_that_differ_are_never_noise(cuda):
-    """Not even where those of eager runs differ from each other."""
+    """They fail the check even if those of eager runs differ from each other."""
     drawn = iter(range(100))
 
     class Unsettled(SmallStep):
@@ -428,7 +428,7 @@ def test_error_of_a_replay(cuda, caplog):
     cuda.broken = "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be reported later"
     expected = ("the device failed during a step (CUDA error: an illegal memory access was encountered) and its state "
                 "cannot be trusted; resume from the last checkpoint")
-    for given in calls[4:]:  # the second is refused without asking the device
+    for given in calls[4:]:  # the second is rejected without a query of the device
         with pytest.raises(FastganError) as raised:
             graphed(*given)
         assert str(raised.value) == expected
@@ -560,7 +560,7 @@ def test_snapshot_puts_back_every_random_state(cuda, monkeypatch):
     seed()
     snapshot = Snapshot(step.state, torch.device("cpu"), cuda)
     snapshot.cuda = SimulatedCuda()
-    monkeypatch.setattr(snapshot.cuda, "set_rng_state", lambda state, device: None)  # else it is also the host's
+    monkeypatch.setattr(snapshot.cuda, "set_rng_state", lambda state, device: None)  # it would set the host's, too
     draws = [(random.random(), np.random.rand(), torch.rand(()).item(), snapshot.restore())[:3] for _ in range(2)]
     assert draws[0] == draws[1]
 
@@ -570,7 +570,7 @@ def test_snapshot_puts_back_every_random_state(cuda, monkeypatch):
     ([1.0, 1.0], [1.5, 0.5], 0.5),
     ([torch.nan, 1.0], [torch.nan, 1.0], 0.0),
     ([torch.inf, 1.0], [torch.inf, 1.0], 0.0),
-    ([torch.nan, 1.0], [1.0, 1.0], torch.nan),  # which passes no check
+    ([torch.nan, 1.0], [1.0, 1.0], torch.nan),  # fails every check
     ([0.0, 0.0], [0.0, 0.0], 0.0),
     ([0.0, 0.0], [0.0, 1e-30], 1.0),
 ], ids=["equal", "half", "nan-on-both-sides", "infinity-on-both-sides", "nan-on-one-side", "unmoved",

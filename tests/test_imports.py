@@ -16,7 +16,7 @@ ORDER = [("__main__", "cli"), ("trainer",), ("presets", "verify", "metrics", "ex
           "validation", "__version__")]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 ENGINES = ("fastgan.ops.native", "fastgan.ops.triton")  # the reference is the definition, which both may call
-# what goes up today, with the reason; a line is removed with its import, and none is added
+# current exceptions, with the reason; a line is removed with its import, and none is added
 RUNS = "the page of a run reads its files, whose names and formats the trainer defines"
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("fastgan.report.run", "fastgan.trainer.lock"): RUNS,
@@ -51,7 +51,7 @@ def test_imports_go_down():
     found = set()
     for path in PACKAGE.rglob("*.py"):
         module = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
-        if module != "fastgan":  # which has the public names of all packages
+        if module != "fastgan":  # it imports the public names of all packages
             found |= {(module, target) for target in wrong_imports(module, path.read_text())}
     assert found == EXCEPTIONS.keys()
 

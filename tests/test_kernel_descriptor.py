@@ -1,4 +1,5 @@
-"""4x4 convolutions of stride 2 on tensor descriptors, in Triton's interpreter against float64; what does not fit."""
+"""4x4 convolutions of stride 2 on tensor descriptors, in Triton's interpreter against float64, and unsupported cases.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ KERNELS = {"convolve_tma_kernel", "wgrad_tma_kernel"}
 
 def case_of(transposed: bool, *, batch: int = 4, side: int = 4, ci: int = 64, co: int = 128,
             kernel: tuple[int, int] = (4, 4), bias: bool = True, groups: int = 2) -> tuple[Any, ...]:
-    """`side`: of the coarse image."""
+    """A case; side: of the coarse image."""
     fine = side if transposed else 2 * side
     return (batch, ci, fine, fine), co, kernel, 2, 1, 0, bias, groups
 
@@ -30,7 +31,7 @@ def case_of(transposed: bool, *, batch: int = 4, side: int = 4, ci: int = 64, co
 @each_kind
 @pytest.mark.parametrize(("precision", "summed"), [("fp16", "in the launch"), ("tf32", "after it")])
 def test_block(precision, summed, transposed, seen, monkeypatch):  # noqa: F811
-    """Two statistic groups, boxes of two images, two blocks of channels each way, a weight gradient in parts."""
+    """Two statistic groups, boxes of two images, two blocks of input and output channels, a split weight gradient."""
     monkeypatch.setattr(gemm_descriptor, "programs", lambda arch: 1000)
     if summed == "after it":
         monkeypatch.setattr(gemm_descriptor, "_TOGETHER", 1)
@@ -44,7 +45,7 @@ def test_block(precision, summed, transposed, seen, monkeypatch):  # noqa: F811
 @each_kind
 @pytest.mark.parametrize("side", [8, 6], ids=["rows-of-an-image", "boxes-of-2x2"])
 def test_boxes(side, transposed, seen):  # noqa: F811
-    """Part of an image, or parts of many; then the gradient of the weight takes pointers."""
+    """Boxes of a part of an image, or of parts of many images; then the weight gradient is computed on pointers."""
     with tiles.using(**TMA):
         case = case_of(transposed, batch=8, side=side, co=64, bias=False)
         judge_block("triton", case, transposed, "relu", torch.float16)
@@ -55,8 +56,8 @@ def test_boxes(side, transposed, seen):  # noqa: F811
 @each_kind
 @pytest.mark.parametrize(("batch", "groups"), [(9, 3), (3, 1)])
 def test_groups_that_end_within_a_box(batch, groups, transposed, seen):  # noqa: F811
-    """Boxes of two images: the last one of a group is half of the next group, or of nothing. A transposed result has
-    no axis for groups, and is computed on pointers where there are several."""
+    """Boxes of two images: half of the last one of a group is in the next group, or out of bounds. A transposed result
+    has no axis for groups, and is computed on pointers if there are several."""
     with tiles.using(**TMA):
         case = case_of(transposed, batch=batch, groups=groups)
         judge_block("triton", case, transposed, "leaky_relu", torch.float16)
@@ -66,7 +67,7 @@ def test_groups_that_end_within_a_box(batch, groups, transposed, seen):  # noqa:
 
 
 @each_kind
-@pytest.mark.parametrize("activation", ["tanh", "leaky_relu"])  # saves its result; a mask
+@pytest.mark.parametrize("activation", ["tanh", "leaky_relu"])  # the first saves its result, the second a mask
 def test_without_normalization(activation, transposed, seen):  # noqa: F811
     with tiles.using(**TMA):
         case = case_of(transposed, batch=3, groups=1)

@@ -1,4 +1,4 @@
-"""What happens where kernels cannot run: said once, by name and reason, and computed by the reference."""
+"""If kernels cannot run, one warning gives the name and the reason, and the reference is used."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "forgetful")
 
 @pytest.fixture
 def forgetful(monkeypatch: pytest.MonkeyPatch):
-    """As in a new process: nothing warned of, nothing failed."""
+    """As in a new process: no warnings and no failures are recorded."""
     monkeypatch.setattr(dispatch, "_failed", set())
     engines._warn.cache_clear()
     yield
@@ -77,7 +77,7 @@ def test_native_engine_that_was_not_built(monkeypatch):
 
 
 def test_only_our_own_warnings_are_errors_in_tests():
-    """By their first word: PyTorch's, raised within a call of ours, fail no test."""
+    """They are recognized by their first word: PyTorch's warnings within our calls fail no test."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.warn_explicit("cudnn found no plan", UserWarning, "library.py", 1, module="fastgan.ops.library")
     assert len(caught) == 1
@@ -90,7 +90,7 @@ def no_image(*arguments: Any) -> None:
 
 
 def test_compiled_kernel_that_cannot_be_started(monkeypatch):
-    """As csrc/cuda/launch.h says it, on a device that it was not compiled for."""
+    """With the error of csrc/cuda/launch.h, on a device for which it was not compiled."""
     monkeypatch.setattr(extension.of(torch.device("cpu")), "batch_stats", no_image)
     result = assert_warns_once(lambda: train("native"), "measure kernel, grid of 1x1x1: no kernel image|"
                                "fastgan::bn_act_forward falls back to the reference engine")
@@ -106,7 +106,7 @@ def lose_the_device(monkeypatch: pytest.MonkeyPatch, capturing: bool = False) ->
 
 
 def test_lost_device_is_no_kernels_fault(monkeypatch):
-    """An earlier kernel's error comes back from every later launch, and says nothing of that kernel."""
+    """The error of an earlier kernel is raised by every later launch, whichever kernel it launches."""
     monkeypatch.setattr(extension.of(torch.device("cpu")), "batch_stats", no_image)
     lose_the_device(monkeypatch)
     with pytest.raises(RuntimeError, match="an illegal memory access was encountered"):
@@ -123,7 +123,7 @@ def test_nobody_waits_for_the_device_in_a_capture(monkeypatch):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="names of compiled modules are others")
 def test_native_engine_of_another_interpreter(monkeypatch, tmp_path):
-    """Or of another processor, or half copied: what the dynamic linker refuses."""
+    """The dynamic linker rejects a module for another interpreter or processor, or an incomplete one."""
     (tmp_path / "foreign.so").write_bytes(b"not compiled for anything")
     monkeypatch.syspath_prepend(tmp_path)
     module, reason = extension._load("a C++17 compiler", "foreign")
@@ -132,7 +132,7 @@ def test_native_engine_of_another_interpreter(monkeypatch, tmp_path):
 
 def test_native_engine_has_nothing_for_other_devices():
     assert extension.why_not(torch.device("meta")) == "the native engine does not support meta"
-    with pytest.raises(KernelError, match="nothing for meta"):
+    with pytest.raises(KernelError, match="does not support meta"):
         extension.of(torch.device("meta"))
 
 
@@ -147,7 +147,7 @@ def test_old_gpu(monkeypatch):
 
 
 class Broken:
-    """A kernel that does not start."""
+    """A kernel that cannot be launched."""
 
     def __init__(self, name: str) -> None:
         self.fn = SimpleNamespace(__name__=name)
@@ -165,7 +165,7 @@ class Broken:
     (normalize, "bn_backward_apply_kernel", ["bn_backward_apply"]),
 ], ids=lambda value: value if isinstance(value, str) else None)
 def test_kernel_that_does_not_start(module, kernel, operators, monkeypatch):
-    """Running statistics are updated once all the same."""
+    """Running statistics are still updated exactly once."""
     monkeypatch.setattr(module, kernel, Broken(kernel))
     result = assert_warns_once(lambda: train("triton"), *(
         f"{kernel}: out of resource: shared memory; fastgan::{operator} falls back to" for operator in operators))
@@ -198,7 +198,7 @@ def test_out_of_memory_is_no_reason_to_go_on(monkeypatch):
 
 @pytest.mark.parametrize("impl", ["native", "triton"])
 def test_error_of_a_signal_handler_is_no_kernels_fault(monkeypatch, impl):
-    """PyTorch raises one, in the middle of whatever is running, when a process of a DataLoader dies."""
+    """PyTorch raises one, within any running code, when a process of a DataLoader dies."""
     def handler(number: int, frame: Any) -> None:
         raise RuntimeError("a worker has died")
 
@@ -259,7 +259,7 @@ def test_refused_dtype_of_the_native_engine():
 ], ids=["channels", "norm-channels", "size", "size-of-a-layer-as-it-is", "one-value-of-a-layer-as-it-is", "dtype"])
 @pytest.mark.parametrize("impl", ["triton", "native"])
 def test_layers_that_do_not_fit(impl, layers, size, message, monkeypatch):
-    """Refused before a kernel runs on them."""
+    """Rejected before a kernel runs on them."""
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a kernel was launched")
 

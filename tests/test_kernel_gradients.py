@@ -1,4 +1,4 @@
-"""Gradients as such: gradients of gradients, subsets of gradients, and which kernels run for which."""
+"""Second derivatives, subsets of gradients, and the kernels that run for each."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def block(tensors: dict[str, Tensor], transposed: bool, impl: str, **more: Any) 
 
 
 def discriminate(x: Tensor, tensors: dict[str, Tensor], impl: str, groups: int = 1) -> Tensor:
-    """Two blocks, the second one's normalisation by its batch, and a logit (N, 1, 1, 1)."""
+    """Two blocks, the second with batch statistics, and a logit (N, 1, 1, 1)."""
     x = ops.conv_bn_act(x, tensors["w1"], tensors["b1"], activation="leaky_relu", impl=impl)
     x = ops.conv_bn_act(x, tensors["w2"], None, tensors["gamma"], tensors["beta"], stat_groups=groups,
                         activation="tanh", impl=impl)
@@ -69,7 +69,7 @@ def test_gradient_penalty(impl, penalty):
 @each_kind
 @pytest.mark.parametrize("norm", [True, False], ids=["norm", "no-norm"])
 def test_any_subset_of_gradients_is_that_of_all(impl, norm, transposed):
-    """Not one missing, not one bit different."""
+    """None is missing, and all are bit for bit the same."""
     names = NAMES if norm else NAMES[:3]
     values = {name: value for name, value in draw(transposed).items() if name in names}
     everything: dict[str, Tensor] = {}
@@ -83,7 +83,7 @@ def test_any_subset_of_gradients_is_that_of_all(impl, norm, transposed):
 
 
 class Counting:
-    """How often each kernel starts; the kernels run all the same."""
+    """Counts the launches of each kernel, and runs them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.names: Counter[str] = Counter()
@@ -106,7 +106,7 @@ SUMS, APPLY = {"bn_backward_sums_kernel": 1}, {"bn_backward_apply_kernel": 1}
     (("x", "weight", "beta"), SUMS | APPLY | {"convolve_kernel": 1, "wgrad_kernel": 1}),
 ], ids=lambda value: "-".join(value) or "none")
 def test_only_the_kernels_that_are_needed(needs, expected, transposed, monkeypatch):
-    """Two launches forward, with the statistics in the first; at most two backward beside the convolutions."""
+    """Two launches forward, with the statistics in the first; at most two backward in addition to the convolutions."""
     given = {name: t.requires_grad_(name in needs) for name, t in draw(transposed).items()}
     counting = Counting(monkeypatch)
     y = block(given, transposed, "triton")
@@ -121,7 +121,7 @@ def test_only_the_kernels_that_are_needed(needs, expected, transposed, monkeypat
 @pytest.mark.parametrize(("activation", "inplace"), [("relu", False), ("tanh", False), ("leaky_relu", True),
                                                      ("leaky_relu", False)], ids=["relu", "tanh", "a", "mask"])
 def test_activation_within_the_weight_gradient_of_an_image(activation, inplace, monkeypatch):
-    """The bits of two launches, in one."""
+    """One launch with the same bits as two."""
     tensors = draw(False)
     x, weight = tensors["x"].to(memory_format=torch.channels_last), tensors["weight"]
     conv, act = ConvSpec((2, 2), (1, 1)), Activation(activation, 0.2, inplace)
@@ -152,7 +152,7 @@ def test_no_gradient_no_backward(impl):
 @each_kind
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "last"])
 def test_gradient_has_the_strides_of_the_weight(impl, memory_format, transposed):
-    """`torch.optim.Adam(fused=True)` on a CPU takes them for granted."""
+    """`torch.optim.Adam(fused=True)` on a CPU assumes it."""
     given = draw(transposed)
     given["weight"] = given["weight"].contiguous(memory_format=memory_format).requires_grad_()
     gradient, = torch.autograd.grad(block(given, transposed, impl).sum(), given["weight"])

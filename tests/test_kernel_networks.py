@@ -50,7 +50,7 @@ def test_compiles_as_a_full_graph(impl, kind):
     network = fnn.Chain(*chain_layers(0.2), impl=impl) if kind == "chain" else Block(impl)
     other = copy.deepcopy(network)
     compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
-    if kind == "chain":  # whose layers the compiler is given
+    if kind == "chain":  # the compiler gets its layers
         network = fastgan.to_eager(network)
     for seed in range(2):
         torch.manual_seed(seed)
@@ -92,7 +92,7 @@ def test_one_graph_serves_all_batch_sizes(impl, name, backend):
             for one, two in zip(differentiated(network, network, x), differentiated(compiled, other, x), strict=True):
                 torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
             counts.append(len(graphs))
-    # AOT autograd lets the first trace begin again, to make constants of numbers like a slope
+    # AOT autograd restarts the first trace, to make constants of numbers like a slope
     assert counts == [1 if backend == "eager" else counts[0]] * 3
 
 
@@ -104,7 +104,7 @@ EXPORTED = {"block": (lambda: Block("auto"), (3, 9, 8), 2), **NETWORKS}
 def test_exports_with_a_dynamic_batch(impl, name):
     make, shape, _ = EXPORTED[name]
     network = set_impl(make(), impl).eval()
-    batch = 2 * torch.export.Dim("half", min=2, max=64)  # of whole statistic groups
+    batch = 2 * torch.export.Dim("half", min=2, max=64)  # divisible into statistic groups
     program = torch.export.export(network, (torch.randn(8, *shape),), dynamic_shapes=({0: batch},)).module()
     for size in (4, 6, 10):
         x = torch.randn(size, *shape)
@@ -125,7 +125,7 @@ def make_step(impl: str, size: int, dtype: torch.dtype, **fields: Any) -> GANSte
     for network in networks:
         for parameter in network.parameters():
             if parameter.dim() == 4:
-                nn.init.normal_(parameter, 0, 0.1)  # so that a step moves what it should
+                nn.init.normal_(parameter, 0, 0.1)  # so that a step has the expected updates
         set_impl(network.to(dtype), impl)
     return GANStep(*networks, config.model, config.train)
 
@@ -144,8 +144,8 @@ def trained(impl: str, size: int, dtype: torch.dtype, steps: int, **fields: Any)
     return state
 
 
-# Adam divides a gradient by its own size: one that is zero but for rounding moves its parameter by the whole rate,
-# in either direction. What is left is that nearly all elements agree, far within one update of 2e-4.
+# Adam divides a gradient by its size: one that is only rounding changes its parameter by the whole learning rate, in
+# either direction. So the test checks that nearly all elements agree, far within one update of 2e-4.
 UPDATE = 2e-4
 
 

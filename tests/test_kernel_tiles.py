@@ -1,4 +1,4 @@
-"""Each kernel under tiles of many sides, its reductions by themselves, and shapes that nobody has thought of."""
+"""Each kernel with tiles of many sizes, its reductions separately, and random shapes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.test_ops import each_kind
 
 pytestmark = pytest.mark.usefixtures("one_thread", "poisoned")
 
-WIDE = ((2, 19, 4, 3), 21, (2, 3), 2, 1, 1, True, 2)  # several blocks of 16 each way
+WIDE = ((2, 19, 4, 3), 21, (2, 3), 2, 1, 1, True, 2)  # several blocks of 16 in each dimension
 IMAGE = ((2, 5, 6, 5), 7, (3, 3), 2, 1, 0, False, 2)  # several rows of a window in a block
 FOLDED = ((2, 19, 4, 3), 3, (4, 2), 2, (1, 0), 1, True, 1)  # transposed: phases are columns, some outside of the image
 LOGIT = ((4, 19, 3, 4), 1, (3, 3), 1, 0, 0, True, 2)
@@ -84,7 +84,7 @@ def test_narrow_tiles(case, tile, transposed, seen):
 
 
 def test_every_way_through_the_kernels_is_taken(seen):
-    """Or the tests above prove less than they say."""
+    """Otherwise the tests above would cover less than they seem to."""
     with tiles.using(convolve=Tile(64, 64, 16), wgrad=Tile(64, 16, 64)):
         for case in (WIDE, IMAGE, LOGIT, FOLDED):
             for transposed in (False, True):
@@ -130,7 +130,7 @@ def test_the_same_bits_with_offsets_of_64_bits(case, transposed, monkeypatch):
 @pytest.mark.parametrize(("rows", "tile"), [(1, 16), (7, 16), (40, 16), (300, 16)], ids=str)
 @pytest.mark.parametrize("fan", [2, 32])
 def test_statistics_of_many_programs(fan, rows, tile, ratio, monkeypatch):
-    """In one block of parts or many, and with a mean far beyond the deviation."""
+    """In one block of parts or in many, and with a mean much larger than the deviation."""
     monkeypatch.setattr(reduce, "FAN", fan)
     torch.manual_seed(0)
     x, weight = torch.randn(2 * rows, 4, 3, 3), torch.randn(21, 4, 1, 1) * 0.5
@@ -168,7 +168,7 @@ def test_add_up(parts, columns):
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "tanh"])
 @pytest.mark.parametrize("shape", [(1, 3, 1, 1), (3, 5, 7, 9), (2, 64, 16, 16)], ids=str)
 def test_derivative_of_an_activation(shape, activation):
-    """From a, or from the mask."""
+    """Computed from a, or from the mask."""
     torch.manual_seed(0)
     z, ga, act = torch.randn(shape), torch.randn(shape), Activation(activation, -0.5)
     exact = z.double().requires_grad_()
@@ -193,10 +193,10 @@ SHAPES = st.fixed_dictionaries({
           suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(shape=SHAPES)
 def test_drawn_shapes(dtype, transposed, shape):
-    """Any block on 1 to 7 pixels a side."""
+    """Random blocks with 1 to 7 pixels per side."""
     sides = zip(shape["size"], shape["kernel"], shape["stride"], shape["padding"], shape["extra"], strict=True)
     fitted = []
-    for side, k, step, pad, extra in sides:  # bring into bounds rather than discard
+    for side, k, step, pad, extra in sides:  # clip to bounds instead of discarding
         extra = min(extra, step - 1) if transposed else 0
         pad = min(pad, ((side - 1) * step + k + extra - 1) // 2) if transposed else pad
         fitted.append((side, min(k, k if transposed else side + 2 * pad), step, pad, extra))
@@ -204,13 +204,13 @@ def test_drawn_shapes(dtype, transposed, shape):
     groups = shape["groups"]
     case = ((shape["n"] * groups, shape["ci"], *size), shape["co"], kernel, stride, padding, extra, shape["bias"],
             groups)
-    many = shape["n"] > 1  # or a channel may have one value, and no variance
+    many = shape["n"] > 1  # otherwise a channel may have only one value, without a variance
     judge_block("triton", case, transposed, shape["activation"], dtype, norm=shape["norm"],
                 training=many and shape["norm"])
 
 
 def test_no_pipelining_where_triton_omits_the_fence(monkeypatch):
-    """Whoever chooses the tile; and the first launch on such a device is told of."""
+    """However the tile is chosen; the first launch on such a device warns."""
     problem = {"rows": 2**20, "columns": 256, "depth": 4096, "size": 2}
     assert tiles.choose("convolve", 90, **problem).stages == 3
     monkeypatch.setattr(fence, "missing", lambda arch: True)

@@ -1,4 +1,4 @@
-"""The engines of kernels, Triton's in its interpreter, against float64: every operand, gradient and statistic."""
+"""The kernel engines, Triton's in its interpreter, against float64: every operand, gradient and statistic."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MORE = [
     ((3, 70, 3, 5), 66, (2, 2), 1, 1, 0, True, 3),  # both wider than a tile
     ((2, 3, 33, 35), 5, (3, 4), 1, 1, 0, False, 2),  # more rows than a tile has
     ((3, 100, 1, 1), 25, (4, 4), 1, 0, 0, False, 1),  # transposed: the taps are columns
-    ((6, 5, 1, 1), 7, (2, 3), (3, 2), 0, 0, True, 2),  # so too, whatever the stride
+    ((6, 5, 1, 1), 7, (2, 3), (3, 2), 0, 0, True, 2),  # also with any stride
     ((14, 5, 1, 1), 7, (3, 3), 1, 1, 0, True, 2),  # but not with padding
     ((6, 5, 1, 1), 7, (2, 2), 2, 0, 1, False, 1),  # nor with output_padding
     ((21, 3, 1, 1), 5, (1, 1), 1, 0, 0, False, 3),
@@ -45,14 +45,14 @@ ALL = [(case, transposed) for case in CASES + MORE for transposed in (False, Tru
 
 
 def fits(case: tuple[Any, ...], transposed: bool) -> dict[str, Any]:
-    """The options of a case; `output_padding` is a transposed convolution's."""
+    """The options of a case; only transposed convolutions have `output_padding`."""
     _, _, _, stride, padding, extra, _, groups = case
     given = {"stride": stride, "padding": padding, "stat_groups": groups}
     return {**given, "output_padding": extra} if transposed else given
 
 
 def draw(case: tuple[Any, ...], transposed: bool, *, norm: bool, seed: int = 0) -> dict[str, Tensor]:
-    """x, weight and what belongs to the output, float64, of sizes that fill float16 well."""
+    """x, weight and tensors of the output, float64, in magnitudes that use the range of float16 well."""
     (_, ci, _, _), co, kernel, _, _, _, bias, _ = case
     torch.manual_seed(seed)
     tensors = {"x": torch.randn(case[0]), "weight": torch.randn(*((ci, co) if transposed else (co, ci)), *kernel) * 0.3}
@@ -65,7 +65,7 @@ def draw(case: tuple[Any, ...], transposed: bool, *, norm: bool, seed: int = 0) 
 
 
 def away_from_kinks(function: Any, tensors: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
-    """0 where z is so near the kink that rounding tosses a coin for its derivative, in eager layers too; else 1."""
+    """0 if z is so close to the kink that rounding determines its derivative, in eager layers too; else 1."""
     copies = {key: t.to(dtype).double() for key, t in tensors.items()}
     with torch.no_grad():
         z = function(impl="reference", activation="none", **copies)[0]
@@ -93,7 +93,7 @@ def judge_block(impl: str, case: tuple[Any, ...], transposed: bool, activation: 
 
 
 def identified(pairs: list[tuple[Any, bool]]) -> list[Any]:
-    """Parameters with an activation each, in turn."""
+    """Parameters, with the activations in turn."""
     return [pytest.param(case, transposed, ACTIVATIONS[(i + i // 4) % 4],
                          id=f"{name(case)}-{'transpose' if transposed else 'conv'}-{ACTIVATIONS[(i + i // 4) % 4]}")
             for i, (case, transposed) in enumerate(pairs)]
@@ -119,7 +119,7 @@ def test_block_without_batch_statistics(impl, case, transposed, activation, mode
 @each_kind
 @pytest.mark.parametrize("layout", layouts(torch.zeros(1, 1, 1, 1)))
 def test_layouts(impl, layout, transposed):
-    """Of x and of the gradient that comes back."""
+    """Layouts of x and of the incoming gradient."""
     judge_block(impl, CASES[0], transposed, "tanh", torch.float32, layout=lambda x: layouts(x)[layout])
 
 
@@ -135,7 +135,7 @@ def test_gradient_that_is_one_number_expanded(impl, transposed):
 @each_dtype
 @pytest.mark.parametrize("ratio", [0.0, 1e2, 1e4])
 def test_statistics_are_those_of_the_stored_output(impl, ratio, dtype):
-    """Rounded as it is stored, and where E[y^2] - E[y]^2 would have no digit left."""
+    """From the rounded output, also if E[y^2] - E[y]^2 would have no correct digit."""
     case = ((4, 3, 17, 19), 5, (4, 4), 2, 1, 0, True, 2)
     tensors = draw(case, False, norm=False)
     tensors["bias"] = torch.full((5,), ratio, dtype=torch.float64)
@@ -165,7 +165,8 @@ def test_nan_and_infinity_stay_where_eager_has_them(impl, activation, value, tra
 
 @each_kind
 def test_nan_in_training(impl, transposed):
-    """Statistics of the whole channel, hence of all channels, become NaN, and the running ones with them."""
+    """Statistics of the channel become NaN, through the convolution those of all channels, and the running statistics.
+    """
     tensors = {key: t.float() for key, t in draw(CASES[0], transposed, norm=True).items()}
     tensors["x"][1, 2, 4, 3] = torch.nan
     y = block_of(CASES[0], transposed, "relu")(impl, **tensors)[0]
@@ -202,7 +203,7 @@ def test_chain(impl, momentum, groups):
 
 
 @each_kind
-@pytest.mark.filterwarnings("ignore:var_mean")  # of nothing
+@pytest.mark.filterwarnings("ignore:var_mean")  # of empty tensors
 def test_empty_batch(impl, transposed):
     case = ((0, 3, 17, 19), *CASES[0][1:])
     tensors = {key: t.float().requires_grad_() for key, t in draw(case, transposed, norm=False).items()}

@@ -1,4 +1,4 @@
-"""What every start of a kernel has in common: who gets it, on which device, in which precision."""
+"""Launches of kernels: the handler, the device and the precision."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_handlers_nest_and_end():
 
 
 def test_on_the_device_of_its_tensors(monkeypatch):
-    """Triton looks at the current device, not at the tensors."""
+    """Triton launches on the current device, not on that of the tensors."""
     seen: list[Tensor] = []
     monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: seen.append(tensor) or nullcontext())
     convolve()

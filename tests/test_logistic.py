@@ -30,7 +30,7 @@ each_impl = pytest.mark.parametrize("impl", ["reference", *KERNELS])
 
 
 def pairs(*impls: str) -> pytest.MarkDecorator:
-    """Each engine with each dtype that it computes rightly: Triton's interpreter does not in bfloat16."""
+    """Each engine with each dtype that it computes correctly; Triton's interpreter does not for bfloat16."""
     return pytest.mark.parametrize(("impl", "dtype"), [
         pytest.param(impl, dtype, id=f"{impl}-{name}") for impl in impls for name, dtype in DTYPES.items()
         if (impl, name) != ("triton", "bf16")])
@@ -40,13 +40,13 @@ each_targets = pytest.mark.parametrize("targets", TARGETS, ids=lambda targets: "
 
 
 def draw(targets: tuple[float, ...], size: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Logits of a D that is sure of some images."""
+    """Logits of a D that is certain about some images."""
     torch.manual_seed(size)
     return (4 * torch.randn(len(targets) * size)).to(dtype)
 
 
 def terms(logits: Tensor, target: float) -> Tensor:
-    """-t log sigma(l) - (1 - t) log(1 - sigma(l)) in float64, to its last digits even where it is tiny."""
+    """-t log sigma(l) - (1 - t) log(1 - sigma(l)) in float64, accurate also for tiny results."""
     l = logits.double()  # noqa: E741
     w = torch.where(l > 0, 1 - target, target)
     return torch.where(w == 0, 0, w * l.abs()) + torch.log1p(torch.exp(-l.abs()))
@@ -81,11 +81,11 @@ def incoming(targets: tuple[float, ...]) -> Tensor:
 
 
 def assert_near(ours: dict[str, Tensor], eager: dict[str, Tensor], right: dict[str, Tensor]) -> None:
-    """The rule of `near.py`; the unit is that of float32, in which even 16-bit logits are computed with."""
+    """The rule of `near.py`, with the unit of float32, in which 16-bit logits are also computed."""
     for name, value in right.items():
         assert ours[name].shape == value.shape, name
         share = used(ours[name], eager[name], value, UNITS * EPS[torch.float32] * float(value.abs().max()))
-        assert share <= 1, f"{name}: {share:.3g} of what is allowed"
+        assert share <= 1, f"{name}: {share:.3g} of the allowed error"
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -96,7 +96,7 @@ def test_definition_is_binary_cross_entropy(targets, size):
     parts = logits.chunk(len(targets))
     expected = torch.stack([F.binary_cross_entropy_with_logits(part, torch.full_like(part, target))
                             for part, target in zip(parts, targets, strict=True)])
-    # of softplus, PyTorch knows 20 and more only as 20 and more
+    # PyTorch's softplus is the identity from 20 on
     torch.testing.assert_close(loss, expected, rtol=1e-8, atol=1e-9)
     torch.testing.assert_close(probability, torch.stack([part.sigmoid().mean() for part in parts]))
     torch.testing.assert_close(torch.autograd.grad(loss, logits, gloss), torch.autograd.grad(expected, logits, gloss),
@@ -122,7 +122,7 @@ def test_derivatives_of_the_definition(targets):
 
 
 def test_definition_is_what_the_losses_of_dcgans_are():
-    """To the bit: -log sigma(r) - log(1 - sigma(f)) as softplus of both."""
+    """-log sigma(r) - log(1 - sigma(f)) as softplus of both, bit for bit."""
     real, fake = draw((1, 0), 129, torch.float32).chunk(2)
     loss, _ = ops.logistic_loss(torch.cat([real, fake]), (1, 0), impl="reference")
     assert torch.equal(loss, torch.stack([F.softplus(-real).mean(), F.softplus(fake).mean()]))
@@ -147,23 +147,23 @@ def test_kernel_in_blocks(size, monkeypatch):
 
 
 def relative(ours: Tensor, right: Tensor) -> float:
-    """The largest error, in units of float32 beside each element."""
+    """The largest error, in float32 units of each element."""
     return float(((ours - right).abs() / right.abs()).max() / EPS[torch.float32])
 
 
 @pytest.mark.parametrize("function", [logistic.logistic_loss, native.logistic_loss], ids=KERNELS)
 @pytest.mark.parametrize("target", [1.0, 0.0, 0.9])
 def test_kernel_keeps_the_digits_of_tiny_losses(target, function):
-    """One logit a part, -100 to 100; beyond 87 exp(-|l|) is no normal number of float32 any more."""
+    """One logit per part, -100 to 100; beyond 87, exp(-|l|) is subnormal in float32."""
     if function is native.logistic_loss:
-        target = float(torch.tensor(target, dtype=torch.float32))  # as the compiled kernel is given it
+        target = float(torch.tensor(target, dtype=torch.float32))  # as the compiled kernel gets it
     points = torch.linspace(-87, 87, 201)
     loss, probability, gradient = (torch.cat(each) for each in zip(
         *(function(few, [target] * len(few)) for few in points.split(8)), strict=True))
     assert relative(loss, terms(points, target)) < 2 * UNITS
     assert relative(probability, torch.sigmoid(points.double())) < 2 * UNITS
     right = slopes(points, target)
-    near_zero = right.abs() < 0.02  # sigma(l) - 0.9 cancels there, in any arithmetic
+    near_zero = right.abs() < 0.02  # sigma(l) - 0.9 cancels there in any arithmetic
     kept = ~near_zero if target == 0.9 else torch.ones_like(near_zero)
     assert relative(gradient[kept], right[kept]) < 2 * UNITS
     far = torch.cat([torch.linspace(-100, -87, 7), torch.linspace(87, 100, 7)])
@@ -209,7 +209,7 @@ def test_gradient_of_one_part(impl):
 
 @pytest.mark.parametrize("impl", KERNELS)
 def test_gradients_of_float16_are_rounded_after_they_are_scaled(impl):
-    """(1 - sigma) / M is too small for float16 before a gradient scaler's 65536, and fills it after."""
+    """(1 - sigma) / M is too small for float16 before it is multiplied by a gradient scaler's 65536."""
     logits = torch.full((1000,), 9.0, dtype=torch.float16)
     found = results(impl, logits, (1.0,), torch.tensor([65536.0]))
     right = exact(logits, (1.0,), torch.tensor([65536.0]))["gradient"]
@@ -219,7 +219,7 @@ def test_gradients_of_float16_are_rounded_after_they_are_scaled(impl):
 @each_targets
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_second_derivatives(kernels, targets):
-    """Of a penalty on the slope of the loss, through a network before it: what R1 and WGAN-GP differentiate."""
+    """Gradients of a penalty on the slope of the loss, through a preceding network, as in R1 and WGAN-GP."""
     def penalty(impl: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
         x, gloss = draw(targets, 5).to(dtype).requires_grad_(), incoming(targets).to(dtype).requires_grad_()
         loss, _ = ops.logistic_loss(x.tanh() * 3, targets, impl=impl)
@@ -233,7 +233,7 @@ def test_second_derivatives(kernels, targets):
 
 @each_impl
 def test_views(impl):
-    """A column of two classes, and a part of a batch that no 16 bytes begin with."""
+    """A column of two classes, and a part of a batch that is not aligned to 16 bytes."""
     both = draw((1.0, 0.0), 14, torch.float32)
     for view in (both.view(-1, 2)[:, 1], both[3:17]):
         ours = results(impl, view, (1.0, 0.0), incoming((1.0, 0.0)))
@@ -256,7 +256,7 @@ def test_engines_other_than_kernels_launch_none(impl):
 
 
 def test_autocast_changes_nothing():
-    """Not even in the interpreter, which refuses bfloat16."""
+    """Not even in the interpreter, which rejects bfloat16."""
     logits = draw((1.0, 0.0), 7, torch.float32)
     expected = results("triton", logits, (1.0, 0.0), torch.ones(2))
     with torch.autocast("cpu", torch.bfloat16):
@@ -335,7 +335,7 @@ def test_compiles_as_a_full_graph(dynamic, impl):
         loss, probability = ops.logistic_loss(logits * 2, targets, impl=impl)
         return loss.sum(), probability
 
-    torch.compiler.reset()  # of all the engines before, more are compiled than one function may be
+    torch.compiler.reset()  # previous engines have used up the limit of recompilations
     compiled = torch.compile(train, fullgraph=True, backend="aot_eager", dynamic=dynamic)
     for targets in ((1.0, 0.0), (0.9, 0.0)):
         found = []

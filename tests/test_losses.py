@@ -1,4 +1,4 @@
-"""Each loss against its formula in float64, its gradient, its behaviour where logits are large, and the penalties."""
+"""Each loss against its formula in float64, its gradient, its behavior for large logits, and the penalties."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_bce_gradient_is_sigmoid_minus_label():
 
 @pytest.mark.parametrize("name", ["bce", "minimax"])
 def test_label_smoothing(name):
-    """Reals are real with probability 0.9: cross-entropy with that target, as PyTorch has it."""
+    """Real images have target 0.9: PyTorch's cross-entropy with that target."""
     real, fake = logits(name, 6), logits(name, 7)
     expected = (nn.functional.binary_cross_entropy_with_logits(real, torch.full_like(real, 0.9))
                 + nn.functional.binary_cross_entropy_with_logits(fake, torch.zeros_like(fake)))
@@ -91,7 +91,7 @@ def test_label_smoothing(name):
 
 @pytest.mark.parametrize(("name", "slope"), [("bce", -1.0), ("minimax", 0.0)])
 def test_generator_gradient_where_fakes_are_recognised(name, slope):
-    """At D(fake) = sigmoid(-30) the minimax loss saturates and the other does not; at +30 the two change places."""
+    """At D(fake) = sigmoid(-30) the minimax loss saturates and the other does not; at +30 it is the reverse."""
     for logit, expected in ((-30.0, slope), (30.0, -1.0 - slope)):
         fake = torch.tensor([logit], dtype=torch.float64, requires_grad=True)
         (gradient,) = torch.autograd.grad(LOSSES[name].generator(fake), fake)
@@ -101,7 +101,7 @@ def test_generator_gradient_where_fakes_are_recognised(name, slope):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["bce", "minimax", "softmax"])
 def test_extreme_logits_stay_finite(name, dtype):
-    """Wrong by 10,000: a loss of 10,000 for each half, and a gradient of 1, not inf and nan."""
+    """Logits that are wrong by 10,000: a loss of 10,000 for each half and a gradient of 1, not inf and nan."""
     right, wrong = (torch.tensor([x], dtype=dtype) for x in (1e4, -1e4))
     if name == "softmax":
         right, wrong = (torch.stack([torch.zeros_like(x), x], 1) for x in (right, wrong))
@@ -126,7 +126,7 @@ class Linear(nn.Module):
 
 
 class Curved(nn.Module):
-    """D(x) = 2 tanh(<w, x> + 0.3), of weights that are not its own."""
+    """D(x) = 2 tanh(<w, x> + 0.3), with given weights."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ def images(count: int = 4) -> Tensor:
 
 
 def test_gradient_penalty_of_a_linear_critic():
-    """(|w| - 1)^2 whatever the images, with gradient 2 (|w| - 1) w / |w|."""
+    """(|w| - 1)^2 for any images, with gradient 2 (|w| - 1) w / |w|."""
     weight = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.0, 1.5], dtype=torch.float64)
     critic, length = Linear(weight), weight.norm()
     penalty = gradient_penalty(critic, images(), images(), ())
@@ -179,7 +179,7 @@ def test_r1_penalty_of_a_linear_discriminator():
 
 @pytest.mark.parametrize("penalty", ["gradient_penalty", "r1_penalty"])
 def test_penalties_are_differentiated_twice(penalty):
-    """Their gradient with respect to the weights is the derivative of a derivative; finite differences agree."""
+    """Their gradient with respect to the weights is a second derivative; finite differences agree."""
     torch.manual_seed(6)
     real, fake = 0.3 * images(), 0.3 * images()
 

@@ -1,7 +1,7 @@
-"""Measures of how good fakes are: right on images whose answer is known, cached, without a trace in training.
+"""Metrics of generated images: correct for images with known results, cached, without effect on training.
 
-InceptionV3's weights are not part of the project: its file is read with random weights, and what is computed from
-features is computed from those of a small network, beside torch-fidelity's own face to it.
+InceptionV3's weights are not part of the project: its file is read with random weights, and metrics are computed from
+the features of a small network, also by torch-fidelity with the same features.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ registry.register_feature_extractor("tiny", Tiny)
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is ever downloaded."""
+    """No test downloads anything."""
     def refused(*_: Any, **__: Any) -> None:
         raise AssertionError("a download was tried")
 
@@ -85,7 +85,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def tiny_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The small network in the place of InceptionV3, and a file for it."""
+    """Replace InceptionV3 by the small network, and return a weights file for it."""
     monkeypatch.setattr(inception, "EXTRACTOR", "tiny")
     torch.save({}, tmp_path / "tiny.pth")
     return str(tmp_path / "tiny.pth")
@@ -98,7 +98,7 @@ def metrics(names: str, weights: str | None = None, config: Any = DIGITS, images
 
 
 class Drawn:
-    """In the place of a generator: image i of a tensor uint8 (N, C, H, W) for seed i."""
+    """Replaces a generator: image i of a uint8 tensor (N, C, H, W) for seed i."""
 
     unit_range = True
 
@@ -116,13 +116,13 @@ class Drawn:
 
 @pytest.fixture(scope="module")
 def score() -> Metrics:
-    """With a classifier trained as for a user, once."""
+    """The score, with a classifier that is trained once with the defaults."""
     return metrics("score")
 
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[Tensor, Tensor]:
-    """500 real digits of the classifier's training, and their labels."""
+    """500 real digits from the classifier's training data, and their labels."""
     batches = list(RealImages(open_dataset(DIGITS), DIGITS).batches(20_000, "digits"))
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))  # type: ignore[arg-type]
     return images[-500:], labels[-500:]
@@ -159,7 +159,7 @@ def test_fid_of_fewer_images_than_dimensions_is_doubted(tiny_weights, own_cache,
 
 
 def test_the_bars_of_measures_move_image_by_image(score, digits, monkeypatch):
-    """Rather than only when hundreds are done."""
+    """The progress bars advance with each image, not only after hundreds."""
     sizes: list[int] = []
     monkeypatch.setattr(score.metrics[0], "features", lambda images: sizes.append(len(images)) or {"x": torch.zeros(1)})
     monkeypatch.setattr(score.metrics[0], "compute", lambda features: {})
@@ -179,7 +179,7 @@ def test_score_of_one_image_again_and_again(score, digits):
 
 
 def test_score_of_one_image_a_class(score, digits):
-    """Covered, but nothing varies."""
+    """All classes are covered, but there is no diversity."""
     found = of(score, torch.stack([digits[0][digits[1] == c][0] for c in range(10)]))
     assert found["score_classes"] >= 8 and found["score_diversity"] < 0.01
 
@@ -195,7 +195,7 @@ def test_score_of_noise(score):
 
 
 def test_a_class_is_covered_from_a_tenth_of_its_share(score, digits):
-    """Sevens are a tenth of the reals: of 500 fakes, 5 must be."""
+    """A tenth of the real images are sevens: at least 5 of 500 fakes must be."""
     images, labels = digits
     sure = score.metrics[0].features(images)["probabilities"].argmax(1)
     zero, seven = (images[(labels == c) & (sure == c)][:1] for c in (0, 7))
@@ -205,7 +205,7 @@ def test_a_class_is_covered_from_a_tenth_of_its_share(score, digits):
 
 @pytest.mark.parametrize("shape", [(3, 64, 96), (1, 28, 28), (4, 20, 17)], ids=str)
 def test_score_of_images_of_any_shape(shape, own_cache, tmp_path, monkeypatch):
-    """Two classes that brightness tells apart."""
+    """Two classes that differ in brightness."""
     monkeypatch.setattr(classifier, "STEPS", 40)
     channels, height, width = shape
     levels = np.random.default_rng(0).integers(0, 80, (120, height, width, channels))
@@ -224,14 +224,14 @@ def test_the_classifier_is_cached(own_cache, monkeypatch):
         patch.setattr(classifier, "_train", None)
         assert metrics("score").of_reals() == first
     path.write_bytes(path.read_bytes()[:1000])
-    torch.rand(1)  # what others draw in between is of no account
+    torch.rand(1)  # other draws in between do not matter
     assert metrics("score").of_reals() == first, "damaged: trained again, to the same"
     metrics("score", config=presets.get("digits", image_size="16", holdout=100).data)
     assert len(list(own_cache.iterdir())) == 2, "other images have another classifier"
 
 
 def test_another_folder_of_the_same_names_and_sizes_has_a_classifier_of_its_own(own_cache, monkeypatch, tmp_path):
-    """Streamed: all that their fingerprint knows is equal."""
+    """Streamed: all parts of their fingerprints are equal."""
     monkeypatch.setattr(classifier, "STEPS", 5)
     reals = open_dataset(DIGITS).data[:120].squeeze(1).numpy()  # type: ignore[attr-defined]
     found = []
@@ -324,7 +324,7 @@ def test_weights_where_torch_hub_keeps_them(tmp_path, monkeypatch):
 
 
 class Evil:
-    """A pickle that would make a file."""
+    """A pickle that would create a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -399,7 +399,7 @@ def test_without_torch_fidelity(tiny, monkeypatch):
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> Iterator[None]:
-    """A classifier that is trained in a moment."""
+    """A classifier that is trained quickly."""
     monkeypatch.setattr(classifier, "STEPS", 5)
     yield
 

@@ -1,4 +1,4 @@
-"""The kernels of batch normalization and patches by themselves: each instruction set, threads, edges, refusals."""
+"""The kernels of batch normalization and patches: each instruction set, numbers of threads, edge sizes, errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "poisoned")
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 each_dtype = pytest.mark.parametrize("dtype", list(DTYPES.values()), ids=list(DTYPES))
-# (N, H, W, C), groups: narrower and wider than a panel, of one channel, with a rest of rows, in many parts
+# (N, H, W, C), groups: narrower and wider than a panel, of one channel, with a remainder of rows, in many parts
 SHAPES = [((6, 7, 5, 3), 3), ((2, 3, 3, 257), 1), ((4, 1, 1, 600), 2), ((3, 5, 1, 1), 3), ((2, 40, 41, 64), 2),
           ((1, 9, 11, 100), 1)]
 each_activation = pytest.mark.parametrize("activation", [Activation(name, 0.2) for name in ACTIVATIONS],
@@ -39,7 +39,7 @@ each_shape = pytest.mark.parametrize(("shape", "groups"), SHAPES, ids=str)
 CPU = torch.device("cpu")
 BUILT = {name.rpartition("_")[2]: name for name in ("fastgan._cpu_portable", "fastgan._cpu_avx2", "fastgan._cpu_avx512")
          if util.find_spec(name)}
-# those that this processor has: each instruction set includes the ones before it
+# the instruction sets of this processor, each of which includes the previous ones
 ISAS = list(BUILT)[:list(BUILT).index(extension.of(CPU).__name__.rpartition("_")[2]) + 1]
 
 
@@ -56,7 +56,7 @@ class Norm(NamedTuple):
 
 
 def draw(shape: tuple[int, ...], groups: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Norm]:
-    """y of shape (N, H, W, C) as (N, C, H, W), a gradient and a normalization of y."""
+    """y of shape (N, H, W, C) as (N, C, H, W), a gradient, and a normalization of y."""
     torch.manual_seed(0)
     channels = shape[-1]
     stats = torch.stack([torch.randn(groups, channels), torch.rand(groups, channels) + 0.5])
@@ -80,7 +80,7 @@ def assert_near_float64(ours: Tensor, function: Callable[..., Tensor], *tensors:
 
 
 def normalized(y: Tensor, norm: Norm, activation: Activation) -> Tensor:
-    """act(batch_norm(y)) with these statistics, which no pass changes."""
+    """act(batch_norm(y)) with constant statistics."""
     spec = NormSpec(False, None, 0.0, len(norm.stats[0]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reference, "batch_stats", lambda *given: norm.stats)
@@ -90,7 +90,7 @@ def normalized(y: Tensor, norm: Norm, activation: Activation) -> Tensor:
 @each_shape
 @each_dtype
 def test_statistics(isa, dtype, shape, groups):
-    """Mean and variance of float64 to a unit of float32, far from zero as near it."""
+    """Mean and variance within a unit of float32, also far from zero."""
     x = (draw(shape, groups, dtype)[0] + 100.0).to(dtype)
     found = native.batch_stats(x, groups)
     mean, var = torch_ops.measure(x.double(), groups)
@@ -164,13 +164,13 @@ each_window = pytest.mark.parametrize("window", WINDOWS, ids=lambda window: "-".
 
 
 def geometry(images: int, channels: int, window: tuple[tuple[int, int], ...]) -> Geometry:
-    """Of patches in fine images of 8x5."""
+    """The geometry of patches in fine images of 8x5."""
     kernel, stride, padding, size = window
     return Geometry(0, images, (8, 5, channels), (*size, 1), kernel, stride, padding)
 
 
 def unfolded(a: Tensor, window: tuple[tuple[int, int], ...]) -> Tensor:
-    """Patches [N * Hc * Wc, kh * kw * C] of a [N, H, W, C], with as many zeros around it as they read."""
+    """Patches [N * Hc * Wc, kh * kw * C] of a [N, H, W, C], padded with the zeros that they read."""
     (kh, kw), (sh, sw), (top, left), (height, width) = window
     below, right = (max(0, (n - 1) * s + k - pad - side)
                     for k, s, pad, n, side in zip(*window, a.shape[1:3], strict=True))
@@ -203,7 +203,7 @@ def test_scattering_is_the_transpose(dtype, window, channels):
 
 
 def test_all_numbers_of_16_bits(isa):
-    """Widened and rounded again they are the same; numbers between them go to the nearest, ties to even."""
+    """Widened and rounded, they are unchanged; numbers between them round to nearest, ties to even."""
     for dtype in (torch.float16, torch.bfloat16):
         every = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(dtype)
         unchanged = Norm(torch.stack([torch.zeros(1, 1), torch.ones(1, 1)]), torch.ones(1), -torch.zeros(1))
@@ -334,7 +334,7 @@ def test_the_instruction_set_is_that_of_pytorch():
 
 
 def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
-    """Where another GPU is the current one, by the stream that is current on theirs."""
+    """On the current stream of their device, while another GPU is the current device."""
     where, calls = [0], []
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Chains against `nn.Sequential`: every kind of layer, every way in which layers change between calls."""
+"""Chains compared with `nn.Sequential`: every kind of layer, and every change of layers between calls."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Doubling(nn.Conv2d):
 
 
 CHANGES: dict[str, tuple[Callable[[nn.Sequential], Any], int]] = {
-    # what is done to a network of `layers()`, and how many blocks then still run as stages
+    # a change of a network of `layers()`, and the number of blocks that then still run as stages
     "nothing": (lambda network: None, 3),
     "evaluation": (lambda network: network.eval(), 3),
     "one-norm-in-evaluation": (change(1, lambda m: m.eval()), 3),
@@ -105,7 +105,7 @@ def pair(name: str = "nothing") -> tuple[nn.Sequential, fnn.Chain]:
 
 @pytest.fixture
 def blocks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many blocks each run of them has had."""
+    """The number of blocks in each call of `ops.chain`."""
     seen: list[int] = []
     chain = ops.chain
     monkeypatch.setattr(ops, "chain", lambda x, run, impl: (seen.append(len(run)), chain(x, run, impl))[1])
@@ -125,7 +125,7 @@ def test_chain_is_sequential(name, blocks):
 
 @pytest.mark.parametrize("name", ["hook-on-norm", "evaluation", "spectral-norm", "momentum-none", "untracked"])
 def test_change_between_calls(name, blocks):
-    """Decided at each call, not when the chain was made."""
+    """Decided in each call, not when the chain is created."""
     eager, chain = pair()
     results(eager, image(), eager), results(chain, image(), chain)
     for network in (eager, chain):
@@ -215,7 +215,7 @@ def test_copies(clone):
 
 
 def weights_init(module: nn.Module) -> None:
-    """Of PyTorch's DCGAN example, which goes by names; and zeros for biases, as others have it."""
+    """That of PyTorch's DCGAN example, which checks class names, and zeros for biases, as in other code."""
     name = type(module).__name__
     if name.find("Conv") != -1:
         nn.init.normal_(module.weight.data, 0.0, 0.02)
@@ -272,7 +272,7 @@ def test_same_errors_as_sequential(shape):
 
 @pytest.mark.parametrize("impl", ["reference", "native", "triton"])
 def test_small_transpose(impl):
-    """There are pixels only thanks to output_padding."""
+    """Without output_padding, the result would have no pixels."""
     torch.manual_seed(0)
     eager = nn.Sequential(nn.ConvTranspose2d(4, 2, 2, 2, 1, output_padding=1), nn.Tanh())
     chain, x, results = fnn.Chain(*eager, impl=impl), torch.randn(3, 4, 1, 1, requires_grad=True), []

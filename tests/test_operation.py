@@ -1,4 +1,4 @@
-"""One operation with ordinary activations at both ends: in every form what the eager layers compute."""
+"""The operation in every form, with ordinary activations as input and output, equals the eager layers."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def images(dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 class Ours(nn.Module):
-    """A copy of a Sequential's layers as one operation; float64 as float32 for kernels."""
+    """A copy of a Sequential's layers as one operation; kernels compute float64 in float32."""
 
     def __init__(self, eager: nn.Sequential, engine: str, groups: int = 1) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Ours(nn.Module):
 
 
 def assert_equal_to_eager(eager: nn.Sequential, x: Tensor, engine: str, groups: int = 1) -> None:
-    """Output, gradients and buffers, twice, as running statistics go on."""
+    """Output, gradients and buffers in two calls, because running statistics change."""
     ours = Ours(eager, engine, groups)
     for _ in range(2):
         expected = results(lambda x: torch.cat([eager(part) for part in x.chunk(groups)]), x, eager)
@@ -171,7 +171,7 @@ def test_not_a_number_stays_one(activation, norm, engine):
                          ids=["training", "evaluation", "no-norm"])
 @each_convolution
 def test_second_derivatives(convolution, norm, training, activation, engine):
-    """R1 by parameters and by the image, against eager PyTorch's double backward; no buffer is updated twice."""
+    """R1 differentiated by parameters and by the image, compared with eager PyTorch; no buffer is updated twice."""
     eager = layers(convolution, activation, norm=norm).train(training)
     ours = Ours(eager, engine)
 
@@ -184,7 +184,7 @@ def test_second_derivatives(convolution, norm, training, activation, engine):
         return [torch.zeros_like(one) if grad is None else grad for one, grad in zip(wanted, grads, strict=True)]
 
     right = penalty(eager, eager)
-    largest = max(float(one.abs().max()) for one in right)  # what a gradient that cancels has been summed from
+    largest = max(float(one.abs().max()) for one in right)  # the size of the terms of a gradient that cancels
     for one, other in zip(right, penalty(ours, ours.layers), strict=True):
         small, scale = (1e-8, float(one.abs().max() + 1)) if engine == "reference" else (1e-4, largest)
         torch.testing.assert_close(other.double(), one, rtol=small, atol=small * scale)
@@ -203,7 +203,7 @@ def test_gradgradcheck():
     ids=["add", "elu", "dropout"])
 @pytest.mark.parametrize("activation", ["leaky", "none"])
 def test_results_may_be_overwritten(activation, after, norm, engine):
-    """As in eager PyTorch: where its backward does not read them, ours does not either."""
+    """As in eager PyTorch: if its backward does not read them, ours does not either."""
     eager = layers("conv", activation, norm=norm)
     ours = Ours(eager, engine)
     both = []
@@ -213,7 +213,7 @@ def test_results_may_be_overwritten(activation, after, norm, engine):
             return after(network(x))
 
         x = images() if engine == "reference" else images().to(memory_format=torch.channels_last)
-        both.append(results(run, x, parameters))  # dropout draws in the order of memory
+        both.append(results(run, x, parameters))  # dropout draws in memory order
     assert_same(*reversed(both), **TOLERANCE[engine])
 
 
@@ -246,7 +246,7 @@ def test_memory_format_is_that_of_eager(convolution, last):
 @pytest.mark.parametrize("activation", ["tanh", "none"])
 @each_convolution
 def test_as_near_to_float64_as_eager(convolution, activation, engine, dtype):
-    """Without kinks, at which a rounding decides between two slopes."""
+    """Without kinks, at which rounding selects the slope."""
     eager = layers(convolution, activation, dtype)
     eager[1].float()
     ours, exact, x = Ours(eager, engine), copy.deepcopy(eager).double(), images(dtype)
@@ -297,7 +297,7 @@ def test_functional_gradients(engine):
 @each_engine
 @pytest.mark.parametrize("norm", [True, False], ids=["norm", "no-norm"])
 def test_compiles_as_a_full_graph(norm, engine):
-    """In a chain, which is eager layers to a compiler."""
+    """In a chain, which a compiler sees as eager layers."""
     eager, dtype = layers("conv", norm=norm), torch.float64 if engine == "reference" else torch.float32
     ours = Chain(*copy.deepcopy(eager), impl=engine).to(dtype)
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
@@ -313,7 +313,7 @@ def test_one_value_per_channel():
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("groups", [1, 3])
 def test_passes(activation, groups, engine):
-    """Each against the reference's pass of the same name and arguments."""
+    """Each compared with the reference's pass of the same name and arguments."""
     [[one]] = read(list(layers("conv", activation, torch.float32)))
     tensors, (conv, _, act) = block(*one)
     x, norm = images(torch.float32), NormSpec(True, groups=groups)
@@ -346,7 +346,7 @@ def test_passes(activation, groups, engine):
 
 @each_of_kernels
 def test_operators(engine):
-    """Schemas, and results of fake tensors, are those of real ones."""
+    """Schemas and results with fake tensors match those with real tensors."""
     y, vector = images(torch.float32).to(memory_format=torch.channels_last), torch.rand(3) + 0.5
     stats, act = torch.stack([vector, vector])[:, None].contiguous(), ("leaky_relu", 0.2, False)
     conv = (2, 1), (1, 1), (0, 0), False
@@ -385,7 +385,7 @@ class Seen(TorchDispatchMode):
 
 @each_of_kernels
 def test_operators_are_called_where_somebody_looks(engine):
-    """Else their functions are, which is faster, with the same bits."""
+    """Otherwise the functions are called, which is faster and has the same bits."""
     eager = layers("conv", dtype=torch.float32)
     ours, other, x = Ours(eager, engine), Ours(copy.deepcopy(eager), engine), images(torch.float32)
     assert not isinstance(passes_of(engine, x, x).wgrad, types.MethodType)
@@ -400,8 +400,8 @@ def test_operators_are_called_where_somebody_looks(engine):
 
 
 def test_memory_is_that_of_eager_pytorch_and_one_gradient():
-    """Of a network's forward and backward passes: autograd holds a block's ga until the block's gx is made, where
-    eager PyTorch has freed it between two of its layers."""
+    """In a network's forward and backward passes: autograd keeps a block's ga until its gx is computed, but eager
+    PyTorch frees it between two layers."""
     torch.manual_seed(0)
     eager = nn.Sequential(nn.Conv2d(3, 32, 4, 2, 1), nn.LeakyReLU(0.2, True), nn.Conv2d(32, 64, 4, 2, 1),
                           nn.BatchNorm2d(64), nn.LeakyReLU(0.2, True), nn.Conv2d(64, 64, 4, 2, 1),

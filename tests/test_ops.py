@@ -1,4 +1,4 @@
-"""The operations against eager layers, in float64 wherever a number decides, and every refusal by its words."""
+"""The operations compared with eager layers, in float64 if numbers matter, and the message of every error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ each_case = pytest.mark.parametrize(("case", "transposed"), [
 
 
 class Eager(nn.Module):
-    """The layers that a case stands for, seeded; G calls for G groups."""
+    """The layers of a case, seeded; G calls for G groups."""
 
     def __init__(self, case: tuple[Any, ...], transposed: bool, activation: str, *, norm: bool = True,
                  dtype: torch.dtype = torch.float64) -> None:
@@ -47,7 +47,7 @@ class Eager(nn.Module):
         self.to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = self.conv(x).chunk(self.groups)  # in one call, as fused: a library's error depends on the batch
+        parts = self.conv(x).chunk(self.groups)  # one call, as fused: errors depend on the batch
         return self.act(torch.cat([part if self.norm is None else self.norm(part) for part in parts]))
 
     def fused(self, x: Tensor, **options: Any) -> Tensor:
@@ -119,7 +119,7 @@ def test_layouts_of_the_input(layout, transposed):
     assert torch.equal(x, before)
 
 
-# how much further than eager a result may be from float64, plus one rounding unit of the largest element
+# maximum error relative to eager's, plus one rounding unit of the largest element
 MARGIN = 1.5
 EPS = {torch.float32: 2**-24, torch.bfloat16: 2**-9, torch.float16: 2**-12}
 
@@ -139,30 +139,30 @@ def test_as_near_to_float64_as_eager(case, dtype, transposed):
     if dtype != torch.float32:
         eager.norm.float()
     fused, exact = copy.deepcopy(eager), copy.deepcopy(eager).double()
-    x = draw(case, dtype).contiguous(memory_format=torch.channels_last)  # as fused, or the libraries' kernels differ
+    x = draw(case, dtype).contiguous(memory_format=torch.channels_last)  # as fused: kernels depend on it
     assert_as_near(results(fused.fused, x, fused), results(eager, x, eager), results(exact, x.double(), exact))
 
 
 def test_mean_ten_thousand_times_the_deviation():
-    """Where E[y^2] - E[y]^2 has no digit left."""
+    """E[y^2] - E[y]^2 has no correct digit."""
     case = CASES[0]
     exact = Eager(case, False, "relu")
     with torch.no_grad():
         exact.conv.bias = nn.Parameter(exact.conv(draw(case)).std((0, 2, 3)) * 1e4)
         exact.float()
-        # as fused: for other layouts a library may start its sums with the bias, which leaves other errors in y
+        # as fused: for other layouts a library may start its sums with the bias, which changes the errors of y
         x = draw(case, torch.float32).contiguous(memory_format=torch.channels_last)
         y = exact.conv(x)
         conv, norm, eager = exact.conv, copy.deepcopy(exact.norm), F.relu(exact.norm(y))
         fused = ops.conv_bn_act(x, conv.weight, conv.bias, norm.weight, norm.bias, activation="relu")
         exact.double()
-        # from the same rounded y: what is judged are the statistics, not the convolution
+        # from the same rounded y, because the statistics are checked, not the convolution
         y = y.double()
         right = F.relu(exact.norm(y))
     std = y.std((0, 2, 3), correction=0)
     naive = y.float().square().mean((0, 2, 3)) - y.float().mean((0, 2, 3)).square()
     assert (y.mean((0, 2, 3)) / std).min() > 9e3
-    assert (naive / std.square() - 1).abs().max() > 0.5  # the forbidden formula would show here
+    assert (naive / std.square() - 1).abs().max() > 0.5  # the naive formula would fail here
     unit = EPS[torch.float32] * right.abs().max()
     allowed = MARGIN * (eager - right).abs().max() + unit
     assert (fused - right).abs().max() <= allowed

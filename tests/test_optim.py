@@ -1,4 +1,4 @@
-"""Both Adams against their formulas and PyTorch's own, gated by found_inf, on fixed tensors; the moving average."""
+"""Both Adams compared with their formulas and with PyTorch's, with found_inf, on fixed tensors; the moving average."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEPS = 50
 
 
 def gradient_at(step: int) -> Tensor:
-    """Of every size from 1e-9 to 10, so that epsilon matters to some elements."""
+    """A gradient with sizes from 1e-9 to 10, so that epsilon matters for some elements."""
     torch.manual_seed(step)
     return torch.randn(3, 5, dtype=torch.float64) * torch.logspace(-9, 1, 15, dtype=torch.float64).view(3, 5)
 
@@ -61,7 +61,7 @@ def test_plain_is_pytorchs():
 
 @pytest.mark.parametrize("hat", [True, False], ids=["hat", "plain"])
 def test_learning_rate_on_the_device(hat):
-    """The rate of an update is what the tensor holds then."""
+    """An update uses the current value of the tensor."""
     parameter = nn.Parameter(torch.ones(3, 5))
     adam = DeviceAdam([parameter], 0.01, (0.5, 0.999), 1e-8, hat=hat)
     parameter.grad = torch.ones(3, 5)
@@ -94,7 +94,7 @@ def test_no_tensor_is_ever_replaced(hat):
 
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "definition"])
 def test_parameters_without_a_gradient_are_pytorchs(fused):
-    """Left alone, and not counted: each parameter's bias correction begins with its own first gradient."""
+    """They are neither updated nor counted: each parameter's bias correction begins with its first gradient."""
     pairs = [[nn.Parameter(torch.ones(3, 5, dtype=torch.float64)) for _ in range(3)] for _ in range(2)]
     adams = DeviceAdam(pairs[0], 0.01, (0.5, 0.999), 1e-3, fused=fused), torch.optim.Adam(
         pairs[1], 0.01, (0.5, 0.999), 1e-3)
@@ -118,7 +118,7 @@ def test_a_frozen_parameter_has_no_moments_until_it_trains():
 
 @pytest.mark.parametrize("hat", [True, False], ids=["hat", "plain"])
 def test_state_of_an_older_version(hat):
-    """It holds the parameters that require gradients, and one count for all."""
+    """It has the parameters that require gradients, and one count for all."""
     made = []
     for older in (False, True):
         params = [nn.Parameter(torch.ones(3, 5), requires_grad=i > 0) for i in range(3)]
@@ -153,7 +153,7 @@ def test_the_two_adams_agree_where_epsilon_is_negligible_and_only_there():
 
 @pytest.mark.parametrize("eps_hat", [True, False])
 def test_found_inf_skips_everything_and_the_next_step_goes_on(eps_hat):
-    """A gated step in the middle leaves the trajectory of one that never saw it, step count included."""
+    """A skipped step in the middle changes nothing, including the step count."""
     config = TrainConfig(adam_eps_hat=eps_hat)
     left, right = (nn.Parameter(torch.ones(3, 5)) for _ in range(2))
     with_fault, without = (make_adam([p], 0.01, config) for p in (left, right))
@@ -185,7 +185,7 @@ def test_moving_average(decay, foreach):
         ema.update(torch.zeros(()))
         d = min(decay, (1 + t) / (10 + t))
         expected = [d * a + (1 - d) * p.detach() for a, p in zip(expected, network.parameters(), strict=True)]
-    # the decay is kept in float32
+    # the decay is stored in float32
     torch.testing.assert_close(list(ema.module.parameters()), [nn.Parameter(e) for e in expected], rtol=0, atol=1e-6)
     for mine, theirs in zip(ema.module.buffers(), network.buffers(), strict=True):
         assert torch.equal(mine, theirs)

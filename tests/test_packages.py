@@ -1,4 +1,4 @@
-"""What an installation needs, and what runs where the optional packages are missing."""
+"""The requirements of an installation, and the functions that work without the optional packages."""
 
 from __future__ import annotations
 

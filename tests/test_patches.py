@@ -1,4 +1,4 @@
-"""Products of patches that stay in the cache: all passes, every instruction set, edges."""
+"""Convolutions by products of patches: all passes, every instruction set, edge sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programmatic dependent launch: who asks for it, and that every kernel waits before it accesses memory."""
+"""Programmatic dependent launch: when it is used, and that every kernel waits before it accesses memory."""
 
 from __future__ import annotations
 

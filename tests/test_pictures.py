@@ -1,4 +1,4 @@
-"""Pictures hold what they should, where they should."""
+"""The content of pictures and its positions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_each_class_has_its_columns_near_a_square(count, classes, columns):
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_captions_stand_below_their_tiles(channels):
-    """Within the tile, however long; tiles are where they are without, but for the strips."""
+    """Within the tile for any length; except for their strips, tiles do not move."""
     images = torch.full((4, channels, 64, 64), 50, dtype=torch.uint8)
     picture = pictures.grid(images, 2, ["", "shoe", "", "a very long name of a class"])
     pixels = np.array(picture.convert("L"))
@@ -103,7 +103,7 @@ def test_path_ends_at_its_ends_and_keeps_the_length(kind):
 
 def test_drawing_changes_nothing_and_running_statistics_need_no_company():
     generator = DCGANGenerator(8, 4, 1, 16)
-    generator(torch.randn(20, 8))  # moves the running statistics
+    generator(torch.randn(20, 8))  # changes the running statistics
     before = {key: value.clone() for key, value in generator.state_dict().items()}
     z = torch.randn(6, 8)
     alone = torch.cat([draw(generator, one[None]) for one in z])

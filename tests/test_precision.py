@@ -1,4 +1,4 @@
-"""In which arithmetic a step computes, and that it leaves PyTorch's settings as they were."""
+"""The precision of a step, and that it restores PyTorch's settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def settings() -> list[object]:
 
 @pytest.mark.parametrize(("outer", "inner"), list(itertools.product(["ieee", "tf32"], ["fp32", "tf32", "bf16"])))
 def test_settings_can_be_read_within_and_come_back(outer, inner):
-    """The older ones too, which PyTorch refuses to read when they contradict the newer."""
+    """Also the older settings, whose reads raise an error in PyTorch if they contradict the newer ones."""
     first = settings()
     with products("tf32" if outer == "tf32" else "fp32"):
         before = settings()
@@ -38,7 +38,7 @@ def test_settings_can_be_read_within_and_come_back(outer, inner):
 
 
 def test_settings_that_contradict_each_other_come_back():
-    """As a user may leave them who has set one of the newer kind."""
+    """After a user has set only one of the newer settings."""
     conv, before = torch.backends.cudnn.conv, torch.backends.cudnn.conv.fp32_precision
     conv.fp32_precision = "ieee"
     try:
@@ -52,7 +52,7 @@ def test_settings_that_contradict_each_other_come_back():
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "tf32"])
 def test_setting_of_all_backends_is_overridden(precision):
-    """A user's `torch.backends.fp32_precision` is what every kind of operation inherits."""
+    """Every kind of operation inherits a user's `torch.backends.fp32_precision`."""
     conv, before = torch.backends.cudnn.conv, torch.backends.fp32_precision
     torch.backends.fp32_precision = "tf32"
     try:

@@ -1,4 +1,4 @@
-"""Every preset trains through the engines of kernels, Triton's interpreted, as it does through the reference."""
+"""Every preset trains with the kernel engines, Triton's interpreted, as with the reference."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ SMALL: dict[str, dict[str, Any]] = {
     "own-images": {"image_size": "16"},
 }
 SHAPES = {"oreilly-gan-mnist": (1, 28, 28), "tf-dcgan-mnist": (1, 28, 28), "d2l-gan-gaussian": (2,)}
-# Adam turns a gradient that is nothing but rounding into a whole lr: how far float32 comes from float64 is decided by
-# how many of those there are, so kernels may be this many times as far as the reference, by root mean square
+# Adam turns a gradient that is only rounding into an update of lr. The error in float32 depends on the number of such
+# gradients, so the root mean square error of kernels may be this many times that of the reference
 FACTOR, FLOOR = 3.0, 1e-6
 
 
 def trained(name: str, impl: str, dtype: torch.dtype) -> tuple[dict[str, torch.Tensor], int]:
-    """Parameters and buffers after a step, or two of small networks, and how many kernels were started."""
+    """Parameters and buffers after a step, or two of small networks, and the number of launches."""
     config = presets.get(name, **({**NARROW, **SMALL[name]} if name in SMALL else {}))
     shape = SHAPES.get(name, (config.data.channels or 1, *parse_size(config.data.image_size)))
     torch.manual_seed(0)

@@ -1,7 +1,6 @@
-"""Each preset trains as its document does: three float64 steps against the plain loop, from the same start.
+"""Each preset trains like its document: three float64 steps compared with the plain loop, from the same weights.
 
-Both sides do the same sums in another order, so only rounding may differ; anything in the recipe that is off shows far
-above it.
+Both sides compute the same sums in another order, so only rounding may differ; any error in the recipe is far larger.
 """
 
 from __future__ import annotations
@@ -69,5 +68,5 @@ def test_three_steps_are_the_documents(name):
     [pytest.param(name, changes, id=f"{name}-{'-'.join(f'{key}={value}' for key, value in changes.items())}")
      for name, several in NOTICED.items() for changes in several])
 def test_loop_notices(name, changes):
-    """A recipe that is wrong in one field does not pass."""
+    """A recipe with one wrong field fails."""
     assert distance(run_fastgan(name, 2, **NARROW, **changes), narrow_plain(name)) > ROUNDING

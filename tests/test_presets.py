@@ -1,4 +1,4 @@
-"""What the documents fix, one table a subject: shapes, numbers of parameters, fields, initial values, noise, pixels."""
+"""The specifications of the documents as tables: shapes, parameter counts, fields, initial values, noise, pixels."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ SHAPES = {
                   "64x64x64 128x32x32 256x16x16 512x8x8 1024x4x4 1x1x1"),
 }
 
-# weights, then scales and offsets of batch normalisation: trained values of the generator and of the discriminator
+# weights, then scales and offsets of batch normalization: trained values of the generator and of the discriminator
 TRAINED = {
     "digits": ((100 * 128 + 128 * 64 + 64 * 32 + 32 * 1) * 4 * 4 + 2 * (128 + 64 + 32),
                (1 * 32 + 32 * 64 + 64 * 128 + 128 * 1) * 4 * 4 + 2 * (64 + 128)),
-    "mxnet-dcgan-mnist": (  # offsets alone: fix_gamma=True
+    "mxnet-dcgan-mnist": (  # only offsets: fix_gamma=True
         (100 * 1024 + 1024 * 512 + 512 * 256 + 256 * 128 + 128 * 3) * 4 * 4 + 1024 + 512 + 256 + 128,
         (3 * 128 + 128 * 256 + 256 * 512 + 512 * 1024 + 1024 * 1) * 4 * 4 + 256 + 512 + 1024),
-    "oreilly-gan-mnist": (  # without the generator's biases, which no gradient reaches
+    "oreilly-gan-mnist": (  # without the generator's biases, which have no gradient
         (25 * 256 + 256 * 128 + 128 * 64 + 64 * 1) * 5 * 5 + 2 * (256 + 128 + 64),
         (1 * 8 + 8 * 16) * 5 * 5 + 8 + 16 + 7 * 7 * 16 * 32 + 32 + 32 * 1 + 1),
     "d2l-gan-gaussian": (2 * 2 + 2, 2 * 5 + 5 + 5 * 3 + 3 + 3 * 1 + 1),
@@ -64,7 +64,7 @@ TRAINED = {
 }
 TRAINED["own-images"] = TRAINED["dcgan-64"]
 
-# parameters that are held: scales of fix_gamma, and the three of the four unused biases that cancel
+# parameters that exist but are not trained: scales of fix_gamma, and three of the four unused biases, which cancel
 HELD = {"mxnet-dcgan-mnist": (1024 + 512 + 256 + 128, 256 + 512 + 1024), "oreilly-gan-mnist": (256 + 128 + 64, 0)}
 
 ADAM_PAPER = {"lr": 2e-4, "beta1": 0.5, "beta2": 0.999, "adam_eps": 1e-8}
@@ -111,7 +111,7 @@ FIELDS: dict[str, dict[str, Any]] = {
 
 NORMAL = ("normal", 0.02)  # mx.init.Normal(0.02), and the DCGAN paper's N(0, 0.02)
 GLOROT = ("uniform", 0.0)  # tf.layers' default
-# how weights start in the generator and in the discriminator, and the biases of each
+# initial distributions of the weights of the generator and of the discriminator, and of the biases of each
 WEIGHTS = {
     **dict.fromkeys(PRESETS, (NORMAL, NORMAL)),
     "oreilly-gan-mnist": (("truncated", 0.1), ("truncated", 0.02)),
@@ -188,7 +188,7 @@ def check_weight(weight: Tensor, kind: str, std: float) -> None:
             assert weight.abs().max() > 2.5 * std  # not truncated
     elif kind == "truncated":
         assert weight.abs().max() <= 2 * std
-        # beyond two deviations redrawn: the variance of what is left is 1 - 2 a phi(a) / (2 Phi(a) - 1), a = 2
+        # redrawn beyond two deviations: the variance is then 1 - 2 a phi(a) / (2 Phi(a) - 1), a = 2
         check_normal(weight, std * math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2))))
     else:
         area = weight[0, 0].numel()
@@ -225,7 +225,7 @@ def test_noise(name):
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if len(CASES[name].shape) == 3])
 def test_pixels(name):
-    """Every grey level as the document's own formula scales it."""
+    """Every gray level equals that of the document's formula."""
     grey = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     ours = to_model_range(grey, flip=False, unit_range=presets.get(name).data.unit_range, dtype=torch.float64)
     torch.testing.assert_close(ours, CASES[name].plain.scale_pixels(grey), rtol=0, atol=1e-15)

@@ -1,4 +1,4 @@
-"""The proof in the PTX simulator: what it rewrites, counts and judges; and that it can say no."""
+"""The proof in the PTX simulator: rewriting, counting and judging, and that it can fail."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_rule_can_fail():
     assert numerics.used(off, eager, exact, 0) > 1
     assert numerics.used(off, eager, exact, 2**-8) < 1
     one_wrong = eager.clone()
-    one_wrong[7] += 0.02  # the rms hardly sees it
+    one_wrong[7] += 0.02  # the rms hardly changes
     assert numerics.used(one_wrong, eager, exact, 0) > 1
     assert numerics.used(one_wrong, eager, exact, 0, kinks=[one_wrong]) < 1
     assert numerics.used(eager.clone().fill_(math.nan), eager, exact, 1) == math.inf
@@ -89,7 +89,7 @@ def test_moved_kinks_move_gradients_and_no_values():
 @pytest.mark.parametrize("layer", [torch.nn.Conv2d(3, 5, 3, 2, 1), torch.nn.ConvTranspose2d(3, 5, 3, 2, 1, 1)],
                          ids=["conv", "transpose"])
 def test_eager_tf32(layer):
-    """Gradients of layers whose factors need no cutting are exact, others are off by about 2^-11."""
+    """Gradients of layers whose factors are exact in tf32 are exact; others are off by about 2^-11."""
     x = torch.randn(2, 3, 7, 5, requires_grad=True)
 
     def grads(precision):
@@ -118,7 +118,7 @@ def test_operations_and_bytes_of_a_layer():
     assert launches.moved("convolve_kernel", CONVOLUTION) == (read, written)
     parts = {"partials": torch.zeros(3, 2, 5), "blocks": torch.zeros(3, 1, 5), "result": torch.zeros(2, 1, 5),
              "statistics": (), "tickets": torch.zeros(9)}
-    measured = launches.moved("convolve_kernel", {**CONVOLUTION, **parts})  # which reads y and the parts again
+    measured = launches.moved("convolve_kernel", {**CONVOLUTION, **parts})  # it reads y and the parts again
     assert measured == (read + written + 4 * (30 + 15), written + 4 * (30 + 15 + 10))
     norm = {"y": torch.zeros(6), "running_mean": torch.zeros(1), "stats": torch.zeros(2), "a": torch.zeros(6)}
     assert launches.moved("bn_act_forward_kernel", {**norm, "statistics": torch.zeros(2)}) == (24 + 8 + 4, 24 + 8 + 4)

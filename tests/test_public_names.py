@@ -1,4 +1,4 @@
-"""`import fastgan`: its names, that it stays light, and what a type checker sees."""
+"""`import fastgan`: its names, its imports, and its types for a type checker."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import fastgan
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "numpy", "PIL", "matplotlib", "triton")
 STEP = "fastgan.GANStep(net, net, fastgan.config.ModelConfig(), fastgan.config.TrainConfig())"
-# what torch and others import beyond what is asked for is left out: it takes most of a minute
+# imports of torch and other packages are not followed, which would take most of a minute
 OPTIONS = """[mypy]
 [mypy-torch.*,numpy.*,PIL.*,matplotlib.*,torchvision.*,triton.*,tyro.*]
 follow_imports = skip

@@ -12,7 +12,7 @@ from fastgan.trainer import Trainer
 
 
 def test_kid():
-    """The double sums of the definition; 0 in expectation for one distribution, more for another."""
+    """The double sums of the definition; 0 in expectation for equal distributions, positive for others."""
     torch.manual_seed(0)
     x, y = torch.randn(7, 3), torch.randn(5, 3) + 1
     kernel = lambda a, b: (float(a.double() @ b.double()) / 3 + 1) ** 3  # noqa: E731
@@ -25,7 +25,7 @@ def test_kid():
 
 
 def test_table(tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "cache"))  # of a classifier that has learnt nothing
+    monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "cache"))  # for an untrained classifier
     monkeypatch.setattr(quality, "IMAGES", 100)
     monkeypatch.setattr("fastgan.metrics.classifier.STEPS", 5)
     runs = [str(Trainer(tiny(steps=2, seed=seed)).fit()) for seed in (0, 1)]

@@ -1,4 +1,4 @@
-"""The preset for a folder of one's own images: what it chooses, that given options win, and that it trains."""
+"""The preset for a user's folder of images: its choices, that given options override them, and that it trains."""
 
 from __future__ import annotations
 

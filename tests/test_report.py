@@ -1,4 +1,4 @@
-"""A run as one page: its content, its size, and files of a folder that are damaged, missing or hostile."""
+"""A run as one page: its content, its size, and damaged, missing or malicious files."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def generator(folder: Path, classes: list[str]) -> None:
 
 
 class Tags(HTMLParser):
-    """Every tag that a browser would find, with its attributes."""
+    """Every tag that a browser would parse, with its attributes."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Tags(HTMLParser):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A small run with everything that a run can have."""
+    """A small run with every kind of file."""
     run = tmp_path / "00000-digits"
     run.mkdir()
     log(run, [*records(), {"step": 200, "fid": 12.5}])
@@ -231,11 +231,11 @@ def test_a_run_that_goes_on_and_one_that_was_stopped(folder):
     assert "UTC; the run is training." in told(folder)
     training.release()
     assert "UTC; the run was stopped before its end." in told(folder)
-    Lock(folder).release()  # who asked has not kept it
+    Lock(folder).release()  # the report has released it
 
 
 def test_facts_are_silent_on_what_there_is_none_of(folder):
-    """Ten classes in the data, none in a generator that is not conditional."""
+    """Ten classes in the data, but none in an unconditional generator."""
     options(folder, classes=[], data="digits: 1797 images, 10 classes")
     words = part(told(folder), "facts")
     assert "10 classes" in words and "none" not in words

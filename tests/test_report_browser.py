@@ -1,4 +1,4 @@
-"""The page of a run as a browser shows it: nothing on the console, nothing wider than the screen, all by keyboard."""
+"""The page of a run in a browser: no console messages, nothing wider than the screen, usable by keyboard."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_slider_by_keyboard(browser, report):
 
 
 def test_a_hostile_page_runs_nothing(browser, folder):
-    """Were something to slip through unescaped, the policy would stop it."""
+    """If something were not escaped, the content security policy would block it."""
     page = write(folder)
     page.write_text(page.read_text().replace("<main>", "<main><script>document.title = 'taken'</script>"
                                                        "<img src=x onerror=\"document.title = 'taken'\">"))

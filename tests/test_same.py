@@ -57,7 +57,7 @@ def test_as_stages(large, small, kernel, stride):
 @pytest.mark.parametrize(("large", "small", "kernel", "stride"), SIZES[:7], ids=lambda n: str(n))
 @pytest.mark.parametrize("kind", ["convolution", "transposed"])
 def test_gradient_spelt_out(large, small, kernel, stride, kind):
-    """The passes know the odd pixel too."""
+    """The passes also handle the odd pixel."""
     torch.manual_seed(large)
     layer: nn.Module = ConvSame(3, 4, kernel, stride, large)
     if kind == "transposed":
@@ -73,7 +73,7 @@ def test_gradient_spelt_out(large, small, kernel, stride, kind):
 
 @pytest.mark.parametrize(("side", "left", "right"), [(28, 1, 2), (14, 1, 2), (3, 2, 2)])
 def test_the_odd_pixel_of_padding_comes_after(side, left, right):
-    """An impulse in the corner: with a kernel that reads its first tap alone, output 0 sees pixel -left."""
+    """An impulse in the corner: with a kernel that reads only its first tap, output 0 reads pixel -left."""
     conv = ConvSame(1, 1, 5, 2, side)
     assert conv.pads == (left, right, left, right)
     torch.nn.init.zeros_(conv.weight)

@@ -1,4 +1,4 @@
-"""Running statistics of averaged parameters, measured: against their definition, and in a run."""
+"""Measured running statistics of averaged parameters: compared with their definition, and in a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.mark.parametrize("classes", [0, 3], ids=["unconditional", "conditional"])
 def test_statistics_are_means_over_the_batches(classes):
-    """Of the first normalization: means and unbiased variances of its inputs, batch by batch. Nothing else changes."""
+    """For the first normalization: means and unbiased variances of its inputs over batches. Nothing else changes."""
     torch.manual_seed(0)
     generator = DCGANGenerator(8, 4, 1, 16, num_classes=classes).double().eval()
     other = [key for key in generator.state_dict() if "running" not in key and "num_batches" not in key]
@@ -36,7 +36,7 @@ def test_statistics_are_means_over_the_batches(classes):
 
 
 def test_a_run_draws_its_average_with_statistics_of_its_own(tiny):
-    """In its pictures and its file; those of the live network stay, and the average is measured alike each time."""
+    """In its pictures and its file; those of the trained network do not change, and each measurement is the same."""
     trainer = Trainer(tiny(ema=0.9, cond=True))
     folder = trainer.fit()
     live = {key: value.clone() for key, value in trainer.step.generator.named_buffers()}

@@ -15,7 +15,7 @@ from tests.test_native_rows import ISAS
 ROOT = Path(__file__).parent.parent
 CPU, EDGES = ROOT / "csrc" / "cpu", ROOT / "tests" / "csrc" / "edges.cpp"
 SOURCES = [*sorted(path for path in CPU.glob("*.cpp") if path.name != "bindings.cpp"), EDGES]
-# optimised once, for the warnings that need it: compiling takes longer than running
+# optimized once, for the warnings that need it: compiling takes longer than running
 FLAGS = {"portable": ["-O1"], "avx2": ["-O0", "-mavx2", "-mfma", "-mf16c"]}
 SANITIZERS = ["-fopenmp", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 COMPILE = ["g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc' / 'include'}", *SANITIZERS]
@@ -37,7 +37,7 @@ def run(folder: Path, objects: Iterable[Path]) -> subprocess.CompletedProcess[st
 
 @pytest.fixture(scope="module", params=FLAGS)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Path]]:
-    """An instruction set, and all that was compiled for it, by the sources' names."""
+    """An instruction set, and its object files by the names of the sources."""
     folder = tmp_path_factory.mktemp(request.param)
     return request.param, {source.name: compiled(source, request.param, folder) for source in SOURCES}
 
@@ -58,7 +58,7 @@ def test_edges(built, tmp_path):
     ("winograd.cpp", "u_pool(1, pass.panels * POINTS", "u_pool(1, (pass.panels * POINTS - 1)", "winograd.cpp"),
 ], ids=["rows", "patches", "winograd-rows", "winograd-scratch"])
 def test_a_step_too_far_is_seen(name, right, wrong, used_by, built, tmp_path):
-    """With one file compiled from a copy of the sources that has a mistake in it."""
+    """With one file compiled from a copy of the sources with a bug."""
     shutil.copytree(CPU, tmp_path / "cpu")
     source = (tmp_path / "cpu" / name).read_text()
     assert source.count(right) == 1

@@ -1,4 +1,4 @@
-"""`python -m proofs.sass`: it counts instructions of loops, describes launches, and ends with 1 where one is slow."""
+"""`python -m proofs.sass`: it counts instructions of loops, describes launches, and exits with 1 if one is slow."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_launches_are_described_by_their_pass() -> None:
 
 
 def binary(**changes: Any) -> Binary:
-    """Of the first launch on tensor descriptors of 128 x 128 x 64, with 8 warps."""
+    """A `Binary` of the first launch on tensor descriptors with a tile of 128 x 128 x 64 and 8 warps."""
     launch = next(one for one in launches(128) if one.name == "convolve_tma_kernel" and one.arguments["BM"] == 128)
     job = Job("m", launch.name, launch.arguments, launch.options, 90, "key")
     return Binary(job, registers=90, loop={"tensor": 4, "other": 90}, ptx=("wgmma",), sass=("HGMMA",))._replace(
@@ -54,7 +54,7 @@ def binary(**changes: Any) -> Binary:
 
 
 def table(**changes: Any) -> list[sass.Row]:
-    """Of one launch in two presets, compiled twice."""
+    """The table of one launch in two presets, compiled twice."""
     cases = [Case("dcgan-64", 128, "bf16", 90), Case("d2l-dcgan-pokemon", 64, "bf16", 90)]
     found = binary(**changes)
     return sass.rows({("forward", "one"): cases, ("forward", "other"): cases[:1]}, {"one": found, "other": found})
@@ -102,7 +102,7 @@ sys.exit(sass.report(table, sass.parser().parse_args([])))
     (128, "tf32", "wgrad of conv 64x32x32 -> 128x16x16", "shipped", "all gates pass"),  # it needed 0.58 of 0.55
 ], ids=["small-tile", "not-serialised", "not-spilled", "tf32-wgrad"])
 def test_a_compiled_launch_against_its_gates(batch: int, precision: str, words: str, tile: str, printed: str) -> None:
-    """Compiled in another process, because Triton's interpreter is on in this one."""
+    """Compiled in another process, because Triton's interpreter is enabled in this one."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", COMPILE, str(batch), precision, words, tile], cwd=ROOT,
                           env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)

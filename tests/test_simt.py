@@ -1,4 +1,4 @@
-"""The kernels of csrc/cuda, compiled for the CPU (tests/simt), against float64; and that the harness sees mistakes."""
+"""The kernels of csrc/cuda, compiled for the CPU (tests/simt), against float64, and that the harness detects bugs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SLOPE = 0.2
 each_dtype = pytest.mark.parametrize("dtype", list(NAMES), ids=list(NAMES.values()))
 each_activation = pytest.mark.parametrize("activation", [Activation(name, SLOPE) for name in ACTIVATIONS],
                                           ids=ACTIVATIONS)
-# the dtypes by turns, and in each dtype the activations by turns
+# the dtypes in turn, and for each dtype the activations in turn
 each_case = pytest.mark.parametrize(("case", "dtype"), [
     pytest.param(case, dtype, id=f"{case}-{NAMES[dtype]}")
     for case, dtype in zip(CASES, list(NAMES) * 4, strict=False)])
@@ -59,7 +59,7 @@ def nan(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def matrix(case: Case, dtype: torch.dtype, seed: int = 0) -> Tensor:
-    """[rows, channels], as (N, C, 1, 1) is in memory."""
+    """[rows, channels], the memory of (N, C, 1, 1)."""
     torch.manual_seed(seed)
     return torch.randn(case.rows * case.groups, case.channels).to(dtype)
 
@@ -77,7 +77,7 @@ def kind(activation: Activation) -> tuple[int, float]:
 
 
 def called(program: Program, name: str, *arguments: Argument, out: Tensor) -> Tensor:
-    """`out`, one of the arguments, after a call that gives the same bits in two orders of threads and blocks."""
+    """`out`, one of the arguments, after a call; the bits must be the same in two orders of threads and blocks."""
     other = out.clone()
     program.call(name, *arguments)
     program.call(name, *(other if argument is out else argument for argument in arguments), seed=1)
@@ -123,7 +123,7 @@ def test_statistics(program, case, dtype):
 @each_dtype
 @pytest.mark.parametrize("ratio", [1e2, 1e4])
 def test_statistics_far_from_zero(program, ratio, dtype):
-    """Where E[x^2] - E[x]^2 would have no digit left."""
+    """E[x^2] - E[x]^2 would have no correct digit."""
     x = (matrix(Case(500, 12, 1, 3), torch.float32) + torch.linspace(-ratio, ratio, 12)).to(dtype)
     mean, var = measured(program, x, 1, 3)
     exact_var, exact_mean = torch.var_mean(x.double(), 0, correction=0)
@@ -170,7 +170,7 @@ def defined(y: Tensor, stats: Tensor, gamma: Tensor, beta: Tensor, activation: A
 
 
 def away_from_kinks(y: Tensor, norm: Norm) -> Tensor:
-    """y without elements so near the kink of relu that rounding decides on which side they are."""
+    """y without elements so close to the kink of relu that rounding determines on which side they are."""
     z = defined(y.double(), *(t.double() for t in norm), Activation())
     return torch.where(z.abs() > KINK * z.abs().max(), y, torch.tensor(7.0, dtype=y.dtype))
 
@@ -226,7 +226,7 @@ def test_bn_backward_apply(program, case, dtype, activation, batch_statistics, i
 
 
 def test_nothing_flows_through_running_statistics(program):
-    """Not even from an output that is infinite."""
+    """Not even from an infinite output."""
     y, ga, g = torch.full((4, 8), torch.inf), torch.ones(4, 8), nan(4, 8)
     norm = norm_of(Case(4, 8, 1, 1))
     program.call("bn_backward_apply", *shape(y), ga, y, *norm, *kind(Activation()), None, 1.0, g, 0)
@@ -243,7 +243,7 @@ def test_what_is_not_a_number_stays_so(program, activation):
 
 
 def unaligned(x: Tensor) -> Tensor:
-    """A copy that no multiple of 16 bytes begins."""
+    """A copy whose address is not a multiple of 16 bytes."""
     copy = torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape).copy_(x)
     assert copy.data_ptr() % 16 == x.element_size()
     return copy
@@ -294,7 +294,7 @@ def check_statistics(program: Program, aligned: bool = True) -> None:
     torch.testing.assert_close(measured(program, x, 2, 64), torch.stack(torch_ops.measure(images(x), 2)))
 
 
-# file, what stands there, what is written instead, what is seen
+# file, original text, replacement, expected message
 MISTAKES = {
     "no-barrier-before-reading": ("tile.h", "    __syncthreads();\n    Value total{};", "    Value total{};", "wrong"),
     "no-barrier-before-writing": ("tile.h", "    __syncthreads();  // the next", "    // the next", "wrong"),
@@ -311,13 +311,13 @@ MISTAKES = {
     "one-shuffle-less": ("tile.h", "distance >= 1 << bits;", "distance > 1 << bits;", "wrong"),
     "unaligned": ("elements.h", "(address) % 16 == 0", "(address) % 1 == 0", "misaligned address"),
 }
-# what mistakes are not about, and would be compiled for each of them
+# sources that the bugs do not concern, and that would be compiled for each of them
 OTHERS = re.compile(r" +case (DType::.*float16|Activation::(none|relu|tanh)): return f.*\n")
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_seen(program, mistake, tmp_path):
-    """Statistics by a copy of the sources with one mistake in it, in float32."""
+    """Statistics by a copy of the sources with one bug, in float32."""
     file, right, wrong, seen = MISTAKES[mistake]
     for source in (CSRC / "cuda").iterdir():
         (tmp_path / source.name).write_text(OTHERS.sub("", source.read_text()))

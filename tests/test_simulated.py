@@ -1,4 +1,4 @@
-"""The simulator of CUDA graphs: a sound step replays bit for bit, and every way to freeze a decision is found."""
+"""The simulator of CUDA graphs: a correct step replays bit for bit, and every kind of frozen decision is detected."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def resumed() -> SmallStep:
-    """In the middle of a run: three calls done, then loaded in place."""
+    """A step in the middle of a run: after three calls, and a state that is loaded in place."""
     old, new = SmallStep(), SmallStep()
     torch.manual_seed(4)
     for given in batches(3):
@@ -136,7 +136,7 @@ class LoadedOptimizer(SmallStep):
 
 
 class KeptOldState(LoadedOptimizer):
-    """The old tensors live on, so that their memory tells nothing."""
+    """The old tensors are kept alive, so that their memory is not reported as freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class KeptOldState(LoadedOptimizer):
 
 
 class DrawsOnceMore(SmallStep):
-    """In the last call, so that nothing else tells."""
+    """In the last call, so that only the random state differs."""
 
     def draw(self, real: Tensor) -> Tensor:
         noise = super().draw(real)
@@ -159,7 +159,7 @@ class UnnamedState(SmallStep):
 
 
 class OnePhase(SmallStep):
-    """Does what a phase of its own should say."""
+    """Two kinds of calls with the same phase."""
 
     def run(self, phase: str, *inputs: Tensor) -> dict[str, Tensor]:
         return super().run("D and G" if self.steps > 3 else "D", *inputs)
@@ -238,7 +238,7 @@ def test_what_graphs_can_hold_is_not_refused():
 
 
 def test_recording_computes_nothing():
-    """Memory, random state and, as its operator declares no change of them, running statistics are as before."""
+    """Memory and random state are unchanged, and running statistics, although their operator declares no mutation."""
     mean, variance, x = torch.zeros(4), torch.ones(4), torch.randn(5, 4)
     before = [t.clone() for t in (mean, variance, x, torch.get_rng_state())]
     tape = record(lambda: batch_norm(x.mul_(2) + torch.randn(5, 4), mean, variance, training=True))
@@ -310,7 +310,7 @@ def test_bits():
 
 
 def test_small_step_trains():
-    """Else equality of its replays would say little: every tensor of its state moves."""
+    """Every tensor of its state changes; otherwise equal replays would prove little."""
     step = SmallStep()
     before = [t.clone() for t in step.state()]
     for given in batches(2):

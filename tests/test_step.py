@@ -1,4 +1,4 @@
-"""The step of the game: what it computes and what not, its order of updates, and what a bad batch may change."""
+"""The training step: its results, its savings, the order of updates, and the effects of an invalid batch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SHAPES = {"tf": (1, 28, 28), "oreilly": (1, 28, 28), "gaussian": (2,), "dcgan": 
 
 def new_step(num_classes: int = 0, savings: Savings = Savings(together=True), double: bool = False,  # noqa: B008
              precision: str = "auto", history: int = 4, **fields: Any) -> GANStep:
-    """A step of a small network, seeded."""
+    """A seeded step of small networks."""
     torch.manual_seed(0)
     config = presets.get("dcgan-64", **{"ngf": 4, "ndf": 4, "nz": 8, **fields})
     networks = build(config.model, SHAPES[config.model.architecture], num_classes)
@@ -55,12 +55,12 @@ def parameters(step: GANStep) -> dict[str, Tensor]:
 
 
 def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
-    """The networks of which something differs."""
+    """The networks with differences."""
     return {key.partition(".")[0] for key in before if not torch.equal(before[key], after[key])}
 
 
 def moments(step: GANStep) -> list[Tensor]:
-    """Of both Adams, and how many updates there were."""
+    """The moments of both Adams, and the numbers of updates."""
     return [tensor for adam in (step.optimizer_g, step.optimizer_d)
             for tensor in (adam.updates, *(moment for state in adam.state.values() for moment in state.values()))]
 
@@ -73,7 +73,7 @@ def holding(step: GANStep, real: Tensor, fake: Tensor) -> StaticBuffers:
 
 
 class ConvolutionBackwards(TorchDispatchMode):
-    """(weight's data pointer, was its gradient computed?) of each convolution that is differentiated."""
+    """Records the weight's data pointer, and whether its gradient is computed, for each backward of a convolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ def test_gradients_that_somebody_left_behind_count_for_nothing():
 
 
 class Own(nn.Module):
-    """A discriminator as users write them, with a layer that its forward does not use."""
+    """A user's discriminator, with a layer that its forward does not use."""
 
     def __init__(self, unused: bool = False) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class Own(nn.Module):
 
 
 def own_networks(unused: bool = False) -> tuple[nn.Module, nn.Module]:
-    """For images 3x8x8, in float64, seeded."""
+    """Seeded networks for 3x8x8 images, in float64."""
     torch.manual_seed(0)
     generator = nn.Sequential(nn.Linear(4, 4 * 4 * 4), nn.Unflatten(1, (4, 4, 4)), nn.BatchNorm2d(4),
                               nn.ConvTranspose2d(4, 3, 4, 2, 1), nn.Tanh())
@@ -144,7 +144,7 @@ def own_batches(count: int) -> list[Tensor]:
 
 
 def textbook(generator: nn.Module, discriminator: nn.Module, reals: list[Tensor], before: Any) -> dict[str, int]:
-    """PyTorch's example, with Adam over all parameters; returns how often each was updated."""
+    """PyTorch's example, with Adam over all parameters. Returns the number of updates of each."""
     adams = [torch.optim.Adam(network.parameters(), 2e-4, (0.5, 0.999)) for network in (generator, discriminator)]
     for number, real in enumerate(reals):
         before(number, generator, discriminator)
@@ -164,7 +164,7 @@ def textbook(generator: nn.Module, discriminator: nn.Module, reals: list[Tensor]
 
 
 def freezing(number: int, generator: nn.Module, discriminator: nn.Module) -> None:
-    """FreezeD: the first layers of D do not train at first; later a part of G stops, and goes on."""
+    """FreezeD: the first layers of D are frozen at first; later a part of G is frozen and unfrozen."""
     discriminator.first.requires_grad_(number >= 2)
     discriminator.second.requires_grad_(number != 4)
     generator[3].requires_grad_(number not in (3, 4))
@@ -225,7 +225,7 @@ def test_a_network_without_a_parameter_to_train_is_refused(network):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "channels_last"])
 @pytest.mark.parametrize("impl", ["none", "reference", "native"])
 def test_a_discriminator_that_calls_view(impl, layout, fields):
-    """Its images are in NCHW, whatever the generator and the data have."""
+    """It gets images in NCHW, whatever the layout of the generator and the data."""
     networks = tuple(network.float() for network in own_networks())
     if impl != "none":
         networks = tuple(fastgan.convert(network, impl) for network in networks)
@@ -248,7 +248,7 @@ def test_networks_of_layers_alone_see_channels_last(impl):
 
 
 class Returns(nn.Module):
-    """The network's tensor as something else."""
+    """Returns the network's tensor in another form."""
 
     def __init__(self, inner: nn.Module, wrap: Any) -> None:
         super().__init__()
@@ -273,7 +273,7 @@ def test_networks_that_return_no_tensor_are_refused(place, what, wrap, words):
 
 
 def test_images_of_another_shape_are_refused():
-    """One channel of three would be broadcast."""
+    """One channel would be broadcast to three."""
     step = new_step()
     with pytest.raises(FastganError, match=r"returned images \(6, 3, 16, 16\); expected \(6, 1, 16, 16\), as the real"):
         step(batch(step)[:, :1])
@@ -296,7 +296,7 @@ def float64_by_default():
                          ids=lambda fields: " ".join(map(str, fields.values())))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_another_default_dtype(fields, dtype):
-    """Networks of either dtype train, and compute what they compute anyway, in the same dtypes."""
+    """Networks of either dtype train, with the same results in the same dtypes."""
     fields, made = dict(fields), []
     precision = fields.pop("precision", "fp32")
     for default in (torch.float64, torch.float32):
@@ -310,11 +310,11 @@ def test_another_default_dtype(fields, dtype):
         for _ in range(2):
             record = step(real)
         made.append([*step.state(), *record.values()])
-    torch.testing.assert_close(*made, rtol=0, atol=0, equal_nan=True)  # dtypes too
+    torch.testing.assert_close(*made, rtol=0, atol=0, equal_nan=True)  # also compares dtypes
 
 
 def test_gradients_in_another_order_of_memory():
-    """Fused Adam reads a gradient as it lies in memory; a kernel may write it in any order of dimensions."""
+    """Fused Adam reads a gradient in memory order; a kernel may write it in any order of dimensions."""
     outcomes = []
     for reorder in (False, True):
         step = new_step()
@@ -328,7 +328,7 @@ def test_gradients_in_another_order_of_memory():
 
 @pytest.mark.parametrize("fakes", ["reuse", "same-z", "fresh-z"])
 def test_draws_and_passes(fakes):
-    """How often noise is drawn and how often G runs in training mode."""
+    """The number of noise draws, and of calls of G in training mode."""
     step = new_step(fakes=fakes)
     real, draws = batch(step), []
     runs = step.generator.main[1].num_batches_tracked.item()
@@ -359,7 +359,7 @@ def test_d_steps(fakes):
 
 
 def test_record():
-    """The returned scalars are what they are called, for networks as they were before each update."""
+    """The returned scalars match their names, for the networks before each update."""
     step, plain = new_step(), new_step()
     real = batch(step)
     torch.manual_seed(5)
@@ -382,7 +382,7 @@ def test_record():
 @pytest.mark.parametrize("eps_hat", [False, True], ids=["adam", "adam-eps-hat"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_batch_that_is_not_finite_changes_nothing(bad, eps_hat):
-    """Parameters, both Adams and the moving average stay; the returned loss tells; the next batch trains on."""
+    """Parameters, both Adams and the moving average do not change; the loss shows it; the next batch trains."""
     step = new_step(ema=0.9, adam_eps_hat=eps_hat)
     real = batch(step)
     step(real)
@@ -401,14 +401,14 @@ def test_batch_that_is_not_finite_changes_nothing(bad, eps_hat):
     assert all(torch.equal(old, new) for old, new in zip(adams, moments(step), strict=True))
 
     held = [t.clone() for t in (step.buffers.z, step.buffers.real)]
-    record = step(real)  # halted: the broken step again, whatever is given
+    record = step(real)  # halted: the invalid step is repeated, whatever the input
     assert not math.isfinite(record["loss_d"]) and record["finite"] == 0
     assert torch.equal(step.buffers.z, held[0]) and torch.equal(step.buffers.real.isfinite(), held[1].isfinite())
     assert changed(before, parameters(step)) == set() and step.t == 1
     last = step.metrics_buffer.read(0, 2)
     assert [row["finite"] for row in last] == [1, 0] and not math.isfinite(last[1]["loss_d"])
 
-    step.load_state_dict(copy.deepcopy(step.state_dict()))  # whoever goes on must say so
+    step.load_state_dict(copy.deepcopy(step.state_dict()))  # continuing requires this
     for network in (step.generator, step.discriminator):
         for buffer in network.buffers():
             buffer.nan_to_num_(1)
@@ -418,7 +418,7 @@ def test_batch_that_is_not_finite_changes_nothing(bad, eps_hat):
 
 
 def test_moving_average_follows_the_generator():
-    """The first step's decay is (1 + 0) / (10 + 0); nothing but the generator is averaged."""
+    """The first step's decay is (1 + 0) / (10 + 0); only the generator is averaged."""
     step = new_step(ema=0.999)
     start = {key: value.detach().clone() for key, value in step.generator.named_parameters()}
     step(batch(step))
@@ -441,7 +441,7 @@ class KeepsFeatures(nn.Module):
 
 
 def test_moving_average_of_a_generator_that_keeps_results():
-    """`torch.nn.utils.spectral_norm` keeps the weight that it computes, which is no leaf."""
+    """`torch.nn.utils.spectral_norm` keeps the computed weight, which is not a leaf."""
     generator, z = KeepsFeatures(), torch.randn(5, 4)
     generator(z)
     discriminator = nn.Sequential(nn.Conv2d(3, 1, 4), nn.Flatten(0))
@@ -492,7 +492,7 @@ def test_one_step_trains_both_networks(fields):
     trained = {key for key, p in step.discriminator.named_parameters() if p.requires_grad}
     moved = {key for key, p in step.discriminator.named_parameters()
              if not torch.equal(p, before[f"discriminator.{key}"])}
-    # the normalization takes these away again: their gradient is zero, or by eager layers what rounding leaves of it
+    # the normalization cancels these: their gradient is zero, or rounding in eager layers
     layers = list(step.discriminator.main)
     taken_away = {f"main.{i}.bias" for i, one in enumerate(layers[1:]) if isinstance(one, nn.BatchNorm2d)}
     assert moved == (trained if candidates.default(torch.device("cpu")) == "reference" else trained - taken_away)
@@ -501,7 +501,7 @@ def test_one_step_trains_both_networks(fields):
 @pytest.mark.parametrize(("fields", "penalty"), [({"r1": 4.0}, "r1"), ({"loss": "wgan-gp", "gp": 7.0}, "gp")],
                          ids=["r1", "wgan-gp"])
 def test_penalties_enter_the_loss_with_their_weight(fields, penalty):
-    """loss(weight) is a straight line in the weight, through the loss without penalty."""
+    """loss(weight) is linear in the weight, and equals the loss without penalty at 0."""
     values = []
     for weight in (1e-30, fields[penalty], 2 * fields[penalty]):
         step = new_step(**{**fields, penalty: weight})
@@ -528,7 +528,7 @@ def test_labels_reach_both_networks():
     step(real, labels)
     assert changed(before, parameters(step)) == {"generator", "discriminator"}
     for network, old in zip((step.generator, step.discriminator), embeddings, strict=True):
-        assert torch.all((network.embedding.weight != old).any(1))  # every class was seen
+        assert torch.all((network.embedding.weight != old).any(1))  # every class occurred
     step.generator.eval(), step.discriminator.eval()
     z = torch.randn(6, 8)
     with torch.no_grad():
@@ -577,7 +577,7 @@ def test_saved_work_changes_nothing(saving, fields):
 
 
 class Wrapped(nn.Module):
-    """A network with a forward of its own, which may mix the images of a batch."""
+    """A network with a custom forward, which may mix the images of a batch."""
 
     def __init__(self, inner: nn.Module, mixes: bool = False) -> None:
         super().__init__()
@@ -593,7 +593,7 @@ def hooked(network: nn.Module) -> nn.Module:
 
 
 def wrapped(wrap: Callable[[nn.Module], nn.Module]) -> GANStep:
-    """After a step of a small network whose discriminator is wrapped."""
+    """The step of small networks with a wrapped discriminator, after one call."""
     torch.manual_seed(0)
     config = presets.get("dcgan-64", ngf=4, ndf=4, nz=8)
     generator, discriminator = build(config.model, (3, 16, 16))
@@ -633,7 +633,7 @@ def test_dcgan_example_takes_both_halves_with_the_same_result():
 
 
 def test_one_half_after_the_other_on_a_cpu():
-    """By itself; where both are wanted in one call, they are."""
+    """By default; both halves are in one call if that is requested."""
     config = presets.get("dcgan-64", ngf=4, ndf=4, nz=8)
     for wanted, together in ((None, False), (True, True)):
         networks = build(config.model, (3, 16, 16))
@@ -657,7 +657,7 @@ def test_learning_rate_schedule(kind, expected):
 
 
 def test_lazy_penalty():
-    """At every third step, three times as strong."""
+    """In every third step, with three times the weight."""
     always, lazy = (new_step(r1=2.0, penalty_every=every, norm_d="none", double=True) for every in (1, 3))
     assert [step.phase().penalty for step in (always, lazy)] == [True, True]
     torch.manual_seed(4)
@@ -674,7 +674,7 @@ def test_lazy_penalty():
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision(precision):
-    """Convolutions in 16 bits; parameters, statistics, losses and moments in float32; the same game."""
+    """Convolutions in 16 bits; parameters, statistics, losses and moments in float32; similar training."""
     half, full = new_step(precision=precision, ema=0.9), new_step(precision="fp32", ema=0.9)
     reals, dtypes = [batch(full, seed) for seed in range(3)], set()
     handles = [module.register_forward_hook(lambda m, i, out: dtypes.add(out.dtype))
@@ -694,7 +694,7 @@ def test_half_precision(precision):
 
 
 def test_scaled_gradients_that_overflow():
-    """float16: the update is skipped, the scale halved, and training goes on; a loss that is not finite does halt."""
+    """float16: the update is skipped, the scale halved, and training continues; a loss that is not finite halts it."""
     step = new_step(precision="fp16")
     real = batch(step)
     step(real)
@@ -713,7 +713,7 @@ def test_scaled_gradients_that_overflow():
 
 
 def test_step_after_one_that_was_broken_off(monkeypatch):
-    """float16: after D's gradients were unscaled, as a capture may be; the next step is that of a run without it."""
+    """float16: an error after D's gradients were unscaled, as in a capture, does not affect the next step."""
     step, other = new_step(precision="fp16"), new_step(precision="fp16")
     real = batch(step)
     for each in (step, other):
@@ -730,7 +730,7 @@ def test_step_after_one_that_was_broken_off(monkeypatch):
 
 
 def test_every_tensor_stays_where_it_is():
-    """What a captured step reads and writes: through steps, checkpoints and pictures, always the same memory."""
+    """A captured step reads and writes the same memory through steps, checkpoints and pictures."""
     step, other = new_step(ema=0.9, precision="fp16"), new_step(ema=0.9, precision="fp16")
     real = batch(step)
     step(real)
@@ -744,7 +744,7 @@ def test_every_tensor_stays_where_it_is():
 
 
 def test_ring():
-    """The last K steps, oldest first; what a step did not compute is NaN."""
+    """The last K steps, oldest first; values that a step did not compute are NaN."""
     step = new_step(history=3, d_steps=2)
     records = []
     for seed in range(5):
@@ -759,7 +759,7 @@ def test_ring():
 
 
 def test_diversity():
-    """1 when fakes vary as reals do, 0 when they are all one picture."""
+    """1 if fakes vary as much as real images, 0 if they are all the same."""
     step = new_step()
     real = batch(step)
     def returning(images: Tensor) -> None:
@@ -771,7 +771,7 @@ def test_diversity():
     assert step(real)["diversity"] == pytest.approx(0, abs=1e-6)
 
 def test_diversity_is_that_within_classes():
-    """0 where each class is one picture, however different the classes are; 1 for the reals, in another order, too."""
+    """0 if each class is one image, however different the classes are; 1 for the real images in any order."""
     step, real = new_step(num_classes=3), batch(new_step(), count=8)
     labels = torch.tensor([2, 0, 1, 0, 2, 2, 0, 1])
 

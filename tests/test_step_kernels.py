@@ -28,7 +28,7 @@ NAN = math.nan
 
 
 class Network(nn.Module):
-    """Parameters in several sizes and orders of memory, one of which no loss uses."""
+    """Parameters with several sizes and memory orders, one of which no loss uses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ def test_nothing_changes_where_something_is_not_finite(skip, loss, bad):
 @pytest.mark.parametrize("t", [1, 2, 10, 1000, 10**6])
 @pytest.mark.parametrize("beta", [0.0, 0.5, 0.9, 0.999])
 def test_corrections_do_not_cancel(beta, t):
-    """One update of one number from m = v = 0 after t - 1 others moves it by the rate, whatever the betas."""
+    """One update of one number from m = v = 0 after t - 1 others changes it by the learning rate for all betas."""
     p, grad, zero = torch.zeros(1), torch.ones(1), (torch.zeros(1),)
     moments = update.Moments((torch.zeros(1),), (torch.zeros(1),), torch.tensor([t - 1.0]), torch.ones(1),
                              torch.ones(()), (0,))
@@ -152,7 +152,7 @@ def test_a_step_without_the_generator_has_none_of_its_metrics():
     (False, 1.0, NAN, 0.0, 1), (False, 0.0, 1.0, 0.0, 0), (True, 1.0, 1.0, 0.0, 0), (True, 1.0, NAN, 0.0, 1),
     (True, 0.0, math.inf, 0.0, 1), (True, 0.0, 1.0, 1.0, 1)])
 def test_when_the_device_halts(scaled, skip, loss, halted, expected):
-    """A skipped update is a fault, but under a loss scale, where only a loss that is not finite is one."""
+    """A skipped update halts; with a loss scale, only a loss that is not finite does."""
     out, rows, after, t, _ = finished(torch.randn(4, 2), {"loss_d": loss}, 2, halted, skip, scaled)
     assert (after, t, out["finite"], rows[2, -1]) == (expected, 3 - expected, 1 - expected, 1 - expected)
 
@@ -190,10 +190,10 @@ def layout(shape: tuple[int, ...], last: bool) -> Tensor:
     return torch.randn(shape).to(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-@pytest.mark.parametrize("last", [True, False], ids=["channels_last", "contiguous"])  # else it is copied before
+@pytest.mark.parametrize("last", [True, False], ids=["channels_last", "contiguous"])  # contiguous ones are first copied
 @pytest.mark.parametrize("halted", [0.0, 1.0])
 def test_inputs(halted, last):
-    """One launch fills buffers of several dtypes and sizes, half of a tensor among them; none once the step halts."""
+    """One launch fills buffers of several dtypes and sizes, including half of a tensor; none after the step halts."""
     noise, images, labels = torch.randn(6, 700), layout((6, 3, 5, 7), last), torch.arange(6)
     both = torch.zeros(12, 3, 5, 7, dtype=torch.float16).to(memory_format=torch.channels_last)
     targets = [torch.zeros(6, 700), both[6:], torch.full((6,), -1)]

@@ -1,4 +1,4 @@
-"""The memory that a step is estimated to need, against what a step has, and what autograd keeps of each block."""
+"""The estimated memory of a step compared with the actual memory, and the tensors that autograd saves per block."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ DCGAN = presets.get("dcgan-64")
 
 
 def saved_shapes(batch: int) -> Counter[tuple[int, ...]]:
-    """Of the tensors that autograd keeps in a step, each storage once, parameters left out."""
+    """Shapes of the tensors that autograd saves in a step, each storage once, without parameters."""
     shapes: dict[int, tuple[int, ...]] = {}
-    kept: list[Tensor] = []  # alive, so that no storage has the address of another
+    kept: list[Tensor] = []  # kept alive, so that no address is reused
 
     def pack(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, nn.Parameter) and tensor.numel():
@@ -43,8 +43,8 @@ def saved_shapes(batch: int) -> Counter[tuple[int, ...]]:
 
 
 def test_what_is_saved_of_each_block_and_pass():
-    """D runs twice, on [real; fake] and in G's update, G once. Of a block y is kept where it is normalised, and a,
-    which is the next one's x; nothing else of an activation's size but D's input."""
+    """D runs twice, on [real; fake] and in G's update, G once. A block saves y if it is normalized, and a, which is the
+    next block's x; the only other saved tensor of an activation's size is D's input."""
     n = 8
     activations = {shape: count for shape, count in saved_shapes(n).items()
                    if len(shape) == 4 and shape[0] in (n, 2 * n) and shape[1] > 1 and shape[2] > 1}

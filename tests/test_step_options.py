@@ -1,4 +1,4 @@
-"""A step with options of the user's own, against the plain PyTorch loop that it replaces, in float64."""
+"""A step with custom losses, optimizers and options, compared with the plain PyTorch loop, in float64."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NZ, STEPS = 4, 5
 
 def networks(last: Callable[[], nn.Module] = nn.Identity) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
-    # without biases that a batch normalisation takes away: their gradients are rounding noise, which Adam amplifies
+    # without biases that a batch normalization cancels: their gradients are rounding noise, which Adam amplifies
     generator = nn.Sequential(nn.ConvTranspose2d(NZ, 6, 4, bias=False), nn.BatchNorm2d(6), nn.ReLU(),
                               nn.ConvTranspose2d(6, 3, 4, 2, 1), nn.Tanh())
     discriminator = nn.Sequential(nn.Conv2d(3, 6, 4, 2, 1, bias=False), nn.BatchNorm2d(6), nn.LeakyReLU(0.2),
@@ -58,7 +58,7 @@ def plain(pair: tuple[nn.Module, nn.Module], optimizers: Any, *, loss_d: Callabl
           loss_g: Callable[[Tensor], Tensor] = bce_g, n_critic: int = 1, grad_clip: float = 0.0,
           weight_clip: float = 0.0, parts: int = 1,
           augment: Callable[[Tensor], Tensor] = lambda images: images) -> None:
-    """The loop that people write. With more than one part, each update has the gradients of all of them."""
+    """A plain loop. With more than one part, each update uses the gradients of all parts."""
     (generator, discriminator), (optimizer_g, optimizer_d) = pair, optimizers
     torch.manual_seed(2)
 

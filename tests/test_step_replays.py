@@ -1,4 +1,4 @@
-"""Every preset's step as a graph would repeat it: ten replays are ten eager steps, to the last bit."""
+"""Every preset's step replayed like a graph: ten replays equal ten eager steps, bit for bit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COUNT = 4  # images
 
 def make(preset: str, resumed: bool = False, precision: str = "fp32", num_classes: int = 0,
          **fields: Any) -> Callable[[], GANStep]:
-    """How to make a step of a preset in small, new or after two steps."""
+    """A function that creates a small step of a preset, new or after two steps."""
     def step() -> GANStep:
         torch.manual_seed(0)
         config = presets.get(preset, **{**SMALL, "steps": 16, **fields})
@@ -85,7 +85,7 @@ def test_option(fields):
 
 @pytest.mark.parametrize(("last_batch", "flip"), list(itertools.product(["drop", "rollover", "pad"], [False, True])))
 def test_with_data_on_the_device(last_batch, flip):
-    """Fetching is part of the replay: over the end of an epoch, with a refill by the host in between."""
+    """Fetching is part of the replay, across the end of an epoch, with a refill by the host in between."""
     def fed() -> FetchStep:
         generator = torch.Generator().manual_seed(3)
         data = torch.randint(256, (18, 3, 16, 16), dtype=torch.uint8, generator=generator)
@@ -97,7 +97,7 @@ def test_with_data_on_the_device(last_batch, flip):
 
 
 class Prepared(FetchStep):
-    """The host's part before each step, as the trainer does it."""
+    """The host's work before each step, as in the trainer."""
 
     def phase(self) -> Any:
         self.prepare()
@@ -105,7 +105,7 @@ class Prepared(FetchStep):
 
 
 def test_halted_step_is_repeated():
-    """A batch that is not finite: the replays halt as the eager steps do, whatever comes after it."""
+    """After a batch that is not finite, replays halt like eager steps, whatever the next batches are."""
     broken = [(real.clone(),) for (real,) in inputs("dcgan-64")]
     broken[1][0][0, 0, 0, 0] = torch.nan
     assert_replays_equal_eager(make("dcgan-64", ema=0.9), broken)
@@ -125,7 +125,7 @@ def test_module_that_asks_for_a_value_is_refused():
 
 @pytest.mark.parametrize("freeze", ["learning rate", "step count"])
 def test_frozen_number_is_found(monkeypatch, freeze):
-    """So can it in the schedule and in Adam's count, were they Python's."""
+    """It would also fail if the schedule or Adam's count were Python numbers."""
     steps: dict[int, GANStep] = {}
     if freeze == "learning rate":
         monkeypatch.setattr(schedule, "apply", lambda config, t, total, optimizers: [

@@ -1,4 +1,4 @@
-"""The trainer: what a run leaves behind, and that stopping, resuming and failing lose nothing."""
+"""The trainer: the files of a run, and that stopping, resuming and errors lose nothing."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_resumed_run_is_bit_identical(tiny, variant):
     config = tiny(values.pop("preset", "digits"), **values)
     whole = Trainer(config).fit()
     part = Trainer(config.replace(steps=3)).fit()
-    torch.manual_seed(99)  # nothing may hang on what happened in between
+    torch.manual_seed(99)  # the state in between must not matter
     resumed = Trainer.resume(part, config).fit()
     assert resumed == part != whole
     assert same(final_state(part), final_state(whole))
@@ -112,7 +112,7 @@ def test_resume_forgets_records_after_the_checkpoint(tiny):
     folder = Trainer(tiny(steps=5, snap=3)).fit()
     (folder / "checkpoints" / "step000005.pt").unlink()
     with (folder / "stats.jsonl").open("a") as stream:
-        stream.write('{"step": 6, "loss_')  # as a kill leaves it
+        stream.write('{"step": 6, "loss_')  # as after a kill
     Trainer.resume(folder).fit()
     steps = [json.loads(line)["step"] for line in (folder / "stats.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5]
@@ -124,7 +124,7 @@ def test_last_checkpoints_are_kept(tiny):
 
 
 def test_snapshots_by_time(tiny):
-    """At every look at the log once the minutes are over, and never with 0."""
+    """At the first log entry after the minutes are over, and never with 0."""
     for minutes, steps in ((1e-9, [2, 4, 6]), (0, [6]), (10, [6])):
         folder = Trainer(tiny(snap=100, log_every=2, snap_minutes=minutes)).fit()
         assert sorted(path.name for path in folder.glob("fakes0*.png")) == [f"fakes{step:06d}.png" for step in steps]
@@ -178,7 +178,7 @@ def test_signal_before_the_first_step(tiny, monkeypatch):
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGTERM to processes")
 @pytest.mark.parametrize("kind", ["memory", "streamed"])
 def test_sigterm_to_a_process_group(tmp_path, kind):
-    """As torchrun, schedulers and service managers send it: to the workers too, where data are streamed."""
+    """As torchrun, schedulers and service managers send it: also to the workers, if data are streamed."""
     command = [sys.executable, "-m", "fastgan", "train", "--image-size", "16", "--ngf", "4", "--steps", "100000",
                "--log-every", "1", "--no-tensorboard", "--plan", "default", "--outdir", str(tmp_path / "runs")]
     if kind == "streamed":
@@ -305,7 +305,7 @@ def test_checkpoint_of_another_network(tiny):
 
 @pytest.mark.parametrize("kind", ["folder:data", "idx:data", "npz:data.npz"])
 def test_a_run_goes_on_in_another_working_directory(tiny, tmp_path, monkeypatch, kind):
-    """Whatever it was given relative to the first one."""
+    """Also with options that were relative to the first one."""
     places = [tmp_path / name for name in ("first", "second")]
     for place in places:
         place.mkdir()
@@ -342,7 +342,7 @@ def test_a_run_goes_on_in_another_working_directory(tiny, tmp_path, monkeypatch,
 
 
 def test_a_run_keeps_its_channels(tiny, tmp_path):
-    """Where the files leave a choice that an earlier version made otherwise."""
+    """If the files allow a choice, and an earlier version has chosen differently."""
     write_images(tmp_path / "mixed", 127, size=(16, 16))
     Image.new("RGBA", (16, 16)).save(tmp_path / "mixed" / "rgba.png")
     config = tiny(steps=3, source=f"folder:{tmp_path / 'mixed'}")
@@ -359,7 +359,7 @@ def test_paths_that_mean_the_same_everywhere_stay(tiny):
 
 
 class Place:
-    """A path of somebody else's kind."""
+    """A path of another class."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -370,7 +370,7 @@ class Place:
 
 @pytest.mark.parametrize("kind", [str, Path, Place])
 def test_paths_are_words_or_objects(tiny, tmp_path, kind):
-    """At each public entry."""
+    """In each public function that takes a path."""
     np.savez(tmp_path / "data.npz", images=np.zeros((128, 16, 16), np.uint8), labels=np.arange(128) % 2)
     netG, netD = build(tiny().model, (1, 16, 16))
     torch.save(netG.state_dict(), tmp_path / "netG.pth")
@@ -459,7 +459,7 @@ def test_options_that_cannot_be(tiny, tmp_path, values, message):
 
 
 def test_learns_the_gaussian(tmp_path, tiny):
-    """Dive into Deep Learning 17.1 at its own length: the covariance becomes that of the data, A'A."""
+    """Dive into Deep Learning 17.1 with its number of epochs: the covariance becomes that of the data, A'A."""
     folder = Trainer(tiny("d2l-gan-gaussian", source="gaussian", batch=8, steps=None, epochs=20, snap=2500,
                           log_every=100)).fit()
     source = Pretrained.load(folder)

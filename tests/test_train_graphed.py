@@ -1,4 +1,4 @@
-"""The trainer with its step in a graph: a stand-in for CUDA replays it (proofs/simulated)."""
+"""The trainer with its step in a graph, replayed by a simulated CUDA (proofs/simulated)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def cuda(monkeypatch, one_thread) -> SimulatedCuda:
 
 
 def graphed(config: Any) -> Trainer:
-    """A trainer that would take the CPU for a CUDA device."""
+    """A trainer that treats the CPU as a CUDA device."""
     trainer = Trainer(config)
     trainer.graphed = GraphedStep(trainer.eager)
     return trainer
@@ -39,7 +39,7 @@ def resolved(folder: Path) -> dict[str, Any]:
     {"lr_schedule": "cosine", "lr_warmup": 2},
 ], ids=["digits", "flip-rollover", "short last batch by hand", "wgan-gp", "conditional", "fp16", "schedule"])
 def test_run_in_graphs_is_the_run_without(tiny, cuda, values):
-    """The same checkpoint, to the last bit, and the same log."""
+    """The same checkpoint, bit for bit, and the same log."""
     config = tiny(**values)
     by_hand, in_graphs = Trainer(config).fit(), graphed(config).fit()
     assert same(final_state(in_graphs), final_state(by_hand))
@@ -80,7 +80,7 @@ def test_host_looks_only_every_k_steps(tiny, cuda, monkeypatch):
 
 
 def test_fault_between_two_looks(tiny, cuda):
-    """Step 3 breaks, the host looks after step 5: parameters, batch and noise are those of step 3."""
+    """Step 3 fails, the host checks after step 5: parameters, batch and noise are those of step 3."""
     config = tiny(steps=10, log_every=5, snap=100)
     good = Trainer(config.replace(steps=2)).fit()
     trainer = graphed(config)

@@ -1,4 +1,4 @@
-"""The plan: which candidates are taken and which are not, what is kept, and that training does not notice."""
+"""The plan: which candidates are chosen or excluded, what is stored, and that training is not affected."""
 
 from __future__ import annotations
 
@@ -42,8 +42,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Callable[..., Any]]]:
-    """The reference's passes replace Triton's, and are the faster, by `SECONDS`. A test may put others in their place.
-    """
+    """The reference's passes replace Triton's, with times of `SECONDS`. A test may replace them."""
     functions = {name: dispatch.bound("reference", name) for name in OF}
 
     def calling(name: str) -> Callable[..., Any]:
@@ -59,7 +58,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Callable[..., An
 
 
 def problem(kind: str = "conv_forward", dtype: str = "float32", **more: Any) -> Problem:
-    """An odd one."""
+    """A problem with odd sizes."""
     if kind == "logistic_loss":
         return Problem(kind, "cpu", 1, dtype, False, (6,), groups=2)
     values: dict[str, Any] = {}
@@ -122,7 +121,7 @@ def test_native_is_right(asked, dtype):
 
 @each_problem
 def test_triton_is_right(asked, monkeypatch):
-    """In its interpreter: the rule leaves room for another order of summation."""
+    """In its interpreter: the rule allows another order of summation."""
     monkeypatch.setattr(candidates, "engines", lambda device: ["reference", "triton"])
     monkeypatch.setattr(measure, "race", lambda calls, *_, **__: {name: [SECONDS[name]] for name in calls})
     trials = measure.examine(asked).trials
@@ -193,7 +192,7 @@ def test_who_fails_is_named(function, failure, fake):
 
 
 def test_lost_device_ends_the_measurement(fake, monkeypatch):
-    """Whoever comes after the kernel that lost it fails too, and is not to blame."""
+    """Candidates after the kernel that lost the device fail too, without being incorrect."""
     def lost(*_: object) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
@@ -205,7 +204,7 @@ def test_lost_device_ends_the_measurement(fake, monkeypatch):
 
 
 def test_error_of_a_signal_handler_ends_the_measurement(fake):
-    """It is no fault of the candidate that happened to run."""
+    """The error is not caused by the running candidate."""
     def handler(number: int, frame: Any) -> None:
         raise RuntimeError("a worker has died")
 
@@ -219,7 +218,7 @@ def test_error_of_a_signal_handler_ends_the_measurement(fake):
 
 
 def test_race(monkeypatch):
-    """In turns; a short call's first interruption is forgiven, who is hopeless is not called again."""
+    """In turns; one interruption of a short call is ignored, and a much slower candidate is not called again."""
     turns: list[str] = []
 
     def taking(name: str, *seconds: float) -> Callable[[], float]:
@@ -259,7 +258,7 @@ def network(**more: Any) -> nn.Module:
 
 
 def outcome(plan: Plan | None, net: nn.Module | None = None) -> list[Tensor]:
-    """Output, gradients and buffers of a network under impl "auto", and of the loss."""
+    """Output, gradients and buffers of a network with impl "auto", and those of the loss."""
     net = network() if net is None else net
     x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
     with use(plan):
@@ -372,7 +371,7 @@ def test_backward_after_the_plan_is_out_of_use():
     ({}, "plan"), ({"plan": 3.5, "triton": 4.0}, "reference"), ({"plan": 1.5}, "triton")],
     ids=["plan", "reference", "engine"])
 def test_the_whole_step_decides(seconds, engine, fake, monkeypatch):
-    """Among PyTorch's operators, each engine with its own defaults, and the choices pass by pass."""
+    """Between PyTorch's operators, each engine with its defaults, and the choices of each pass."""
     timed: list[set[str]] = []
 
     def race(calls: dict[str, Any], *_: Any, **__: Any) -> dict[str, list[float]]:
@@ -396,7 +395,7 @@ def test_a_busy_machine_is_named(seconds, busy, fake, monkeypatch):
 
 @pytest.fixture
 def gpu(fake, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """That passes ask a GPU for what they are, `problems` that were measured, and whether a graph is `captured`."""
+    """Passes use a simulated GPU. problems: those that were measured; captured: whether a graph is being captured."""
     state = SimpleNamespace(problems=[], captured=False)
     examine = measure.examine
 
@@ -559,7 +558,7 @@ def resolved(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("loss", [{}, {"loss": "wgan-gp", "norm_d": "none", "penalty_every": 2}, {"fakes": "fresh-z"}],
                          ids=["bce", "wgan-gp", "fresh-z"])
 def test_training_does_not_notice_the_measuring(loss, tiny, fake, monkeypatch, capsys):
-    """Here eager PyTorch wins, so that what is compared is the same arithmetic."""
+    """Eager PyTorch is the fastest here, so that the same arithmetic is compared."""
     monkeypatch.setitem(SECONDS, "reference", 0.5)
     measured = Trainer(tiny(plan="auto", **loss)).fit()
     assert "plan: reference; ms of a step: reference 500.0, plan 900.0" in capsys.readouterr().err
@@ -576,7 +575,7 @@ def test_training_would_notice(tiny, fake, monkeypatch):
 
 
 def test_a_run_follows_its_plan(tiny, fake, monkeypatch, capsys):
-    """A resumed run asks nobody else, and is the same bit for bit."""
+    """A resumed run uses its stored plan, and is bit for bit the same."""
     config = tiny(plan="auto")
     whole = Trainer(config).fit()
     found = resolved(whole)

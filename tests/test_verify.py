@@ -1,4 +1,4 @@
-"""`fastgan verify`: that a certificate says yes to what is right, no to each of many faults, and names the quantity."""
+"""`fastgan verify`: the certificate passes for correct results, fails for each of many bugs, and names the quantity."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_bias_before_batch_normalisation_is_judged_by_what_cancels():
 
 
 def around_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Padding by the image's edge instead of zeros."""
+    """Padding with the image's edge instead of zeros."""
     right = torch_ops.convolve
 
     def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec) -> Tensor:
@@ -127,7 +127,7 @@ def wrong_momentum(right: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def biased_variance(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The running variance as the normalisation has it, without n / (n - 1)."""
+    """The running variance is biased, without n / (n - 1)."""
     right = torch_ops.batch_norm
 
     def batch_norm(x: Tensor, tensors: BlockTensors, norm: NormSpec) -> Tensor:
@@ -179,7 +179,7 @@ def test_a_fault_is_found_and_named(monkeypatch, fault):
     patch(monkeypatch)
     found = compare_block(impl, name, side=side)
     assert not found.passed and expected <= failed(found), found
-    if patch is not around_image:  # which spoils everything that comes after
+    if patch is not around_image:  # it affects all later results
         assert failed(found) == expected
 
 
@@ -201,7 +201,7 @@ def test_what_an_engine_raises_is_a_finding(monkeypatch):
 
 
 def test_slopes_in_doubt():
-    """Of inputs within two units of the kink, whose rms is 1."""
+    """Of inputs with rms 1 that are within two units of the kink."""
     unit = numerics.PRECISIONS["fp16"].unit
     z = torch.tensor([-1.0, -2.5 * unit, -1.5 * unit, 1.5 * unit, 2.5 * unit, 1.0], dtype=torch.float64)
     z = torch.cat([z, torch.ones(1000)]).requires_grad_()
@@ -326,7 +326,7 @@ def test_command_ends_with_1_and_names_the_quantity(monkeypatch, capsys, tmp_pat
 
 
 def test_rows_that_pass_by_the_allowance_for_kinks_are_marked():
-    """Beyond the limit without the allowance, by either measure; a row that fails, or needs none of it, has no mark."""
+    """If they exceed the limit without it, by either measure; rows that fail or do not need it have no mark."""
     exact = torch.linspace(-1, 1, 100, dtype=torch.float64)
     eager, moved = exact + 1e-6, [exact + 0.1, exact - 0.1]
     near, far, wrong = (numerics.judge(exact + error, eager, exact, 1e-7, 0.0, moved) for error in (1e-6, 0.05, 0.5))

@@ -1,4 +1,4 @@
-"""A run folder of version 0.1.0 (tests/v0.1.0): it is resumed and drawn from, and its plan is refused in one line."""
+"""A run folder of version 0.1.0 (tests/v0.1.0): it can be resumed and sampled, and its plan is rejected in one line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_it_is_resumed(run, capsys):
-    """With a plan of its own: that of another version of the kernels is measured again, which is told."""
+    """With a new plan: that of another version of the kernels is measured again, which a message reports."""
     assert cli.main(["resume", str(run), "--steps", "5"]) == 0
     assert "plan.json is not a plan (its format is not that of this version)" in capsys.readouterr().err
     before, after = (torch.load(run / "checkpoints" / f"step00000{step}.pt", weights_only=True) for step in (3, 5))

@@ -1,4 +1,4 @@
-"""proofs.versions: what is installed for a pair, and what is counted."""
+"""proofs.versions: the requirements of a pair, and the counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights of PyTorch's DCGAN example: into fastgan, and every file that is something else."""
+"""Weights of PyTorch's DCGAN example are loaded into fastgan, and other files are rejected."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_names_that_would_become_one_stay(tmp_path):
 
 
 def test_the_plain_document_agrees(files):
-    """Ours, fed with the example's names, against the plain loop of that example, whose statistics are the batch's."""
+    """Our network with the example's weights, compared with the plain loop of the example, with batch statistics."""
     source = Pretrained.load(files / "netG.pth")
     state = {f"netG.{name}": tensor for name, tensor in torch.load(files / "netG.pth").items()}
     z = source.noise.from_seeds(range(8))

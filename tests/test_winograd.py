@@ -1,4 +1,4 @@
-"""Winograd's minimal filtering by itself: both tiles, all passes, every instruction set, edges, refusals."""
+"""Winograd's minimal filtering: both tiles, all passes, every instruction set, edge sizes, errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CASES = {
     "several blocks": ((20, 16, 16, 24), 48, (1, 1), (0, 0)),
     "one pixel": ((2, 64, 4, 4), 32, (0, 0), (0, 0)),
     "cropped": ((4, 16, 6, 6), 16, (1, 1), (-1, 0)),
-    "a weight that no cache keeps": ((130, 330, 4, 4), 360, (1, 1), (0, 0)),  # and more tiles than go with it
+    "a weight that no cache keeps": ((130, 330, 4, 4), 360, (1, 1), (0, 0)),  # and more tiles than fit with it
 }
 LARGE = "a weight that no cache keeps"
 each_case = pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def draw(case: str, transposed: bool) -> tuple[Tensor, Tensor, Tensor, ConvSpec]
 
 def passes_of(engine: ModuleType, x: Tensor, weight: Tensor, bias: Tensor, conv: ConvSpec,
               **variant: str) -> dict[str, Tensor]:
-    """What an engine's convolution passes make of the same numbers."""
+    """The results of an engine's convolution passes for the same inputs."""
     y, _ = engine.conv_forward(x, weight, bias, conv, 0, **variant)
     g = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(x.dtype)
     return {"y": y, "gx": engine.dgrad(g, x, weight, conv, **variant),
@@ -68,7 +68,7 @@ def test_by_panels_of_the_weight(transposed, variant):
 
 
 def check_passes(x: Tensor, weight: Tensor, bias: Tensor, conv: ConvSpec, variant: str) -> None:
-    """As near to float64 as PyTorch's operators."""
+    """Errors are within the limit relative to those of PyTorch's operators."""
     found = passes_of(native_passes, x, weight, bias, conv, variant=variant)
     eager = passes_of(reference, x, weight, bias, conv)
     exact = passes_of(reference, x.double(), weight.double(), bias.double(), conv)

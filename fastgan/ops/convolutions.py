@@ -144,7 +144,7 @@ def _reach(kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
 
 def _cut_of(fine: Sequence[int], coarse: Sequence[int], kernel: Sequence[int], stride: Sequence[int],
             padding: Sequence[int], dilation: Sequence[int]) -> _Cut | None:
-    """How a convolution between images of these sizes is cut; None if it needs no cut."""
+    """The cut of a convolution between images of these sizes; None if it needs none."""
     if tuple(stride) == (1, 1):
         return None
     if tuple(kernel) == (1, 1) and tuple(padding) == (0, 0):

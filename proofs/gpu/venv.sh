@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes a virtual environment at the path given, with the oldest pair that a GPU machine is likely to have: PyTorch 2.11
+# Creates a virtual environment at PATH with the oldest versions that a GPU machine is likely to have: PyTorch 2.11
 # with Triton 3.6 (the CUDA build, about 5 GB), without tyro. Triton 3.6's interpreter does not work with NumPy 2.4.
 #     sh proofs/gpu/venv.sh PATH [PYTHON]
 set -eu

@@ -41,7 +41,7 @@ def net_d(p: Variables, x: Tensor) -> Tensor:
 
 
 def train(p: Variables, images: list[Tensor], latents: list[Tensor]) -> Variables:
-    """images (N, 3, 64, 64) and Z (N, 100), one of each a step."""
+    """images (N, 3, 64, 64) and Z (N, 100), one of each per step."""
     learned = [name for name in p if "running" not in name]
     d_names, g_names = ([name for name in learned if name.startswith(net)] for net in ("net_D", "net_G"))
     watch(p, learned)

@@ -26,7 +26,7 @@ def net_d(p: Variables, x: Tensor) -> Tensor:
 
 
 def train(p: Variables, points: list[Tensor], latents: list[Tensor]) -> Variables:
-    """points (N, 2) and Z (N, 2), one of each a step."""
+    """points (N, 2) and Z (N, 2), one of each per step."""
     d_names, g_names = ([name for name in p if name.startswith(net)] for net in ("net_D", "net_G"))
     watch(p, list(p))
     trainer_d, trainer_g = (Adam(lr, BETA1, BETA2, ADAM_EPSILON, eps_hat=True) for lr in (LR_D, LR_G))

@@ -1,7 +1,7 @@
 """Radford, Metz and Chintala's DCGAN (2015) in the form of PyTorch's DCGAN example.
 
-Variables: netG.main.0.weight ... and netD.main.0.weight ..., the example's own state_dict keys. Their number decides
-the depth, since the smaller and larger variants repeat the same stage.
+Variables: netG.main.0.weight ... and netD.main.0.weight ..., the state_dict keys of the example. Their number
+determines the depth, because smaller and larger variants repeat the same stage.
 """
 
 import torch
@@ -26,7 +26,7 @@ def norm(p: Variables, x: Tensor, layer: str) -> Tensor:
 
 
 def net_g(p: Variables, noise: Tensor) -> Tensor:
-    """Layers in threes, transposed convolution, batch normalisation, relu; then the last convolution and tanh."""
+    """Groups of transposed convolution, batch normalization and relu; then the last convolution and tanh."""
     stages = sum(name.startswith("netG") and name.endswith("running_mean") for name in p)
     x = noise
     for i in range(stages):
@@ -37,7 +37,7 @@ def net_g(p: Variables, noise: Tensor) -> Tensor:
 
 
 def net_d(p: Variables, x: Tensor) -> Tensor:
-    """A convolution and leaky relu; layers in threes, with batch normalisation between; then the last and sigmoid."""
+    """Convolution, leaky relu; groups of convolution, batch normalization and leaky relu; convolution, sigmoid."""
     stages = sum(name.startswith("netD") and name.endswith("running_mean") for name in p)
     x = leaky_relu(F.conv2d(x, p["netD.main.0.weight"], stride=2, padding=1), 0.2)
     for i in range(2, 2 + 3 * stages, 3):
@@ -52,7 +52,7 @@ def criterion(output: Tensor, label: int) -> Tensor:
 
 
 def train(p: Variables, images: list[Tensor], noises: list[Tensor]) -> Variables:
-    """images (N, nc, H, W) and noises (N, nz), one of each a step."""
+    """images (N, nc, H, W) and noises (N, nz), one of each per step."""
     learned = [name for name in p if "running" not in name]
     d_names, g_names = ([name for name in learned if name.startswith(net)] for net in ("netD", "netG"))
     watch(p, learned)

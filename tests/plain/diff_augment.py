@@ -1,7 +1,7 @@
 """DiffAugment, image by image, from the text of Zhao et al. 2020 and its published code; imports nothing from fastgan.
 
-Each image takes seven uniform numbers: brightness, saturation, contrast, translation down and right, cutout down and
-right. The published code draws whole numbers for the last four; here the uniform ones are scaled and rounded down.
+Each image uses seven uniform numbers: brightness, saturation, contrast, translation down and right, cutout down and
+right. The published code draws integers for the last four; here uniform numbers are scaled and rounded down.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Batch normalisation, cross-entropies, TensorFlow's SAME padding and the two forms of Adam, as formulas."""
+"""Batch normalization, cross-entropies, TensorFlow's SAME padding and the two forms of Adam, as formulas."""
 
 import math
 
@@ -28,13 +28,13 @@ def leaky_relu(x: Tensor, slope: float) -> Tensor:
 
 
 def sigmoid_cross_entropy(logits: Tensor, label: float) -> Tensor:
-    """-label log s - (1 - label) log(1 - s) with s = sigmoid(logits), each element."""
+    """-label log s - (1 - label) log(1 - s) with s = sigmoid(logits), for each element."""
     log_s = torch.minimum(logits, torch.zeros_like(logits)) - torch.log1p(torch.exp(-logits.abs()))
     return -label * log_s - (1 - label) * (log_s - logits)
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """(before, after) that make ceil(size / stride) outputs; the odd pixel comes after."""
+    """(before, after), for ceil(size / stride) outputs; an odd pixel is added after."""
     total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 
@@ -50,8 +50,8 @@ def tf_conv2d(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
 def tf_conv2d_transpose(x: Tensor, kernel: Tensor, stride: int, side: int, padding: str) -> Tensor:
     """`tf.nn.conv2d_transpose` to a square image: x NHWC, kernel (h, w, out, in) -> NHWC.
 
-    It is the gradient of the convolution from `side` to x's size: what fell on padding is cut away, and pixels that
-    the convolution never read have gradient 0.
+    It is the gradient of the convolution from `side` to x's size: gradients of padding are removed, and pixels that the
+    convolution does not read have gradient 0.
     """
     full = F.conv_transpose2d(x.permute(0, 3, 1, 2), kernel.permute(3, 2, 0, 1), stride=stride)
     before = same_padding(side, kernel.shape[0], stride)[0] if padding == "SAME" else 0
@@ -83,13 +83,13 @@ class Adam:
 
 
 def watch(variables: Variables, names: list[str]) -> None:
-    """Let gradients reach the named variables."""
+    """Require gradients for the named variables."""
     for name in names:
         variables[name].requires_grad_()
 
 
 def gradients(output: Tensor, variables: Variables, names: list[str], grad_output: Tensor | None = None) -> Variables:
-    """d output / d variable by name, weighted by `grad_output`; a variable that output does not use is left out."""
+    """d output / d variable by name, weighted by `grad_output`; variables that output does not use are omitted."""
     found = torch.autograd.grad(output, [variables[name] for name in names], grad_output, allow_unused=True,
                                 retain_graph=True)
     return {name: grad for name, grad in zip(names, found, strict=True) if grad is not None}

@@ -41,12 +41,12 @@ def discriminator(p: Variables, data: Tensor) -> Tensor:
 
 
 def regression_gradient(d5: Tensor, label: float) -> Tensor:
-    """What `LogisticRegressionOutput` sends back: not a loss's gradient but sigmoid - label, by definition."""
+    """The gradient of `LogisticRegressionOutput`: by definition sigmoid - label, not the gradient of a loss."""
     return torch.sigmoid(d5.detach()) - label
 
 
 def train(p: Variables, images: list[Tensor], rands: list[Tensor]) -> Variables:
-    """images (N, 3, 64, 64) and rands (N, 100), one of each a step."""
+    """images (N, 3, 64, 64) and rands (N, 100), one of each per step."""
     for name in p:
         if name.endswith("_gamma"):
             p[name].fill_(1.0)  # fix_gamma=True

@@ -1,8 +1,8 @@
 """O'Reilly's "Generative adversarial networks for beginners" (TensorFlow 1).
 
 Variables: d_wconv1, d_bconv1 ... d_bfc2, g_wconv1, g_bconv1, g_bn1/gamma, g_bn1/beta ... g_bconv4, in TensorFlow's
-layouts. The generator's biases are made and never added, so no gradient reaches them. The moving averages of the
-batch normalisations are neither updated nor read (`is_training=True`, and nothing runs UPDATE_OPS): there are none.
+layouts. The generator's biases are created but never added, so they have no gradient. The moving averages of batch
+normalization are neither updated nor read (`is_training=True`, and nothing runs UPDATE_OPS), so they are omitted.
 """
 
 import torch
@@ -24,12 +24,12 @@ LR, BETA1, BETA2, ADAM_EPSILON = 0.001, 0.9, 0.999, 1e-8  # tf.train.AdamOptimiz
 
 
 def scale_pixels(x: Tensor) -> Tensor:
-    """`read_data_sets` gives [0, 1]."""
+    """`read_data_sets` returns [0, 1]."""
     return x.double() / 255
 
 
 def avg_pool_2x2(x: Tensor) -> Tensor:
-    """2x2 means of an even-sided NHWC image, where SAME pads nothing."""
+    """2x2 means of an NHWC image with even sides, for which SAME adds no padding."""
     n, h, w, c = x.shape
     return x.reshape(n, h // 2, 2, w // 2, 2, c).mean((2, 4))
 
@@ -50,7 +50,7 @@ def generator(p: Variables, z: Tensor) -> Tensor:
 
 
 def train(p: Variables, images: list[Tensor], latents: list[Tensor]) -> Variables:
-    """images (N, 28, 28, 1) and z (N, 100), one of each a step."""
+    """images (N, 28, 28, 1) and z (N, 100), one of each per step."""
     d_vars, g_vars = ([name for name in p if prefix in name] for prefix in ("d_", "g_"))
     watch(p, d_vars + g_vars)
     trainer_d, trainer_g = (Adam(LR, BETA1, BETA2, ADAM_EPSILON, eps_hat=True) for _ in range(2))

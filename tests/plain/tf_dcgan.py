@@ -3,7 +3,7 @@
 The printed strides of 3 contradict the shapes in the text, 7 -> 14 -> 28 and back, and its reshape to 7 * 7 * 128;
 strides here are 2. Kernel sizes are those of the variables: the printed code has 10x10 for Discriminator/conv2d_1.
 
-Variables: the names that tf.layers gives in the scopes Generator and Discriminator (dense/kernel, dense/bias,
+Variables: the names of tf.layers in the scopes Generator and Discriminator (dense/kernel, dense/bias,
 batch_normalization/gamma, conv2d_transpose_1/kernel ...), in TensorFlow's layouts. The moving averages here are updated
 in every pass; the document's graph updates the generator's only with its own update.
 """
@@ -35,7 +35,7 @@ def leakyrelu(x: Tensor, alpha: float = 0.2) -> Tensor:
 
 
 def norm(p: Variables, x: Tensor, name: str) -> Tensor:
-    """Over the last axis, as tf.layers does."""
+    """Batch normalization over the last axis, as in tf.layers."""
     gamma, beta, mean, var = (p[f"{name}/{k}"] for k in ("gamma", "beta", "moving_mean", "moving_variance"))
     return batch_norm(x.movedim(-1, 1), gamma, beta, BN_EPSILON, mean, var, BN_MOMENTUM).movedim(1, -1)
 
@@ -69,7 +69,7 @@ def cross_entropy(logits: Tensor, label: int) -> Tensor:
 
 
 def train(p: Variables, images: list[Tensor], noises: list[tuple[Tensor, Tensor]]) -> Variables:
-    """images (N, 28, 28, 1) and two noises (N, 100), the discriminator's and the generator's, a step."""
+    """images (N, 28, 28, 1) and two noises (N, 100), the discriminator's and the generator's, per step."""
     learned = [name for name in p if "moving" not in name]
     gen_vars, disc_vars = ([name for name in learned if name.startswith(scope)] for scope in "GD")
     watch(p, learned)

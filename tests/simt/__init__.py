@@ -1,6 +1,6 @@
 """The kernels of csrc/cuda as a program for this CPU, under AddressSanitizer and UndefinedBehaviorSanitizer.
 
-Not optimised: compiling takes longer than running.
+Not optimized, because compiling takes longer than running.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ Argument = int | float | Tensor | None
 
 
 def why_not() -> str:
-    """Why the harness cannot be built here, in words; "" when it can."""
+    """The reason why the harness cannot be built here; "" if it can."""
     if sys.platform != "linux":
         return f"the harness is for Linux, this is {sys.platform}"
     return "" if shutil.which(COMPILER) else f"no C++ compiler {COMPILER!r}"
 
 
 class SimtError(Exception):
-    """What a sanitizer, or the harness itself, says of a call."""
+    """The message of a sanitizer, or of the harness, about a call."""
 
 
 class Program:
-    """A process that runs one call after another, until a call ends it or `close`; it starts when there is a call."""
+    """A process that runs one call after another, until a call fails or `close`. The first call starts it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._process: subprocess.Popen[bytes] | None = None
 
     def call(self, name: str, *arguments: Argument, seed: int = 0) -> None:
-        """Run a kernel of csrc/include/fastgan/kernels.h with the members of structures one by one; tensors are read
-        and written in place.
+        """Run a kernel of csrc/include/fastgan/kernels.h. Members of structures are separate arguments, and tensors are
+        read and written in place.
 
-        A pointer has the alignment of its tensor; a tensor that is given twice is the same memory. `seed` decides the
-        order of threads and blocks.
+        A pointer has the alignment of its tensor; a tensor that is passed twice is the same memory. seed: for the order
+        of threads and blocks.
         """
         tensors: list[Tensor] = []
         packed = b"".join([_packed(argument, tensors) for argument in arguments])
@@ -61,7 +61,7 @@ class Program:
             tensor.copy_(content)
 
     def close(self) -> str:
-        """What the process says of a failure, or ""; what leaks is seen at its end."""
+        """End the process, and return its error message or "". Leaks are detected at the end of the process."""
         process, self._process = self._process, None
         if process is None:
             return ""
@@ -94,7 +94,7 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 def _packed(argument: Argument, sent: list[Tensor]) -> bytes:
-    """What main.cpp reads; the bytes of a new tensor are added to `sent`."""
+    """The bytes that main.cpp reads for an argument; a new tensor is added to `sent`."""
     if argument is None:
         return b"n"
     if isinstance(argument, Tensor):
@@ -108,7 +108,7 @@ def _packed(argument: Argument, sent: list[Tensor]) -> bytes:
 
 
 def build(folder: Path, sources: Sequence[Path], *flags: str) -> Program:
-    """Compile `sources` and the harness, but what is compiled in `folder`, and link them there."""
+    """Compile `sources` and the harness in `folder`, except objects that exist there, and link them."""
     objects = []
     for source in (*sources, HERE / "main.cpp", HERE / "simt.cpp"):
         objects.append(folder / f"{source.stem}.o")

@@ -72,7 +72,7 @@ class Geometry(NamedTuple):
 
 
 class Method(NamedTuple):
-    """How a pass is computed. y: the shape of the convolution's result; kernel: "to_coarse", "to_fine" or "wgrad"."""
+    """The method of a pass. y: the shape of the convolution's result; kernel: "to_coarse", "to_fine" or "wgrad"."""
 
     variant: str
     y: tuple[int, ...]
@@ -83,7 +83,7 @@ class Method(NamedTuple):
 @lru_cache(4096)
 def method(pass_: str, variant: str, device: str, dtype: torch.dtype, x: Sequence[int], weight: Sequence[int],
            conv: ConvSpec) -> Method:
-    """How pass "forward", "dgrad" or "wgrad" is computed for x and a weight of these shapes.
+    """The method of pass "forward", "dgrad" or "wgrad" for x and a weight of these shapes.
 
     variant: "" for the default. Raises `FastganError` for an unknown variant.
     """
