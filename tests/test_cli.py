@@ -156,7 +156,7 @@ def test_points_are_plotted(capsys, here):
     assert cli.main(["sample", "--out", "points.png"]) == 0
     assert Image.open("points.png").size == (600, 600)
     capsys.readouterr()
-    assert "generates points" in fails(capsys, "interpolate")
+    assert "outputs points" in fails(capsys, "interpolate")
 
 
 def test_dcgan_names_are_understood(here, capsys):

@@ -520,8 +520,8 @@ def test_points_are_not_evaluated(tiny, capsys):
     folder = Trainer(tiny("d2l-gan-gaussian", source="gaussian", steps=1)).fit()
     capsys.readouterr()
     assert cli.main(["evaluate", str(folder)]) == 2
-    assert capsys.readouterr().err == (f"fastgan: error: {folder} generates points, which have no metrics; "
-                                       "expected a run that generates images\n")
+    assert capsys.readouterr().err == (f"fastgan: error: {folder} outputs points, which have no metrics; "
+                                       "expected a run that outputs images\n")
 
 
 def test_evaluate_nothing(tmp_path, capsys, monkeypatch):

@@ -114,7 +114,7 @@ def test_of_a_real_run(tiny, capsys):
 def test_a_run_of_points(tiny):
     folder = Trainer(tiny("d2l-gan-gaussian", source="gaussian")).fit()
     text = told(folder)
-    assert "generates points" in part(text, "interpolation") and "Generated points" in part(text, "samples")
+    assert "outputs points" in part(text, "interpolation") and "Generated points" in part(text, "samples")
 
 
 def test_nothing_that_a_folder_says_is_more_than_text(tmp_path):

@@ -90,7 +90,7 @@ def interpolate(args: list[str]) -> int:
     if len(seeds) < 2 or options.frames < 2:
         raise FastganError(f"--seeds {options.seeds} --frames {options.frames}: expected at least 2 of each")
     if len(source.shape) == 1:
-        raise FastganError("this generator generates points; expected one that generates images (`fastgan sample` "
+        raise FastganError("this generator outputs points; expected one that outputs images (`fastgan sample` "
                            "plots points)")
     z = source.noise.walk(seeds, options.frames)
     images = to_uint8(source.draw(z, _labels(source, options.label or "0", len(z))), source.unit_range)

@@ -66,7 +66,7 @@ def train(args: list[str]) -> int:
 
 @dataclass
 class Resume:
-    """Continue a run from its newest readable checkpoint. Options that change the training cannot be given."""
+    """Continue a run from its newest readable checkpoint. Options that affect the results must not change."""
 
     config: OmitArgPrefixes[Config]
     folder: Positional[Path] = Path()

@@ -137,7 +137,7 @@ class _Report:
 
         source = Pretrained.load(self.folder)
         if len(source.shape) == 1:
-            return "<p>This generator generates points, not images.</p>"
+            return "<p>This generator outputs points, not images.</p>"
         z = source.noise.walk(WALK_SEEDS, WALK_FRAMES)
         labels = torch.zeros(len(z), dtype=torch.long) if source.classes else None
         grid = pictures.grid(to_uint8(source.draw(z, labels), source.unit_range), WALK_FRAMES)

@@ -61,7 +61,7 @@ def evaluate(folder: StrPath, metrics: str = "", *, images: int = 2000, weights:
     folder = Path(folder)
     config, source, place = run_files.read_options(folder), Pretrained.load(folder), pick_device(device)
     if len(source.shape) == 1:
-        raise FastganError(f"{folder} generates points, which have no metrics; expected a run that generates images")
+        raise FastganError(f"{folder} outputs points, which have no metrics; expected a run that outputs images")
     dataset = open_dataset(run_files.with_channels(config.data, folder), config.run.seed)
     if dataset.shape != source.shape:
         raise FastganError(f"{folder} generates images of {_size(source.shape)}, but {dataset.name} has images of "
