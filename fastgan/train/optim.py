@@ -31,7 +31,7 @@ class DeviceAdam(Adam):
     all parameters share one count, as in TensorFlow. Moments are created when a parameter first requires gradients.
 
     Args:
-        lr: the learning rate, without a schedule. hat: whether to use epsilon hat, see above.
+        lr: the base learning rate. hat: whether to use epsilon hat, see above.
         fused: use one kernel for all parameters, instead of the formula for each parameter (the reference).
 
     Attributes:

@@ -32,6 +32,6 @@ def choose(name: str, device: torch.device) -> str:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """An autocast context for forward passes, without a cache of casts, which would not work in a captured step."""
+    """An autocast context for forward passes, without a cache, because a captured step must contain its own casts."""
     half = HALF.get(precision)
     return nullcontext() if half is None else torch.autocast(device.type, half, cache_enabled=False)
