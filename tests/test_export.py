@@ -133,7 +133,7 @@ def test_export_of_a_run(run, capsys, tmp_path):
     assert config["shape"] == [3, 64, 64] and config["noise"] == {"kind": "normal", "mean": 0.0, "length": 8}
     card = (run / "export" / "safetensors" / "README.md").read_text()
     for line in ("# digits: a generator of 3x64x64 images", "| steps | 2 of 2, 16 images each |", "| lr | 0.0002 |",
-                 "| weights | their moving average, decay 0.9 |", "| source | digits |"):
+                 "| weights | moving average, decay 0.9 |", "| source | digits |"):
         assert line in card
     assert str(tmp_path) not in card  # nor any other word of where it was trained
     assert cli.main(["export", str(run), "--format", "safetensors"]) == 0  # takes the place of the earlier one

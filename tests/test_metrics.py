@@ -367,7 +367,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "points": ({"preset": "d2l-gan-gaussian", "source": "gaussian", "metrics": "fid"},
                "--metrics fid: gaussian has points; expected images, or no --metrics"),
     "few fakes": ({"metrics": "score", "metrics_images": 99},
-                  "--metrics-images 99: expected a whole number, 100 or more"),
+                  "--metrics-images 99: expected a whole number of at least 100"),
     "no weights": ({"metrics": "kid", "metrics_weights": "nowhere.pth"},
                    f"--metrics kid: no file {Path('nowhere.pth').absolute()}, and"),
 }

@@ -299,7 +299,7 @@ def test_resume_on_other_data(tiny, tmp_path):
 def test_checkpoint_of_another_network(tiny):
     folder, other = Trainer(tiny()).fit(), Trainer(tiny(ngf=8)).fit()
     (other / "checkpoints" / "step000006.pt").replace(folder / "checkpoints" / "step000009.pt")
-    with pytest.raises(FastganError, match=r"step000009\.pt does not fit the run's own options: "):
+    with pytest.raises(FastganError, match=r"step000009\.pt does not match the options of the run: "):
         Trainer.resume(folder)
 
 
