@@ -336,7 +336,7 @@ def test_an_export_is_sampled(run, capsys):
 @pytest.mark.parametrize(("key", "value", "reason"), [
     ("format", "onnx", "its --format is onnx; expected safetensors"), ("range", [0, 2], r"\(0, 2\)"),
     ("layers", [["Sequential", {}]], "layer 'Sequential' with : expected one of ConvTranspose2d"),
-    ("layers", [["Linear", {"in_features": 100, "out_features": 2**40}]], "Linear makes"),
+    ("layers", [["Linear", {"in_features": 100, "out_features": 2**40}]], "Linear returns"),
     ("layers", [["Linear", {"in_features": 100, "device": "cuda"}]], "layer 'Linear' with in_features, device"),
     ("layers", [], r"its layers return \(100,\); expected \(1, 32, 32\)"), ("layers", 3, "not iterable"),
     ("noise", {}, "'length'"), ("classes", [1], "classes: expected a list of names"),

@@ -383,7 +383,7 @@ def test_what_cannot_be_measured_is_said_before_training(tiny, tmp_path, values,
 
 @pytest.mark.parametrize(("classes", "count", "message"), [
     (2, 99, "images has 99 images, too few to compare with; expected at least 100"),
-    (1, 100, "--metrics score: images has 1 classes, and a classifier needs labels; expected 2 or more")])
+    (1, 100, "--metrics score: images has 1 classes, but a classifier needs labels; expected 2 or more")])
 def test_data_that_cannot_be_measured(tiny, tmp_path, classes, count, message):
     with pytest.raises(FastganError) as caught:
         Trainer(tiny(source=few_images(tmp_path / "images", classes, count), channels=1, metrics="score"))

@@ -222,7 +222,7 @@ def test_a_log_that_is_being_written(folder):
         stream.write('{"step": 300, "loss_')
     options(folder, steps=1000)
     text = told(folder)
-    assert "200 of 1,000" in text and "the run is training, or was stopped." in text
+    assert "200 of 1,000" in text and "the run is training or was stopped." in text
 
 
 def test_a_run_that_goes_on_and_one_that_was_stopped(folder):
