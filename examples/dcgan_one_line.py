@@ -1,9 +1,9 @@
-"""The DCGAN training loop of dcgan_textbook.py with one line more: `fastgan.convert`.
+"""The DCGAN training loop of dcgan_textbook.py with one additional line: `fastgan.convert`.
 
     python examples/dcgan_one_line.py [STEPS]
 
-Weights, optimizers, state_dict keys and the loop stay as they are. On a CPU the C++ kernels compute, where they were
-compiled; `netG.fastgan_report` names the engine.
+Weights, optimizers, state_dict keys and the loop do not change. On a CPU, the C++ kernels are used if they were
+compiled; `netG.fastgan_report` shows the engine.
 """
 
 import sys
@@ -42,7 +42,7 @@ netD = nn.Sequential(
 for name, parameter in [*netG.named_parameters(), *netD.named_parameters()]:
     if parameter.dim() > 1:
         nn.init.normal_(parameter, 0.0, 0.02)
-    elif name.endswith("weight"):  # of a batch normalisation
+    elif name.endswith("weight"):  # batch normalization
         nn.init.normal_(parameter, 1.0, 0.02)
 
 netG, netD = fastgan.convert(netG), fastgan.convert(netD)  # the one line

@@ -1,8 +1,8 @@
-"""The DCGAN training loop as textbooks have it, in plain PyTorch: nothing of fastgan is in this file.
+"""The textbook DCGAN training loop in plain PyTorch, without fastgan.
 
     python examples/dcgan_textbook.py [STEPS]
 
-dcgan_one_line.py is this file with one line more, dcgan_two_lines.py with two lines in the place of the loop's body.
+dcgan_one_line.py adds one line to it, and dcgan_two_lines.py replaces the body of the loop by two lines.
 """
 
 import sys
@@ -39,7 +39,7 @@ netD = nn.Sequential(
 for name, parameter in [*netG.named_parameters(), *netD.named_parameters()]:
     if parameter.dim() > 1:
         nn.init.normal_(parameter, 0.0, 0.02)
-    elif name.endswith("weight"):  # of a batch normalisation
+    elif name.endswith("weight"):  # batch normalization
         nn.init.normal_(parameter, 1.0, 0.02)
 
 criterion = nn.BCELoss()

@@ -1,9 +1,9 @@
-"""The DCGAN training loop of dcgan_textbook.py, its body replaced by two lines: a `GANStep`, as a CUDA graph.
+"""The DCGAN training loop of dcgan_textbook.py, with its body replaced by two lines: a `GANStep` in a CUDA graph.
 
     python examples/dcgan_two_lines.py [STEPS]
 
-The losses, the order of updates and both Adams are the textbook's; what it computes twice is left out, and on a GPU the
-host only says "again". On a CPU there are no graphs: `GraphedStep` says so once, and the step goes on eagerly.
+Losses, order of updates and Adam are those of the textbook loop, without its redundant computation, and on a GPU the
+host only replays the graph. On a CPU there are no CUDA graphs: `GraphedStep` logs this once, and steps run eagerly.
 """
 
 import sys
@@ -43,7 +43,7 @@ netD = nn.Sequential(
 for name, parameter in [*netG.named_parameters(), *netD.named_parameters()]:
     if parameter.dim() > 1:
         nn.init.normal_(parameter, 0.0, 0.02)
-    elif name.endswith("weight"):  # of a batch normalisation
+    elif name.endswith("weight"):  # batch normalization
         nn.init.normal_(parameter, 1.0, 0.02)
 
 # without D's sigmoid: the loss takes logits

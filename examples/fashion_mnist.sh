@@ -1,6 +1,6 @@
 #!/bin/sh
 # A conditional DCGAN on Fashion-MNIST from Debian's package dataset-fashion-mnist (apt install dataset-fashion-mnist).
-# A picture has one column for each of the ten classes. STEPS=200 makes it short.
+# Pictures have one column for each of the ten classes. STEPS=200 shortens the run.
 set -eu
 data=${DATA:-/usr/share/datasets/fashion-mnist}
 python -m fastgan train --preset dcgan-32 --data "idx:$data" --cond --ngf 32 --ndf 32 --batch 64 --ema 0.999 \

@@ -1,8 +1,8 @@
-"""A data set of Hugging Face's `datasets` as a run of fastgan: `pip install datasets`.
+"""Training on a data set of Hugging Face's `datasets` (`pip install datasets`).
 
     python examples/hugging_face_datasets.py [STEPS]
 
-Here it is made in memory; `datasets.load_dataset("NAME", split="train")` takes its place.
+This example creates the data set in memory; replace it by `datasets.load_dataset("NAME", split="train")`.
 """
 
 import sys
@@ -25,15 +25,15 @@ dataset = datasets.Dataset.from_dict(
 
 
 def resized(rows: dict) -> dict:
-    """A batch of rows, every image grey and SIDE x SIDE."""
+    """A batch of rows, with gray images of SIDE x SIDE pixels."""
     return {**rows, "image": [image.convert("L").resize((SIDE, SIDE)) for image in rows["image"]]}
 
 
-# pixels and labels as one file: a run knows its data again by it when it is resumed
+# store pixels and labels in a file, from which the run can be resumed
 dataset = dataset.map(resized, batched=True)
 np.savez("images.npz", images=np.stack([np.asarray(image) for image in dataset["image"]]),
          labels=np.array(dataset["label"]))
 
 config = presets.get("digits", source="npz:images.npz", image_size=str(SIDE), cond=True, steps=STEPS)
 folder = Trainer(config).fit()
-print(f"pictures: {folder}; to go on: fastgan resume {folder} --steps {2 * STEPS}")
+print(f"pictures: {folder}; to continue: fastgan resume {folder} --steps {2 * STEPS}")

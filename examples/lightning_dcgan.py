@@ -1,8 +1,9 @@
-"""A DCGAN as a LightningModule, with fastgan's networks in it: `pip install lightning`.
+"""A DCGAN as a LightningModule that uses fastgan's networks (`pip install lightning`).
 
     python examples/lightning_dcgan.py [STEPS]
 
-Two optimizers in one step need Lightning's manual optimisation. Devices, precision and checkpoints are the Trainer's.
+Two optimizers in one step need Lightning's manual optimization. Lightning's Trainer manages devices, precision and
+checkpoints.
 """
 
 import sys
@@ -37,7 +38,7 @@ class DCGAN(lightning.LightningModule):
         adam_g, adam_d = self.optimizers()
         fake = self.generator(torch.randn(len(real), NZ, device=self.device))
 
-        # one call for both halves, batch statistics for each
+        # one call for both halves, with separate batch statistics
         with fastgan.nn.stat_groups(self.discriminator, 2):
             on_real, on_fake = self.discriminator(torch.cat([real, fake.detach()])).chunk(2)
         loss_d = F.softplus(-on_real).mean() + F.softplus(on_fake).mean()
@@ -45,7 +46,7 @@ class DCGAN(lightning.LightningModule):
         self.manual_backward(loss_d)
         adam_d.step()
 
-        with fastgan.nn.frozen(self.discriminator):  # no gradients of its weights, which nobody would read
+        with fastgan.nn.frozen(self.discriminator):  # without gradients of its weights, which are not needed
             loss_g = F.softplus(-self.discriminator(fake)).mean()
         adam_g.zero_grad()
         self.manual_backward(loss_g)
@@ -62,7 +63,7 @@ def batches() -> DataLoader:
 
 if __name__ == "__main__":
     lightning.seed_everything(0)
-    # each of the two optimizers' steps counts
+    # max_steps counts the steps of both optimizers
     trainer = lightning.Trainer(max_steps=2 * STEPS, max_epochs=-1, logger=False, enable_checkpointing=False,
                                 log_every_n_steps=1)
     trainer.fit(DCGAN(), batches())

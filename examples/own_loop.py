@@ -1,4 +1,4 @@
-"""Your own networks and your own loop on fastgan's step: a GAN that learns a ring of eight points.
+"""Custom networks and a custom loop with fastgan's training step: a GAN that learns a ring of eight points.
 
     python examples/own_loop.py [STEPS]
 """
@@ -17,7 +17,7 @@ from fastgan.train import GANStep
 
 
 def ring(count: int) -> torch.Tensor:
-    """Points (count, 2) around eight places on a circle."""
+    """Points (count, 2) near eight positions on a circle."""
     angle = torch.randint(0, 8, (count,)) * (math.pi / 4)
     return torch.stack([angle.cos(), angle.sin()], 1) + 0.05 * torch.randn(count, 2)
 

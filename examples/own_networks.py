@@ -1,9 +1,9 @@
-"""Your own networks, written with fastgan's blocks, and WGAN-GP (Gulrajani et al. 2017).
+"""Custom networks from fastgan's blocks, trained as WGAN-GP (Gulrajani et al. 2017).
 
     python examples/own_networks.py [STEPS]
 
-A block is convolution, batch normalisation and activation under the names they have in an `nn.Sequential`. Blocks can
-stand in any module; `Chain` hands those that follow each other to the engine together.
+A block consists of convolution, batch normalization and activation, with the names that they have in an
+`nn.Sequential`. Blocks can be used in any module; a `Chain` runs consecutive blocks as one operation.
 """
 
 import sys
@@ -38,7 +38,7 @@ class Generator(nn.Module):
 
 
 class Critic(nn.Module):
-    """(N, 1, 24, 24) -> (N,). Without batch normalisation: the penalty is on the gradient at single images."""
+    """(N, 1, 24, 24) -> (N,). Without batch normalization: the gradient penalty is defined for single images."""
 
     def __init__(self) -> None:
         super().__init__()

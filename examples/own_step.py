@@ -1,4 +1,4 @@
-"""Your own networks, optimizers and loss in a fused training step: a least-squares GAN on handwritten digits.
+"""Custom networks, optimizers and losses in a fused training step: a least-squares GAN on handwritten digits.
 
     python examples/own_step.py [STEPS]
 """

@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# A stranger's walk through fastgan: own images, own network, a kill, a resume, and out again. Ends with what passed.
+# A tour of fastgan for a new user: own images, an own network, a kill, a resume, and exports. Prints what passed.
 #
 #     bash examples/stranger.sh [FOLDER]
 #
-# Works in FOLDER, a temporary one when not given. PYTHON names the Python that has fastgan, IMPL the engine to verify.
+# Works in FOLDER, by default a temporary folder. PYTHON: a Python with fastgan. IMPL: the engine to verify.
 set -euo pipefail
 python=${PYTHON:-python}
 work=${1:-$(mktemp -d)}
 passed=() skipped=()
 cd "$work"
 
-show() { printf '\n$ %s\n' "$*" >&2; "$@"; }  # not into a pipe: `show ... | tail`
+show() { printf '\n$ %s\n' "$*" >&2; "$@"; }  # prints to stderr, so that the command's output can be piped
 fastgan() { "$python" -m fastgan "$@"; }
 done_with() { passed+=("$1"); }
 has_option() { local help; help=$(fastgan "$1" --help) && [[ $help == *"$2"* ]]; }
 
-# small networks on small batches: this is about what works, not about pictures
+# small networks and batches: this checks that everything works, not the quality of the images
 small=(--ngf 8 --ndf 8 --nz 16 --batch 16 --grid 16 --plan default --channels 3)
 data=folder:$PWD/images
 
@@ -55,14 +55,14 @@ torch.testing.assert_close(theirs(x), mine(x), rtol=1e-4, atol=1e-5)
 '
 done_with "own network converted"
 
-# two processes, where this fastgan has them
+# two processes, if this version supports them
 if has_option train --sync-bn; then
     show "$python" -m torch.distributed.run --standalone --nproc-per-node 2 -m fastgan train --preset dcgan-64 \
         --data "$data" "${small[@]}" --steps 4 --sync-bn --outdir two
     [ -e two/00000-dcgan-64/checkpoints/step000004.pt ]
     done_with "two processes"
 else
-    skipped+=("two processes: this fastgan has no --sync-bn")
+    skipped+=("two processes: this version has no --sync-bn")
 fi
 
 printf '\n# kill -9 in the middle, then resume\n'
@@ -92,7 +92,7 @@ show fastgan evaluate "$run" --metrics score --images 100
 [ -s "$run/metrics.json" ]
 done_with "evaluate"
 
-# each file comes with a program that draws from it; it runs where fastgan cannot be imported
+# run the program of each export's model card without fastgan
 forms=(safetensors torch.export pytorch-example)
 if "$python" -c 'import onnx, onnxscript, onnxruntime' 2>/dev/null; then
     forms+=(onnx)
@@ -113,13 +113,13 @@ for form in "${forms[@]}"; do
     done_with "export to $form"
 done
 
-# the page of a run, where this fastgan has it; an older `report` is the benchmark's
+# the page of a run, if this version has it; `report` of older versions is another command
 if has_option report --out; then
     show fastgan report "$run" --out report.html
     [ -s report.html ]
     done_with "report"
 else
-    skipped+=("report: this fastgan has no page of a run")
+    skipped+=("report: this version has no page of a run")
 fi
 
 printf '\n'

@@ -1,6 +1,6 @@
-"""A run that is logged to Weights & Biases by a callback: pip install wandb; WANDB_MODE=offline needs no account.
+"""Logging to Weights & Biases by a callback (`pip install wandb`). WANDB_MODE=offline needs no account.
 
-    python weights_and_biases.py [steps]
+    python examples/weights_and_biases.py [STEPS]
 """
 
 import sys
@@ -15,7 +15,7 @@ from fastgan import presets
 
 
 class WeightsAndBiases(fastgan.Callback):
-    """Losses and metrics by step, the picture of each snapshot, and the generator at the end."""
+    """Logs the records of each step, alerts, and the picture of each snapshot."""
 
     def on_start(self, trainer: fastgan.Trainer, step: int) -> None:
         self.run = wandb.init(project="fastgan", name=trainer.folder.name, dir=trainer.folder,

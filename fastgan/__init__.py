@@ -1,20 +1,20 @@
 """fastgan: DCGAN-style networks, trained fast and checked against eager PyTorch.
 
-    # fused kernels in any network of yours, which keeps its class, names and state_dict keys
+    # use fused kernels in any network; its class, names and state_dict keys are kept
     network = fastgan.convert(network)
 
-    # a training step of two networks, replayed as one CUDA graph; step(real) returns the losses
+    # a training step of both networks, replayed as one CUDA graph; step(real) returns the losses
     step = fastgan.GraphedStep(fastgan.GANStep(netG, netD, nz=100))
 
-    # a run with pictures, checkpoints and a report, and images of a trained generator
+    # a run with pictures and checkpoints, then images from its trained generator
     fastgan.Trainer(fastgan.presets.get("dcgan-64", data="folder:photos")).fit()
     generator = fastgan.Pretrained.load("runs/00000-photos")
     images = generator.draw(generator.noise.from_seeds(range(16)))
 
-`fastgan.ops` has the operations as functions, `fastgan.nn` the blocks as modules, `fastgan.verify` the comparison with
-eager PyTorch on your device. The command line is `fastgan --help`.
+`fastgan.ops` contains the operations as functions, `fastgan.nn` the layers as modules, and `fastgan.verify` the
+comparison with eager PyTorch on your device. `fastgan --help` describes the command line.
 
-The package imports nothing heavy by itself: each public name loads what it needs, torch among it, on first use.
+Importing the package is fast: torch and all submodules are imported when a public name is first used.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _HOMES = {"Callback": "trainer", "Config": "config", "FastganError": "errors", "
 
 
 class _MovedNames:
-    """Finds no module. An import of a name that has moved fails with the name's new place."""
+    """An import hook that finds no module. Importing a module that has moved fails with its new name."""
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> None:
@@ -71,7 +71,7 @@ class _MovedNames:
 
 sys.meta_path.append(_MovedNames)
 
-if not TYPE_CHECKING:  # a type checker sees the imports above, and unknown names as errors
+if not TYPE_CHECKING:  # hidden from type checkers, which then report unknown names as errors
 
     def __getattr__(name: str) -> object:
         import importlib

@@ -1,4 +1,4 @@
-"""Options that do not go together, whatever the data is."""
+"""Combinations of options: those that are invalid for all data, and defaults that depend on other options."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def partners(given: Mapping[str, Any], config: Config) -> dict[str, Any]:
-    """Values, by field, for options that are not among `given` ones and go better with those: for `config`, which has
-    them.
+    """Values, by field, of options that were not given and whose default depends on the `given` ones.
 
-    Penalties on the gradient at single images need a discriminator that treats each by itself, which batch
-    normalisation does not; the hinge loss is the partner of spectral normalization (Miyato et al. 2018).
+    `config` contains the given values. A gradient penalty is defined for a discriminator that treats each image
+    independently, which excludes batch normalization. Spectral normalization is used with the hinge loss (Miyato et
+    al. 2018).
     """
     dcgan = config.model.architecture == "dcgan"
     if dcgan and given.keys() & {"loss", "r1"} and config.train.penalised and not given.keys() & {"norm_d"}:
@@ -29,20 +29,20 @@ def partners(given: Mapping[str, Any], config: Config) -> dict[str, Any]:
 
 
 def check(config: Config) -> None:
-    """`FastganError` for the first two options that contradict each other."""
+    """Raise `FastganError` for the first invalid combination."""
     data, model, train = config.data, config.model, config.train
     if (train.loss == "softmax") != (model.architecture == "tf"):
         raise FastganError(f"--loss {train.loss} with --architecture {model.architecture}: "
-                           "softmax and tf, whose discriminator has two outputs, go together")
+                           "expected softmax with tf, whose discriminator has two outputs, or neither of them")
     if train.label_smoothing and train.loss not in ("bce", "minimax"):
         raise FastganError(f"--label-smoothing {train.label_smoothing} with --loss {train.loss}: "
                            "expected --loss bce or minimax")
     if train.augment and model.architecture == "gaussian":
-        raise FastganError(f"--augment {train.augment} with --architecture gaussian: expected images, whose pixels it "
-                           "changes")
+        raise FastganError(f"--augment {train.augment} with --architecture gaussian: expected an architecture that "
+                           "generates images")
     if data.batch % train.accumulate:
-        raise FastganError(f"--accumulate {train.accumulate} with --batch {data.batch}: expected equal parts of "
-                           "a batch")
+        raise FastganError(f"--accumulate {train.accumulate} with --batch {data.batch}: expected a batch size that is "
+                           "a multiple of it")
     if data.batch // train.accumulate == 1 and model.architecture != "gaussian":
-        raise FastganError("--batch 1 with batch normalisation: statistics need at least 2 images; expected --batch 2 "
+        raise FastganError("--batch 1 with batch normalization: statistics need at least 2 images; expected --batch 2 "
                            "or more")

@@ -1,4 +1,4 @@
-"""The device of a name such as "auto" or "cuda:1"."""
+"""Selection of a device by a name such as "auto" or "cuda:1"."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastgan.errors import FastganError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of this name; auto is the first available one of cuda, mps and cpu."""
+    """The device with this name; "auto" is the first available of cuda, mps and cpu."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, usable in available.items() if usable))

@@ -1,4 +1,4 @@
-"""Packages that only some features need: the optional dependencies ("extras") of pyproject.toml."""
+"""Optional dependencies: the extras of pyproject.toml, imported by the features that need them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ EXTRAS = {
 def load(module: str, extra: str, what: str) -> Any:
     """Import a module of one of the packages of `extra`.
 
-    Raises `FastganError`, which begins with `what` and names the packages to install, where it cannot be imported.
+    Raises `FastganError` if it cannot be imported. The message begins with `what` and names the packages to install.
     """
     package = module.split(".")[0]
     try:
-        importlib.import_module(package)  # a submodule of one that has failed may be imported already
+        importlib.import_module(package)  # if this fails, a submodule may still be in sys.modules from an earlier try
         return importlib.import_module(module)
     except Exception as error:  # torchvision built for another torch raises many types
         raise FastganError(f"{what}: {package} cannot be imported ({first_line(error)}); expected fastgan's extra "

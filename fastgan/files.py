@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole or not at all; JSON of any origin; the cache folder."""
+"""Atomic replacement of files, reading of untrusted JSON, and the cache folder."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ StrPath: TypeAlias = "str | os.PathLike[str]"
 
 @contextmanager
 def replacing(path: StrPath) -> Iterator[BinaryIO]:
-    """A stream whose content replaces `path` when the block ends without an error: written aside, synced, renamed.
+    """A context manager that replaces `path` atomically: it yields a stream to a temporary file, which is synced and
+    renamed to `path` if the block ends without an error.
 
-    Raises `FastganError` when the disk is full or the folder cannot be written; `path` is then as it was.
+    Raises `FastganError` if the disk is full or the folder is not writable; `path` is then unchanged.
     """
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -34,19 +35,19 @@ def replacing(path: StrPath) -> Iterator[BinaryIO]:
     except OSError as error:
         raise FastganError(f"cannot write {path}: {reason(error)}") from error
     finally:
-        with contextlib.suppress(OSError):  # in a folder that cannot be entered there is nothing to remove
+        with contextlib.suppress(OSError):  # after the rename, or if the file was never created
             aside.unlink()
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete temporary files of `replacing` below `folder`, of a process that was killed; no other may write there."""
+    """Delete the temporary files that a killed process left below `folder`. No other process may be writing there."""
     for aside in folder.rglob(".*.tmp"):
         with contextlib.suppress(OSError):
             aside.unlink()
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises OSError where it cannot be read, ValueError where it is no JSON."""
+    """The content of a JSON file. Raises OSError if it cannot be read, and ValueError if it is not JSON."""
     try:
         return json.loads(path.read_text("utf-8"))
     except RecursionError:
@@ -54,20 +55,21 @@ def read_json(path: Path) -> Any:
 
 
 def cache_folder() -> Path:
-    """The folder for measurements and downloads: FASTGAN_CACHE, or fastgan in XDG_CACHE_HOME, by default ~/.cache."""
+    """The folder for measurements and downloads: $FASTGAN_CACHE, otherwise $XDG_CACHE_HOME/fastgan, or
+    ~/.cache/fastgan."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(os.environ.get("FASTGAN_CACHE") or Path(base, "fastgan")).expanduser()
 
 
 def reason(error: OSError) -> str:
-    """Words for why a file could not be written."""
+    """The reason why a file could not be read or written, for a message."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full; free some space and resume"
     return error.strerror or str(error)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where folders can be synced (not on Windows)."""
+    """Make the rename durable, on systems where folders can be synced (not on Windows)."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:

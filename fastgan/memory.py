@@ -1,4 +1,4 @@
-"""The memory limit of a process, how to keep freed memory, and how to recognise an exception for lack of memory."""
+"""Memory of the process: its limit, the reuse of freed memory, and detection of out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import torch
 _GROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-# in the messages of PyTorch's CPU allocators on Linux and macOS, and on Windows
+# fragments of the messages of PyTorch's CPU allocators on Linux and macOS, and on Windows
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
 
 
 def limit() -> int:
-    """Bytes that this process may have: the machine's memory, less where its container, control group or `ulimit -v`
-    allows less; sys.maxsize where none is known."""
+    """The memory limit of this process in bytes: the smallest of physical memory, the limits of its container or
+    control groups, and `ulimit -v`; sys.maxsize if none is known."""
     return min(_limits())
 
 
@@ -31,11 +31,10 @@ def ran_out(error: Exception) -> bool:
 
 
 def keep_freed() -> None:
-    """Let the process keep memory that it frees, for the next step, which asks for as much again. By default glibc
-    returns most of it to the system after each step, and getting it back, page by page, takes 3 % of a step of
-    dcgan-64.
+    """Make malloc keep freed memory, because the next step needs the same amount again. By default glibc returns most
+    of it to the system after each step, and the page faults that follow take 3 % of a step of dcgan-64.
 
-    Does nothing under another C library, or where the environment has glibc's own settings.
+    Does nothing with another C library, or if environment variables already configure glibc's malloc.
     """
     if any(name in os.environ for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")):
         return
@@ -54,12 +53,12 @@ def _limits() -> Iterator[int]:
         if allowed != resource.RLIM_INFINITY:
             yield allowed
     for path in _group_files():
-        with contextlib.suppress(OSError, ValueError):  # one that a container hides, or "max"
+        with contextlib.suppress(OSError, ValueError):  # the file is hidden in a container, or contains "max"
             yield int(path.read_text())
 
 
 def _group_files() -> Iterator[Path]:
-    """The files with the limits of this process's control groups, and of those above; of both versions."""
+    """The limit files of this process's control groups (v1 and v2) and of their parents."""
     with contextlib.suppress(OSError):
         for line in _MEMBERSHIP.read_text().splitlines():
             _, kinds, group = line.split(":", 2)

@@ -23,9 +23,10 @@ _CAPTION = 14  # pixels
 
 
 def grid(images: Tensor, columns: int | None = None, captions: Sequence[str] = ()) -> Image.Image:
-    """Images (N, C, H, W) uint8 as tiles, in `columns` or nearly a square; small images are enlarged to 64 pixels.
+    """Arrange images uint8 (N, C, H, W) in a grid with `columns` columns, by default nearly square. Small images are
+    enlarged to about 64 pixels.
 
-    captions: a text below each tile, cut off where it is wider.
+    captions: a text below each image, truncated to its width.
     """
     count, channels, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(count))
@@ -43,15 +44,16 @@ def grid(images: Tensor, columns: int | None = None, captions: Sequence[str] = (
 
 
 def class_columns(count: int, classes: int) -> int | None:
-    """Images in a row of a grid of `count`, whose classes come in turn: equally many of each class, near a square; ten
-    for more than 16 classes. None, for a square, without classes and where the count is smaller than a row."""
+    """Number of columns for a grid of `count` images whose classes alternate, such that each row has equally many
+    images of each class and the grid is nearly square; 10 for more than 16 classes. None, for the default of `grid`,
+    without classes or if there are fewer images than one row has."""
     if classes > 16:
         return 10 if count >= 10 else None
     return classes * max(1, round(math.sqrt(count) / classes)) if 1 < classes <= count else None
 
 
 def _caption(text: str, width: int) -> Image.Image:
-    """White on black, (width, _CAPTION) pixels."""
+    """White text on black, (width, _CAPTION) pixels."""
     strip = Image.new("L", (width, _CAPTION))
     font = ImageFont.load_default(11)
     fits = font.getlength(text) <= width
@@ -72,7 +74,7 @@ def side_by_side(fakes: Tensor, reals: Tensor) -> Image.Image:
 
 
 def animation(images: Tensor, path: StrPath, milliseconds: int = 60) -> None:
-    """Frames (N, C, H, W) uint8 forwards and backwards as an endlessly repeated GIF."""
+    """Write frames uint8 (N, C, H, W) as a GIF that plays forwards and backwards in a loop."""
     frames = [grid(image[None]).convert("RGB") for image in images]
     with replacing(path) as stream:
         frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:] + frames[-2:0:-1],
@@ -86,7 +88,7 @@ def save(image: Image.Image, path: StrPath) -> None:
 
 
 def scatter(path: StrPath, **points: Tensor) -> None:
-    """Named clouds of points (N, 2) in one plot."""
+    """Plot named sets of points (N, 2)."""
     figure = new_figure(figsize=(5, 5))
     axes = figure.add_subplot()
     for name, cloud in points.items():
@@ -96,7 +98,7 @@ def scatter(path: StrPath, **points: Tensor) -> None:
 
 
 def loss_curves(records: Sequence[Mapping[str, Any]], path: StrPath) -> None:
-    """Losses above, outputs of the discriminator below, by step."""
+    """Plot the losses (top) and the discriminator's outputs (bottom) by step."""
     figure = new_figure(figsize=(9, 6))
     above, below = figure.subplots(2, 1, sharex=True)
     for axes, names in ((above, {"loss_d": "discriminator", "loss_g": "generator"}),
@@ -111,31 +113,31 @@ def loss_curves(records: Sequence[Mapping[str, Any]], path: StrPath) -> None:
 
 
 def plot_curve(axes: Axes, points: Sequence[tuple[float, float]], label: str, color: str) -> None:
-    """(step, value) as a thin line, and their running median as a thick one."""
+    """Plot (step, value) points as a thin line and their running median as a thick line."""
     steps, values = np.array(points, float).reshape(-1, 2).T
     axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
     axes.plot(steps, smooth(values), color=color, linewidth=1.8, label=label, marker="o" if len(points) < 12 else None)
 
 
 def legend_above(axes: Axes) -> None:
-    """A legend that never covers the curves, and a grid."""
+    """Add a grid, and a legend above the axes, where it does not cover the curves."""
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """A centred running median over a twentieth of the curve, mirrored at its ends, which outliers do not move."""
+    """A centered running median over a twentieth of the curve, with mirrored ends; robust to outliers."""
     if not len(values):
         return values
     half = max(len(values) // 40, 1)
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(values, half, "symmetric"), 2 * half + 1)
-    # up to a hundred values of a window suffice
+    # at most about a hundred values of each window, for speed
     return np.asarray(np.median(windows[:, :: math.ceil(half / 50)], axis=1))
 
 
 def new_figure(**options: Any) -> Figure:
     """An empty matplotlib figure."""
-    figure = extras.load("matplotlib.figure", "plots", "a plot")  # importing it takes a quarter of a second
+    figure = extras.load("matplotlib.figure", "plots", "a plot")  # imported late: it takes a quarter of a second
     return figure.Figure(dpi=120, layout="constrained", **options)
 
 

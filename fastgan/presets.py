@@ -1,12 +1,12 @@
-"""Ready-made experiments as data: each function returns a `Config`, its docstring names the origin of every value.
+"""Ready-made experiments as data: each function returns a `Config`, and its docstring gives the source of every value.
 
-What the frameworks of the documents have in common, and PyTorch does otherwise:
+TensorFlow 1 and MXNet, which some of the documents use, differ from PyTorch:
 
-- Adam's epsilon is added to the uncorrected root of the second moment (`adam_eps_hat`), in TensorFlow 1 and MXNet.
-- TensorFlow's and MXNet's running statistics are built from other estimates of the variance (biased on MXNet's CPU
-  and for TensorFlow's dense layers) at other moments (MXNet's CPU: in the backward pass); here they follow
-  `nn.BatchNorm2d`: unbiased, in each forward pass in training mode. Training does not read them; pictures may.
-- Random numbers come from other generators, so equal seeds do not give equal runs.
+- Adam's epsilon is added to the square root of the second moment without bias correction (`adam_eps_hat`).
+- Running statistics use other estimates of the variance (biased on MXNet's CPU and in TensorFlow's dense layers) and
+  are updated at other times (in the backward pass on MXNet's CPU). Here they follow `nn.BatchNorm2d`: unbiased, and
+  updated in each forward pass in training mode. They do not affect training, only sampling.
+- The random number generators differ, so equal seeds do not give equal runs.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from fastgan.data.recommend import Choice
 
 PRESETS: dict[str, Callable[[], Config]] = {}
-PHOTOGRAPHS = ("celeba", "cifar10")  # of which a mirrored image is one, too
+PHOTOGRAPHS = ("celeba", "cifar10")  # sources whose images are valid when mirrored
 
 
 def get(name: str, **values: Any) -> Config:
-    """The preset of this name, with the given fields changed: `get("dcgan-64", batch=32)`.
+    """The preset with this name, with the given fields replaced: `get("dcgan-64", batch=32)`.
 
-    Some values follow from the source; `chosen_for` returns them with the reasons.
+    Some presets choose values that depend on the source; `chosen_for` returns them with the reasons.
 
     Raises:
-        FastganError: for a preset or a field that does not exist; the message has the nearest names.
+        FastganError: if the preset or a field does not exist; the message has the most similar names.
     """
     if name not in PRESETS:
         raise FastganError(f"unknown preset {name!r}; {nearest(name, list(PRESETS))}")
@@ -41,8 +41,8 @@ def get(name: str, **values: Any) -> Config:
 
 
 def chosen_for(name: str, source: str | None) -> list[Choice]:
-    """What a preset chooses for the images of `source`, None for its own: "own-images" for those of folder:DIR;
-    mirrored photographs where no document fixes the recipe."""
+    """Values that a preset chooses for the images of `source` (None for the preset's own source), with the reasons:
+    the settings of "own-images" for folder:DIR, and mirroring of photographs in presets that no document defines."""
     if name in ("dcgan-32", "dcgan-128") and (source or PRESETS[name]().data.source) in PHOTOGRAPHS:
         from fastgan.data.recommend import MIRRORED
 
@@ -58,16 +58,17 @@ def chosen_for(name: str, source: str | None) -> list[Choice]:
 
 
 def preset(function: Callable[[], Config]) -> Callable[[], Config]:
-    """Register a function as the preset of its name."""
+    """Register a function as the preset with its name."""
     PRESETS[function.__name__.replace("_", "-")] = function
     return function
 
 
 @preset
 def digits() -> Config:
-    """A small DCGAN on scikit-learn's 1,797 handwritten digits, in minutes on two CPU cores.
+    """A small DCGAN on scikit-learn's 1,797 handwritten digits; trains in minutes on two CPU cores.
 
-    The 8x8 images are enlarged to 32x32. `dcgan-32` at half its width, batch 64, with a moving average of G.
+    The 8x8 images are enlarged to 32x32. The networks have half the width of `dcgan-32`; batch 64; with a moving
+    average of G.
     """
     return Config().replace(source="digits", image_size="32", ngf=32, ndf=32, batch=64, ema=0.999, steps=3000)
 
@@ -76,31 +77,32 @@ def digits() -> Config:
 def own_images() -> Config:
     """A folder of your own images: `fastgan train --preset own-images --data folder:PATH`.
 
-    `dcgan-64`, with a moving average of G and mirrored images. Image size, widths, augmentation, batch and length
-    follow from the number and the size of the images; each choice is printed with its reason. Given options win.
+    `dcgan-64`, with a moving average of G and mirrored images. Image size, widths, augmentation, batch size and length
+    are chosen by the number and the size of the images; each choice is printed with its reason. Options that are given
+    take precedence.
     """
     return dcgan_64().replace(batch=64, flip=True, ema=0.999)
 
 
 @preset
 def mxnet_dcgan_mnist() -> Config:
-    """Apache MXNet's tutorial "Generative Adversarial Network (GAN)", 64x64x3 MNIST; and its Gluon edition.
+    """Apache MXNet's tutorial "Generative Adversarial Network (GAN)" and its Gluon edition, on 64x64x3 MNIST.
 
-    Data: the 70,000 digits of both parts, enlarged bilinearly to 64x64, the grey channel repeated three times, pixels
-    x / 127.5 - 1; `NDArrayIter` fills the last batch from the start. The document shuffles once with seed 1; here the
-    one epoch is shuffled by the run's seed. The Gluon edition, the same otherwise, enlarges without rounding to whole
-    grey levels.
-    Networks: 4x4 kernels, filters 1024-512-256-128 and back, no bias, batch normalisation in all generator stages and
-    in the discriminator's stages 2 to 4, leaky relu 0.2. `fix_gamma=True`: scales are 1 and stay; eps 1e-5 + 1e-12;
-    momentum 0.9 in MXNet's convention, 0.1 in PyTorch's.
-    Initialisation: `mx.init.Normal(0.02)` for convolutions; beta 0.
+    Data: all 70,000 digits (training and test), enlarged bilinearly to 64x64, with the gray channel repeated three
+    times, pixels x / 127.5 - 1; `NDArrayIter` fills the last batch from the start. The document shuffles once with seed
+    1; here the single epoch is shuffled by the run's seed. The Gluon edition differs only in that it does not round the
+    enlarged images to integers.
+    Networks: 4x4 kernels, filters 1024-512-256-128 and back, no bias, batch normalization in all hidden layers of the
+    generator and in layers 2 to 4 of the discriminator, leaky relu 0.2. `fix_gamma=True`: gamma stays 1;
+    eps 1e-5 + 1e-12; momentum 0.9 in MXNet's convention, 0.1 in PyTorch's.
+    Initialization: `mx.init.Normal(0.02)` for convolutions; beta 0.
     Noise: N(0, 1), 100 x 1 x 1.
-    Loss: `LogisticRegressionOutput` has gradient sigmoid(x) - label, and the module divides by the batch size: binary
-    cross-entropy on logits, averaged.
-    Optimizer: Adam 2e-4, beta1 0.5, MXNet's beta2 0.999 and epsilon 1e-8 (epsilon hat).
-    Updates: D on fakes (label 0), then on reals (label 1), the two gradients added, one update; then the same fakes,
-    with their graph, go through the updated D with label 1 for the update of G.
-    Length: batch 64, one epoch; fakes beside reals every 50 batches.
+    Loss: `LogisticRegressionOutput` has the gradient sigmoid(x) - label, and the module divides by the batch size: this
+    is binary cross-entropy on logits, averaged.
+    Optimizer: Adam 2e-4, beta1 0.5, MXNet's defaults beta2 0.999 and epsilon 1e-8 (epsilon hat).
+    Updates: one update of D with the sum of its gradients on fakes (label 0) and on reals (label 1); then one update of
+    G, for which the updated D evaluates the same fakes with label 1.
+    Length: batch 64, one epoch; a picture of fakes beside reals every 50 batches.
     """
     return Config().replace(
         source="mnist", split="all", image_size="64", channels=3, fit="stretch", last_batch="pad", batch=64,
@@ -113,16 +115,16 @@ def mxnet_dcgan_mnist() -> Config:
 def oreilly_gan_mnist() -> Config:
     """O'Reilly's "Generative adversarial networks for beginners" (TensorFlow 1), 28x28x1 MNIST.
 
-    Data: 55,000 digits (TensorFlow's reader keeps the first 5,000 of the training part for validation), pixels in
-    [0, 1] as that reader gives them, although the generator ends in tanh. A batch may cross the end of an epoch.
-    Networks: see `fastgan.models.oreilly`. z of 100 values is read as 2x2x25 and passes relu. The biases of the
-    generator are constants (the document makes them but never adds them). `tf.contrib.layers.batch_norm`: eps 1e-3,
-    decay 0.999 (0.001 in PyTorch's convention), always with the statistics of the batch, for samples too.
-    Initialisation: truncated normal, 0.1 in G and 0.02 in D; biases 0.1 in G and 0 in D.
-    Noise: N(-1, 1), mean -1 and deviation 1, as the document writes it.
+    Data: 55,000 digits (TensorFlow's reader reserves the first 5,000 training images for validation), pixels in [0, 1]
+    as that reader returns them, although the generator ends in tanh. A batch may cross the end of an epoch.
+    Networks: see `fastgan.models.oreilly`. z has 100 values, is reshaped to 2x2x25 and passes through relu. The biases
+    of the generator are constants (the document creates them but never adds them). `tf.contrib.layers.batch_norm`: eps
+    1e-3, decay 0.999 (0.001 in PyTorch's convention), always with the statistics of the batch, also for samples.
+    Initialization: truncated normal, 0.1 in G and 0.02 in D; biases 0.1 in G and 0 in D.
+    Noise: N(-1, 1), that is mean -1 and standard deviation 1, as in the document.
     Loss: binary cross-entropy on logits, averaged, real + fake.
     Optimizer: `AdamOptimizer()` with its defaults: 1e-3, betas 0.9 and 0.999, epsilon 1e-8 (epsilon hat).
-    Updates: D, then G on the same z, its fakes computed again.
+    Updates: D, then G with fakes generated again from the same z.
     Length: batch 16, 3,000 iterations.
     """
     return Config().replace(
@@ -136,13 +138,13 @@ def d2l_gan_gaussian() -> Config:
     """Dive into Deep Learning, section 17.1 (MXNet Gluon): a linear generator against a 2-D Gaussian.
 
     Data: 1,000 points X A + b with X ~ N(0, 1), A = [[1, 2], [-0.1, 0.5]], b = [1, 2]; covariance A'A.
-    Networks: G one dense layer; D dense 5, tanh, 3, tanh, 1.
-    Initialisation: `init.Normal(0.02)`; biases 0.
+    Networks: G is one dense layer; D has dense layers of 5, 3 and 1 units with tanh between them.
+    Initialization: `init.Normal(0.02)`; biases 0.
     Noise: N(0, 1), two values.
-    Loss: `SigmoidBCELoss`, averaged over the batch by `trainer.step`; D's is (real + fake) / 2.
-    Optimizer: Adam, 0.05 for D and 0.005 for G, Gluon's betas 0.9 and 0.999, epsilon 1e-8 (epsilon hat).
-    Updates: D, then G on the same z, its fakes computed again.
-    Length: batch 8, 20 epochs. A scatter plot of points and samples shows the result.
+    Loss: `SigmoidBCELoss`, averaged over the batch by `trainer.step`; D's loss is (real + fake) / 2.
+    Optimizer: Adam, 0.05 for D and 0.005 for G, Gluon's default betas 0.9 and 0.999, epsilon 1e-8 (epsilon hat).
+    Updates: D, then G with fakes generated again from the same z.
+    Length: batch 8, 20 epochs. A scatter plot shows the points and the samples.
     """
     return Config().replace(
         source="gaussian", batch=8, last_batch="keep", architecture="gaussian", nz=2,
@@ -154,16 +156,16 @@ def d2l_gan_gaussian() -> Config:
 def d2l_dcgan_pokemon() -> Config:
     """Dive into Deep Learning, section 17.2 (MXNet Gluon): a DCGAN on 64x64 Pokemon sprites, or any folder of images.
 
-    Data: `Resize(64)` to 64x64 whatever the proportions, RGB, pixels in [-1, 1]; the last batch is short. For its
+    Data: `Resize(64)` to 64x64 regardless of the aspect ratio, RGB, pixels in [-1, 1]; the last batch is short. For
     exercise 2, Fashion-MNIST: `--data fashion-mnist --channels 1`.
-    Networks: n_G = n_D = 64, no bias, batch normalisation in every D block, the first too; leaky relu 0.2.
+    Networks: n_G = n_D = 64, no bias, batch normalization in every D block including the first; leaky relu 0.2.
     Gluon's BatchNorm: eps 1e-5, momentum 0.9 (0.1 in PyTorch's convention), gamma 1, beta 0.
-    Initialisation: `init.Normal(0.02)` for convolutions.
+    Initialization: `init.Normal(0.02)` for convolutions.
     Noise: N(0, 1), 100 x 1 x 1.
-    Loss: `SigmoidBCELoss`, averaged over the batch by `trainer.step`; D's is (real + fake) / 2.
-    Optimizer: Adam 0.005, beta1 0.5, Gluon's beta2 0.999 and epsilon 1e-8 (epsilon hat).
-    Updates: D, then G on the same z, its fakes computed again.
-    Length: batch 256, 20 epochs; 21 samples in 3 rows of 7 after each.
+    Loss: `SigmoidBCELoss`, averaged over the batch by `trainer.step`; D's loss is (real + fake) / 2.
+    Optimizer: Adam 0.005, beta1 0.5, Gluon's default beta2 0.999 and epsilon 1e-8 (epsilon hat).
+    Updates: D, then G with fakes generated again from the same z.
+    Length: batch 256, 20 epochs; 21 samples in 3 rows of 7 after each epoch.
     """
     return Config().replace(
         source="folder:pokemon", image_size="64", channels=3, fit="stretch", batch=256, last_batch="keep",
@@ -175,16 +177,19 @@ def d2l_dcgan_pokemon() -> Config:
 def tf_dcgan_mnist() -> Config:
     """A TensorFlow 1 tutorial, "Deep Convolutional Generative Adversarial Network | Python", 28x28x1 MNIST.
 
-    Where its code and its text disagree, the shapes in the text decide: strides are 2 (the code's 3 cannot make 14
-    and 28 from 7, nor 7 from 28). The discriminator's second kernel is 5x5 like all others; the code's 10 gives the
-    same shape, and four times the weights. The leaky relu, printed without its multiplication signs, is max(x, 0.2 x).
-    Data: 55,000 digits (the reader keeps 5,000 for validation), pixels in [-1, 1]. A batch may cross an epoch's end.
+    Where the document's code and text disagree, the preset follows the shapes in the text: strides are 2 (a stride of
+    3, as in the code, does not give sizes 14 and 28 from 7, or 7 from 28). The discriminator's second kernel is 5x5
+    like all others; the size 10 in the code gives the same output shape with four times the weights. The leaky relu,
+    printed without multiplication signs, is max(x, 0.2 x).
+    Data: 55,000 digits (the reader reserves 5,000 for validation), pixels in [-1, 1]. A batch may cross the end of an
+    epoch.
     Networks: see `fastgan.models.tf_mnist`. `tf.layers` defaults: Glorot-uniform kernels, zero biases, batch
-    normalisation with eps 1e-3, momentum 0.99 (0.01 in PyTorch's convention).
+    normalization with eps 1e-3, momentum 0.99 (0.01 in PyTorch's convention).
     Noise: uniform on [-1, 1], 100 values.
     Loss: softmax cross-entropy of two classes, fake 0 and real 1, averaged, real + fake.
     Optimizer: Adam 2e-3, betas 0.5 and 0.999, epsilon 1e-8 (epsilon hat).
-    Updates: D, then G on new noise. The document's running statistics of G move once a step; here twice.
+    Updates: D, then G with new noise. The document updates the running statistics of G once per step, this preset
+    twice.
     Length: batch 128, 10,000 steps; 6 x 6 samples.
     """
     return Config().replace(
@@ -195,26 +200,27 @@ def tf_dcgan_mnist() -> Config:
 
 @preset
 def dcgan_64() -> Config:
-    """Radford, Metz and Chintala 2015 at 64x64 in the widths of PyTorch's example (ngf = ndf = 64): the reference load.
+    """Radford, Metz and Chintala 2015 at 64x64, with the widths of PyTorch's example (ngf = ndf = 64).
 
-    From the paper: batch 128, Adam 2e-4 with beta1 0.5, weights from N(0, 0.02), leaky relu 0.2, batch normalisation
-    everywhere but at G's output and D's input. From PyTorch's example, where it differs or the paper is silent: noise
-    N(0, 1) (the paper: uniform), batch normalisation scales from N(1, 0.02), PyTorch's BatchNorm (eps 1e-5, momentum
-    0.1) and Adam (epsilon 1e-8, beside the corrected root), one update of D on real + fake, then G on the same fakes.
-    25 epochs. Any folder of images: shorter side to 64, centre crop.
+    From the paper: batch 128, Adam 2e-4 with beta1 0.5, weights from N(0, 0.02), leaky relu 0.2, batch normalization
+    in all layers except G's output and D's input. From PyTorch's example, where it differs from the paper or the paper
+    specifies nothing: noise N(0, 1) (uniform in the paper), gamma of batch normalization from N(1, 0.02), PyTorch's
+    BatchNorm (eps 1e-5, momentum 0.1) and Adam (epsilon 1e-8, added to the bias-corrected root), one update of D on
+    real + fake, then one of G on the same fakes; 25 epochs. Any folder of images: the shorter side is resized to 64,
+    then the center is cropped.
     """
     return Config().replace(source="folder:images", image_size="64", batch=128, epochs=25)
 
 
 @preset
 def dcgan_32() -> Config:
-    """`dcgan-64` one stage shallower, for 32x32 images such as CIFAR-10, with a moving average of G. Photographs are
-    mirrored."""
+    """`dcgan-64` with one layer less, for 32x32 images such as CIFAR-10, with a moving average of G. Photographs are
+    mirrored at random."""
     return dcgan_64().replace(source="cifar10", image_size="32", ema=0.999)
 
 
 @preset
 def dcgan_128() -> Config:
-    """`dcgan-64` one stage deeper, up to 1,024 channels, for 128x128 images, with a moving average of G. Photographs of
-    `--data celeba` are mirrored."""
+    """`dcgan-64` with one layer more and up to 1,024 channels, for 128x128 images, with a moving average of G.
+    Photographs of `--data celeba` are mirrored at random."""
     return dcgan_64().replace(image_size="128", batch=64, ema=0.999)

@@ -1,4 +1,4 @@
-"""Whether a value from a file, or from a caller, has the type that its field declares."""
+"""Type checks of values that come from a file or a caller, against the types that dataclass fields declare."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from fastgan.options import option
 
 _DESCRIPTIONS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text",
                                  NoneType: "none"}
-_LARGEST = 2**63  # larger whole numbers are neither indices nor seeds, and lose digits as floats
+_LARGEST = 2**63  # the range of indices and seeds; larger numbers also lose digits as floats
 
 
 def matches(value: object, kind: Any) -> bool:
     """Whether `value` is of a type such as int, float | None, Literal["a", "b"] or tuple[int, ...].
 
-    As in JSON, a whole number is a number, and true is no number.
+    As in JSON, an integer is a valid float, and a bool is not a number.
     """
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Literal:
@@ -32,7 +32,7 @@ def matches(value: object, kind: Any) -> bool:
 
 
 def describe(kind: Any) -> str:
-    """The accepted values, for a message."""
+    """A description of the accepted values, for a message."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Literal:
         return " or ".join(map(str, inner))
@@ -42,7 +42,7 @@ def describe(kind: Any) -> str:
 
 
 def first_error(values: dict[str, Any], kind: Any) -> str:
-    """A message for the first of these fields of a dataclass or named tuple that is of another type; "" for none."""
+    """A message for the first of these fields of a dataclass or named tuple that has a wrong type; "" if none has."""
     known = get_type_hints(kind)
     for name, value in values.items():
         if name not in known:
@@ -53,7 +53,7 @@ def first_error(values: dict[str, Any], kind: Any) -> str:
 
 
 def check_types(group: type, values: dict[str, Any]) -> None:
-    """`FastganError` for the first value that is not of its field's type."""
+    """Raise `FastganError` for the first value that does not have its field's type."""
     types = get_type_hints(group)
     for key, value in values.items():
         if not matches(value, types[key]):

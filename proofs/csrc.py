@@ -130,7 +130,8 @@ def page(kernels: list[Compiled], version: str) -> Iterator[str]:
     yield f"| kernel | {' | '.join(f'sm_{arch}' for arch in archs)} |"
     yield f"|---|{'---|' * len(archs)}"
     for kernel in sorted({each.kernel for each in kernels}):
-        line = {each.arch: f"{each.registers}, {each.shared / 1024:.0f} KiB" for each in kernels if each.kernel == kernel}
+        line = {each.arch: f"{each.registers}, {each.shared / 1024:.0f} KiB"
+                for each in kernels if each.kernel == kernel}
         yield f"| {kernel} | {' | '.join(line[arch] for arch in archs)} |"
 
 

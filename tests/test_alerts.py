@@ -123,14 +123,14 @@ def test_words_say_what_was_seen_and_what_to_try():
         words |= alerts.look(record)
     assert words["discriminator won"].startswith("the discriminator has won: for 300 steps ")
     assert "from 6.7 to 8.3" in words["discriminator won"] and "--lr-d" in words["discriminator won"]
-    assert "the fakes of a batch vary 10% as much as its reals" in words["mode collapse"]
+    assert "the diversity of the fakes in a batch is 10% of that of its real images" in words["mode collapse"]
     assert "--lr-g" in words["mode collapse"]
 
 
 def test_of_a_conditional_run_the_class_is_named():
     alerts = Alerts("bce", conditional=True)
     (words,) = [line for record in series(60, diversity=(0.1, 0.1)) for line in alerts.look(record).values()]
-    assert "the fakes of a class vary 10% as much as its reals" in words
+    assert "the diversity of the fakes in a class is 10% of that of its real images" in words
 
 
 @pytest.mark.parametrize(("scores", "step"), [([0.3, 0.44], 1000), ([0.3, 0.6, 0.4, 0.45], 2000), ([0.4], None),

@@ -111,7 +111,7 @@ def test_data_without_labels_is_refused(tmp_path, capsys):
     write_images(tmp_path / "images", 3)
     source = f"folder:{tmp_path / 'images'}"
     assert cli.main(["train", "--dry-run", "--data", source, "--batch", "2", "--balanced"]) == 2
-    assert "--balanced: images has no labels; expected class subfolders or labelled data" in capsys.readouterr().err
+    assert "--balanced: images has no labels; expected class subfolders or labeled data" in capsys.readouterr().err
     config = DataConfig(source=source, batch=2, balanced=True)
     with pytest.raises(FastganError, match="--balanced"):
         make_feed(open_dataset(config), config, 0, CPU)

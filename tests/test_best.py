@@ -50,7 +50,7 @@ def test_run_keeps_its_best_checkpoint(tiny, monkeypatch):
     assert checkpoint.read(folder / "checkpoints" / "best.pt")["step"]["steps"] == 4
     kept = Pretrained.load(folder / "best")
     assert torch.equal(kept.draw(kept.noise.from_seeds([0])), drawn[1])
-    assert "Best at a snapshot, by fid 0.1: step 4; checkpoints/best.pt" in report.write(folder).read_text()
+    assert "Best snapshot, with fid 0.1: step 4, stored in checkpoints/best.pt" in report.write(folder).read_text()
 
 
 def test_two_runs_side_by_side(tiny, monkeypatch, capsys):

@@ -83,7 +83,7 @@ def test_help_shows_the_presets_own_values(capsys):
     assert "(default: 128)" in capsys.readouterr().out
     assert cli.main(["train", "--preset", "tf-dcgan-mnist", "--help"]) == 0
     short = capsys.readouterr().out
-    assert "--batch N             images per step (now: 128)" in short and "--help-all" in short
+    assert "--batch N             images per step (default: 128)" in short and "--help-all" in short
     assert "--beta1 " not in short and max(map(len, short.splitlines())) <= 80
 
 
@@ -92,14 +92,14 @@ def test_help_of_resume_shows_what_may_change_in_that_run(capsys, here):
     capsys.readouterr()
     assert cli.main(["resume", "runs/00000-digits", "--help"]) == 0
     out = capsys.readouterr().out
-    assert "values of runs/00000-digits" in out and "checkpoints kept (now: 5)" in out
+    assert "those of runs/00000-digits" in out and "number of checkpoints to keep (default: 5)" in out
     assert "--steps N" in out and "--lr " not in out
 
 
 @pytest.mark.parametrize(("args", "words"), [
     (["train", "digits"], "unknown argument 'digits'; did you mean --preset digits?"),
     (["train", "pictures"], "did you mean --data folder:pictures?"),
-    (["train", "dgits"], "expected options, such as --preset digits"),
+    (["train", "dgits"], "expected options such as --preset digits"),
     (["train", "--data", "png"], "did you mean folder:DIR, for image files in a folder?"),
     (["train", "--data", "pictures"], "did you mean folder:pictures, for image files"),
     (["interpolate", "--out", "walk.mp4"], "--out walk.mp4: .mp4 is not supported; expected a name without")])
@@ -139,7 +139,7 @@ def test_conditional_samples(capsys, here):
         assert cli.main(["sample", "--seeds", "0-3", "--label", label, "--out", f"{label}.png"]) == 0
     assert Path("3.png").read_bytes() != Path("7.png").read_bytes()
     capsys.readouterr()
-    assert "--label cat: expected a class, 0, 1, 2" in fails(capsys, "sample", "--label", "cat")
+    assert "--label cat: expected one of the classes 0, 1, 2" in fails(capsys, "sample", "--label", "cat")
 
 
 def test_samples_of_every_class_fill_their_rows(capsys, here):
@@ -156,7 +156,7 @@ def test_points_are_plotted(capsys, here):
     assert cli.main(["sample", "--out", "points.png"]) == 0
     assert Image.open("points.png").size == (600, 600)
     capsys.readouterr()
-    assert "makes points" in fails(capsys, "interpolate")
+    assert "outputs points" in fails(capsys, "interpolate")
 
 
 def test_dcgan_names_are_understood(here, capsys):
@@ -189,13 +189,14 @@ def test_a_run_begins_with_its_facts(capsys, here):
                                                           "folder"]
     assert begun[:5] == facts and begun[5].split() == ["folder:", "runs/00000-digits"]
     assert cli.main(["resume", "runs/00000-digits", "--steps", "5"]) == 0
-    assert "5 (112 an epoch), of which 4 are made" in capsys.readouterr().out
+    assert "5 (112 an epoch), of which 4 are done" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("schedule", "args", "told"), [
-    ("constant", [], "has made 4 steps, its length is 4; to go on: fastgan resume runs/00000-digits --steps 8"),
-    ("constant", ["--steps", "3", "--metrics", "score"], "has made 4 steps, its length is 3; to go on"),
-    ("cosine", [], "has made 4 steps, its length is 4; its learning rate has fallen to 0; expected a new run"),
+    ("constant", [], "has completed 4 steps, and its length is 4; "
+     "to continue: fastgan resume runs/00000-digits --steps 8"),
+    ("constant", ["--steps", "3", "--metrics", "score"], "has completed 4 steps, and its length is 3; to continue"),
+    ("cosine", [], "has completed 4 steps, and its length is 4; its learning rate has fallen to 0; expected a new run"),
 ], ids=["at its end", "fewer steps", "no learning rate left"])
 def test_a_finished_run_has_nothing_to_do(capsys, here, schedule, args, told):
     """No step is run and no file is written."""
@@ -257,16 +258,16 @@ def test_doctor_looks_where_caches_would_be(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file" / "cache"))
     found = dict(doctor.report())
-    assert found["kernel cache"] == f"{tmp_path}/file/cache ({tmp_path}/file is no folder)"
-    assert found["verdict"].endswith(f", but kernel cache {tmp_path}/file is no folder")
+    assert found["kernel cache"] == f"{tmp_path}/file/cache ({tmp_path}/file is not a folder)"
+    assert found["verdict"].endswith(f", but kernel cache {tmp_path}/file is not a folder")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "not" / "yet"))
     assert dict(doctor.report())["kernel cache"] == f"{tmp_path}/not/yet (writable)"
     assert not (tmp_path / "not").exists()
 
 
 @pytest.mark.parametrize(("answer", "finding"), [
-    ("echo 570.86.15", "570.86.15"), ("echo failed >&2; exit 9", "no answer from nvidia-smi"),
-    ("true", "no answer from nvidia-smi")], ids=["works", "fails", "says nothing"])
+    ("echo 570.86.15", "570.86.15"), ("echo failed >&2; exit 9", "unknown (no output of nvidia-smi)"),
+    ("true", "unknown (no output of nvidia-smi)")], ids=["works", "fails", "says nothing"])
 @pytest.mark.skipif(sys.platform == "win32", reason="a POSIX script")
 def test_doctor_asks_the_driver(monkeypatch, tmp_path, answer, finding):
     (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{answer}\n")
@@ -291,11 +292,11 @@ def test_doctor_starts_where_packages_are_missing():
     (["train", "--batc", "3"], "Perhaps you meant: --batch"),
     (["train", "--loss", "gan"], "invalid choice 'gan' for argument '--loss'. Expected one of"),
     (["train", "--batch", "many"], "invalid literal for int() with base 10: 'many'"),
-    (["train", "--beta1", "1.5"], "--beta1 1.5: expected a number from 0 up to, not including, 1"),
+    (["train", "--beta1", "1.5"], "--beta1 1.5: expected a number of at least 0 and below 1"),
     (["train", "--image-size", "64x"], "--image-size 64x: expected a side"),
     (["train", "--data", "folder:nowhere"], "nowhere"),
-    (["train", "--image-size", "40"], "image size 40x40: a DCGAN makes sides divisible by 16"),
-    (["train", "--outdir", "/proc/nowhere"], "--outdir /proc/nowhere: cannot make a run folder"),
+    (["train", "--image-size", "40"], "image size 40x40: expected sides divisible by 16"),
+    (["train", "--outdir", "/proc/nowhere"], "--outdir /proc/nowhere: cannot create a run folder"),
     (["resume"], "no run in runs"),
     (["resume", "nowhere"], "nowhere is not a run folder"),
     (["sample", "nowhere"], "no trained generator in nowhere"),
@@ -366,7 +367,7 @@ def test_out_of_memory_says_what_would_fit(capsys, here, monkeypatch, memory, ex
 
 @pytest.mark.parametrize(("args", "place", "expected"), [
     (["train", "--dry-run"], "fastgan.data.open_dataset", "out of memory on cpu at --batch 16"),
-    (["evaluate"], "fastgan.metrics.Metrics.learn", "--images 2000: out of memory while they were measured"),
+    (["evaluate"], "fastgan.metrics.Metrics.learn", "--images 2000: out of memory while computing the metrics"),
 ], ids=["dry-run", "evaluate"])
 def test_out_of_memory_elsewhere(capsys, here, monkeypatch, args, place, expected):
     if args[0] == "evaluate":

@@ -168,17 +168,17 @@ def test_converting_twice_and_reverting_twice():
 
 
 LEFT = {  # a change of tests.test_nn -> the report's line
-    "hook-on-convolution": "3: left as it is, it has hooks",
-    "hook-on-norm": "1: left as it is, it has hooks",
-    "pre-hook": "4: left as it is, it has hooks",
-    "backward-hook": "3: left as it is, it has hooks",
-    "spectral-norm": "0: left as it is, it has hooks",
-    "parametrized": "0: left as it is, its weight is parametrized",
-    "dilation": "0: left as it is, it has dilation (2, 2)",
-    "reflect": "0: left as it is, its padding_mode is 'reflect'",
-    "same": "3: left as it is, its padding is 'same'",
-    "large-kernel": "3: left as it is, its kernel of 9x9 is larger than 7",
-    "subclass": "0: left as it is, it is a Doubling, a subclass of Conv2d",
+    "hook-on-convolution": "3: not fused: it has hooks",
+    "hook-on-norm": "1: not fused: it has hooks",
+    "pre-hook": "4: not fused: it has hooks",
+    "backward-hook": "3: not fused: it has hooks",
+    "spectral-norm": "0: not fused: it has hooks",
+    "parametrized": "0: not fused: its weight is parametrized",
+    "dilation": "0: not fused: it has dilation (2, 2)",
+    "reflect": "0: not fused: its padding_mode is 'reflect'",
+    "same": "3: not fused: its padding is 'same'",
+    "large-kernel": "3: not fused: its kernel of 9x9 is larger than 7",
+    "subclass": "0: not fused: it is a Doubling, a subclass of Conv2d",
 }
 
 
@@ -192,14 +192,14 @@ def test_layers_that_are_left(name):
 
 
 @pytest.mark.parametrize(("model", "line"), [
-    (nn.Sequential(nn.Conv2d(6, 6, 3, groups=3), nn.BatchNorm2d(6)), "0: left as it is, it has 3 groups"),
+    (nn.Sequential(nn.Conv2d(6, 6, 3, groups=3), nn.BatchNorm2d(6)), "0: not fused: it has 3 groups"),
     (nn.Sequential(nn.Conv2d(6, 6, 3, groups=3), nn.BatchNorm2d(6)),
-     "1: left as it is, no fusable convolution comes before it"),
+     "1: not fused: no fusable convolution comes before it"),
     (nn.Sequential(nn.Conv2d(3, 6, 3), nn.SyncBatchNorm(6)),
-     "1: left as it is, it is a SyncBatchNorm, not a BatchNorm2d"),
-    (nn.Conv2d(3, 6, 3), "the model: left as it is, it is not in an nn.Sequential"),
+     "1: not fused: it is a SyncBatchNorm, not a BatchNorm2d"),
+    (nn.Conv2d(3, 6, 3), "the model: not fused: it is not in an nn.Sequential"),
     (nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)),
-     "1: left as it is, it is a BatchNorm1d, not a BatchNorm2d"),
+     "1: not fused: it is a BatchNorm1d, not a BatchNorm2d"),
 ], ids=["groups", "norm-after-groups", "sync", "alone", "dense"])
 def test_reasons(model, line):
     assert line in fastgan.convert(model).fastgan_report
@@ -282,8 +282,8 @@ def test_models_of_the_presets(make, shape, blocks):
 @pytest.mark.parametrize(("model", "options", "error", "message"), [
     ("a string", {}, TypeError, r"model is 'a string' \(str\), expected an nn.Module"),
     (nn.Sequential(), {"impl": "cuda"}, FastganError, "impl 'cuda': expected 'auto', 'reference'"),
-    (nn.DataParallel(nn.Sequential()), {}, FastganError, "DataParallel: convert the network inside"),
-    (torch.compile(nn.Sequential()), {}, FastganError, "model is compiled: convert it first"),
+    (nn.DataParallel(nn.Sequential()), {}, FastganError, "DataParallel; expected the network inside"),
+    (torch.compile(nn.Sequential()), {}, FastganError, "model is compiled; expected the network inside"),
 ])
 def test_refusals(model: Any, options, error, message):
     with pytest.raises(error, match=message):

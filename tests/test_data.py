@@ -400,7 +400,7 @@ def test_data_that_fills_the_memory(monkeypatch, error):
 
     monkeypatch.setattr(sources, "prepare", exhausted)
     monkeypatch.setattr(memory, "limit", lambda: 5 * 2**30)
-    refused(DataConfig(), "--data digits", "out of memory while it was read, of 5,120 MB here")
+    refused(DataConfig(), "--data digits", "out of memory while reading it, with a limit of 5,120 MB")
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
@@ -721,7 +721,7 @@ def test_batch_larger_than_the_data():
 @pytest.mark.parametrize("state", [{"epoch": 0, "cursor": 1000}, {"epoch": -1, "cursor": 0}], ids=str)
 def test_resuming_beyond_the_data(state):
     config = DataConfig(source="gaussian")
-    with pytest.raises(FastganError, match="expected an image below 1000"):
+    with pytest.raises(FastganError, match="expected an index below 1000"):
         Loader(open_dataset(config), config, 0).load_state_dict(state)
 
 

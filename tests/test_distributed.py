@@ -113,7 +113,7 @@ def test_batch_that_cannot_be_divided(found):
 
 
 def test_sync_bn_names_the_normalisation_that_it_cannot_merge(found):
-    assert found[0]["batch normalisation outside"].startswith("--sync-bn: generator.bn0 (BatchNorm1d) follows no conv")
+    assert found[0]["batch normalisation outside"].startswith("--sync-bn: generator.bn0 (BatchNorm1d) does not follow")
 
 
 def test_normalisations_outside_of_stages():
@@ -135,7 +135,7 @@ def test_processes_with_other_data_or_options_are_refused(found, kind, other):
     said = [each["unlike"][kind] for each in found]
     assert said[0] == said[1]
     assert re.fullmatch(f"process 1 of 2 has other options or data than process 0: {other}; "
-                        "expected the same everywhere", said[0])
+                        "expected the same in all processes", said[0])
 
 
 def test_nan_of_one_process_stops_all(found):

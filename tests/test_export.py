@@ -133,7 +133,7 @@ def test_export_of_a_run(run, capsys, tmp_path):
     assert config["shape"] == [3, 64, 64] and config["noise"] == {"kind": "normal", "mean": 0.0, "length": 8}
     card = (run / "export" / "safetensors" / "README.md").read_text()
     for line in ("# digits: a generator of 3x64x64 images", "| steps | 2 of 2, 16 images each |", "| lr | 0.0002 |",
-                 "| weights | their moving average, decay 0.9 |", "| source | digits |"):
+                 "| weights | moving average, decay 0.9 |", "| source | digits |"):
         assert line in card
     assert str(tmp_path) not in card  # nor anything else about the machine
     assert cli.main(["export", str(run), "--format", "safetensors"]) == 0  # replaces the earlier file
@@ -161,7 +161,7 @@ def test_the_card_shows_names_as_they_are(tmp_path):
     assert text[-6:] == [r"100 fakes against a\|b, after step 9:", "", "| metric | fakes | reals |", "|---|---|---|",
                          "| fid | 12.35 |  |", "| is | 2 | 3 |"]
     assert "tags: [gan, dcgan, fastgan, conditional]" in text and "pipeline_tag" not in text
-    assert "The generator is conditional: each image is of the class that its label names." in text
+    assert "The generator is conditional: the label is the class of the image." in text
     assert r"Labels: 0 is \<b\>x\</b\>, 1 is \*a\* \| \`b\`, 2 is no" + "\udcfftext." in text
     assert r"| source | folder:\<i\> |" in text and r"| data | \[c\](d): 9 images |" in text
 
@@ -187,7 +187,7 @@ def test_the_examples_networks_take_what_is_written(run, capsys):
     assert torch.allclose(netD.eval()(images).flatten(), torch.sigmoid(logits), atol=1e-6)
     assert "--netG netG.pth --nz 8 --ngf 4 --netD netD.pth --ndf 4" in Path("given/README.md").read_text()
     Path("given/config.json").unlink()
-    assert "--out given has a netG.pth that was not exported" in fails(
+    assert "--out given contains a netG.pth that fastgan did not export" in fails(
         capsys, str(run), "--format", "pytorch-example", "--out", "given")
     checkpoint.write(run / "checkpoints" / "step000009.pt", {"model": 1})
     assert "step000009.pt contains no discriminator; expected a checkpoint of fastgan" in fails(
@@ -198,7 +198,7 @@ def test_the_examples_generator_becomes_a_program(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(named(networks()[0]), "netG.pth")
     assert cli.main(["export", "netG.pth", "--format", "safetensors"]) == 0
-    assert "Not known here" in Path("export/safetensors/README.md").read_text()
+    assert "Unknown, because the weights" in Path("export/safetensors/README.md").read_text()
     assert not list(tmp_path.glob("*.json"))
 
 
@@ -211,7 +211,7 @@ def test_the_examples_generator_becomes_a_program(tmp_path, monkeypatch):
 def test_what_the_example_cannot_build_is_refused(tmp_path, changes, shape, classes, reason):
     config = presets.get("digits", **NARROW, **changes)
     generator, _ = build(config.model, shape, len(classes))
-    with pytest.raises(FastganError, match=f"the run was trained with {reason}; that example's networks have"):
+    with pytest.raises(FastganError, match=f"the run was trained with {reason}; expected, as in that example"):
         exported.export(Pretrained(generator, config.model, shape, classes, False), exported.PYTORCH_EXAMPLE, tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -221,10 +221,11 @@ def test_bad_input_is_told_in_a_line(run, capsys, monkeypatch):
     assert "invalid choice 'tflite' for argument '--format'. Expected one of" in error
     assert all(repr(form) in error for form in exported.FORMAT_NAMES)
     assert "no trained generator in nowhere" in fails(capsys, "nowhere")
-    assert f"--out {run} has a config.json that was not exported" in fails(capsys, str(run), "--out", str(run))
-    assert "--out /proc/nowhere: cannot make this folder" in fails(capsys, "--out", "/proc/nowhere")
+    assert (f"--out {run} contains a config.json that fastgan did not export"
+            in fails(capsys, str(run), "--out", str(run)))
+    assert "--out /proc/nowhere: cannot create this folder" in fails(capsys, "--out", "/proc/nowhere")
     Path("file").touch()
-    assert "--out file: cannot make this folder" in fails(capsys, "--out", "file")
+    assert "--out file: cannot create this folder" in fails(capsys, "--out", "file")
     for package, *args in (("onnxruntime", "--format", "onnx"), ("huggingface_hub", "--push", "somebody/digits")):
         monkeypatch.setitem(sys.modules, package, None)
         error = fails(capsys, *args)
@@ -333,11 +334,11 @@ def test_an_export_is_sampled(run, capsys):
 
 
 @pytest.mark.parametrize(("key", "value", "reason"), [
-    ("format", "onnx", "it is of --format onnx, expected safetensors"), ("range", [0, 2], r"\(0, 2\)"),
+    ("format", "onnx", "its --format is onnx; expected safetensors"), ("range", [0, 2], r"\(0, 2\)"),
     ("layers", [["Sequential", {}]], "layer 'Sequential' with : expected one of ConvTranspose2d"),
-    ("layers", [["Linear", {"in_features": 100, "out_features": 2**40}]], "Linear makes"),
+    ("layers", [["Linear", {"in_features": 100, "out_features": 2**40}]], "Linear returns"),
     ("layers", [["Linear", {"in_features": 100, "device": "cuda"}]], "layer 'Linear' with in_features, device"),
-    ("layers", [], r"its layers make \(100,\), expected \(1, 32, 32\)"), ("layers", 3, "not iterable"),
+    ("layers", [], r"its layers return \(100,\); expected \(1, 32, 32\)"), ("layers", 3, "not iterable"),
     ("noise", {}, "'length'"), ("classes", [1], "classes: expected a list of names"),
     ("shape", [1, 32], r"expected \(1, 32\)"), ("shape", [1, 32, -32], "expected sides from 1")])
 def test_what_is_no_export_is_refused(tmp_path, key, value, reason):

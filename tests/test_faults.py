@@ -91,7 +91,7 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_again(tiny, capsys):
     (stopped.folder / "checkpoints").rmdir()  # empty folders may be removed
     torch.manual_seed(99)
     folder = Trainer.resume(stopped.folder).fit()
-    assert "stopped before its first checkpoint and starts again" in capsys.readouterr().err
+    assert "stopped before its first checkpoint and starts from" in capsys.readouterr().err
     assert kills.same(newest(folder), newest(whole))
 
 
@@ -100,7 +100,7 @@ def test_a_damaged_newest_checkpoint_does_not_push_out_those_that_can_be_read(ti
     folder = Trainer(tiny(snap=2)).fit()
     (folder / "checkpoints" / "step000006.pt").write_bytes(b"bad")
     Trainer.resume(folder, tiny(snap=2, steps=5, keep=keep)).fit()
-    assert "going back to step000004.pt" in capsys.readouterr().err
+    assert "using step000004.pt instead" in capsys.readouterr().err
     kept = [path.stem for path in checkpoint.newest_first(folder / "checkpoints")]
     assert kept == ["step000006", "step000005", "step000004"][: keep + 1]
     assert newest(Trainer.resume(folder, tiny(snap=2, keep=1)).fit())["step"]["steps"] == 6
@@ -240,7 +240,7 @@ def streamed(folder: Path, **values: Any) -> dict[str, Any]:
     return {"source": f"folder:{folder}", "cache_gb": 1e-9, "workers": 2, "batch": 4, "snap": 100, **values}
 
 
-@pytest.mark.filterwarnings("ignore:.*the next readable image takes its place")
+@pytest.mark.filterwarnings("ignore:.*the next readable image is used instead")
 def test_images_that_are_removed_while_it_trains(tiny, tmp_path):
     trainer = Trainer(tiny(**streamed(tmp_path / "images", steps=100_000)))
     fetch = trainer.feed.fetch
@@ -313,7 +313,7 @@ def test_no_permission(tiny, tmp_path, nobody, capsys):
         return told
 
     assert f"cannot write to {run}: Permission denied" in refused("resume", str(run), "--steps", "9")
-    assert "--outdir runs: cannot make a run folder there: Permission denied" in refused("train", "--device", "cpu")
+    assert "--outdir runs: cannot create a run folder there: Permission denied" in refused("train", "--device", "cpu")
     assert "cannot write runs/x.png: Permission denied" in refused("sample", str(run), "--out", "runs/x.png")
     for source in ("folder:images", "folder:images/one", "folder:some", "idx:images/one", "npz:set.npz"):
         assert "Permission denied" in refused("train", "--data", source, "--image-size", "16")
@@ -388,7 +388,7 @@ def test_a_compressed_checkpoint_is_not_unpacked(tmp_path):
     path = tmp_path / "step000001.pt"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data/0", bytes(10**8))
-    with pytest.raises(FastganError, match="it declares 100000000 bytes, more than the file has"):
+    with pytest.raises(FastganError, match="its entries declare 100000000 bytes, more than the file has"):
         checkpoint.read(path)
 
 

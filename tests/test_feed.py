@@ -245,7 +245,7 @@ class TestErrors:
     @pytest.mark.parametrize("state", [{"epoch": 0, "cursor": 10}, {"epoch": -1, "cursor": 0},
                                        {"epoch": 0, "cursor": -1}], ids=str)
     def test_resuming_beyond_the_data(self, case, state):
-        with pytest.raises(FastganError, match="expected an image below 10"):
+        with pytest.raises(FastganError, match="expected an index below 10"):
             case.feed().load_state_dict(state)
 
     def test_resuming_where_no_batch_is_left_starts_the_next_epoch(self, case):

@@ -89,11 +89,11 @@ def test_images_of_types_that_are_not_read_are_counted_and_named(tmp_path, cache
         (tmp_path / name).write_bytes(b"")
     data, messages = opened(tmp_path, cache_gb=cache_gb)
     assert messages == [f"{tmp_path.name}: skipped 5 of 7 image files: a.heic, b.AVIF, c.tga, ...; "
-                        "the first: .heic files are not read"]
+                        "the first: .heic files are not supported"]
     assert names(data) == ["a.heic", "b.AVIF", "c.tga", "d.dng", "e.psd"] and "5 skipped" in data.summary()
     for path in tmp_path.glob("*.png"):
         path.unlink()
-    refused(DataConfig(source=f"folder:{tmp_path}"), "no images, but 5 that are not read, a.heic", ".tiff")
+    refused(DataConfig(source=f"folder:{tmp_path}"), "no images, but 5 of unsupported types, a.heic", ".tiff")
 
 
 def test_unreadable_images_are_counted_and_named(tmp_path):
@@ -108,19 +108,19 @@ def test_unreadable_images_are_counted_and_named(tmp_path):
 
 
 @pytest.mark.parametrize("modes, channels, told", [
-    (["L"] * 70 + ["RGB"] * 71, 3, "70 grey of 141"), (["RGB"] * 71 + ["L"] * 70, 3, "70 grey of 141"),
-    (["RGB"] * 70 + ["L"] * 71, 1, "70 RGB of 141"), (["L", "RGB"], 3, "1 grey of 2"),
+    (["L"] * 70 + ["RGB"] * 71, 3, "70 gray of 141"), (["RGB"] * 71 + ["L"] * 70, 3, "70 gray of 141"),
+    (["RGB"] * 70 + ["L"] * 71, 1, "70 RGB of 141"), (["L", "RGB"], 3, "1 gray of 2"),
     (["RGBA"] + ["RGB"] * 100, 3, "1 RGBA of 101"), (["RGB"] * 100 + ["RGBA"], 3, "1 RGBA of 101"),
-    (["RGBA", "L", "RGB", "RGB"], 3, "1 grey and 1 RGBA of 4"), (["RGBA"] * 3, 4, None),
-], ids=["colour-late", "colour-early", "grey", "tie", "rgba-first", "rgba-last", "all", "equal"])
+    (["RGBA", "L", "RGB", "RGB"], 3, "1 gray and 1 RGBA of 4"), (["RGBA"] * 3, 4, None),
+], ids=["colour-late", "colour-early", "gray", "tie", "rgba-first", "rgba-last", "all", "equal"])
 def test_most_files_decide_about_channels(tmp_path, modes, channels, told):
     for i, mode in enumerate(modes):
         Image.new(mode, (8, 8)).save(tmp_path / f"{i:03}.png")
     data, messages = opened(tmp_path)
     assert data.shape[0] == channels
-    name = {1: "grey", 3: "RGB", 4: "RGBA"}[channels]
+    name = {1: "gray", 3: "RGB", 4: "RGBA"}[channels]
     assert messages == ([] if told is None else [f"{tmp_path.name}: {told} inspected images are converted to {name}, "
-                                                 "the most frequent mode; --channels chooses another"])
+                                                 "the most frequent mode; --channels sets another"])
     chosen, messages = opened(tmp_path, channels=4)
     assert (chosen.shape[0], messages) == (4, [])
 

@@ -147,14 +147,14 @@ def test_a_classifier_that_guesses_is_doubted(own_cache, tmp_path, monkeypatch):
     monkeypatch.setattr(classifier, "STEPS", 5)
     config = presets.get("digits", source=few_images(tmp_path / "images", 2, 120), image_size="16", channels=1).data
     (words,) = metrics("score", config=config).doubts()
-    assert words.startswith("score is unreliable: its classifier is right about ")
-    assert "the most frequent class alone makes 50%" in words
+    assert words.startswith("score is unreliable: the accuracy of its classifier is ")
+    assert "the share of the most frequent class is 50%" in words
 
 
 def test_fid_of_fewer_images_than_dimensions_is_doubted(tiny_weights, own_cache, monkeypatch):
     monkeypatch.setattr(Tiny, "width", 600)
     (words,) = metrics("fid", tiny_weights, images=500).doubts()
-    assert "covariances in 600 dimensions, for which 500 fakes are too few" in words
+    assert "500 fakes are too few for covariances in 600 dimensions" in words
     assert metrics("fid", tiny_weights, images=600).doubts() == metrics("kid,is", tiny_weights).doubts() == []
 
 
@@ -252,7 +252,7 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
     monkeypatch.setattr(classifier, "STEPS", 5)
     (tmp_path / "file").touch()
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "file"))
-    with pytest.warns(UserWarning, match="will be computed again in the next run: "):
+    with pytest.warns(UserWarning, match="metrics cannot be cached and are computed again in the next run: "):
         assert metrics("score").of_reals()["score_novelty"] == 1
 
 
@@ -334,12 +334,12 @@ class Evil:
 
 
 WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "text": (lambda path: path.write_text("junk\n"), "it is damaged or something else"),
-    "empty": (lambda path: path.touch(), "it is damaged or something else"),
+    "text": (lambda path: path.write_text("junk\n"), "it is damaged or of another type"),
+    "empty": (lambda path: path.touch(), "it is damaged or of another type"),
     "other tensors": (lambda path: torch.save({"main.0.weight": torch.ones(3)}, path),
                       "it has no Conv2d_1a_3x3.conv.weight"),
     "code": (lambda path: torch.save({"fc.weight": Evil(path.with_name("executed"))}, path),
-             "it calls for code, getattr, which is never run"),
+             "it contains code (getattr), which fastgan does not execute"),
 }
 
 
@@ -367,7 +367,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "points": ({"preset": "d2l-gan-gaussian", "source": "gaussian", "metrics": "fid"},
                "--metrics fid: gaussian has points; expected images, or no --metrics"),
     "few fakes": ({"metrics": "score", "metrics_images": 99},
-                  "--metrics-images 99: expected a whole number, 100 or more"),
+                  "--metrics-images 99: expected a whole number of at least 100"),
     "no weights": ({"metrics": "kid", "metrics_weights": "nowhere.pth"},
                    f"--metrics kid: no file {Path('nowhere.pth').absolute()}, and"),
 }
@@ -383,7 +383,7 @@ def test_what_cannot_be_measured_is_said_before_training(tiny, tmp_path, values,
 
 @pytest.mark.parametrize(("classes", "count", "message"), [
     (2, 99, "images has 99 images, too few to compare with; expected at least 100"),
-    (1, 100, "--metrics score: images has 1 classes, and a classifier needs labels; expected 2 or more")])
+    (1, 100, "--metrics score: images has 1 classes, but a classifier needs labels; expected 2 or more")])
 def test_data_that_cannot_be_measured(tiny, tmp_path, classes, count, message):
     with pytest.raises(FastganError) as caught:
         Trainer(tiny(source=few_images(tmp_path / "images", classes, count), channels=1, metrics="score"))
@@ -511,7 +511,7 @@ def test_evaluate_against_other_data(tiny, quick, capsys, tmp_path):
     few_images(tmp_path / "images", 2, 140)
     capsys.readouterr()
     assert cli.main(["evaluate", str(folder), "--metrics", "score", "--images", "100"]) == 0
-    assert f"images has changed since {folder} was trained on it; measured against" in capsys.readouterr().err
+    assert f"images has changed since {folder} was trained on it; the metrics compare" in capsys.readouterr().err
     assert cli.main(["evaluate", str(Trainer(tiny(steps=1)).fit()), "--images", "100"]) == 0
     assert "has changed" not in capsys.readouterr().err
 
@@ -520,8 +520,8 @@ def test_points_are_not_evaluated(tiny, capsys):
     folder = Trainer(tiny("d2l-gan-gaussian", source="gaussian", steps=1)).fit()
     capsys.readouterr()
     assert cli.main(["evaluate", str(folder)]) == 2
-    assert capsys.readouterr().err == (f"fastgan: error: {folder} makes points, and all metrics are of images; "
-                                       "expected a run that makes images\n")
+    assert capsys.readouterr().err == (f"fastgan: error: {folder} outputs points, which have no metrics; "
+                                       "expected a run that outputs images\n")
 
 
 def test_evaluate_nothing(tmp_path, capsys, monkeypatch):
@@ -538,4 +538,4 @@ def test_evaluate_against_images_of_another_size(tiny, capsys):
     options.write_text(options.read_text().replace('"image_size": "16"', '"image_size": "32"'))
     capsys.readouterr()
     assert cli.main(["evaluate", str(folder)]) == 2
-    assert "makes images of 1x16x16, those of digits have 1x32x32; expected" in capsys.readouterr().err
+    assert "generates images of 1x16x16, but digits has images of 1x32x32; expected" in capsys.readouterr().err

@@ -60,8 +60,8 @@ def test_command_line_trains_and_names_its_choices(tmp_path, capsys):
     assert main(["train", "--preset", "own-images", "--data", source, "--steps", "2", "--ngf", "4", "--ndf", "4",
                  "--grid", "4", "--plan", "default", "--no-tensorboard", "--outdir", str(tmp_path / "runs")]) == 0
     out = capsys.readouterr().out
-    assert "own-images chooses --image-size 32: the shorter side" in out
-    assert "own-images chooses --augment color,translation,cutout: 12 images are few" in out
+    assert "own-images chooses --image-size 32: the median" in out
+    assert "own-images chooses --augment color,translation,cutout: with only 12 images" in out
     assert "own-images chooses --flip: doubles the images" in out and "chooses --ngf" not in out
     (run,) = (tmp_path / "runs").iterdir()
     config = json.loads((run / "training_options.json").read_text())["config"]

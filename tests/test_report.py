@@ -114,7 +114,7 @@ def test_of_a_real_run(tiny, capsys):
 def test_a_run_of_points(tiny):
     folder = Trainer(tiny("d2l-gan-gaussian", source="gaussian")).fit()
     text = told(folder)
-    assert "makes points" in part(text, "interpolation") and "Generated points" in part(text, "samples")
+    assert "outputs points" in part(text, "interpolation") and "Generated points" in part(text, "samples")
 
 
 def test_nothing_that_a_folder_says_is_more_than_text(tmp_path):
@@ -156,14 +156,14 @@ def test_metrics_are_told_with_their_step(folder):
     words = part(told(folder), "metrics")
     first, second = words.split("600 fakes")
     assert "500 fakes against digits, after step 100, 2026-01-02" in first and "fid 7.5" in first
-    assert "The run has since trained to step 200." in first
-    assert "after step 200" in second and "score_novelty 0.5" in second and "has since" not in second
+    assert "The run has been trained to step 200 since then." in first
+    assert "after step 200" in second and "score_novelty 0.5" in second and "since then" not in second
 
 
 def test_metrics_of_the_log_where_nothing_was_evaluated(folder):
     (folder / "metrics.json").unlink()
     words = part(told(folder), "metrics")
-    assert "There is no metrics.json; the log has, of step 200:" in words and "fid 12.5" in words
+    assert "There is no metrics.json. Metrics in the log, at step 200:" in words and "fid 12.5" in words
     log(folder, records())
     assert part(told(folder), "metrics") == "Metrics There is no metrics.json: the run was not evaluated."
 
@@ -205,7 +205,7 @@ def test_pictures_too_many_are_chosen_evenly(folder):
     text = told(folder)
     shown = [int(step) for step in re.findall('data-step="(\\d+)"', text)]
     assert len(shown) == 40 and shown[0] == 0 and shown[-1] == 200 and shown == sorted(set(shown))
-    assert "40 of 102 pictures, evenly chosen, are shown" in text
+    assert "40 of 102 pictures are shown, evenly spaced" in text
 
 
 def test_a_picture_that_declares_too_many_pixels_is_not_decoded(folder):
@@ -222,7 +222,7 @@ def test_a_log_that_is_being_written(folder):
         stream.write('{"step": 300, "loss_')
     options(folder, steps=1000)
     text = told(folder)
-    assert "200 of 1,000" in text and "the run is training, or was stopped." in text
+    assert "200 of 1,000" in text and "the run is training or was stopped." in text
 
 
 def test_a_run_that_goes_on_and_one_that_was_stopped(folder):

@@ -81,7 +81,7 @@ def test_command_line_says_what_it_chooses(args, norm, capsys):
     """The preset's own value is a given one, too, where it is written."""
     config = _with_partners(presets.get("dcgan-64", loss="wgan-gp"), presets.get("dcgan-64"), args)
     assert config.model.norm_d == norm
-    assert ("--norm-d none: chosen because of the other options" in capsys.readouterr().out) == (norm == "none")
+    assert ("--norm-d none: selected because of other options" in capsys.readouterr().out) == (norm == "none")
 
 
 def test_memory_of_a_step_is_counted():

@@ -275,11 +275,11 @@ def test_networks_that_return_no_tensor_are_refused(place, what, wrap, words):
 def test_images_of_another_shape_are_refused():
     """One channel would be broadcast to three."""
     step = new_step()
-    with pytest.raises(FastganError, match=r"returned images \(6, 3, 16, 16\); expected \(6, 1, 16, 16\), as the real"):
+    with pytest.raises(FastganError, match=r"returned images \(6, 3, 16, 16\); expected \(6, 1, 16, 16\), the shape"):
         step(batch(step)[:, :1])
     step = new_step()
     step.generator.main[-1] = Returns(nn.Tanh(), lambda x: x[:, :1])
-    with pytest.raises(FastganError, match=r"returned images \(6, 1, 16, 16\); expected \(6, 3, 16, 16\), as the real"):
+    with pytest.raises(FastganError, match=r"returned images \(6, 1, 16, 16\); expected \(6, 3, 16, 16\), the shape"):
         step(torch.rand(6, 3, 16, 16))
 
 

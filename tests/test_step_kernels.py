@@ -215,7 +215,7 @@ def test_a_kernel_that_fails_is_named_once_and_changes_nothing(monkeypatch):
     kernels = StepKernels("triton", CPU)
     for module in (update, finish):
         monkeypatch.setattr(module, "launch", fail)
-    with pytest.warns(UserWarning, match="adam_kernel: no; the step goes on with PyTorch's operators"):
+    with pytest.warns(UserWarning, match="adam_kernel: no; the step continues with PyTorch operators"):
         assert descend(kernels, network, adam, ema, casts, gradients(network.used(), 0)) is None
     assert all(map(torch.equal, tensors, before)) and not kernels.available
     out, *_ = finished(torch.randn(4, 2), {"loss_d": 1.0}, 0, 0.0, 0.0, scaled=False, kernels=kernels)

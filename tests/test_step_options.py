@@ -186,7 +186,7 @@ def test_discriminator_that_ends_in_a_sigmoid(loss, caplog):
 def test_sigmoid_in_16_bits_is_refused():
     generator, discriminator = networks(last=nn.Sigmoid)
     step = GANStep(generator.float(), discriminator.float(), nz=NZ, precision="bf16")
-    with pytest.raises(FastganError, match="ends in a sigmoid, whose result is rounded in bf16"):
+    with pytest.raises(FastganError, match="ends in a sigmoid, which is inaccurate in bf16"):
         step(batches()[0].float())
 
 
@@ -260,10 +260,10 @@ class Labelled(nn.Module):
     (lambda: GANStep(*(pair := networks()), nz=NZ, optimizers=made("SGD", pair)[::-1]), None,
      "optimizers[0] has parameters that the generator does not have; expected the generator's optimizer, then"),
     (lambda: GANStep(*(pair := networks()), nz=NZ, optimizers=made("SGD", pair)[:1]), None,
-     "optimizers is (SGD); expected two of torch.optim"),
+     "optimizers is (SGD); expected two optimizers of torch.optim"),
     (lambda: GANStep(*(pair := networks()), nz=NZ, lr=1e-3, optimizers=made("SGD", pair)), None,
-     "lr with optimizers: expected it to be set in the optimizers"),
-    (lambda: GANStep(*networks(), nz=NZ + 1), batches()[0], "the generator takes neither z (6, 5) ("),
+     "lr with optimizers: expected this option to be set in the optimizers"),
+    (lambda: GANStep(*networks(), nz=NZ + 1), batches()[0], "the generator accepts neither z (6, 5) ("),
     (lambda: GANStep(*networks(), nz=NZ), torch.zeros(6, 3, 8, 8, dtype=torch.uint8),
      "a batch of dtype torch.uint8: expected floating-point images, such as bytes / 127.5 - 1"),
     (lambda: GANStep(*networks(), nz=NZ, accumulate=4), batches()[0], "6 images with accumulate=4: expected a"),
@@ -272,7 +272,7 @@ class Labelled(nn.Module):
     (lambda: GANStep(_with_labels(), networks()[1], nz=NZ), batches()[0],
      "missing 1 required positional argument: 'labels'"),
     (lambda: GANStep(networks()[0], _of_16(), nz=NZ), batches()[0],
-     "the discriminator does not take images (6, 3, 8, 8)"),
+     "the discriminator does not accept images (6, 3, 8, 8)"),
 ], ids=["unknown", "of a run", "nz", "loss", "loss type", "swapped", "one", "lr", "z", "bytes", "accumulate", "size",
         "labels", "larger"])
 def test_mistakes(make, real, words):

@@ -194,7 +194,7 @@ def test_sigterm_to_a_process_group(tmp_path, kind):
         out, told = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM, told
     assert told.count("SIGTERM: saving after this step") == 1 and "Traceback" not in told
-    assert "to go on: fastgan resume" in out
+    assert "to continue: fastgan resume" in out
     checkpoint.read_newest(stats.parent / "checkpoints")
 
 
@@ -216,7 +216,7 @@ def test_damaged_checkpoint_gives_way_to_the_one_before(tiny, capsys, damage):
     assert path == before and same(state, good)
     assert len(problems) == 1 and str(newest) in problems[0]
     assert Trainer.resume(folder).step.steps == 3
-    assert "going back to step000003.pt" in capsys.readouterr().err
+    assert "using step000003.pt instead" in capsys.readouterr().err
 
 
 def test_all_checkpoints_damaged(tiny):
@@ -299,7 +299,7 @@ def test_resume_on_other_data(tiny, tmp_path):
 def test_checkpoint_of_another_network(tiny):
     folder, other = Trainer(tiny()).fit(), Trainer(tiny(ngf=8)).fit()
     (other / "checkpoints" / "step000006.pt").replace(folder / "checkpoints" / "step000009.pt")
-    with pytest.raises(FastganError, match=r"step000009\.pt does not fit the run's own options: "):
+    with pytest.raises(FastganError, match=r"step000009\.pt does not match the options of the run: "):
         Trainer.resume(folder)
 
 
@@ -436,7 +436,7 @@ def test_no_run_to_resume(tmp_path):
 
 @pytest.mark.parametrize(("values", "message"), [
     ({"batch": 2000}, "--batch 2000"),
-    ({"batch": 1}, "--batch 1 with batch normalisation"),
+    ({"batch": 1}, "--batch 1 with batch normalization"),
     ({"batch": 1797 // 4, "last_batch": "keep"}, "the last batch of 1797 would be 1 image"),
     ({"epochs": math.inf}, "--epochs inf"),
     ({"lr": math.nan}, "--lr nan"),
@@ -444,7 +444,7 @@ def test_no_run_to_resume(tmp_path):
     ({"image_size": "28"}, "image size 28x28"),
     ({"device": "gpu"}, "--device gpu: expected auto or one of"),
     ({"lr": -1.0}, "--lr -1.0: expected a number above 0"),
-    ({"loss": "softmax"}, "softmax and tf, whose discriminator has two outputs, go together"),
+    ({"loss": "softmax"}, "expected softmax with tf, whose discriminator has two outputs"),
     ({"preset": "tf-dcgan-mnist", "holdout": 0, "cond": True}, "--cond with --architecture tf"),
     ({"preset": "oreilly-gan-mnist", "holdout": 0, "nz": 64}, "--nz 64"),
     ({"preset": "oreilly-gan-mnist", "holdout": 0, "image_size": "32"}, "data of shape 1x32x32"),

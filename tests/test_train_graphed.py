@@ -94,7 +94,7 @@ def test_fault_between_two_looks(tiny, cuda):
         return size
 
     trainer.feed.prepare = breaking  # type: ignore[method-assign]
-    with pytest.raises(FastganError, match="at step 3; first non-finite tensor: none when computed again"):
+    with pytest.raises(FastganError, match="at step 3; first non-finite tensor: none when the step was repeated"):
         trainer.fit()
     saved = checkpoint.read(trainer.folder / "nonfinite000003.pt")
     assert saved["step"]["steps"] == 2
@@ -104,7 +104,7 @@ def test_fault_between_two_looks(tiny, cuda):
 
 
 def test_graph_where_there_is_none(tiny):
-    with pytest.raises(FastganError, match="--graph on: CUDA graphs need a CUDA device, this run is on cpu"):
+    with pytest.raises(FastganError, match="--graph on: CUDA graphs need a CUDA device, but this run is on cpu"):
         Trainer(tiny(graph="on"))
 
 

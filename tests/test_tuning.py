@@ -627,7 +627,7 @@ def test_command(tmp_path, fake, capsys):
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--rounds", "0"], "--rounds 0: expected 1 or more"),
     (["--export", "gone/plan.json"], "--export gone/plan.json: no such folder: gone"),
-    (["--batch", "1"], "--batch 1 with batch normalisation"), (["--preset", "dcgan"], "unknown preset 'dcgan'")])
+    (["--batch", "1"], "--batch 1 with batch normalization"), (["--preset", "dcgan"], "unknown preset 'dcgan'")])
 def test_command_refuses(arguments, message, capsys):
     assert cli.main(["tune", *arguments]) == 2
     assert message in capsys.readouterr().err

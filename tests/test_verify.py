@@ -308,7 +308,7 @@ def test_command_writes_a_certificate(capsys, tmp_path):
     assert "1 step as a CUDA graph: not checked: no CUDA device" in out
     found = json.loads(path.read_text())
     assert found["passed"] and len(found["operations"]) == 6 and len(found["steps"]) == 1
-    assert found["engines"]["triton"] == "not asked for"
+    assert found["engines"]["triton"] == "not requested"
     assert {"device", "driver", "fastgan", "python", "torch", "triton", "CUDA", "cuDNN", "commit"} == set(
         found["machine"])
     assert all(one["used"] <= 1 for row in found["operations"] for one in row["quantities"].values())
@@ -360,7 +360,7 @@ def test_certificates_leave_the_random_state_alone():
 
 
 @pytest.mark.parametrize(("args", "message"), [
-    (["--batch", "3"], "--batch 3: expected an even number, 4 or more"),
+    (["--batch", "3"], "--batch 3: expected an even number of at least 4"),
     (["--steps", "0"], "--steps 0: expected 1 or more"),
     (["--preset", "dcgan64"], "unknown preset 'dcgan64'"),
     (["--impl", "cudnn"], "invalid choice 'cudnn'"),

@@ -116,13 +116,13 @@ def wrong(change: Callable[[dict[str, Tensor]], Any]) -> Callable[[Path], None]:
 
 
 @pytest.mark.parametrize(("spoil", "message"), [
-    (wrong(lambda state: {**state, "main.0.weight": Code()}), r"it calls for code, posix\.mkdir, which is never run"),
-    (wrong(lambda _: nn.Linear(2, 2)), r"it calls for code, torch\.nn\.modules\.linear\.Linear, which is never run"),
+    (wrong(lambda state: {**state, "main.0.weight": Code()}), r"it contains code \(posix\.mkdir\), which"),
+    (wrong(lambda _: nn.Linear(2, 2)), r"it contains code \(torch\.nn\.modules\.linear\.Linear\)"),
     (wrong(lambda state: {"step": state}), r"is not a state_dict: its 'step' is a dict"),
     (wrong(lambda state: list(state.values())), "is not a state_dict, but a list"),
     (lambda path: path.write_bytes(path.read_bytes()[:500]), "cannot read weights from"),
-    (lambda path: path.write_text("hello"), "cannot read weights from .*: it is damaged or something else;"),
-    (lambda path: path.write_bytes(b""), "cannot read weights from .*: it is damaged or something else;"),
+    (lambda path: path.write_text("hello"), "cannot read weights from .*: it is damaged or of another type;"),
+    (lambda path: path.write_bytes(b""), "cannot read weights from .*: it is damaged or of another type;"),
     (wrong(lambda _: {}), "not a generator of PyTorch's DCGAN example: it begins with ;"),
     (wrong(lambda _: {"fc.weight": torch.ones(2)}), "it begins with fc.weight; expected main.0.weight"),
     (lambda path: path.write_bytes((path.parent / "netD.pth").read_bytes()), "main.11.weight is its last layer"),
@@ -135,7 +135,7 @@ def wrong(change: Callable[[dict[str, Tensor]], Any]) -> Callable[[Path], None]:
      r"has no main\.4\.bias; expected 16"),
     (wrong(lambda state: {**state, "main.3.weight": torch.ones(32, 16, 5, 5)}),
      r"main\.3\.weight is 32x16x5x5, expected 32x16x4x4"),
-    (wrong(lambda state: {**state, "main.0.bias": torch.ones(32)}), r"has main\.0\.bias, which is not expected"),
+    (wrong(lambda state: {**state, "main.0.bias": torch.ones(32)}), r"contains an unexpected main\.0\.bias"),
 ], ids=["code", "a module", "nested", "a list", "cut off", "text", "empty", "nothing", "other names", "netD",
         "no values", "too deep", "too wide", "one missing", "other shape", "one more"])
 @pytest.mark.filterwarnings("ignore")

@@ -1,4 +1,4 @@
-"""The subcommands: each parses its options, imports what it needs, calls it and prints the result."""
+"""The table of subcommands. Each parses its options, calls the library and prints the result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOVED = {"plan": "`fastgan tune`", "bench": "`python -m benchmarks`, in a clone 
 
 
 def run(name: str, args: list[str]) -> int:
-    """The exit code of the subcommand called `name`."""
+    """Run the subcommand `name` and return its exit code."""
     if name in MOVED:
         raise FastganError(f"`fastgan {name}` is now {MOVED[name]}")
     if name not in COMMANDS:

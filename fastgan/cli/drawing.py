@@ -1,4 +1,4 @@
-"""`sample` and `interpolate`: pictures from a trained generator."""
+"""`sample` and `interpolate`: images from a trained generator."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 @dataclass
 class Sample:
-    """Draw a grid of images from a trained generator."""
+    """Generate a grid of images with a trained generator."""
 
     folder: Positional[Path | None] = None
-    """a run folder, any with generator.safetensors and config.json, or a netG.pth; the newest run when not given"""
+    """a run folder, a folder with generator.safetensors and config.json, or a netG.pth; the newest run if not given"""
     seeds: str | None = None
-    """latents by seed, such as 0,1,4-6: a seed is the same picture in every grid; when not given, 0-63, but of several
-    classes whole rows only"""
+    """seeds of the latents, such as 0,1,4-6; a seed always gives the same image; 0-63 if not given, or fewer to fill
+    whole rows of a conditional generator"""
     label: str | None = None
-    """class name or number, for a conditional generator; each in turn when not given"""
+    """class name or number, for a conditional generator; all classes in turn if not given"""
     columns: int | None = None
-    """images in a row"""
+    """images per row"""
     out: Path = Path("samples.png")
-    """picture to write"""
+    """output file"""
 
 
 def sample(args: list[str]) -> int:
@@ -63,18 +63,18 @@ def sample(args: list[str]) -> int:
 
 @dataclass
 class Interpolate:
-    """Walk from latent to latent: a strip (png) and an animation (gif)."""
+    """Generate images along a path between latents, and write them as a strip (PNG) and an animation (GIF)."""
 
     folder: Positional[Path | None] = None
-    """a run folder, any with generator.safetensors and config.json, or a netG.pth; the newest run when not given"""
+    """a run folder, a folder with generator.safetensors and config.json, or a netG.pth; the newest run if not given"""
     seeds: str = "0,1"
-    """two or more latents by seed, such as 0,5,7"""
+    """seeds of two or more latents, such as 0,5,7"""
     frames: int = 10
-    """images from one latent to the next"""
+    """number of images from each latent to the next"""
     label: str | None = None
     """class name or number, for a conditional generator"""
     out: Path = Path("interpolation")
-    """writes OUT.png and OUT.gif"""
+    """output files: OUT.png and OUT.gif"""
 
 
 def interpolate(args: list[str]) -> int:
@@ -84,13 +84,14 @@ def interpolate(args: list[str]) -> int:
     from fastgan.data import to_uint8
 
     if options.out.suffix not in ("", ".png", ".gif"):
-        raise FastganError(f"--out {options.out}: {options.out.suffix} is not supported; expected a name without "
-                           "suffix, .png or .gif (both are written)")
+        raise FastganError(f"--out {options.out}: {options.out.suffix} is not supported; expected a name without a "
+                           "suffix, or with .png or .gif (both files are written)")
     source, seeds = parsing.load(options.folder), _parse_seeds(options.seeds)
     if len(seeds) < 2 or options.frames < 2:
         raise FastganError(f"--seeds {options.seeds} --frames {options.frames}: expected at least 2 of each")
     if len(source.shape) == 1:
-        raise FastganError("interpolate draws images; this generator makes points, which `fastgan sample` plots")
+        raise FastganError("this generator outputs points; expected one that outputs images (`fastgan sample` "
+                           "plots points)")
     z = source.noise.walk(seeds, options.frames)
     images = to_uint8(source.draw(z, _labels(source, options.label or "0", len(z))), source.unit_range)
     strip, moving = options.out.with_suffix(".png"), options.out.with_suffix(".gif")
@@ -102,7 +103,7 @@ def interpolate(args: list[str]) -> int:
 
 
 def _parse_seeds(text: str) -> list[int]:
-    """[0, 1, 4, 5, 6] of "0,1,4-6"."""
+    """Parse "0,1,4-6" as [0, 1, 4, 5, 6]."""
     seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
@@ -110,13 +111,13 @@ def _parse_seeds(text: str) -> list[int]:
         if not first <= last < 2**63:
             raise FastganError(f"--seeds {text}: expected numbers and ranges such as 0,1,4-6")
         if len(seeds) + last - first >= 10_000:
-            raise FastganError(f"--seeds {text}: expected at most 10000 of them")
+            raise FastganError(f"--seeds {text}: expected at most 10000 seeds")
         seeds += range(first, last + 1)
     return seeds
 
 
 def _labels(source: Pretrained, label: str | None, count: int) -> Tensor | None:
-    """The label of each sample: one for all, or each class in turn; none for an unconditional generator."""
+    """The label of each image: `label` for all, or all classes in turn; None for an unconditional generator."""
     import torch
 
     classes = source.classes
@@ -126,4 +127,4 @@ def _labels(source: Pretrained, label: str | None, count: int) -> Tensor | None:
         return torch.full((count,), classes.index(label))
     if label.isdecimal() and int(label) < len(classes):
         return torch.full((count,), int(label))
-    raise FastganError(f"--label {label}: expected a class, {', '.join(classes)}, or its number")
+    raise FastganError(f"--label {label}: expected one of the classes {', '.join(classes)}, or the number of one")

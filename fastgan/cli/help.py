@@ -1,4 +1,4 @@
-"""The help of `train` and `resume`: the options that matter, with their values; `--help-all` has all of them."""
+"""The short help of `train` and `resume`: the most important options with their defaults. `--help-all` lists all."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ _WIDTH, _INDENT = 80, 24
 
 
 def wanted(args: list[str]) -> bool:
-    """Whether the short help is asked for."""
+    """Whether the arguments request the short help."""
     return any(word in ("-h", "--help") for word in args)
 
 
 def lines(config: Config, fields: Collection[str]) -> list[str]:
-    """An entry for each of these fields, in the order of the configuration: option, values, text, the value in
-    `config`."""
+    """An entry for each of these fields, in the order of the configuration: option, accepted values, description, and
+    the value in `config` as the default."""
     values = config.flat()
     return [line for name, group in GROUPS.items() for key, text in _documents(group).items() if key in fields
             for line in entry(option(key) + _values(get_type_hints(group)[key]), text, values[key])]
 
 
 def all_options(command: Any) -> None:
-    """Run a command that prints tyro's help and exits, without {None} among the values of its options."""
+    """Run a command that prints tyro's help and exits, and print the help without {None} as a value of options."""
     text = io.StringIO()
     try:
         with contextlib.redirect_stdout(text):
             command()
     finally:
-        # the frame stays straight: what is taken away comes back as spaces
+        # pad with spaces to keep the frame aligned
         shown = re.sub(r"\{None\}\|(\S+)", r"\1       ", text.getvalue())
         print(re.sub(r"\{None,(\S+)", r"{\1     ", shown), end="")
 
 
 def _documents(group: type) -> dict[str, str]:
-    """The text below each field of a group, which Python does not keep."""
+    """The docstring below each field of a group, parsed from the source because Python discards it."""
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(group))).body
     assert isinstance(tree, ast.ClassDef)
     return dict(_pairs(tree.body))
@@ -60,8 +60,8 @@ def _pairs(body: list[ast.stmt]) -> Iterator[tuple[str, str]]:
 
 
 def _values(kind: Any) -> str:
-    """ {a,b}, or what to write after an option; nothing after a switch."""
-    if get_origin(kind) is not Literal and get_args(kind):  # of "int | None", int
+    """The placeholder after an option: its choices as {a,b}, or N, NUMBER or TEXT; "" for a switch."""
+    if get_origin(kind) is not Literal and get_args(kind):  # "int | None": int
         kind = get_args(kind)[0]
     if get_origin(kind) is Literal:
         return " {" + ",".join(map(str, get_args(kind))) + "}"
@@ -69,9 +69,9 @@ def _values(kind: Any) -> str:
 
 
 def entry(head: str, text: str, value: object) -> Iterator[str]:
-    """The lines of an option: what is written, what it means, and its value."""
+    """The lines of an option: `head` on the left; description and default on the right."""
     shown = {True: "on", False: "off"}[value] if isinstance(value, bool) else value
-    body = textwrap.wrap(text + ("" if value in (None, "") else f" (now: {shown})"), _WIDTH - _INDENT)
+    body = textwrap.wrap(text + ("" if value in (None, "") else f" (default: {shown})"), _WIDTH - _INDENT)
     head = f"  {head}"
     if len(head) > _INDENT - 2:
         yield head

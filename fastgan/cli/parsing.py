@@ -1,4 +1,4 @@
-"""Shared by the subcommands: parsing of options with errors of one line, and the run that is the default."""
+"""Functions shared by the subcommands: parsing with one-line errors, and the default run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Options = TypeVar("Options")
 
 
 def parse(kind: type[Options], args: list[str], command: str, default: Options | None = None) -> Options:
-    """tyro's parse, with its framed error messages brought to one line."""
+    """Parse options with tyro, whose framed error messages become one-line `FastganError`s."""
     words = io.StringIO()
     try:
         with contextlib.redirect_stderr(words):
@@ -33,14 +33,14 @@ def parse(kind: type[Options], args: list[str], command: str, default: Options |
 
 
 def _one_line(framed: str) -> str:
-    """The text of tyro's box without its frame, its title and its advice on --help."""
+    """The text of tyro's error box without the frame, the title and the hint about --help."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", framed).split("For full helptext")[0]
     lines = [line.strip("│ ") for line in text.splitlines() if not re.match(r"[╭╰]", line)]
     return re.sub(r"\s+", " ", " ".join(line for line in lines if line.strip("─ "))).replace(" .", ".").strip()
 
 
 def value_of(flag: str, args: list[str]) -> str | None:
-    """The value of one option, before the others are parsed."""
+    """The value of a single option, without parsing the others."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(flag, nargs="?", dest="value")
     value: str | None = parser.parse_known_args(args)[0].value
@@ -48,13 +48,13 @@ def value_of(flag: str, args: list[str]) -> str | None:
 
 
 def writable(path: Path, option: str = "--out") -> None:
-    """`FastganError` unless the folder of a path exists."""
+    """Raise `FastganError` if the folder of `path` does not exist."""
     if not path.parent.is_dir():
-        raise FastganError(f"{option} {path}: no such folder: {path.parent}")
+        raise FastganError(f"{option} {path}: no such folder: {path.parent}; expected a path in an existing folder")
 
 
 def load(folder: Path | None) -> Pretrained:
-    """The generator of a run or an export; of the newest run in runs/ for None."""
+    """The generator of a run or an export; for None, of the newest run in runs/."""
     from fastgan import export
     from fastgan.models.pretrained import Pretrained
     from fastgan.trainer import run_files

@@ -1,4 +1,4 @@
-"""`verify` and `doctor`: what this device computes, and what it can."""
+"""`verify` and `doctor`: checks of this device and installation."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from fastgan.cli import parsing
 
 @dataclass
 class Verify:
-    """Prove that fastgan computes on this device what eager PyTorch computes, and write a certificate.
+    """Compare fastgan's results on this device with those of eager PyTorch, and write a certificate.
 
-    Each block of a preset's networks, forward and backward, and whole training steps: both by fastgan's engines and by
-    eager PyTorch, against float64. The exit code is 1 when something is further from float64 than the rule allows.
+    Runs each layer of a preset's networks, forward and backward, and whole training steps, with fastgan's engines and
+    with eager PyTorch, and compares both with float64. The exit code is 1 if an error is larger than 1.5 times that of
+    eager PyTorch plus one rounding unit.
     """
 
     preset: str = "digits"
-    """whose networks and training steps; `fastgan presets` lists them"""
+    """preset whose networks and training steps are run; `fastgan presets` lists the presets"""
     device: str = "auto"
     """auto | cpu | cuda | cuda:N | mps"""
     impl: Literal["auto", "reference", "native", "triton"] = "auto"
-    """the engine to examine: auto is every one that runs here"""
+    """engine to check; auto checks every engine that is available on the device"""
     batch: int | None = None
-    """images, an even number; 32 on a GPU and 4 elsewhere when not given"""
+    """batch size, an even number; 32 on a GPU and otherwise 4 if not given"""
     steps: int = 3
-    """how many training steps"""
+    """number of training steps"""
     out: Path = Path("certificate.json")
-    """certificate to write: device, versions, and all numbers"""
+    """output file, with device, versions, and all numbers"""
 
 
 def verify(args: list[str]) -> int:
@@ -41,7 +42,7 @@ def verify(args: list[str]) -> int:
     from fastgan.verify import certificate, table
 
     if pick_device(options.device).type == "cpu":
-        # kernels have only Triton's interpreter to run in there, which is chosen before they are imported
+        # Triton kernels run on a CPU only in the interpreter, which must be enabled before they are imported
         os.environ.setdefault("TRITON_INTERPRET", "1")
     found = certificate(options.preset, device=options.device, impl=options.impl, batch=options.batch,
                         steps=options.steps, progress=True)
@@ -54,7 +55,7 @@ def verify(args: list[str]) -> int:
 
 @dataclass
 class Doctor:
-    """Show what is installed, what can be used, and whether fastgan is ready."""
+    """Show the versions of the installed packages, the available engines, and the reasons why others are missing."""
 
 
 def doctor(args: list[str]) -> int:

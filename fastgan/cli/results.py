@@ -1,4 +1,4 @@
-"""`evaluate`, `export` and `report`: what is made of a run."""
+"""`evaluate`, `export` and `report`: metrics, exported files and a page of a run."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from fastgan.errors import FastganError
 
 @dataclass
 class Evaluate:
-    """Measure how good a run's generator is; a table, and metrics.json in the run's folder."""
+    """Compute metrics of a run's generator, print a table, and write metrics.json in the run folder."""
 
     folder: Positional[Path | None] = None
-    """a run folder; the newest one in runs/ when not given"""
+    """a run folder; the newest in runs/ if not given"""
     metrics: str = ""
-    """some of fid,kid,is,score, as in `fastgan train`; the run's own when not given, or score where its data has labels
-    and fid where not"""
+    """some of fid,kid,is,score, as in `fastgan train`; if not given, the metrics of the run, otherwise score for data
+    with labels and fid for other data"""
     images: int = 2000
-    """fakes that are measured; only measures of equally many can be compared"""
+    """number of generated images; values from different numbers of images are not comparable"""
     metrics_weights: str | None = None
-    """file with InceptionV3's weights, which fid, kid and is need"""
+    """file with InceptionV3's weights for fid, kid and is"""
     against: Path | None = None
-    """another run, measured by the same metrics on the same images: the better value of each is marked *"""
+    """another run on the same data to compare with; * marks the better value of each metric"""
     device: str = "auto"
     """auto | cpu | cuda | cuda:N | mps"""
 
@@ -46,7 +46,7 @@ def evaluate(args: list[str]) -> int:
     except (MemoryError, RuntimeError) as error:
         if not memory.ran_out(error):
             raise
-        raise FastganError(f"--images {options.images}: out of memory while they were measured; expected fewer "
+        raise FastganError(f"--images {options.images}: out of memory while computing the metrics; expected fewer "
                            "images, or more free memory") from error
     print(*measuring.lines(results), *(f"metrics: {one / measuring.FILE}" for one in results), sep="\n")
     return 0
@@ -54,20 +54,20 @@ def evaluate(args: list[str]) -> int:
 
 @dataclass
 class Export:
-    """Write a trained generator as files that need no fastgan, with a model card that has a program to draw from them.
+    """Export a trained generator for use without fastgan, with a model card that contains a program to run it.
 
-    The images are compared with fastgan's before anything is written.
+    Before the files are written, their images are compared with fastgan's.
     """
 
     folder: Positional[Path | None] = None
-    """a run folder, any with generator.safetensors and config.json, or a netG.pth; the newest run when not given"""
+    """a run folder, a folder with generator.safetensors and config.json, or a netG.pth; the newest run if not given"""
     format: Literal["safetensors", "torch.export", "onnx", "pytorch-example"] = "safetensors"
-    """weights and config.json, which ten lines of PyTorch build again | a program for torch.export.load | onnx |
-    netG.pth and netD.pth of PyTorch's DCGAN example"""
+    """weights and config.json for plain PyTorch | a program for torch.export.load | ONNX | netG.pth and netD.pth as in
+    PyTorch's DCGAN example"""
     out: Path | None = None
-    """folder for the files; export/FORMAT in the run folder when not given"""
+    """output folder; export/FORMAT in the run folder if not given"""
     push: str | None = None
-    """a repository of the Hugging Face Hub, such as NAME/digits, to which the files are uploaded then"""
+    """repository of the Hugging Face Hub, such as NAME/digits, to upload the files to"""
 
 
 def export(args: list[str]) -> int:
@@ -94,13 +94,12 @@ def export(args: list[str]) -> int:
 
 @dataclass
 class Report:
-    """Draw a run, which may still be going on: report.html with alerts, pictures over time, curves, metrics and
-    options."""
+    """Write report.html for a finished or running run: alerts, pictures over time, curves, metrics and options."""
 
     folder: Positional[Path | None] = None
-    """a run folder; the newest one in runs/ when not given"""
+    """a run folder; the newest in runs/ if not given"""
     out: Path | None = None
-    """page to write; report.html in the folder when not given"""
+    """output file; report.html in the run folder if not given"""
 
 
 def report(args: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""`tune`: which engine is fastest, measured."""
+"""`tune`: measure which engine is fastest for each pass."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from fastgan.errors import FastganError
 
 @dataclass
 class Tune:
-    """Measure which engine is fastest for each pass of a training step here, and remember it: what `--plan auto` does.
+    """Measure which engine is fastest for each pass of a training step on this device, and store the result in the
+    cache, as `fastgan train --plan auto` does.
 
-    Every candidate is checked against float64 first; a line for each, * for what is taken. The whole training step is
-    then timed with the plan and by eager PyTorch, and the faster of the two is what --impl auto will mean.
+    Every candidate is first checked against float64. The output has one line per candidate; * marks the selected one.
+    Then the whole training step is timed with the plan and with eager PyTorch, and --impl auto uses the faster one.
     """
 
     preset: str = "digits"
-    """whose networks and training step; `fastgan presets` lists them"""
+    """preset whose networks and training step are measured; `fastgan presets` lists the presets"""
     batch: int | None = None
-    """images per step; the preset's own when not given"""
+    """images per step; the batch size of the preset if not given"""
     device: str = "auto"
     """auto | cpu | cuda | cuda:N | mps"""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
-    """arithmetic of the convolutions, as in `fastgan train`"""
+    """precision of the convolutions, as in `fastgan train`"""
     rounds: int = 5
-    """how often each candidate is timed; the median counts"""
+    """number of timings of each candidate, of which the median is used"""
     tiles: bool = False
-    """on a GPU, try Triton's convolutions with several tiles, each of which is compiled first: minutes"""
+    """on a GPU, also measure several tile sizes of the Triton kernels, which takes minutes to compile"""
     export: Path | None = None
-    """file for the plan: `fastgan train --plan FILE` computes by it, and measures nothing"""
+    """output file for the plan; `fastgan train --plan FILE` uses it without measuring"""
 
 
 def tune(args: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""`train`, `resume` and the presets that they begin with."""
+"""`train`, `resume` and `presets`."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Train:
 
     config: OmitArgPrefixes[Config]
     preset: str = "digits"
-    """ready-made experiment; `fastgan presets` lists them"""
+    """a ready-made experiment; `fastgan presets` lists them"""
     dry_run: Annotated[bool, arg(aliases=["-n"])] = False
-    """print what would run, facts of the data and the memory it needs, and stop"""
+    """print the settings, the data and the memory of a step, and exit"""
 
 
 def train(args: list[str]) -> int:
@@ -40,8 +40,8 @@ def train(args: list[str]) -> int:
     chosen = presets.get(name) if source is None else presets.get(name, source=source)
     if help.wanted(args):
         print("usage: fastgan train [--preset NAME] [options]\n", f"{Train.__doc__}\n",
-              *help.entry("--preset NAME", "ready-made experiment; `fastgan presets` lists them", name),
-              *help.entry("-n, --dry-run", "print what would run, data and memory, and stop", ""),
+              *help.entry("--preset NAME", "a ready-made experiment; `fastgan presets` lists them", name),
+              *help.entry("-n, --dry-run", "print the settings, the data and the memory of a step, and exit", ""),
               *help.lines(chosen, help.COMMON), "\n--help-all lists all options.", sep="\n")
         return 0
     if "--help-all" in args:
@@ -52,7 +52,7 @@ def train(args: list[str]) -> int:
     options = parsing.parse(Train, args, "train", Train(chosen, name))
     config = _with_partners(_given_wins(options.config, chosen), chosen, args)
     for values, why in presets.chosen_for(name, source):
-        if values.items() <= config.flat().items():  # else other values were given
+        if values.items() <= config.flat().items():  # not overridden by given options
             words = ", ".join(option(key) if value is True else f"{option(key)} {value or 'none'}"
                               for key, value in values.items())
             print(f"{name} chooses {words}: {why}")
@@ -66,11 +66,11 @@ def train(args: list[str]) -> int:
 
 @dataclass
 class Resume:
-    """Go on with a run where its newest readable checkpoint left it; options may only prolong or relocate it."""
+    """Continue a run from its newest readable checkpoint. Options that affect the results must not change."""
 
     config: OmitArgPrefixes[Config]
     folder: Positional[Path] = Path()
-    """a run folder; the newest one in runs/ when not given"""
+    """a run folder; the newest in runs/ if not given"""
 
 
 def resume(args: list[str]) -> int:
@@ -83,7 +83,7 @@ def resume(args: list[str]) -> int:
     before = Config() if asked_for_help and not given else run_files.read_options(folder)
     if asked_for_help:
         print("usage: fastgan resume [FOLDER] [options]\n", Resume.__doc__,
-              f"\nWhat may change, with the values of {folder if given else 'a new run'}:\n",
+              f"\nThese options can change; the defaults are those of {folder if given else 'a new run'}:\n",
               *help.lines(before, run_files.MAY_CHANGE), sep="\n")
         return 0
     options = parsing.parse(Resume, args, "resume", Resume(before, folder))
@@ -95,10 +95,10 @@ def resume(args: list[str]) -> int:
 
 @dataclass
 class Presets:
-    """List the presets, or explain one."""
+    """List the presets, or describe one."""
 
     name: Positional[str | None] = None
-    """a preset to explain"""
+    """preset to describe"""
 
 
 def list_presets(args: list[str]) -> int:
@@ -116,29 +116,29 @@ def list_presets(args: list[str]) -> int:
 
 
 def _option_for(word: str) -> str:
-    """How to write an argument that was given without its option."""
+    """A suggestion for an argument that was given without its option."""
     if word in presets.PRESETS:
         return f"did you mean --preset {word}?"
     if Path(word).exists():
         return f"did you mean --data folder:{word}?"
-    return "expected options, such as --preset digits"
+    return "expected options such as --preset digits"
 
 
 def _given_wins(given: Config, base: Config) -> Config:
-    """Let --epochs and --lr win over the finer `steps`, `lr_g`, `lr_d` that only the base has set."""
+    """Let given --epochs and --lr override the more specific `steps`, `lr_g` and `lr_d` of the base."""
     changed = {key for key, value in given.flat().items() if value != base.flat()[key]}
     forget = {"steps": "epochs", "lr_g": "lr", "lr_d": "lr"}
     return given.replace(**{fine: None for fine, coarse in forget.items() if coarse in changed and fine not in changed})
 
 
 def _with_partners(config: Config, chosen: Config, args: list[str]) -> Config:
-    """`config` with the values that go with what was given, each named in a line."""
+    """Set the options whose default depends on the given ones (`combinations.partners`), and print them."""
     before, after = chosen.flat(), config.flat()
     given = {key: value for key, value in after.items()
              if value != before[key] or parsing.value_of(option(key), args) is not None}
     values = combinations.partners(given, config)
     for key, value in values.items():
-        print(f"{option(key)} {value}: chosen because of the other options; {option(key)} sets another")
+        print(f"{option(key)} {value}: selected because of other options; give {option(key)} to change it")
     return config.replace(**values)
 
 
@@ -149,7 +149,7 @@ def _fit(make: Callable[[], Trainer], config: Config) -> int:
         trainer = make()
         if world.first and trainer.step.steps < trainer.total:
             facts = _facts(config, trainer.dataset, str(trainer.device), trainer.step.precision, world.size)
-            begun = f", of which {trainer.step.steps} are made" * (trainer.step.steps > 0)
+            begun = f", of which {trainer.step.steps} are done" * (trainer.step.steps > 0)
             _print_facts({**facts, "steps": facts["steps"] + begun, "folder": str(trainer.folder)})
         folder = trainer.fit()
     if not world.first:
@@ -158,14 +158,14 @@ def _fit(make: Callable[[], Trainer], config: Config) -> int:
              ("checkpoint", f"checkpoints/step{trainer.step.steps:06d}.pt"), ("generator", "generator.safetensors")]
     print("\n".join(f"{what + ':':13}{folder / name}" for what, name in where))
     if trainer.stopped_by is not None:
-        print(f"stopped by {trainer.stopped_by.name}; to go on: fastgan resume {folder}")
+        print(f"stopped by {trainer.stopped_by.name}; to continue: fastgan resume {folder}")
         return 128 + trainer.stopped_by
     return 0
 
 
 @contextmanager
 def _shortage_in_words(config: Config) -> Iterator[None]:
-    """Out of memory is a `FastganError` that names the batch which would fit."""
+    """A context manager that turns an out-of-memory error into a `FastganError` with the batch size that would fit."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -178,7 +178,7 @@ def _shortage_in_words(config: Config) -> Iterator[None]:
 
 
 def _dry_run(config: Config) -> int:
-    """Print what would run; nothing is written."""
+    """Print the configuration and facts of the run; write nothing."""
     from fastgan.data import open_dataset
     from fastgan.data.folder import RULES
     from fastgan.device import pick_device
@@ -198,7 +198,7 @@ def _dry_run(config: Config) -> int:
 
 
 def _facts(config: Config, dataset: Dataset, device: str, precision: str, processes: int = 1) -> dict[str, str]:
-    """Lines that describe the run, and the memory of a step in each process."""
+    """Facts of the run, and the memory that a step needs in each process."""
     from fastgan.data import Loader
     from fastgan.trainer.step_memory import estimate
 
@@ -210,8 +210,8 @@ def _facts(config: Config, dataset: Dataset, device: str, precision: str, proces
             "device": f"{device}{f', {processes} processes' * (processes > 1)}; precision {precision}, "
                       f"engine {config.run.impl}",
             "steps": f"{config.train.total_steps(per_epoch)} ({per_epoch} an epoch)",
-            "memory (model)": f"{need.peak / 2**20:,.0f} MB at the peak of a step, {need.state / 2**20:,.0f} of "
-                              "them weights, gradients and Adam"}
+            "memory (model)": f"{need.peak / 2**20:,.0f} MB at the peak of a step, including {need.state / 2**20:,.0f} "
+                              "MB of weights, gradients and Adam state"}
 
 
 def _print_facts(facts: dict[str, str]) -> None:

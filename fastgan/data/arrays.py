@@ -1,6 +1,6 @@
 """Images and labels in arrays: MNIST's IDX files, plain or gzip-compressed, and NumPy's npz archives.
 
-An IDX file is 0 0 type rank, big-endian uint32 sizes, then the values.
+An IDX file consists of the bytes 0, 0, type, rank; the sizes as big-endian uint32; the values.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _read_idx_split(folder: Path, prefix: str) -> Arrays:
 
 
 def _find(folder: Path, stem: str, rank: int) -> Path | None:
-    """The first of the names under which mirrors offer a file."""
+    """The first file that exists, of the names that mirrors use."""
     names = (f"{stem}{dot}idx{rank}-ubyte{gz}" for gz in ("", ".gz") for dot in "-.")
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
@@ -87,14 +87,14 @@ def read_npz(path: Path, split: str) -> list[Arrays]:
         raise FastganError(f"npz:{path}: {'not a file' if path.exists() else 'no such file'}; expected an .npz archive")
     try:
         if not zipfile.is_zipfile(path):
-            raise FastganError("not a zip archive; expected one as numpy.savez writes it")
+            raise FastganError("not a zip archive; expected one written by numpy.savez")
         with np.load(path, allow_pickle=False) as archive:
             splits = [split] if split in NPZ_IMAGES else ["train"] + ["test"] * ("x_test" in archive)
             return [_read_npz_split(archive, name) for name in splits]
     except FastganError as error:
         raise FastganError(f"npz:{path}: {error}") from error
     except Exception as error:  # damaged archives raise many types
-        raise FastganError(f"npz:{path}: {one_line(error)}; expected an archive as numpy.savez writes it") from error
+        raise FastganError(f"npz:{path}: {one_line(error)}; expected an archive written by numpy.savez") from error
 
 
 def _read_npz_split(archive: np.lib.npyio.NpzFile, split: str) -> Arrays:
@@ -107,14 +107,14 @@ def _read_npz_split(archive: np.lib.npyio.NpzFile, split: str) -> Arrays:
     if images.dtype != np.uint8:
         raise FastganError(f"{name} is {images.dtype}; expected uint8")
     if not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3, 4))) or 0 in images.shape:
-        raise FastganError(f"{name} has shape {images.shape}; expected (N, H, W) or (N, H, W, C) with C 1, 3 or 4, not "
-                           "empty")
+        raise FastganError(f"{name} has shape {images.shape}; expected (N, H, W) or (N, H, W, C) with C 1, 3 or 4, "
+                           "all sizes above 0")
     label_name = next((name for name in NPZ_LABELS[split] if name in archive), None)
     if label_name is None:
         return images, None
     labels = _read_npz_array(archive, label_name)
     if labels.dtype.kind not in "iu" or labels.shape not in [(len(images),), (len(images), 1)]:
-        raise FastganError(f"{label_name} is {labels.dtype} of shape {labels.shape}; expected whole numbers of shape "
+        raise FastganError(f"{label_name} is {labels.dtype} of shape {labels.shape}; expected integers of shape "
                            f"({len(images)},), as many as {name}")
     if labels.min() < 0 or labels.max() > MAX_LABEL:
         raise FastganError(f"{label_name} from {labels.min()} to {labels.max()}; expected 0 to {MAX_LABEL}")
@@ -123,7 +123,7 @@ def _read_npz_split(archive: np.lib.npyio.NpzFile, split: str) -> Arrays:
 
 def _read_npz_array(archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     try:
-        return np.asarray(archive[name])  # bytes where the member is no array
+        return np.asarray(archive[name])  # a member that is not an array is returned as bytes
     except Exception as error:  # damaged members raise many types, and so does NumPy's parser of headers
-        raise FastganError(f"{name} cannot be read: {one_line(error)}; expected an array as numpy.savez writes it"
+        raise FastganError(f"{name} cannot be read: {one_line(error)}; expected an array written by numpy.savez"
                            ) from error

@@ -15,10 +15,10 @@ from fastgan.data.decode import Decoder, Failures, nothing_readable
 
 @dataclass(eq=False, kw_only=True)
 class Dataset(ABC):
-    """The common interface.
+    """The interface of all data sets.
 
-    `labels` is int64 (N,), indices into `classes`, or None with no classes. `skipped` lists (path, reason) of images
-    that were left out; a streamed data set appends to it while it is read.
+    `labels` is int64 (N,), indices into `classes`, or None if there are no classes. `skipped` lists (path, reason) for
+    images that were left out; a streamed data set appends to it while it is read.
     """
 
     name: str
@@ -36,13 +36,13 @@ class Dataset(ABC):
 
     @property
     def bytes_in_memory(self) -> int:
-        """Bytes of decoded pixels; 0 when streamed."""
+        """Size of the decoded pixels in bytes; 0 if the images are streamed."""
         return 0
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """SHA-256 in hexadecimal, equal for equal data: of the content in memory, of names and sizes when streamed."""
+        """SHA-256 (hexadecimal) of the pixels and labels in memory, or of names and sizes of streamed files."""
 
     @property
     def is_streamed(self) -> bool:
@@ -88,7 +88,7 @@ class MemoryDataset(Dataset):
 
 @dataclass(eq=False, kw_only=True)
 class StreamedDataset(Dataset):
-    """Image files that are decoded whenever a batch needs them; the fingerprint has names relative to `root`."""
+    """Image files that are decoded for each batch. The fingerprint uses names relative to `root`."""
 
     paths: list[Path]
     decoder: Decoder
@@ -113,7 +113,7 @@ class StreamedDataset(Dataset):
     def read(self, start: int) -> tuple[Tensor, int, Failures]:
         """The first readable image from index `start` on, its index, and the failures before it.
 
-        The first image follows the last. Raises `FastganError` if no image is readable.
+        The search wraps around at the end. Raises `FastganError` if no image is readable.
         """
         failures: Failures = []
         for offset in range(len(self)):

@@ -1,4 +1,4 @@
-"""Image files to tensors."""
+"""Decoding of image files to tensors."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from fastgan.data.pixels import UnusableImage, fit_images, to_channels
 from fastgan.errors import FastganError, one_line
 
 CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
-# Pillow's other readers are never used, whatever a file's name is: some start programs, such as Ghostscript
+# the only readers of Pillow that are used, regardless of file names: others start programs such as Ghostscript
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-WHITE = 65535  # of 16 bits
-THREADS = min(32, os.cpu_count() or 1)  # that read files; Pillow and torch release the GIL
+WHITE = 65535  # in 16-bit images
+THREADS = min(32, os.cpu_count() or 1)  # for reading files; Pillow and torch release the GIL
 
 Failures = list[tuple[str, str]]  # (path, reason)
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """Path -> uint8 (C, H, W), or `UnusableImage` for a file that is damaged or does not fit.
+    """Decodes a path to uint8 (C, H, W). Raises `UnusableImage` for a file that is damaged or does not fit.
 
     `white` is the value of white in 16-bit images.
     """
@@ -44,7 +44,7 @@ class Decoder:
         return fit_images(to_channels(image[None], self.channels), self.size, self.fit)[0]
 
     def attempt(self, path: Path) -> Tensor | UnusableImage:
-        """The image, or the reason why there is none."""
+        """The image, or the error if it is unusable."""
         try:
             return self(path)
         except UnusableImage as error:
@@ -52,21 +52,21 @@ class Decoder:
 
 
 def unusable(path: str, reason: str) -> FastganError:
-    """The error for one image under `strict`."""
+    """The error for an unusable image with `strict`."""
     return FastganError(f"{path}: {reason}; expected a usable image (without --strict it would be skipped)")
 
 
 def nothing_readable(failures: Failures) -> FastganError:
-    """The error for a data set without one usable image."""
+    """The error for a data set without usable images."""
     path, reason = failures[0]
     return FastganError(f"none of {len(failures)} images can be used; the first: {path}: {reason}; "
-                        "expected at least one that can")
+                        "expected at least one usable image")
 
 
 def read_image(path: Path, white: int = WHITE) -> Tensor:
-    """uint8 (C, h, w) with C 1, 3 or 4 as in the file, rotated by its EXIF orientation, 16-bit grey scaled to 8 bits.
+    """uint8 (C, h, w) with C 1, 3 or 4 as in the file, rotated by its EXIF orientation, 16-bit gray scaled to 8 bits.
 
-    `white` is the 16-bit value that becomes 255. Of an animation, the first frame. Raises `UnusableImage`.
+    `white` is the 16-bit value that becomes 255. Only the first frame of an animation is read. Raises `UnusableImage`.
     """
     try:
         with open_image(path) as image:
@@ -80,9 +80,9 @@ def read_image(path: Path, white: int = WHITE) -> Tensor:
 
 
 def open_image(path: Path) -> Image.Image:
-    """The image, of which only the header is read. Raises `UnusableImage` for too many pixels, and Pillow's errors."""
+    """Open an image and read its header. Raises `UnusableImage` for too many pixels, and Pillow's errors."""
     image = Image.open(path, formats=FORMATS)
-    limit = Image.MAX_IMAGE_PIXELS  # above it Pillow warns; it refuses images of twice as many pixels
+    limit = Image.MAX_IMAGE_PIXELS  # above this limit Pillow only warns; it raises above twice the limit
     if limit is not None and image.width * image.height > limit:
         image.close()
         raise UnusableImage(f"{image.width}x{image.height} pixels, more than {limit}: a decompression bomb?")
@@ -90,7 +90,7 @@ def open_image(path: Path) -> Image.Image:
 
 
 def natural_mode(image: Image.Image) -> str:
-    """The mode among L, RGB and RGBA that preserves all but the depth; palettes count as colour."""
+    """The mode (L, RGB or RGBA) that preserves everything except the bit depth. Palettes count as color."""
     if image.mode.startswith(("I", "F")):
         return "L"  # `_eight_bits` drops the transparent value
     if image.has_transparency_data:
@@ -99,9 +99,9 @@ def natural_mode(image: Image.Image) -> str:
 
 
 def _eight_bits(image: Image.Image, white: int) -> Image.Image:
-    """Grey from 0 to `white` scaled to 0..255, where Pillow's `convert` would clip it to white.
+    """Scale gray values from 0..`white` to 0..255; Pillow's `convert` would clip them instead.
 
-    Raises `UnusableImage` for 32-bit values, of which the range is unknown.
+    Raises `UnusableImage` for 32-bit values, whose range is unknown.
     """
     if not image.mode.startswith(("I", "F")):
         return image

@@ -1,4 +1,4 @@
-"""Batches for a training step without host decisions.
+"""Batches on the device for a training step, without decisions on the host.
 
     feed.prepare()           host: provide the next batch
     real, labels = fetch()   device: eager, or captured in a CUDA graph and replayed
@@ -33,31 +33,34 @@ class Feed(Protocol):
     def prepare(self) -> int:
         """Provide the next batch; returns how many images it has.
 
-        That is the batch size, or fewer for the short last batch of `last_batch="keep"`, which a graph of a full batch
-        cannot replay. A second call before `done` has no effect. Raises `FastganError` for an unusable image.
+        That is the batch size, or less for the short last batch of `last_batch="keep"`, for which a graph of a full
+        batch cannot be replayed. A second call before `done` has no effect. Raises `FastganError` for an unusable
+        image.
         """
 
     def fetch(self) -> tuple[Tensor, Tensor | None]:
         """The prepared batch: images float32 (B, C, H, W) in the networks' range, channels_last, or points (B, 2);
         labels int64 (B,) or None.
 
-        Runs on the device only, on tensors that keep their addresses. Valid until the next `prepare`.
+        Runs on the device only and reads tensors whose addresses do not change. The result is valid until the next
+        `prepare`.
         """
 
     def done(self) -> None:
-        """The step on the prepared batch has been launched: advance the position."""
+        """Advance the position. Call it after the step on the prepared batch has been launched."""
 
     def state(self) -> list[Tensor]:
-        """Device tensors that `fetch` changes and later calls read; save them after `prepare`, restore in place."""
+        """Device tensors that `fetch` changes and later calls read. Save them after `prepare` and restore them in
+        place."""
 
     def state_dict(self) -> LoaderState:
         """The position after the last `done`, as plain numbers."""
 
     def load_state_dict(self, state: LoaderState) -> None:
-        """Continue at that position; raises `FastganError` for a position beyond the data."""
+        """Continue at this position. Raises `FastganError` if it is beyond the end of the data."""
 
     def close(self) -> None:
-        """End the threads, if there are any."""
+        """Stop the threads, if there are any."""
 
 
 def make_feed(dataset: Dataset, config: DataConfig, seed: int, device: torch.device, shard: Shard = WHOLE) -> Feed:
@@ -69,7 +72,7 @@ def make_feed(dataset: Dataset, config: DataConfig, seed: int, device: torch.dev
     Args:
         dataset: the images.
         config: batch size, last batch, order, workers and range of the pixels.
-        seed: of the order.
+        seed: seed of the order.
         device: the device of the batches.
         shard: the part of each batch that the feed provides; by default all of it.
 

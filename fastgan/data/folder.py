@@ -1,4 +1,4 @@
-"""Folders of image files: which files, which labels, and whether they fit into memory."""
+"""Data sets of image files in a folder: finding the files and their labels, and decoding them into memory."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from fastgan.data.pixels import UnusableImage
 from fastgan.errors import FastganError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-# images of these types are skipped, and named
+# unsupported image types, which are skipped with a warning
 NOT_READ = (".avif", ".heic", ".heif", ".jxl", ".jp2", ".psd", ".tga", ".exr", ".dng", ".cr2", ".cr3", ".nef", ".arw")
-# written beside the images by archivers, network disks and file systems
+# created by archivers, network disks and file systems
 IGNORED_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 RULES = (f"images: names ending in {', '.join(SUFFIXES)}, at any depth; ignored: hidden files and folders, "
-         f"{', '.join(IGNORED_FOLDERS)}; classes: the folders directly below DIR with an image that can be used, none "
-         "if an image is in DIR itself")
-CHUNK = 1024  # images that are decoded at once
-PROGRESS_FROM = 512  # images for which a progress bar is shown
-NAMED = 3  # files in a message about many
+         f"{', '.join(IGNORED_FOLDERS)}; classes: the folders directly below DIR with a usable image, or no classes if "
+         "DIR itself contains an image")
+CHUNK = 1024  # images decoded at once
+PROGRESS_FROM = 512  # number of images from which on a progress bar is shown
+NAMED = 3  # maximum number of files named in a message
 
 Labelling = tuple[Tensor | None, list[str]]  # labels int64 (N,) and the names of the classes
 
 
 def find_images(folder: Path) -> tuple[list[Path], Failures]:
-    """All image files below a folder by `RULES`, sorted, through links; and images of types that are not read.
+    """All image files below a folder according to `RULES`, sorted, and the images of unsupported types with the reason.
 
-    Raises `FastganError` when there are none, `OSError` for a folder that cannot be read.
+    Follows links. Raises `FastganError` if there are no images, and `OSError` for a folder that cannot be read.
     """
     if not folder.is_dir():
         raise FastganError(f"folder:{folder}: {'not a folder' if folder.exists() else 'no such folder'}; "
@@ -54,9 +54,9 @@ def find_images(folder: Path) -> tuple[list[Path], Failures]:
     read = [path for path in paths if path.suffix.lower() in SUFFIXES]
     others = [path for path in paths if path.suffix.lower() in NOT_READ]
     if not read:
-        found = f", but {len(others)} that are not read, {_first_few(others, folder)}" if others else ""
+        found = f", but {len(others)} of unsupported types, {_first_few(others, folder)}" if others else ""
         raise FastganError(f"folder:{folder}: no images{found}; expected files ending in {', '.join(SUFFIXES)}")
-    return read, [(str(path), f"{path.suffix} files are not read") for path in others]
+    return read, [(str(path), f"{path.suffix} files are not supported") for path in others]
 
 
 def _raise(error: OSError) -> None:
@@ -64,12 +64,12 @@ def _raise(error: OSError) -> None:
 
 
 def _leads_back(folder: Path) -> bool:
-    """Whether this is a link to a folder above it, which would be walked through without end."""
+    """Whether this is a link to a parent folder, which would lead to endless recursion."""
     return folder.is_symlink() and folder.resolve() in {above.resolve() for above in folder.absolute().parents}
 
 
 def label_by_folder(paths: list[Path], root: Path) -> Labelling:
-    """Labels int64 (N,) and classes from the first folder below `root`; (None, []) if one is in `root` itself."""
+    """Labels int64 (N,) and classes by the first folder below `root`; (None, []) if an image is in `root` itself."""
     names = _first_folders(paths, root)
     classes = sorted(set(names))
     if "" in classes:
@@ -79,15 +79,15 @@ def label_by_folder(paths: list[Path], root: Path) -> Labelling:
 
 
 def _first_folders(paths: list[Path], root: Path) -> list[str]:
-    """For each image the folder directly below `root`, "" for an image in `root` itself."""
+    """For each image, the folder directly below `root` that contains it; "" for an image in `root` itself."""
     depth = len(root.parts)
     return [path.parts[depth] if len(path.parts) > depth + 1 else "" for path in paths]
 
 
 def drop_unusable_classes(paths: list[Path], root: Path, decoder: Decoder) -> tuple[list[Path], Failures]:
-    """The images of the classes in which one can be used, and for each image of the other classes the reason.
+    """The images of classes with a usable image, and for each image of the other classes the reason.
 
-    Decodes each class up to its first usable image. Raises `FastganError` when no image is usable.
+    Decodes each class up to its first usable image. Raises `FastganError` if no image is usable.
     """
     names = _first_folders(paths, root)
     if "" in names:
@@ -104,7 +104,7 @@ def drop_unusable_classes(paths: list[Path], root: Path, decoder: Decoder) -> tu
 
 
 def _all_failures(decoder: Decoder, paths: list[Path]) -> Failures:
-    """Why each image cannot be used; [] if one can be."""
+    """The reason why each image is unusable; [] if one of them is usable."""
     failures: Failures = []
     for path in paths:
         image = decoder.attempt(path)
@@ -115,16 +115,16 @@ def _all_failures(decoder: Decoder, paths: list[Path]) -> Failures:
 
 
 def printable(name: str) -> str:
-    """A file name with escapes, as in Python, for line ends, bytes that are not UTF-8, and other unprintable text."""
+    """A file name in which line breaks, bytes that are not UTF-8, and other unprintable characters are escaped."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
 
 
 def open_files(paths: list[Path], root: Path, name: str, decoder: Decoder, config: DataConfig,
                labelling: Labelling = (None, []), skipped: Failures | None = None) -> Dataset:
-    """The images at `paths`: decoded into memory when they need no more than `cache_gb`, else streamed.
+    """The images at `paths`, decoded into memory if they need at most `cache_gb`, otherwise streamed.
 
-    `skipped` are the files that were left out before. Warns of all that are left out. Raises `FastganError` when no
-    image is usable, and with `strict` for the first that is not.
+    `skipped` lists the files that were already left out. Warns about all files that are left out. Raises `FastganError`
+    if no image is usable, and with `strict` for the first unusable image.
     """
     labels, classes = labelling
     skipped = skipped or []
@@ -138,7 +138,7 @@ def open_files(paths: list[Path], root: Path, name: str, decoder: Decoder, confi
     else:
         dataset = StreamedDataset(name=name, labels=labels, classes=classes, skipped=skipped, paths=paths,
                                   decoder=decoder, root=root)
-        *_, failures = dataset.read(0)  # raises now, not in a thread, when no image is readable
+        *_, failures = dataset.read(0)  # if no image is readable, raises here and not later in a thread
         if config.strict and failures:
             raise unusable(*failures[0])
     if dataset.skipped:
@@ -149,13 +149,13 @@ def open_files(paths: list[Path], root: Path, name: str, decoder: Decoder, confi
 
 
 def _first_few(paths: list[Path], root: Path) -> str:
-    """The first names relative to `root`, such as "a.png, b.png, c.png, ..."."""
+    """The first few names relative to `root`, such as "a.png, b.png, c.png, ..."."""
     names = [printable(str(path.relative_to(root))) for path in paths[:NAMED]]
     return ", ".join([*names, "..."] if len(paths) > NAMED else names)
 
 
 def _decode_into_memory(paths: list[Path], decoder: Decoder, strict: bool) -> tuple[Tensor, list[int], Failures]:
-    """uint8 (n, C, H, W) of the n readable images, their indices, and the others."""
+    """The n readable images uint8 (n, C, H, W), their indices, and the failures."""
     data = torch.empty(len(paths), *decoder.shape, dtype=torch.uint8)
     readable: list[int] = []
     failures: Failures = []
@@ -173,7 +173,7 @@ def _decode_into_memory(paths: list[Path], decoder: Decoder, strict: bool) -> tu
 
 
 def _decode(paths: list[Path], decoder: Decoder) -> Iterator[Tensor | UnusableImage]:
-    """Every image, or the reason why there is none, in order. Pillow and torch release the GIL, so threads suffice."""
+    """Each image, or the error if it is unusable, in order. Pillow and torch release the GIL, so threads suffice."""
     quiet = True if len(paths) < PROGRESS_FROM else None  # None: shown on a terminal only
     with (
         ThreadPoolExecutor(THREADS) as pool,

@@ -1,4 +1,4 @@
-"""Endless batches on the host: gathered from a data set in memory, or decoded ahead by threads."""
+"""Batches on the host: gathered from a data set in memory, or decoded ahead by threads."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from fastgan.data.decode import Failures, unusable
 from fastgan.data.order import WHOLE, Order, Position, Shard
 from fastgan.errors import FastganError
 
-BATCHES_AHEAD = 3  # that are being decoded while a step computes
+BATCHES_AHEAD = 3  # batches decoded in advance
 
 
 class LoaderState(TypedDict):
-    """The state of a loader in a checkpoint: `cursor` images of epoch `epoch` have been returned."""
+    """The state of a loader in a checkpoint: the loader has returned `cursor` images of epoch `epoch`."""
 
     epoch: int
     cursor: int
 
 
 def make_order(dataset: Dataset, config: DataConfig, seed: int, shard: Shard = WHOLE) -> Order:
-    """The order of a data set; `FastganError` for a batch larger than the data, and for `balanced` without labels."""
+    """The order of a data set. Raises `FastganError` for a batch larger than the data, and for `balanced` without
+    labels."""
     if config.balanced and dataset.labels is None:
-        raise FastganError(f"--balanced: {dataset.name} has no labels; expected class subfolders or labelled data")
+        raise FastganError(f"--balanced: {dataset.name} has no labels; expected class subfolders or labeled data")
     labels = dataset.labels if config.balanced else None
     return Order(len(dataset), config.batch, config.last_batch, seed, shard, labels)
 
@@ -38,13 +39,12 @@ def make_order(dataset: Dataset, config: DataConfig, seed: int, shard: Shard = W
 class Loader:
     """An endless source of batches on the host.
 
-    A streamed data set is decoded by `config.workers` threads; images that they decode ahead do not count in
-    `state_dict`.
+    A streamed data set is decoded by `config.workers` threads; `state_dict` does not count images decoded in advance.
 
     Args:
         dataset: the images.
         config: batch size, last batch, order and workers.
-        seed: of the order.
+        seed: seed of the order.
         shard: the part of each batch that `next_batch` returns; by default all of it.
 
     Raises:
@@ -68,7 +68,7 @@ class Loader:
     def next_batch(self) -> tuple[Tensor, Tensor | None]:
         """Images uint8 (B, C, H, W), or points float32 (B, 2), and labels int64 (B,) or None, as in the source.
 
-        An unreadable image of a streamed data set is replaced by the next readable one, with a warning the first time.
+        An unreadable image of a streamed data set is replaced by the next readable one, with one warning per image.
 
         Raises:
             FastganError: for an unreadable image, with `strict`.
@@ -83,7 +83,7 @@ class Loader:
         return images, None if self.dataset.labels is None else self.dataset.labels[indices]
 
     def state_dict(self) -> LoaderState:
-        """The position as plain numbers; the order follows from the seed."""
+        """The position as plain numbers. The order is not stored, because it is determined by the seed."""
         return {"epoch": self._position.epoch, "cursor": self._position.cursor}
 
     def load_state_dict(self, state: LoaderState) -> None:
@@ -92,7 +92,7 @@ class Loader:
         self.close()
 
     def close(self) -> None:
-        """End the threads; a later `next_batch` starts new ones."""
+        """Stop the threads; a later `next_batch` starts new ones."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
@@ -110,6 +110,6 @@ class Loader:
                 raise unusable(path, reason)
             if (path, reason) not in dataset.skipped:
                 dataset.skipped.append((path, reason))
-                warnings.warn(f"{path}: {reason}; the next readable image takes its place", stacklevel=3)
+                warnings.warn(f"{path}: {reason}; the next readable image is used instead", stacklevel=3)
         self._ahead.popleft()
         return torch.stack(images), torch.tensor(indices)

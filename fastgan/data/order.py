@@ -1,8 +1,8 @@
 """The order in which images are used: a pure function of the seed and the position.
 
-The order of epoch e is drawn from (seed, e) alone: a random permutation, or with class balance as many indices with
-replacement. Training can therefore continue from any (epoch, cursor) without a saved generator state, and the global
-random generators are never used.
+The order of epoch e depends only on (seed, e): it is a random permutation, or with class balance the same number of
+indices drawn with replacement. Training can therefore continue from any (epoch, cursor) without a saved generator
+state, and the global random generators are never used.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from fastgan.errors import FastganError
 
 
 class Shard(NamedTuple):
-    """The rows of a batch that process `rank` of `of` processes computes: contiguous, equal in number, in rank order.
+    """The rows of a batch that process `rank` of `of` processes computes: contiguous, of equal size, in rank order.
 
-    Random numbers for images are drawn for the whole batch, and each process takes its shard of them. The random state
-    is then the same in all processes, and results do not depend on the number of processes.
+    Random numbers for images are drawn for the whole batch, and each process uses its shard of them. The random state
+    is therefore the same in all processes, and results do not depend on the number of processes.
     """
 
     rank: int = 0
@@ -36,7 +36,7 @@ WHOLE = Shard()
 
 
 class Position(NamedTuple):
-    """The position of the next image: `cursor` images of epoch `epoch` have been used."""
+    """The position of the next image: `cursor` images of epoch `epoch` were used before it."""
 
     epoch: int
     cursor: int
@@ -45,13 +45,13 @@ class Position(NamedTuple):
 class Order:
     """Batches of indices into `length` images.
 
-    `last_batch` decides about the r < batch images that remain at the end of an epoch: "drop" skips them, "keep" gives
-    a short batch, "pad" fills the batch from the start of the same epoch's order, and "rollover" completes it from the
-    next epoch's order and continues after these, like TensorFlow's next_batch. Indices are int64 tensors. Positions
-    count whole batches; `indices` returns the rows of `shard`.
+    `last_batch` determines what happens to the r < batch images that remain at the end of an epoch: "drop" skips them,
+    "keep" returns a short batch, "pad" fills the batch from the start of the same epoch's order, and "rollover" fills
+    it from the start of the next epoch's order, which then continues after these images, like TensorFlow's next_batch.
+    Indices are int64 tensors. Positions count images of whole batches; `indices` returns the rows of `shard`.
 
     With `labels`, int64 (length,), each class that has images is drawn with the same probability, and so is each image
-    of a class, as by `torch.utils.data.WeightedRandomSampler` with weights 1 / (images of the class).
+    within a class, as with `torch.utils.data.WeightedRandomSampler` and weights 1 / (images of the class).
     """
 
     def __init__(self, length: int, batch: int, last_batch: str, seed: int, shard: Shard = WHOLE,
@@ -68,7 +68,7 @@ class Order:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Rounded up where the last batch is kept or padded, else down."""
+        """The number of batches, including an incomplete last batch if it is kept or padded."""
         whole, rest = divmod(self.length, self.batch)
         return whole + (rest > 0 and self.last_batch in ("keep", "pad"))
 
@@ -94,24 +94,24 @@ class Order:
         return self._valid(Position(epoch, cursor))
 
     def _valid(self, position: Position) -> Position:
-        """`position`, or the start of the next epoch where this epoch has no batch left."""
+        """`position`, or the start of the next epoch if this epoch has no batch left."""
         needed = self.batch if self.last_batch == "drop" else 1
         return position if position.cursor + needed <= self.length else Position(position.epoch + 1, 0)
 
     def size(self, position: Position) -> int:
-        """Images in the shard of the batch at a position; fewer only where a short last batch is kept."""
+        """Number of images in the shard of the batch at a position; smaller only for a short last batch."""
         whole = min(self.batch, self.length - position.cursor) if self.last_batch == "keep" else self.batch
         return whole // self.shard.of
 
     def resume(self, epoch: int, cursor: int, name: str) -> Position:
-        """A position that another order of the same data reached; raises `FastganError` if `name` has no such image."""
+        """A stored position. Raises `FastganError`, which names the data `name`, if there is no such image."""
         if epoch < 0 or not 0 <= cursor < self.length:
-            raise FastganError(f"cannot resume at image {cursor} of epoch {epoch}; expected an image "
-                               f"below {self.length}, the size of {name}: is it the same data?")
+            raise FastganError(f"cannot resume at image {cursor} of epoch {epoch}; expected an index "
+                               f"below {self.length}, the number of images in {name}")
         return self._valid(Position(epoch, cursor))
 
     def walk(self, position: Position) -> Iterator[list[int]]:
-        """All batches from a position on, without end."""
+        """An endless iterator over the batches from a position on."""
         while True:
             yield self.indices(position).tolist()
             position = self.after(position)

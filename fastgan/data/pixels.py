@@ -1,7 +1,7 @@
 """Pixels: channels, size and range of image batches.
 
-Everything is uint8 until `to_model_range`. Resizing is bilinear with half-pixel centres, and antialiased when it
-shrinks: for s = source / target > 1 the triangle filter is s times wider. torch's uint8 kernel follows Pillow's.
+Pixels are uint8 until `to_model_range`. Resizing is bilinear with half-pixel centers, and antialiased when it shrinks:
+for s = source / target > 1 the triangle filter is s times wider. PyTorch's uint8 kernel follows Pillow's.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ CHUNK_BYTES = 2**24
 
 
 class UnusableImage(ValueError):
-    """An image that cannot be read or does not fit; the message is the reason, without the image's name."""
+    """An image cannot be read or does not fit. The message is the reason, without the name of the image."""
 
 
 def to_channels(images: Tensor, channels: int) -> Tensor:
-    """Grey (1), RGB (3) or RGBA (4) images from any of them: uint8 (N, C, H, W) -> uint8 (N, channels, H, W).
+    """Convert between gray (1), RGB (3) and RGBA (4) images: uint8 (N, C, H, W) -> uint8 (N, channels, H, W).
 
-    Grey becomes RGB by repetition; RGB becomes grey by ITU-R 601 luma, as in Pillow; a new alpha channel is opaque.
-    Where alpha is dropped, images are composited over white, as transparent images are usually shown: the colours
+    Gray becomes RGB by repetition; RGB becomes gray by ITU-R 601 luma, as in Pillow; a new alpha channel is opaque.
+    Where alpha is dropped, images are composited over white, as transparent images are usually shown: the colors
     stored under transparent pixels are arbitrary.
     """
     if images.shape[1] == channels:
@@ -52,11 +52,11 @@ def _luma(images: Tensor) -> Tensor:
 
 
 def fit_images(images: Tensor, size: tuple[int, int], fit: str) -> Tensor:
-    """Images of the given (height, width): uint8 (N, C, h, w) -> uint8 (N, C, height, width).
+    """Resize images to (height, width): uint8 (N, C, h, w) -> uint8 (N, C, height, width).
 
-    `crop` scales until the target is just covered and cuts the centre, with torchvision's rounding in
-    Resize + CenterCrop; `stretch` ignores the aspect ratio; `none` only cuts the centre. Alpha is resized like any
-    other channel. Raises `UnusableImage` for an image that is smaller than the cut, or too elongated to be scaled.
+    `crop` scales the image until it just covers the target and crops the center, rounding as torchvision's Resize and
+    CenterCrop do; `stretch` ignores the aspect ratio; `none` only crops the center. Alpha is resized like any other
+    channel. Raises `UnusableImage` for an image that is smaller than the crop, or too elongated to be scaled.
     """
     (h, w), (height, width) = images.shape[-2:], size
     if fit == "stretch":
@@ -79,7 +79,7 @@ def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def prepare(images: Tensor, channels: int, size: tuple[int, int], fit: str) -> Tensor:
-    """`to_channels` and `fit_images` of a whole data set, in chunks to bound the memory.
+    """Apply `to_channels` and `fit_images` to a whole data set, in chunks to limit the memory.
 
     uint8 (N, C, h, w), any strides -> uint8 (N, channels, *size), contiguous. Raises `UnusableImage`.
     """
@@ -92,14 +92,14 @@ def prepare(images: Tensor, channels: int, size: tuple[int, int], fit: str) -> T
 
 
 def to_model_range(batch: Tensor, *, flip: bool, unit_range: bool, dtype: torch.dtype, shard: Shard = WHOLE) -> Tensor:
-    """Convert a batch of bytes to the input of the networks, without waiting for the host.
+    """Convert a batch of bytes to the input of the networks, without synchronizing with the host.
 
     Args:
         batch: uint8 (B, C, H, W). A floating-point batch (the source "gaussian") is only cast.
         flip: mirror each image with probability 1/2, drawn from the global generator of the batch's device.
         unit_range: pixels in [0, 1] instead of [-1, 1].
-        dtype: of the result.
-        shard: the part of the whole batch that this batch is, for the random numbers of `flip`.
+        dtype: dtype of the result.
+        shard: which part of the whole batch this batch is, for the random numbers of `flip`.
 
     Returns:
         (B, C, H, W) in `dtype`, channels_last.
@@ -109,7 +109,7 @@ def to_model_range(batch: Tensor, *, flip: bool, unit_range: bool, dtype: torch.
     if flip:
         mirrored = shard.take(torch.rand(len(batch) * shard.of, dtype=torch.float32, device=batch.device)) < 0.5
         batch = torch.where(mirrored[:, None, None, None], batch.flip(-1), batch)
-    # half precisions cannot subtract 1 without losing the grey levels near 0: scale in float32, then round once
+    # scale in float32 and round once: subtracting 1 in half precision would lose the gray levels near 0
     images = batch.to(torch.promote_types(dtype, torch.float32), memory_format=torch.channels_last)
     images = images * (1 / 255) if unit_range else images * (2 / 255) - 1
     return images.to(dtype)

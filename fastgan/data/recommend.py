@@ -1,6 +1,6 @@
 """The settings of the preset "own-images", chosen by the number and the size of the images in a folder.
 
-Rules of thumb: a discriminator that is shown few images needs augmentation and narrow networks.
+They are rules of thumb: few images need augmentation and narrow networks.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from typing import Any, NamedTuple
 from fastgan.data.decode import open_image
 from fastgan.data.folder import find_images
 
-SURVEYED = 256  # files whose size is read, chosen at random
-FEW, MANY = 2_000, 20_000  # images: below, everything is augmented; from, nothing is
+SURVEYED = 256  # number of files whose size is read, chosen at random
+FEW, MANY = 2_000, 20_000  # below FEW images, all augmentations are used; from MANY images on, none
 SIDES = (128, 64, 32)
-SHOWN = 500_000  # images that the discriminator is shown on a GPU, a fifth of it on a CPU
+SHOWN = 500_000  # real images for the whole training on a GPU; a fifth of them on a CPU
 
 
 class Choice(NamedTuple):
-    """Options by field, and why they have these values."""
+    """Options by field, and the reason for their values."""
 
     values: dict[str, Any]
     why: str
 
 
-MIRRORED = Choice({"flip": True}, "doubles the images; give --no-flip where a mirrored one is wrong, as of letters")
+MIRRORED = Choice({"flip": True}, "doubles the images; give --no-flip if mirrored images are wrong, as for letters")
 
 
 def recommend(folder: Path, on_gpu: bool) -> list[Choice]:
-    """Image size, width, augmentation, batch and length for the images below `folder`.
+    """Image size, width, augmentation, batch size and length for the images below `folder`.
 
-    Raises `FastganError` where there are none.
+    Raises `FastganError` if there are no images.
     """
     paths, _ = find_images(folder)
     count, side = len(paths), _shorter_side(paths)
@@ -43,21 +43,21 @@ def recommend(folder: Path, on_gpu: bool) -> list[Choice]:
     names = "color,translation,cutout" if count < FEW else "translation,cutout" if count < MANY else ""
     images = SHOWN if on_gpu else SHOWN // 5
     return [
-        Choice({"image_size": str(sides[0])}, f"the shorter side of half of the images is {side:.0f} pixels or more"
-               + "; larger ones take hours on a CPU" * (not on_gpu and side > 64)),
+        Choice({"image_size": str(sides[0])}, f"the median of the images' shorter sides is {side:.0f} pixels"
+               + "; larger sizes take hours on a CPU" * (not on_gpu and side > 64)),
         Choice({"ngf": width, "ndf": width}, "wide, for many images on a GPU" if width == 64 else
                "narrow, for few images" if on_gpu else "narrow, for a CPU"),
-        Choice({"augment": names}, f"{count:,} images are few: without it the discriminator learns them by heart"
-               if names else f"{count:,} images are enough without"),
+        Choice({"augment": names}, f"with only {count:,} images, the discriminator would memorize them"
+               if names else f"{count:,} images need no augmentation"),
         MIRRORED,
-        Choice({"ema": 0.999}, "pictures from the average of the last thousand generators are calmer"),
-        Choice({"batch": batch, "steps": images // batch}, f"the discriminator is shown {images:,} images, "
+        Choice({"ema": 0.999}, "images of the averaged generator are better"),
+        Choice({"batch": batch, "steps": images // batch}, f"the discriminator is trained on {images:,} images, "
                f"each about {images // count:,} times"),
     ]
 
 
 def _shorter_side(paths: list[Path]) -> float:
-    """The median of the shorter sides in a random sample of the images, always the same; 64 where none is readable."""
+    """The median of the shorter sides in a random sample (with a fixed seed) of the images; 64 if none is readable."""
     sides = []
     for path in random.Random(0).sample(paths, min(len(paths), SURVEYED)):
         with contextlib.suppress(Exception), open_image(path) as image:  # damaged files are reported when decoded

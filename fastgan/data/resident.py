@@ -1,7 +1,7 @@
-"""A data set on the device: batches are gathered there by a queue of indices, which the host refills.
+"""A data set on the device. Batches are gathered on the device by a queue of indices, which the host refills.
 
     queue   int64 (R, B)   indices of the next R batches
-    cursor  int64 (1,)     the row that the next fetch reads; the fetch advances it
+    cursor  int64 (1,)     the row that the next fetch reads; each fetch advances it
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ MAX_QUEUED = 2**22  # indices, 32 MiB
 
 
 class Resident:
-    """The `Feed` of images uint8 (N, C, H, W), or points float32 (N, 2), and labels that stay on the device.
+    """The `Feed` of images uint8 (N, C, H, W), or points float32 (N, 2), and labels that are kept on the device.
 
-    A short last batch has a row of its own, of which only the first elements are used.
+    A short last batch uses only the first elements of its row.
     """
 
     def __init__(self, dataset: MemoryDataset, config: DataConfig, seed: int, device: torch.device,
@@ -37,7 +37,7 @@ class Resident:
         rows = min(self._order.batches_per_epoch, max(1, MAX_QUEUED // self._size))
         self._queue = torch.zeros(rows, self._size, dtype=torch.int64, device=device)
         self._cursor = torch.zeros(1, dtype=torch.int64, device=device)
-        self._ahead = 0  # queued rows that no step has used
+        self._ahead = 0  # queued rows that no step has used yet
 
     @property
     def steps_per_epoch(self) -> int:
@@ -51,7 +51,7 @@ class Resident:
 
     def fetch(self) -> tuple[Tensor, Tensor | None]:
         chosen = self._queue.index_select(0, self._cursor)[0, : self._size]
-        # a warm-up may fetch more batches than are queued: it reads old rows, never beyond the queue
+        # a warm-up may fetch more batches than are queued: it then reads old rows, never beyond the queue
         self._cursor.add_(1).remainder_(len(self._queue))
         images = to_model_range(self._data.index_select(0, chosen), flip=self.config.flip,
                                 unit_range=self.config.unit_range, dtype=torch.float32, shard=self._order.shard)
@@ -72,10 +72,10 @@ class Resident:
         self._ahead = 0
 
     def close(self) -> None:
-        """There are no threads to end."""
+        """There are no threads to stop."""
 
     def _refill(self) -> None:
-        """Queue the batches from the position on, up to an epoch, in the same storage."""
+        """Fill the queue, in place, with the batches from the position on, at most one epoch."""
         rows = torch.zeros(self._queue.shape, dtype=torch.int64)
         position = self._position
         for row in rows:

@@ -1,4 +1,4 @@
-"""`open_dataset`: the data set of a name such as "digits" or "folder:DIR"."""
+"""`open_dataset`: opens a data set by a name such as "digits" or "folder:DIR"."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ Items = TypeVar("Items", Tensor, list[Path])
 def open_dataset(config: DataConfig, seed: int = 0) -> Dataset:
     """Open the images of `config.source`, in the configured size, channels and split.
 
-    Arrays are kept in memory. Image files are decoded into memory if they need no more than `config.cache_gb`, and
-    streamed otherwise. The data set is named after the source, or after the folder or file without its path.
+    Arrays are kept in memory. Image files are decoded into memory if they need at most `config.cache_gb`, and streamed
+    otherwise. The name of the data set is that of the source, or the folder's or file's name without the path.
 
     Args:
         config: the source and its options.
-        seed: of the random points of the source "gaussian".
+        seed: seed of the random points of the source "gaussian".
 
     Raises:
-        FastganError: for data that is missing, damaged, not readable or unknown.
+        FastganError: for data that is missing, damaged or not readable, and for an unknown source.
     """
     try:
         return _open(config, seed)
@@ -48,9 +48,9 @@ def open_dataset(config: DataConfig, seed: int = 0) -> Dataset:
     except (MemoryError, RuntimeError) as error:
         if not memory.ran_out(error):
             raise
-        raise FastganError(f"--data {config.source}: out of memory while it was read, of {memory.limit() / 2**20:,.0f} "
-                           "MB here; expected fewer images, a smaller --image-size, or images as files, which stay on "
-                           "the disk where they are more than --cache-gb: folder:DIR") from error
+        raise FastganError(f"--data {config.source}: out of memory while reading it, with a limit of "
+                           f"{memory.limit() / 2**20:,.0f} MB; expected fewer images, a smaller --image-size, or image "
+                           "files as folder:DIR, which are streamed if they need more than --cache-gb") from error
 
 
 def _open(config: DataConfig, seed: int) -> Dataset:
@@ -58,7 +58,7 @@ def _open(config: DataConfig, seed: int) -> Dataset:
     if config.source not in NAMED and not (kind in LOCAL and argument):
         raise FastganError(f"{option('source')} {config.source}: unknown; {_suggestion(config.source)}")
     if kind in UNDIVIDED and config.split == "test":
-        raise FastganError(f"--split test: {config.source} is not divided; expected train or all")
+        raise FastganError(f"--split test: {config.source} has no test split; expected train or all")
     path = Path(argument).expanduser().absolute()  # errors name the absolute path
     match kind:
         case "idx":
@@ -77,7 +77,7 @@ def _open(config: DataConfig, seed: int) -> Dataset:
 
 
 def _suggestion(source: str) -> str:
-    """What may have been meant by a source that is none."""
+    """A suggestion for an unknown source."""
     path = Path(source).expanduser()
     if path.is_dir() or source.lower() in ("png", "jpg", "jpeg", "images"):
         return f"did you mean folder:{source if path.is_dir() else 'DIR'}, for image files in a folder?"
@@ -85,7 +85,7 @@ def _suggestion(source: str) -> str:
 
 
 def _open_folder(folder: Path, config: DataConfig) -> Dataset:
-    """Classes, channels and bit depth are those of the whole folder: the same for every holdout."""
+    """Classes, channels and bit depth are determined from the whole folder, so that they do not depend on `holdout`."""
     paths, not_read = find_images(folder)
     name = printable(folder.resolve().name)
     decoder = make_decoder(paths, name, config)
@@ -98,7 +98,7 @@ def _open_folder(folder: Path, config: DataConfig) -> Dataset:
 
 def _open_arrays(splits: list[Arrays], name: str, config: DataConfig, classes: list[str] | None = None
                  ) -> MemoryDataset:
-    """Splits one after the other, without the held-out images; classes are named by their numbers if not given."""
+    """Concatenate the splits and remove the held-out images. Classes are named by their numbers if not given."""
     shapes = {images.shape[1:] for images, _ in splits}
     if len(shapes) > 1:
         raise FastganError(f"{name}: images of {' and '.join(map(str, shapes))}; expected one shape in all splits")
@@ -120,7 +120,7 @@ def _open_arrays(splits: list[Arrays], name: str, config: DataConfig, classes: l
 
 
 def _concatenate(arrays: list[np.ndarray]) -> np.ndarray:
-    """A single array is not copied: a copy may not fit into memory."""
+    """Like `np.concatenate`, but a single array is not copied, because a copy may not fit into memory."""
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
@@ -135,12 +135,12 @@ def _after_holdout(items: Items, config: DataConfig) -> Items:
 def _check_memory(needed: int, config: DataConfig) -> None:
     available = memory.limit()
     if needed > available:
-        raise FastganError(f"--image-size {config.image_size}: {config.source} would need {needed / 1e9:.1f} GB; "
-                           f"expected at most this machine's {available / 1e9:.1f} GB, or images as files: folder:DIR")
+        raise FastganError(f"--image-size {config.image_size}: {config.source} would need {needed / 1e9:.1f} GB of "
+                           f"memory; expected at most {available / 1e9:.1f} GB, or image files as folder:DIR")
 
 
 def _read_digits() -> Arrays:
-    """scikit-learn's handwritten digits, 8x8 in 17 grey levels: (1797, 8, 8) and (1797,)."""
+    """scikit-learn's handwritten digits, 8x8 in 17 gray levels: (1797, 8, 8) and (1797,)."""
     digits = extras.load("sklearn.datasets", "data", f"{option('source')} digits").load_digits()
     return (digits.images * (255 / 16)).round().astype(np.uint8), digits.target
 
@@ -153,7 +153,7 @@ def _open_gaussian(config: DataConfig, seed: int) -> MemoryDataset:
 
 
 def _open_fetched(kind: str, config: DataConfig) -> MemoryDataset:
-    """A torchvision set of arrays; split "all" is train followed by test."""
+    """A torchvision data set of arrays; the split "all" is train followed by test."""
     trains = {"train": [True], "test": [False], "all": [True, False]}[config.split]
     sets = [_fetch(kind, config, train=train) for train in trains]
     splits: list[Arrays] = [(np.asarray(each.data), np.asarray(each.targets)) for each in sets]
@@ -161,7 +161,7 @@ def _open_fetched(kind: str, config: DataConfig) -> MemoryDataset:
 
 
 def _open_celeba(config: DataConfig) -> Dataset:
-    """CelebA's aligned faces, without labels; split "all" includes its validation images."""
+    """CelebA's aligned faces, without labels; the split "all" includes the validation images."""
     celeba = _fetch("celeba", config, split=config.split)
     root = Path(celeba.root, celeba.base_folder, "img_align_celeba")
     paths = _after_holdout([root / name for name in celeba.filename], config)
@@ -169,7 +169,7 @@ def _open_celeba(config: DataConfig) -> Dataset:
 
 
 def _fetch(kind: str, config: DataConfig, **split: Any) -> Any:
-    """torchvision's dataset object, downloaded into `data_root` if it is not there."""
+    """torchvision's dataset object, downloaded to `data_root` if it is not there."""
     datasets = extras.load("torchvision.datasets", "data", f"{option('source')} {kind}")
     root = Path(config.data_root).expanduser().absolute()
     try:

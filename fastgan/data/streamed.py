@@ -17,11 +17,12 @@ from fastgan.data.order import WHOLE, Shard
 from fastgan.data.pixels import to_model_range
 from fastgan.errors import FastganError
 
-cuda = torch.cuda  # tests replace it by streams that run as late, or as early, as their waits allow
+cuda = torch.cuda  # tests replace it by simulated streams
 
 
 class Streamed:
-    """The `Feed` of image files that are decoded for every batch, and of data in memory that the device cannot hold.
+    """The `Feed` of image files that are decoded for each batch, and of data in host memory that is too large for the
+    device.
 
     A short last batch uses the first rows of the buffers.
     """
@@ -64,7 +65,7 @@ class Streamed:
         try:
             self._load()
         except FastganError:
-            # this may have been the last step: `prepare` raises the error again when the batch is needed
+            # ignored here, because this may have been the last step; `prepare` raises it again if the batch is needed
             self.load_state_dict(self._position)
 
     def state(self) -> list[Tensor]:
@@ -97,21 +98,22 @@ class Streamed:
 
 
 class Staging:
-    """A buffer for one batch on the device, filled on its own stream.
+    """A buffer on the device for one batch, filled on a separate copy stream.
 
-    Two events order the copies: a batch is taken after it has arrived, and the next one is sent after that.
+    Two events order the copies: a batch is taken from the buffer after it has arrived, and the next batch is sent after
+    the previous one was taken.
     """
 
     def __init__(self, like: list[Tensor], device: torch.device) -> None:
         self._device = device
         self._stream = cuda.Stream(device)
         self._arrived, self._taken = cuda.Event(), cuda.Event()
-        # allocated from the copy stream's pool: no other stream can still be using this memory
+        # allocated on the copy stream, so that no other stream can still use this memory
         with cuda.stream(self._stream):
             self._buffers = [torch.empty_like(tensor) for tensor in like]
 
     def send(self, batch: list[Tensor]) -> None:
-        """Start the copy of a batch in pageable host memory."""
+        """Start copying a batch from pageable host memory."""
         pinned = [tensor.pin_memory() for tensor in batch]  # new each time: the previous copy may not have begun
         self._stream.wait_event(self._taken)
         with cuda.stream(self._stream):
@@ -127,6 +129,6 @@ class Staging:
 
 
 def copy(sources: list[Tensor], targets: list[Tensor], non_blocking: bool = False) -> None:
-    """Each source into its target; `non_blocking` returns before pinned memory has been read."""
+    """Copy each source to its target. With `non_blocking`, returns before pinned memory has been read."""
     for source, target in zip(sources, targets, strict=True):
         target.copy_(source, non_blocking=non_blocking)

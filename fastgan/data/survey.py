@@ -1,4 +1,4 @@
-"""Properties of image files that no option sets, found in a sample of the files: number of channels, bit depth."""
+"""The number of channels and the bit depth of image files, determined from a sample of the files."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import numpy as np
 from fastgan.config import DataConfig, parse_size
 from fastgan.data.decode import CHANNELS, THREADS, WHITE, Decoder, natural_mode, open_image
 
-SURVEYED = 1024  # files whose headers are read, chosen at random
-DEEP_SURVEYED = 32  # 16-bit images whose values are read
+SURVEYED = 1024  # number of files whose headers are read, chosen at random
+DEEP_SURVEYED = 32  # number of 16-bit images whose values are read
 WHITE_12_BITS = 4095
-NAMES = {1: "grey", 3: "RGB", 4: "RGBA"}
+NAMES = {1: "gray", 3: "RGB", 4: "RGBA"}
 
 
 def make_decoder(paths: list[Path], name: str, config: DataConfig) -> Decoder:
-    """The decoder of the data set `name`, with the channels and the bit depth that its files have.
+    """The decoder of the data set `name`, for the channels and the bit depth of its files.
 
-    `config.channels`, or the channels of most files, and where two are equally frequent the larger number. 16-bit
-    images in which no value is above 4095 have 12 bits. The order of the names does not matter: the sample is random,
-    and always the same. Warns of files that are converted, and of 12 bits.
+    The number of channels is `config.channels`, or that of most files; in a tie, the larger one. If no value of the
+    16-bit images is above 4095, they are read as 12-bit images. The sample is random with a fixed seed, so that it does
+    not favor some file names. Warns about files that are converted, and about 12-bit images.
     """
     sample = random.Random(0).sample(paths, min(len(paths), SURVEYED))
     with ThreadPoolExecutor(THREADS) as pool:
@@ -36,7 +36,8 @@ def make_decoder(paths: list[Path], name: str, config: DataConfig) -> Decoder:
 
 
 def _header(path: Path) -> tuple[int, bool] | None:
-    """The channels of an image and whether they have 16 bits; None for a damaged file, which decoding reports."""
+    """The channels of an image and whether they have 16 bits; None for a damaged file, which is reported later, when it
+    is decoded."""
     with contextlib.suppress(Exception), open_image(path) as image:
         return CHANNELS[natural_mode(image)], image.mode.startswith("I")
     return None
@@ -48,7 +49,7 @@ def _most_frequent(found: Counter[int], name: str) -> int:
     if others:
         counts = " and ".join(f"{count} {NAMES[other]}" for other, count in others.items())
         warnings.warn(f"{name}: {counts} of {found.total()} inspected images are converted to {NAMES[channels]}, the "
-                      "most frequent mode; --channels chooses another", stacklevel=6)
+                      "most frequent mode; --channels sets another", stacklevel=6)
     return channels
 
 

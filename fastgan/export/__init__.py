@@ -1,4 +1,4 @@
-"""Export of a trained generator: files that draw the same images without fastgan, and a model card."""
+"""Export of a trained generator: files that generate the same images without fastgan, and a model card."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ __all__ = ["FORMAT_NAMES", "PYTORCH_EXAMPLE", "export", "is_export", "load", "pu
 PYTORCH_EXAMPLE = "pytorch-example"
 FORMAT_NAMES = (*FORMATS, PYTORCH_EXAMPLE)
 _CARD = "README.md"
-_SEEDS = range(16)  # of the images that are compared
+_SEEDS = range(16)  # seeds of the images that are compared
 
 
 def export(source: Pretrained, form: str, out: StrPath, *, facts: dict[str, Any] | None = None,
            discriminator: dict[str, Tensor] | None = None) -> list[str]:
-    """Write a generator as files that draw the same images without fastgan, with a model card.
+    """Write a generator as files that generate the same images without fastgan, with a model card.
 
-    Before anything is written, images are drawn from the exported files and compared with those of `source`.
+    Before anything is written, images are generated from the exported files and compared with those of `source`.
 
     Args:
         source: the generator.
         form: "safetensors", "torch.export", "onnx" or "pytorch-example".
         out: the folder, which is created if it does not exist.
         facts: facts about the run, for the model card: the content of its training_options.json, "steps" (the number
-            of steps made) and "measured" (a list of results of `evaluate`).
+            of completed steps) and "measured" (a list of results of `evaluate`).
         discriminator: the state_dict of the discriminator, which only "pytorch-example" writes.
 
     Returns:
@@ -65,7 +65,7 @@ def export(source: Pretrained, form: str, out: StrPath, *, facts: dict[str, Any]
 
 
 def load(folder: StrPath) -> Pretrained:
-    """Load the generator that `export` wrote into `folder` as "safetensors": eager layers, in evaluation mode.
+    """Load the generator that `export` wrote to `folder` as "safetensors": eager layers, in evaluation mode.
 
     No code in the files is executed.
 
@@ -75,13 +75,13 @@ def load(folder: StrPath) -> Pretrained:
     try:
         config: dict[str, Any] = read_json(Path(folder, CONFIG))
         if config["format"] != "safetensors":
-            raise FastganError(f"it is of --format {config['format']}, expected safetensors")
+            raise FastganError(f"its --format is {config['format']}; expected safetensors")
         noise, shape, classes = config["noise"], tuple(config["shape"]), config["classes"]
         unit_range = {(0, 1): True, (-1, 1): False}[tuple(config["range"])]
         model = ModelConfig(nz=noise["length"], noise=noise["kind"], noise_mean=noise["mean"],
                             sample_bn=config["batch_normalisation"])
         check(model, shape, classes, unit_range)
-        with torch.device("meta"):  # shapes are compared before memory is allocated
+        with torch.device("meta"):  # check shapes before memory is allocated
             generator = SequentialGenerator(config["layers"], len(classes), model.nz)
             check_output(generator, shape)
         load_weights(generator, safetensors.torch.load_file(Path(folder, WEIGHTS)))
@@ -91,7 +91,7 @@ def load(folder: StrPath) -> Pretrained:
 
 
 def is_export(folder: StrPath) -> bool:
-    """Whether `export` wrote the files in `folder`."""
+    """Whether the files in `folder` were written by `export`."""
     try:
         return str(read_json(Path(folder, CONFIG))["made_by"]).startswith("fastgan export")
     except (OSError, ValueError, KeyError, TypeError):
@@ -117,7 +117,7 @@ def push(repository: str, folder: StrPath, files: list[str]) -> str:
         api.create_repo(repository, exist_ok=True)
         return api.upload_folder(repo_id=repository, folder_path=Path(folder), allow_patterns=files,
                                      commit_message="Generator exported by fastgan").commit_url
-    except Exception as error:  # network, token and name raise many types
+    except Exception as error:  # network and login problems and invalid names raise many types
         raise FastganError(f"--push {repository}: {first_line(error)}; the files are in {folder}") from error
 
 
@@ -133,7 +133,7 @@ def _config(source: Pretrained, form: str, generator: SequentialGenerator | None
 
 
 def _compare(source: Pretrained, form: str, files: dict[str, bytes]) -> None:
-    """`FastganError` unless the images drawn from `files` alone equal those of `source`."""
+    """Raise `FastganError` if images generated from `files` alone differ from those of `source`."""
     z = source.noise.from_seeds(_SEEDS)
     labels = source.labels_in_turn(len(z))
     expected = source.draw(z, labels)
@@ -150,9 +150,9 @@ def _write(out: Path, files: dict[str, bytes]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         existing = [name for name in files if (out / name).exists()]
     except OSError as error:
-        raise FastganError(f"--out {out}: cannot make this folder: {reason(error)}") from error
+        raise FastganError(f"--out {out}: cannot create this folder: {reason(error)}") from error
     if existing and not is_export(out):
-        raise FastganError(f"--out {out} has a {existing[0]} that was not exported; expected another folder")
+        raise FastganError(f"--out {out} contains a {existing[0]} that fastgan did not export; expected another folder")
     for name, content in files.items():
         with replacing(out / name) as stream:
             stream.write(content)

@@ -1,4 +1,4 @@
-"""README.md of an export, a model card: a program that draws without fastgan, and the run's own options."""
+"""The model card (README.md) of an export: a program that generates images without fastgan, and the run's options."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastgan import __version__
 from fastgan.config import Config
 from fastgan.models.pretrained import Pretrained
 
-_COUNT = 16  # images that the program in the card draws
+_COUNT = 16  # number of images that the program in the card generates
 _REQUIRES = {"safetensors": "torch and safetensors", "torch.export": "torch", "onnx": "numpy and onnxruntime",
              "pytorch-example": "PyTorch's DCGAN example, `dcgan/main.py` of pytorch/examples"}
 _UNCONDITIONAL = "pipeline_tag: unconditional-image-generation\ntags: [gan, dcgan, fastgan]"
@@ -19,12 +19,12 @@ _PRIVATE = {"outdir", "data_root", "net_g", "net_d", "plan", "metrics_weights"}
 
 
 def write(source: Pretrained, form: str, facts: dict[str, Any], files: list[str]) -> str:
-    """The text for `source`, exported as `form` in `files`; `facts` as in `fastgan.export.export`."""
+    """The model card of `source`, exported as `form` to `files`. `facts` as in `fastgan.export.export`."""
     config = Config.from_flat(facts["config"]) if facts else None
     what = f"{'x'.join(map(str, source.shape))} images" if len(source.shape) == 3 else "points in the plane"
     use = _command(source, files) if form == "pytorch-example" else _program(source, form)
     training = (_training(config, facts) if config else
-                "Not known here: the weights came without the options of their run.\n")
+                "Unknown, because the weights were exported without the options of their run.\n")
     return f"""---
 library_name: {'onnx' if form == 'onnx' else 'pytorch'}
 {'tags: [gan, dcgan, fastgan, conditional]' if source.classes else _UNCONDITIONAL}
@@ -41,18 +41,18 @@ Written by `fastgan export --format {form}`, fastgan {__version__}. It requires 
 
 
 def _program(source: Pretrained, form: str) -> str:
-    """A Python program that draws, and a description of its result."""
+    """A Python program that generates images, and a description of its result."""
     lines = {"safetensors": _safetensors, "torch.export": _torch_export, "onnx": _onnx}[form](source)
     shape = ", ".join(map(str, (_COUNT, *source.shape)))
     pixels = "255 * images" if source.unit_range else "127.5 * (images + 1)"
     notes = [f"`images` are points, ({shape})." if len(source.shape) == 1 else
              f"`images` is ({shape}); its bytes are `({pixels}).clip(0, 255).round()`."]
     if source.classes:
-        notes += ["The generator is conditional: each image is of the class that its label names.",
+        notes += ["The generator is conditional: the label is the class of the image.",
                   "Labels: " + ", ".join(f"{i} is {_plain(name)}" for i, name in enumerate(source.classes)) + "."]
     if source.model.sample_bn == "batch":
-        notes += ["Batch normalisation uses the statistics of the batch that is drawn, as in training: an image "
-                  "depends on the others in its batch, and differs when it is drawn alone."]
+        notes += ["Batch normalization uses the statistics of the batch, as in training: an image depends on the "
+                  "other images in its batch."]
     return "\n".join(["```python", *lines, "```", "", "\n\n".join(notes), ""])
 
 
@@ -82,7 +82,7 @@ def _onnx(source: Pretrained) -> list[str]:
 
 
 def _inputs(source: Pretrained, library: str = "torch") -> list[str]:
-    """z from the noise of the training, and labels in turn."""
+    """Code for z, with the noise distribution of the training, and for labels that cycle through the classes."""
     model, shape = source.model, f"{_COUNT}, {source.model.nz}"
     numpy = {"uniform": f"numpy.random.uniform(-1, 1, ({shape}))",
              "normal": f"numpy.random.normal({model.noise_mean}, 1, ({shape}))"}
@@ -93,7 +93,7 @@ def _inputs(source: Pretrained, library: str = "torch") -> list[str]:
 
 
 def _command(source: Pretrained, files: list[str]) -> str:
-    """The command by which the example continues from its weights."""
+    """The command that continues training with the example."""
     model = source.model
     with_d = f" --netD netD.pth --ndf {model.ndf}" if "netD.pth" in files else ""
     channels = (" Its networks have 3 channels: change `nc` in its code." if source.shape[0] != 3 else "")
@@ -101,16 +101,16 @@ def _command(source: Pretrained, files: list[str]) -> str:
 python main.py --dataset folder --dataroot PATH --netG netG.pth --nz {model.nz} --ngf {model.ngf}{with_d}
 ```
 
-The optimizers start anew there.{channels}
+This starts with new optimizer states.{channels}
 """
 
 
 def _training(config: Config, facts: dict[str, Any]) -> str:
-    """Tables of facts about the run, and of all its options but paths."""
+    """Tables of facts about the run, and of all its options except paths."""
     resolved = facts["resolved"]  # {} in a run that was stopped before its first step
     rows = {"data": resolved.get("data", "unknown"),
             "steps": f"{facts['steps']} of {resolved.get('steps', 'unknown')}, {config.data.batch} images each",
-            "weights": f"their moving average, decay {config.train.ema}" if config.train.ema else "of the last step",
+            "weights": f"moving average, decay {config.train.ema}" if config.train.ema else "of the last step",
             **{f"parameters of the {name}": f"{count:,}" for name, count in resolved.get("parameters", {}).items()},
             **{f"version of {name}": version for name, version in resolved.get("versions", {}).items()}}
     options = {key: value for key, value in config.flat().items() if key not in _PRIVATE}
@@ -142,5 +142,5 @@ def _number(value: object) -> str:
 
 
 def _plain(value: object) -> str:
-    """A value as text in Markdown, with its special characters escaped."""
+    """A value as Markdown text, with special characters escaped."""
     return re.sub(r"([\\`*_\[\]<>&|~$])", r"\\\1", " ".join(str(value).split()))

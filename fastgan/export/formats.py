@@ -1,4 +1,4 @@
-"""The formats of an export: the content of files, and images drawn from that content alone."""
+"""The export formats: writing a generator as the content of files, and generating images from that content alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OPSET = 18
 
 
 class Format(NamedTuple):
-    """write: a generator to files. draw: files, config.json among them, and inputs to images."""
+    """write: converts a generator to files. draw: generates images from files, including config.json, and inputs."""
 
     write: Callable[[SequentialGenerator], Files]
     draw: Callable[[Files, Inputs], Tensor]
@@ -52,7 +52,7 @@ def _draw_program(files: Files, inputs: Inputs) -> Tensor:
 def _write_onnx(generator: SequentialGenerator) -> Files:
     names = ["z", "labels"][:len(_example(generator))]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="# The axis name: batch")  # z and labels share it on purpose
+        warnings.filterwarnings("ignore", message="# The axis name: batch")  # z and labels share this axis on purpose
         program = torch.onnx.export(generator, _example(generator), input_names=names, output_names=["images"],
                                     dynamic_shapes=_shapes(generator), opset_version=_OPSET, dynamo=True, verbose=False)
     assert program is not None
@@ -69,13 +69,13 @@ def _draw_onnx(files: Files, inputs: Inputs) -> Tensor:
 
 
 def _example(generator: SequentialGenerator) -> Inputs:
-    """Inputs for tracing; 2 images, because a size of 1 would be taken for a constant."""
+    """Inputs for tracing. The batch size is 2, because a size of 1 would become a constant."""
     z = torch.zeros(2, generator.nz, dtype=torch.float32)
     return (z,) if generator.embedding is None else (z, torch.zeros(2, dtype=torch.int64))
 
 
 def _shapes(generator: SequentialGenerator) -> tuple[Any, ...]:
-    """Batches of any size."""
+    """Dynamic shapes for batches of any size."""
     return ({0: torch.export.Dim("batch")},) * len(_example(generator))
 
 
@@ -84,7 +84,7 @@ FORMATS = {
     "torch.export": Format(_write_program, _draw_program),
     "onnx": Format(_write_onnx, _draw_onnx),
 }
-# The largest distance from fastgan's images, relative to 1 or to the largest value if that is greater. One float32 pass
-# against another with another order of summation: PyTorch's layers, built again or traced, make the same calls;
-# onnxruntime has its own convolutions and tanh, and computes batch statistics in another way.
+# Maximum difference from fastgan's images, relative to 1 or to the largest value if that is greater. Both are computed
+# in float32, but with different orders of summation. PyTorch's layers, rebuilt or traced, make the same calls;
+# onnxruntime has other implementations of convolutions, tanh and batch statistics.
 TOLERANCE = {"safetensors": 2e-5, "torch.export": 2e-5, "onnx": 1e-4}

@@ -1,4 +1,4 @@
-"""netG.pth and netD.pth as PyTorch's DCGAN example saves them, for networks that the example can build."""
+"""Export to netG.pth and netD.pth of PyTorch's DCGAN example, for networks that the example can build."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fastgan.errors import FastganError
 from fastgan.models.dcgan import DCGANGenerator
 from fastgan.models.pretrained import Pretrained
 
-_SIZE, _BN_EPS = (64, 64), 1e-5  # of the example's networks
+_SIZE, _BN_EPS = (64, 64), 1e-5  # as in the example's networks
 
 
 def write(source: Pretrained, discriminator: dict[str, Tensor] | None) -> dict[str, bytes]:
-    """netG.pth, and netD.pth if a discriminator is given: state_dicts under the example's names.
+    """netG.pth, and netD.pth if a discriminator is given: state_dicts with the example's names.
 
-    Raises `FastganError` if the example's networks cannot use these weights, or would compute something else.
+    Raises `FastganError` if the example's networks cannot use these weights or would give other results.
     """
     _check(source)
     networks = {"netG.pth": source.generator.state_dict(), "netD.pth": discriminator}
@@ -38,8 +38,8 @@ def _check(source: Pretrained) -> None:
     }
     for reason, differs in reasons.items():
         if differs:
-            raise FastganError(f"--format pytorch-example: the run was trained with {reason}; that example's networks "
-                               "have --architecture dcgan, 64x64, no labels, --norm-d skip-first, --bn-eps "
+            raise FastganError(f"--format pytorch-example: the run was trained with {reason}; expected, as in that "
+                               "example, --architecture dcgan, 64x64, no labels, --norm-d skip-first, --bn-eps "
                                f"{_BN_EPS}, --noise normal, --noise-mean 0")
 
 

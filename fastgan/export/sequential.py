@@ -1,8 +1,8 @@
-"""A generator as an `nn.Sequential` of torch.nn's layers: a list in JSON, from which ten lines of PyTorch build it.
+"""A generator as an `nn.Sequential` of `torch.nn` layers, described by a JSON list from which PyTorch can rebuild it.
 
-Operations between the networks' layers are layers too: a reshape in TensorFlow's (H, W, C) order is Unflatten and
-ChannelShuffle, the cropping of a transposed convolution is ZeroPad2d with negative padding, and batch normalisation by
-the statistics of the batch is one without running statistics.
+Operations between layers become layers too: a reshape in TensorFlow's (H, W, C) order is Unflatten and ChannelShuffle,
+cropping after a transposed convolution is ZeroPad2d with negative padding, and batch normalization with the statistics
+of the batch is a BatchNorm layer without running statistics.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ ARGUMENTS = {
     "Linear": ("in_features", "out_features"), "ReLU": (), "Tanh": (), "Flatten": (), "ZeroPad2d": ("padding",),
     "Unflatten": ("dim", "unflattened_size"), "ChannelShuffle": ("groups",),
 }
-_MAX_ELEMENTS = 64 * MAX_SIDE**2  # between two layers
+_MAX_ELEMENTS = 64 * MAX_SIDE**2  # of an intermediate tensor
 
 
 class SequentialGenerator(nn.Module):
     """z (N, nz), and labels (N,) int64 if there is an embedding -> images (N, C, H, W) or points (N, 2).
 
-    Attributes: specs, the layers as data; layers, an `nn.Sequential`; embedding, whose row of the label is appended to
-    z, or None; nz. In evaluation mode. Raises ValueError for a layer that `to_sequential` does not write.
+    Attributes: specs, the layers as data; layers, an `nn.Sequential`; embedding, which is appended to z, or None; nz.
+    The module is in evaluation mode. Raises ValueError for a layer that `to_sequential` does not write.
     """
 
     def __init__(self, specs: list[LayerSpec], classes: int, nz: int) -> None:
@@ -54,32 +54,32 @@ class SequentialGenerator(nn.Module):
         return self.layers(z)
 
     def weights(self) -> dict[str, Tensor]:
-        """The state_dict of `layers`, and embedding.weight."""
+        """The state_dict of `layers`, and embedding.weight if there is one."""
         return {key.removeprefix("layers."): tensor.contiguous() for key, tensor in self.state_dict().items()}
 
 
 def load_weights(generator: SequentialGenerator, state: dict[str, Tensor]) -> None:
-    """The inverse of `SequentialGenerator.weights`; `FastganError` for weights that do not fit."""
+    """The inverse of `SequentialGenerator.weights`. Raises `FastganError` for weights that do not fit."""
     weights.put({key if key.startswith("embedding.") else f"layers.{key}": tensor for key, tensor in state.items()},
                 generator, "the file")
 
 
 def check_output(generator: SequentialGenerator, shape: tuple[int, ...]) -> None:
-    """ValueError unless the images have this shape, and no intermediate tensor is much larger."""
+    """Raise ValueError if the images do not have this shape, or an intermediate tensor is much larger."""
     x = torch.empty(2, generator.nz * (1 if generator.embedding is None else 2), dtype=torch.float32)
     for layer in generator.layers:
         x = layer(x)
         if x.numel() > _MAX_ELEMENTS:
-            raise ValueError(f"{type(layer).__name__} makes {tuple(x.shape)}, expected {_MAX_ELEMENTS} elements or "
-                             "fewer")
+            raise ValueError(f"{type(layer).__name__} returns {tuple(x.shape)}; expected at most {_MAX_ELEMENTS} "
+                             "elements")
     if tuple(x.shape[1:]) != shape:
-        raise ValueError(f"its layers make {tuple(x.shape[1:])}, expected {shape}")
+        raise ValueError(f"its layers return {tuple(x.shape[1:])}; expected {shape}")
 
 
 def to_sequential(source: Pretrained) -> SequentialGenerator:
-    """The generator of `source`, on the CPU, with copies of its weights.
+    """The generator of `source` on the CPU, with copies of its weights.
 
-    Raises `FastganError` for a network that is none of `fastgan.models`.
+    Raises `FastganError` for a network that is not from `fastgan.models`.
     """
     layers, batch_statistics = _layers(source.generator), source.model.sample_bn == "batch"
     specs = [_spec(layer, batch_statistics) for layer in layers]
@@ -96,7 +96,7 @@ def _layer(name: str, arguments: dict[str, Any]) -> nn.Module:
     allowed = {*ARGUMENTS.get(name, ()), "bias", "track_running_stats"}
     if name not in ARGUMENTS or not set(arguments) <= allowed:
         raise ValueError(f"layer {name!r} with {', '.join(arguments)}: expected one of {', '.join(ARGUMENTS)}")
-    # JSON has lists for tuples
+    # JSON stores tuples as lists
     return getattr(nn, name)(**{key: tuple(value) if isinstance(value, list) else value
                                 for key, value in arguments.items()})
 
@@ -112,7 +112,7 @@ def _spec(layer: nn.Module, batch_statistics: bool) -> LayerSpec:
 
 
 def _layers(generator: nn.Module) -> list[nn.Module]:
-    """All operations on z, in order."""
+    """All layers that are applied to z, in order."""
     if type(generator) not in _BEFORE_MAIN:
         raise FastganError(f"cannot export a {type(generator).__name__}: expected one of "
                            f"{', '.join(kind.__name__ for kind in _BEFORE_MAIN)}")
@@ -127,7 +127,7 @@ def _layers(generator: nn.Module) -> list[nn.Module]:
 
 
 def _from_hwc(side: int, channels: int) -> list[nn.Module]:
-    """(N, side * side * channels), read as (N, side, side, channels) -> (N, channels, side, side)."""
+    """Layers that convert (N, side * side * channels), in the order (H, W, C), to (N, channels, side, side)."""
     return [nn.Unflatten(1, (side * side * channels, 1, 1)), nn.ChannelShuffle(side * side), nn.Flatten(),
             nn.Unflatten(1, (channels, side, side))]
 

@@ -1,4 +1,4 @@
-"""Quality of a generator's images, in numbers, relative to real images: `Metrics`."""
+"""Metrics of the quality of generated images, relative to real images: `Metrics`."""
 
 from fastgan.metrics.metrics import Metrics
 

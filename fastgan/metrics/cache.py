@@ -1,4 +1,4 @@
-"""Tensors that depend only on a data set, in the cache folder as safetensors, for the next run."""
+"""A cache for tensors that depend only on a data set, stored as safetensors in the cache folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastgan.files import cache_folder, replacing
 
 
 def cached_tensors(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors of this name, on the CPU: from the cache, or else made and written to it if that is possible."""
+    """The tensors with this name, on the CPU: read from the cache, or computed by `make` and written to the cache."""
     path = cache_folder() / "metrics" / f"{name}.safetensors"
     try:
         return safetensors.torch.load_file(path)
@@ -25,5 +25,6 @@ def cached_tensors(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str
         with replacing(path) as stream:
             stream.write(safetensors.torch.save(tensors))
     except (OSError, FastganError) as error:
-        warnings.warn(f"will be computed again in the next run: {first_line(error)}", stacklevel=2)
+        warnings.warn(f"metrics cannot be cached and are computed again in the next run: {first_line(error)}",
+                      stacklevel=2)
     return tensors

@@ -1,15 +1,15 @@
-"""A score for images that Inception was not trained on: a small classifier, trained on the labelled real images.
+"""A score for images that Inception was not trained on: a small classifier, trained on the labeled real images.
 
-    score_confidence   E[max_c p(c|x)]: how clearly a fake is one of the classes
-    score_classes      classes that the fakes cover: at least a tenth of their share among the real images
+    score_confidence   E[max_c p(c|x)]: how clearly the fakes belong to one class
+    score_classes      number of classes whose share among the fakes is at least a tenth of that among the real images
     score_diversity    sum over classes c of share_c min(1, s_c(fakes) / s_c(reals)), where s_c is the mean distance of
-                       features from their mean in class c: 1 if each class is as varied as in the real images, 0 if all
-                       fakes of a class are equal
-    score_novelty      median distance, in pixels, from a fake to the nearest real image of the training, relative to
-                       that of real images outside the training: 1 for new images, 0 for copies
+                       features from their mean in class c: 1 if each class is as diverse as in the real images, 0 if
+                       all fakes of a class are equal
+    score_novelty      median distance, in pixel space, from a fake to the nearest training image, relative to that of
+                       real images that were not used for training: 1 for new images, 0 for copies
 
-A third of the real images, 2,000 at most, are not used for training. They give the scores of perfect fakes, and the
-accuracy of the classifier (score_accuracy).
+A third of the real images, at most 2,000, are not used for training. They give the scores that perfect fakes would
+have, and the accuracy of the classifier (score_accuracy).
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from fastgan.errors import FastganError
 from fastgan.metrics.cache import cached_tensors
 from fastgan.metrics.real_images import RealImages
 
-SIDE, DISTANCE_SIDE = 32, 16  # the longer side of the classifier's input, and of images whose distances are computed
+SIDE, DISTANCE_SIDE = 32, 16  # the longer side of images for the classifier, and for distances in pixel space
 MAX_REAL_IMAGES, MAX_HELD_OUT = 20_000, 2_000
 STEPS, BATCH, RATE = 600, 64, 2e-3
-MIN_ACCURACY = 0.25  # of the way from the most frequent class to 1; below it, scores are unreliable
-VERSION = "2"  # of the cached tensors: increase it with any change of the constants above, or of the network
+MIN_ACCURACY = 0.25  # rescaled from [share of the most frequent class, 1] to [0, 1]; below it, scores are unreliable
+VERSION = "2"  # of the cached tensors: increase it when the constants above or the network change
 
 
 class ClassifierScore:
-    """Raises `FastganError` for data without labels of at least two classes."""
+    """The metric "score". Raises `FastganError` for data without labels of at least two classes."""
 
     def __init__(self, dataset: Dataset, device: torch.device) -> None:
         if dataset.labels is None or len(dataset.classes) < 2:
-            raise FastganError(f"--metrics score: {dataset.name} has {len(dataset.classes)} classes, and a classifier "
+            raise FastganError(f"--metrics score: {dataset.name} has {len(dataset.classes)} classes, but a classifier "
                                "needs labels; expected 2 or more, such as class subfolders, or other --metrics")
         channels, height, width = dataset.shape
         self.device, self.classes = device, len(dataset.classes)
@@ -90,18 +90,18 @@ class ClassifierScore:
 
     def doubts(self, images: int) -> list[str]:
         accuracy, chance = self.real["score_accuracy"], self.share.max().item()
-        return [f"score is unreliable: its classifier is right about {accuracy:.0%} of new reals, where the most "
-                f"frequent class alone makes {chance:.0%}; expected classes that can be told apart"
+        return [f"score is unreliable: the accuracy of its classifier is {accuracy:.0%} on new real images, and the "
+                f"share of the most frequent class is {chance:.0%}; expected classes that can be distinguished"
                 ] * (accuracy < chance + MIN_ACCURACY * (1 - chance))
 
     def _variety(self, features: dict[str, Tensor]) -> Tensor:
-        """(classes,): mean distance of features from their mean, per predicted class; 0 for a class without images."""
+        """Mean distance of features from their mean in each predicted class: (classes,); 0 for an empty class."""
         predicted = features["probabilities"].argmax(1)
         members = [features["features"][predicted == c] for c in range(self.classes)]
         return torch.stack([(f - f.mean(0)).norm(dim=1).mean() if len(f) else f.new_zeros(()) for f in members])
 
     def _distance(self, features: dict[str, Tensor]) -> float:
-        """Median of the distances to the nearest image of the training."""
+        """Median distance to the nearest training image."""
         pixels = self.training_pixels.float()
         nearest = [torch.cdist(chunk.to(self.device).float(), pixels).amin(1)
                    for chunk in features["pixels"].split(256)]
@@ -118,7 +118,7 @@ def _network(channels: int, size: tuple[int, int], classes: int) -> nn.Sequentia
 
 
 def _train(network: nn.Module, images: Tensor, labels: Tensor) -> None:
-    """Adam on random batches, with a learning rate that falls to 0."""
+    """Train with Adam on random batches, with a learning rate that decays linearly to 0."""
     optimizer = torch.optim.Adam(network.parameters(), lr=RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
     for _ in trange(STEPS, unit="step", desc="the score's classifier", leave=False, dynamic_ncols=True):
@@ -135,19 +135,19 @@ def _normalized(images: Tensor) -> Tensor:
 
 
 def _within(size: tuple[int, int], longest: int) -> tuple[int, int]:
-    """`size`, or one of the same proportions whose longer side is `longest`."""
+    """`size`, shrunk proportionally if its longer side is more than `longest`."""
     shrink = max(1.0, max(size) / longest)
     return max(1, round(size[0] / shrink)), max(1, round(size[1] / shrink))
 
 
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 (N, C, H, W) -> uint8 (N, C, *size), by area."""
+    """uint8 (N, C, H, W) -> uint8 (N, C, *size), by area interpolation."""
     if images.shape[-2:] == size:
         return images
     return F.interpolate(images.float(), size=size, mode="area").round().to(torch.uint8)
 
 
 def _small_pixels(images: Tensor) -> Tensor:
-    """uint8 (N, C, H, W) -> uint8 (N, D), vectors whose distances are computed."""
+    """uint8 (N, C, H, W) -> uint8 (N, D): vectors for distances in pixel space."""
     height, width = images.shape[-2:]
     return _resized(images, _within((height, width), DISTANCE_SIDE)).flatten(1)

@@ -4,8 +4,9 @@
     kid   unbiased squared MMD, kernel (x.y / d + 1)^3, mean and deviation of 100 subsets  Binkowski et al. 2018
     is    exp E[KL(p(y|x) || p(y))], mean and deviation of 10 splits                      Salimans et al. 2016
 
-torch-fidelity would download the network's weights, and reads weights and its cache with an unpickler that executes
-code. Here the file must exist, is first read without executing code, and features are cached by `cache.py`.
+torch-fidelity itself downloads the weights of the network, and reads weights and its cache by unpickling, which can
+execute code. Here the weights must be in a file, which is first checked by `torch.load` with weights_only=True, and
+features are cached by `cache.py`.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from fastgan.metrics.real_images import RealImages
 from fastgan.models.weights import load_error
 
 EXTRACTOR = "inception-v3-compat"  # in torch-fidelity's registry
-MAX_REAL_IMAGES, MAX_KID_IMAGES = 50_000, 10_000  # for mean and covariance; for KID's subsets
+MAX_REAL_IMAGES, MAX_KID_IMAGES = 50_000, 10_000  # for mean and covariance, and for KID's subsets
 
 
 class Inception:
-    """`names` among fid, kid and is, with torch-fidelity's weights from a file; raises `FastganError` without one."""
+    """The metrics `names` of fid, kid and is. Raises `FastganError` without a file of torch-fidelity's weights."""
 
     def __init__(self, names: list[str], weights: StrPath | None, device: torch.device) -> None:
         extras.load("torch_fidelity", "metrics", f"--metrics {','.join(names)}")
@@ -42,11 +43,11 @@ class Inception:
         layers = [self.feature_layer] * bool({"fid", "kid"} & set(names)) + [self.logit_layer] * ("is" in names)
         self.weights = find_weights(names, weights)
         try:
-            # refuses a file that would execute code, which the constructor below would not
+            # rejects a file that would execute code, which the constructor below does not
             torch.load(self.weights, map_location="cpu", weights_only=True)
             network = utils.create_feature_extractor(EXTRACTOR, layers, cuda=False, verbose=False,
                                                      feature_extractor_weights_path=str(self.weights))
-        except Exception as error:  # files of other programs, and their unpicklers, raise many types
+        except Exception as error:  # damaged files and files of other programs raise many types
             raise FastganError(f"{self.weights} does not contain InceptionV3's weights in torch-fidelity's format "
                                f"({load_error(error)}); expected the file from {_url()}") from error
         self.network = network.to(device, torch.float32)
@@ -85,7 +86,7 @@ class Inception:
             values["fid"] = fid_statistics_to_metric(fake, real, verbose=False)[KEY_METRIC_FID]
         if "kid" in self.names:
             both = features[self.feature_layer], self.real["features"]
-            size = min(1000, *(len(one) // 2 for one in both))  # subsets of less than all images, so that they differ
+            size = min(1000, *(len(one) // 2 for one in both))  # smaller than the whole, so that subsets differ
             kid = kid_features_to_metric(*both, kid_subset_size=size, verbose=False)
             values |= {"kid": kid[KEY_METRIC_KID_MEAN], "kid_std": kid[KEY_METRIC_KID_STD]}
         if "is" in self.names:
@@ -99,14 +100,14 @@ class Inception:
     def doubts(self, images: int) -> list[str]:
         if "fid" not in self.names:
             return []
-        counts, dimensions = {"fakes": images, "reals": self.count}, len(self.real["mu"])
+        counts, dimensions = {"fakes": images, "real images": self.count}, len(self.real["mu"])
         few = " and ".join(f"{count} {what}" for what, count in counts.items() if count < dimensions)
-        return [f"fid is unreliable: it compares covariances in {dimensions} dimensions, for which {few} are too "
-                f"few; expected {dimensions} images or more of both, or kid"] * bool(few)
+        return [f"fid is unreliable: {few} are too few for covariances in {dimensions} dimensions; expected at least "
+                f"{dimensions} fakes and real images, or kid"] * bool(few)
 
 
 def find_weights(names: list[str], given: StrPath | None) -> Path:
-    """The file of InceptionV3's weights: `given`, or the file in which torch.hub would store it."""
+    """The file with InceptionV3's weights: `given`, or the file in which torch.hub would store them."""
     place = Path(torch.hub.get_dir(), "checkpoints", Path(_url()).name)
     path = place if given is None else Path(given).expanduser()
     if path.is_file():

@@ -1,7 +1,7 @@
-"""All requested metrics, on the same fakes of fixed seeds.
+"""All requested metrics, computed on the same fakes with fixed seeds.
 
-    fid, kid, is    torch-fidelity's, on features of InceptionV3 (`inception.py`)
-    score           of a small classifier trained on the labelled real images (`classifier.py`)
+    fid, kid, is    metrics of torch-fidelity, on features of InceptionV3 (`inception.py`)
+    score           metrics of a small classifier that is trained on the labeled real images (`classifier.py`)
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CHUNK = 256
 
 
 class Metric(Protocol):
-    """Learns the real images once, extracts features of fakes batch by batch, then computes numbers."""
+    """Learns from the real images once, extracts features of fakes batch by batch, then computes its values."""
 
     def learn(self, reals: RealImages) -> None: ...
 
@@ -37,13 +37,13 @@ class Metric(Protocol):
         """Tensors (N, ...) on the CPU for images uint8 (N, C, H, W)."""
 
     def compute(self, features: dict[str, Tensor]) -> dict[str, float]:
-        """The numbers, from the features of all images."""
+        """The values of the metric, from the features of all images."""
 
     def of_reals(self) -> dict[str, float]:
-        """`compute` of real images that `learn` did not use, where that is meaningful."""
+        """The values for real images that `learn` did not use, if they are meaningful."""
 
     def doubts(self, images: int) -> list[str]:
-        """Reasons why the numbers of so many fakes are unreliable; after `learn`."""
+        """Reasons why the values for this number of fakes are unreliable. Call it after `learn`."""
 
 
 class Metrics:
@@ -52,10 +52,10 @@ class Metrics:
     Args:
         names: as in --metrics, such as "fid,kid".
         dataset: the real images.
-        config: their configuration, which identifies cached statistics.
-        images: how many fakes are measured.
+        config: the configuration of the data, which identifies cached statistics.
+        images: the number of fakes.
         weights: a file with the weights of InceptionV3, as in --metrics-weights.
-        device: where features are computed.
+        device: the device on which features are computed.
 
     Raises:
         FastganError: for a metric that cannot be computed, before any long computation.
@@ -84,9 +84,9 @@ class Metrics:
                 metric.learn(self.reals)
 
     def of(self, source: Pretrained) -> dict[str, float]:
-        """The metrics of the fakes of seeds 0, 1, 2, ..., such as {"fid": ..., "kid": ..., "kid_std": ...}.
+        """The metrics of fakes with seeds 0, 1, 2, ..., such as {"fid": ..., "kid": ..., "kid_std": ...}.
 
-        The global random generators are not used. Labels for a conditional generator are as frequent as in the data.
+        The global random generators are not used. Labels of a conditional generator are drawn from the data.
         """
         batches: list[list[dict[str, Tensor]]] = [[] for _ in self.metrics]
         for images in self._fakes(source):
@@ -98,7 +98,7 @@ class Metrics:
         return values
 
     def of_reals(self) -> dict[str, float]:
-        """The values of real images that were not used by `learn`, for metrics whose best value is not obvious."""
+        """The values for real images that `learn` did not use, for metrics whose best value is not obvious."""
         return {name: value for metric in self.metrics for name, value in metric.of_reals().items()}
 
     def doubts(self) -> list[str]:
@@ -106,7 +106,8 @@ class Metrics:
         return [line for metric in self.metrics for line in metric.doubts(self.images)]
 
     def _fakes(self, source: Pretrained) -> Iterator[Tensor]:
-        """uint8 (n, C, H, W), n <= BATCH, drawn in chunks of nearly equal size: batch statistics need many images."""
+        """Batches uint8 (n, C, H, W), n <= BATCH, generated in larger chunks, because batch statistics need many
+        images."""
         labels = self._labels() if source.classes else None
         chunks = torch.arange(self.images).tensor_split(math.ceil(self.images / CHUNK))
         with tqdm(total=self.images, unit="image", desc="measuring fakes", leave=False, dynamic_ncols=True) as bar:
@@ -124,7 +125,7 @@ class Metrics:
 
 @contextmanager
 def _seeded(device: torch.device) -> Iterator[None]:
-    """The same random state within every such block; the previous state afterwards."""
+    """A context manager with a fixed random state; the previous state is restored at the end."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         yield

@@ -1,4 +1,4 @@
-"""The real images for metrics: each one once, never mirrored, in a shuffled order that is always the same."""
+"""The real images for metrics: each image once, not mirrored, in a fixed random order."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from fastgan.config import DataConfig
 from fastgan.data import Dataset, Loader
 from fastgan.data.dataset import StreamedDataset
 
-BATCH = 32  # images at once: InceptionV3 takes 10 MB for each, and a second on a slow CPU
-SAMPLED_FILES = 256  # files whose content identifies a streamed data set, beside the times of all files
+BATCH = 32  # InceptionV3 needs 10 MB for each image, and up to a second on a slow CPU
+SAMPLED_FILES = 256  # files whose content, with the times of all files, identifies a streamed data set
 
 
 class RealImages:
@@ -26,7 +26,7 @@ class RealImages:
         self._config = dataclasses.replace(config, batch=min(BATCH, len(dataset)), last_batch="keep", balanced=False)
 
     def batches(self, count: int, description: str) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Images uint8 (B, C, H, W) and labels (B,), `count` images or all, with a progress bar."""
+        """Batches of images uint8 (B, C, H, W) and labels (B,), at most `count` images, with a progress bar."""
         loader, left = Loader(self.dataset, self._config, seed=0), min(count, len(self.dataset))
         with tqdm(total=left, unit="image", desc=description, leave=False, dynamic_ncols=True) as bar:
             while left:
@@ -38,13 +38,13 @@ class RealImages:
         loader.close()
 
     def key(self, *details: str) -> str:
-        """A cache key for results of these images, as they are decoded, and of `details`."""
+        """A cache key for results that depend on these images, as they are decoded, and on `details`."""
         facts = (self.dataset.fingerprint, _content(self.dataset), str(self.dataset.shape), self._config.fit, *details)
         return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:24]
 
 
 def _content(dataset: Dataset) -> str:
-    """Distinguishes streamed data sets of equal file names and sizes, which have equal fingerprints."""
+    """A digest that distinguishes streamed data sets with equal file names and sizes, which have equal fingerprints."""
     if not isinstance(dataset, StreamedDataset):
         return ""
     digest = hashlib.sha256("\n".join(str(path.stat().st_mtime_ns) for path in dataset.paths).encode())

@@ -1,4 +1,4 @@
-"""The networks, their weights in files, and drawing from a generator."""
+"""The networks, files with their weights, and sampling from a generator."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def build(config: ModelConfig, shape: tuple[int, ...], num_classes: int = 0) -> 
 
     Args:
         config: the architecture and its widths.
-        shape: of the data, (C, H, W), or (2,) for points.
-        num_classes: 0, or the number of classes of conditional networks.
+        shape: shape of the data, (C, H, W), or (2,) for points.
+        num_classes: the number of classes of conditional networks; 0 for unconditional networks.
 
     Returns:
         generator: z (N, nz) -> (N, *shape).
         discriminator: (N, *shape) -> logits.
 
     Raises:
-        FastganError: for a shape that the architecture cannot make.
+        FastganError: for a shape that the architecture does not support.
     """
     default = torch.get_default_dtype()
-    try:  # a cast afterwards would change what the initialisers draw
+    try:  # casting after the initialization would give other random values
         torch.set_default_dtype(torch.float32)
         return _build(config, shape, num_classes)
     finally:
@@ -50,7 +50,7 @@ def _build(config: ModelConfig, shape: tuple[int, ...], num_classes: int) -> tup
         raise FastganError(f"--cond with --architecture {name}: only dcgan takes labels")
     if name == "oreilly":
         if config.nz != OReillyGenerator.nz:
-            raise FastganError(f"--nz {config.nz}: --architecture oreilly reads z as 2x2x25, expected 100")
+            raise FastganError(f"--nz {config.nz}: --architecture oreilly reshapes z to 2x2x25; expected 100")
         return OReillyGenerator(**bn), OReillyDiscriminator()
     if name == "tf":
         return TFGenerator(config.nz, **bn), TFDiscriminator(**bn)
@@ -63,11 +63,11 @@ def _build(config: ModelConfig, shape: tuple[int, ...], num_classes: int) -> tup
 
 
 def check_shape(architecture: str, shape: tuple[int, ...]) -> None:
-    """`FastganError` unless the architecture makes data of this shape."""
+    """Raise `FastganError` if the architecture does not support this shape of the data."""
     expected = _SHAPES.get(architecture)
     if expected is not None and shape != expected:
-        raise FastganError(f"data of shape {'x'.join(map(str, shape))}: --architecture {architecture} makes "
+        raise FastganError(f"data of shape {'x'.join(map(str, shape))}: --architecture {architecture} expects "
                            f"{'x'.join(map(str, expected))} (channels x height x width)")
     if expected is None and len(shape) != 3:
-        raise FastganError(f"data of shape {shape}: --architecture {architecture} makes images; for --data gaussian "
+        raise FastganError(f"data of shape {shape}: --architecture {architecture} expects images; for --data gaussian "
                            "use --architecture gaussian")

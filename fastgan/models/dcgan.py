@@ -1,11 +1,12 @@
-"""The DCGAN of Radford, Metz and Chintala (2015, arXiv:1511.06434), for any image size that halves evenly.
+"""The DCGAN of Radford, Metz and Chintala (2015, arXiv:1511.06434), for image sizes that are divisible by 16.
 
     generator       z (N, nz) -> (N, C0, h, w) -> ... doubling ... -> (N, nc, H, W)
     discriminator   x (N, nc, H, W) -> ... halving ... -> (N, C0, h, w) -> (N,)
 
-The depth follows from the size: the image is halved while both sides stay whole and at least 4, so 64x64 has four
-stages between it and 4x4, and 64x96 four between it and 4x6. Layers and state_dict keys are those of PyTorch's DCGAN
-example (`main.0.weight`, ...), in a `fastgan.nn.Chain`; the discriminator returns logits instead of probabilities.
+The size determines the depth: the image is halved as long as both sides are even and the results are at least 4, so
+there are four halvings from 64x64 to 4x4, and four from 64x96 to 4x6. Layers and state_dict keys are those of PyTorch's
+DCGAN example (`main.0.weight`, ...), in a `fastgan.nn.Chain`. The discriminator returns logits instead of
+probabilities.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from fastgan.errors import FastganError
 from fastgan.models.spectral import spectral_norm
 from fastgan.nn import Chain
 
-_WIDEST = 16  # channels double at each halving up to this multiple of the base width
+_WIDEST = 16  # the number of channels doubles with each halving, up to this multiple of the base width
 
 
 def halvings(height: int, width: int) -> int:
-    """The number of stages, each of which halves the image; `FastganError` for a size that a DCGAN cannot make."""
+    """How often the image is halved. Raises `FastganError` for a size that a DCGAN does not support."""
     if height % 16 or width % 16 or min(height, width) < 16:
         raise FastganError(
-            f"image size {height}x{width}: a DCGAN makes sides divisible by 16, such as 16, 32, 64x96 or 128")
+            f"image size {height}x{width}: expected sides divisible by 16, such as 16, 32, 64x96 or 128")
     count = 0
     while not height % 2 and not width % 2 and min(height, width) >= 8:
         height, width, count = height // 2, width // 2, count + 1
@@ -32,7 +33,7 @@ def halvings(height: int, width: int) -> int:
 
 
 def stage_widths(base: int, count: int) -> list[int]:
-    """Channels after each of `count` halvings: 64, 128, 256, 512 for base 64."""
+    """Number of channels after each of `count` halvings, such as 64, 128, 256, 512 for base 64."""
     return [base * min(2**i, _WIDEST) for i in range(count)]
 
 
@@ -41,20 +42,20 @@ class DCGANGenerator(nn.Module):
 
     Args:
         nz: length of z.
-        ngf: channels of the last hidden layer.
-        nc: channels of an image.
-        image_size: side, or (H, W); sides are divisible by 16.
+        ngf: number of channels of the last hidden layer.
+        nc: number of channels of an image.
+        image_size: side, or (H, W); sides must be divisible by 16.
         bn_eps: eps of `nn.BatchNorm2d`.
         bn_momentum: momentum of `nn.BatchNorm2d`.
-        gamma_std: the scales of the batch normalizations are initialized from N(1, gamma_std).
-        fix_gamma: keep these scales at 1, MXNet's default.
-        num_classes: 0, or the number of classes of a conditional generator.
+        gamma_std: weights of `nn.BatchNorm2d` are initialized from N(1, gamma_std).
+        fix_gamma: keep these weights at 1, MXNet's default.
+        num_classes: the number of classes of a conditional generator; 0 for an unconditional one.
 
     Shape:
         z (N, nz) or (N, nz, 1, 1), and labels (N,) int64 if conditional -> (N, nc, H, W).
 
     Raises:
-        FastganError: for an image size that a DCGAN cannot make.
+        FastganError: if a side of the images is not divisible by 16.
     """
 
     def __init__(self, nz: int = 100, ngf: int = 64, nc: int = 3, image_size: int | tuple[int, int] = 64, *,
@@ -86,22 +87,23 @@ class DCGANDiscriminator(nn.Module):
     """Maps images to logits, which are positive for images classified as real.
 
     Args:
-        ndf: channels of the first layer.
-        nc: channels of an image.
-        image_size: side, or (H, W); sides are divisible by 16.
+        ndf: number of channels of the first layer.
+        nc: number of channels of an image.
+        image_size: side, or (H, W); sides must be divisible by 16.
         norm: which layers have batch normalization: all but the first ("skip-first"), "all" or "none"; or "spectral"
             for spectral normalization of all convolutions instead.
         bn_eps: eps of `nn.BatchNorm2d`.
         bn_momentum: momentum of `nn.BatchNorm2d`.
         gamma_std: as in `DCGANGenerator`.
         fix_gamma: as in `DCGANGenerator`.
-        num_classes: 0, or the number of classes; the embedding of the label is then one more channel of the image.
+        num_classes: the number of classes of a conditional discriminator, which receives the embedding of the label as
+            an additional channel of the image; 0 for an unconditional one.
 
     Shape:
         x (N, nc, H, W), and labels (N,) int64 if conditional -> (N,).
 
     Raises:
-        FastganError: for an image size that a DCGAN cannot make.
+        FastganError: if a side of the images is not divisible by 16.
     """
 
     def __init__(self, ndf: int = 64, nc: int = 3, image_size: int | tuple[int, int] = 64, *,
@@ -121,7 +123,7 @@ class DCGANDiscriminator(nn.Module):
             channels = out
         self.main = Chain(*layers, nn.Conv2d(channels, 1, (height >> count, width >> count), bias=False))
         initialise(self, gamma_std, fix_gamma)
-        if norm == "spectral":  # of the initial weights
+        if norm == "spectral":  # after the initialization of the weights
             for layer in self.main:
                 if isinstance(layer, nn.Conv2d):
                     spectral_norm(layer)
@@ -133,10 +135,10 @@ class DCGANDiscriminator(nn.Module):
 
 
 def initialise(network: nn.Module, gamma_std: float, fix_gamma: bool) -> None:
-    """Convolutions from N(0, 0.02), batch normalisation scales from N(1, gamma_std), or 1 and held there.
+    """Initialize convolutions from N(0, 0.02), and batch normalization weights from N(1, gamma_std) or as constant 1.
 
-    Label embeddings start from N(0, 0.1): with PyTorch's N(0, 1) they are as large as z, and the generator learns to
-    ignore z within a class.
+    Label embeddings are initialized from N(0, 0.1): with PyTorch's N(0, 1) they are as large as z, and the generator
+    learns to ignore z within a class.
     """
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):

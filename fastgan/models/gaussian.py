@@ -19,7 +19,7 @@ class GaussianGenerator(nn.Module):
 
 
 class GaussianDiscriminator(nn.Module):
-    """A perceptron of 5, 3 and 1 units with tanh. Shape: points (N, 2) -> logits (N,)."""
+    """Dense layers of 5, 3 and 1 units with tanh between them. Shape: points (N, 2) -> logits (N,)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class GaussianDiscriminator(nn.Module):
 
 
 def small_normal(network: nn.Module) -> None:
-    """Weights from N(0, 0.02), biases 0: `init.Normal(0.02)` under Gluon's defaults."""
+    """Initialize weights from N(0, 0.02) and biases with 0, as Gluon does with `init.Normal(0.02)`."""
     for module in network.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, 0.0, 0.02)

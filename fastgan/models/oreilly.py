@@ -16,10 +16,11 @@ from fastgan.nn.same_padding import ConvSame, ConvTransposeSame
 
 
 class OReillyGenerator(nn.Module):
-    """Four 5x5 transposed convolutions of stride 2, batch normalisation and relu between them, tanh at the end.
+    """Four 5x5 transposed convolutions of stride 2, with batch normalization and relu between them and tanh at the end.
 
-    The document gives each transposed convolution a bias of 0.1 but never adds it. In front of batch normalisation a
-    bias cancels, so the first three have theirs, constant; the last one's would change the image and is left out.
+    The document creates a bias of 0.1 for each transposed convolution but never adds it. Batch normalization cancels a
+    bias before it, so the first three layers have it as a constant; the last layer has none, because it would change
+    the image.
 
     Shape: z (N, 100) -> (N, 1, 28, 28).
     """
@@ -32,7 +33,7 @@ class OReillyGenerator(nn.Module):
         for channels, out, small, large in ((25, 256, 2, 3), (256, 128, 3, 6), (128, 64, 6, 12)):
             layers += [ConvTransposeSame(channels, out, 5, 2, small, large),
                        nn.BatchNorm2d(out, bn_eps, bn_momentum), nn.ReLU(inplace=True)]
-        # VALID padding to 28: no tap reaches the last row and column, hence output_padding
+        # TensorFlow's VALID padding with output size 28: the last row and column are output_padding
         last = nn.ConvTranspose2d(64, 1, 5, 2, output_padding=1, bias=False)
         self.main = Chain(*layers, last, nn.Tanh())
         for module in self.main:
@@ -65,5 +66,5 @@ class OReillyDiscriminator(nn.Module):
 
 
 def truncated_normal(weight: Tensor, std: float) -> None:
-    """TensorFlow's truncated_normal_initializer: N(0, std), redrawn beyond two standard deviations."""
+    """TensorFlow's truncated_normal_initializer: N(0, std), truncated at two standard deviations."""
     nn.init.trunc_normal_(weight, 0.0, std, -2 * std, 2 * std)

@@ -1,4 +1,4 @@
-"""A trained generator and its files: `generator.safetensors` beside `config.json`."""
+"""A trained generator and its files, `generator.safetensors` and `config.json`."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ MAX_SIDE = 4096  # the limit of `config.parse_size`
 
 
 class Pretrained:
-    """A trained generator with everything that is needed to draw images from it.
+    """A trained generator with everything that is needed to generate images.
 
     Attributes:
         generator: the network.
         model: its `ModelConfig`.
-        shape: of one image, (C, H, W), or of one point, (2,).
+        shape: shape of an image, (C, H, W), or of a point, (2,).
         classes: the names of the classes in the order of the labels; [] for an unconditional generator.
         unit_range: whether pixels are in [0, 1] instead of [-1, 1].
-        noise: draws latent vectors; `noise.from_seeds(range(8))` is (8, nz).
+        noise: the distribution of z; `noise.from_seeds(range(8))` returns latent vectors (8, nz).
     """
 
     def __init__(self, generator: nn.Module, model: ModelConfig, shape: tuple[int, ...], classes: list[str],
@@ -42,12 +42,14 @@ class Pretrained:
         self.noise = Noise(model.noise, model.noise_mean, model.nz)
 
     def draw(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Images (N, C, H, W) in the generator's range, or points (N, 2), for z (N, nz); labels (N,) if conditional."""
+        """Generate images (N, C, H, W) in the generator's range, or points (N, 2), from z (N, nz), and labels (N,) if
+        conditional."""
         return draw(self.generator, z, labels, batch_statistics=self.model.sample_bn == "batch")
 
     def measure_statistics(self, images: int = 256) -> None:
-        """Replace the running statistics of the generator's batch normalization by those over so many latents, of the
-        seeds from 0, with labels in turn. After 256 images, KID and diversity are those after 1,024."""
+        """Replace the running statistics of the generator's batch normalization by those over `images` latents with
+        seeds from 0, with labels that cycle through the classes. 256 images give the same KID and diversity as 1,024.
+        """
         measure_statistics(self.generator, self.noise.from_seeds(range(images)), self.labels_in_turn(images))
 
     def labels_in_turn(self, count: int) -> Tensor | None:
@@ -59,7 +61,7 @@ class Pretrained:
         return [] if labels is None else [self.classes[label] for label in labels.tolist()]
 
     def save(self, folder: StrPath) -> None:
-        """Write generator.safetensors and config.json into `folder`, each atomically."""
+        """Write generator.safetensors and config.json to `folder`, each atomically."""
         state = weights.unwrapped(self.generator.state_dict())
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         config = {"architecture": type(self.generator).__name__, "model": vars(self.model), "shape": list(self.shape),
@@ -71,7 +73,7 @@ class Pretrained:
 
     @classmethod
     def load(cls, folder: StrPath) -> Pretrained:
-        """Load the generator that `save` wrote into a folder, or a file like netG.pth of PyTorch's DCGAN example.
+        """Load a generator that `save` wrote to a folder, or a netG.pth of PyTorch's DCGAN example.
 
         Raises:
             FastganError: if files are missing or inconsistent.
@@ -86,7 +88,7 @@ class Pretrained:
             model, shape = ModelConfig(**config["model"]), tuple(config["shape"])
             classes, unit_range = config["classes"], config["unit_range"]
             check(model, shape, classes, unit_range)
-            with torch.device("meta"):  # shapes are compared before memory is allocated
+            with torch.device("meta"):  # check shapes before memory is allocated
                 generator, _ = build(model, shape, len(classes))
             weights.put(weights.unwrapped(safetensors.torch.load_file(folder / WEIGHTS)), generator, WEIGHTS)
             return cls(generator, model, shape, classes, unit_range)
@@ -97,7 +99,7 @@ class Pretrained:
 
 
 def check(model: ModelConfig, shape: tuple[Any, ...], classes: Any, unit_range: Any) -> None:
-    """ValueError for values that do not describe a generator."""
+    """Raise ValueError for values that do not describe a generator."""
     check_types(ModelConfig, vars(model))
     if not all(validation.matches(side, int) and 0 < side <= MAX_SIDE for side in shape):
         raise ValueError(f"shape {shape}: expected sides from 1 to {MAX_SIDE}")

@@ -1,8 +1,8 @@
 """The file netG.pth of PyTorch's DCGAN example.
 
-`DCGANGenerator` and `DCGANDiscriminator` have the example's layers under the example's names, so its files load as they
-are; width and depth follow from the shapes in them. The example's discriminator ends in a sigmoid where
-fastgan's returns logits, which makes no difference to the weights.
+`DCGANGenerator` and `DCGANDiscriminator` have the layers and names of the example, so its files can be loaded
+unchanged; width and depth are determined from the shapes. The example's discriminator ends in a sigmoid, whereas
+fastgan's returns logits; this does not affect the weights.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from fastgan.errors import FastganError
 from fastgan.models import build, weights
 from fastgan.models.dcgan import DCGANGenerator
 
-_DEEPEST = 10  # halvings of an image of 4096
+_DEEPEST = 10  # halvings of an image of side 4096
 
 
 def read_generator(path: Path) -> tuple[DCGANGenerator, ModelConfig, tuple[int, ...]]:
     """The generator whose state_dict is in `path`, its configuration and the shape (C, H, W) of its images.
 
-    Other sizes than the example's 64x64 are accepted, as long as layers repeat in threes. Raises `FastganError` for a
-    file that cannot be read and for other networks.
+    Sizes other than the example's 64x64 are accepted. Raises `FastganError` for a file that cannot be read, and for
+    other networks.
     """
     state = weights.read(path)
     numbers = sorted(int(match[1]) for name in state if (match := re.fullmatch(r"main\.(\d{1,3})\.weight", name)))
@@ -37,7 +37,7 @@ def read_generator(path: Path) -> tuple[DCGANGenerator, ModelConfig, tuple[int, 
     first, last = ends
     model = ModelConfig(nz=first.shape[0], ngf=last.shape[0])
     shape = (last.shape[1], first.shape[2] << count, first.shape[3] << count)
-    with torch.device("meta"):  # shapes are compared before memory is allocated
+    with torch.device("meta"):  # check shapes before memory is allocated
         generator, _ = build(model, shape)
     weights.put(state, generator, path)
     assert isinstance(generator, DCGANGenerator)

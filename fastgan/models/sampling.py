@@ -1,4 +1,4 @@
-"""The noise, paths between latents, and drawing from a trained generator."""
+"""The noise, paths between latents, and sampling from a trained generator."""
 
 from __future__ import annotations
 
@@ -11,32 +11,31 @@ from torch.optim.swa_utils import update_bn
 
 
 class Noise:
-    """The prior of z: N(mean, 1) or uniform on [-1, 1], vectors of length nz."""
+    """The distribution of z, a vector of length nz: N(mean, 1), or uniform on [-1, 1]."""
 
     def __init__(self, kind: str, mean: float, nz: int) -> None:
         self.kind, self.mean, self.nz = kind, mean, nz
 
     def __call__(self, count: int, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
                  generator: torch.Generator | None = None) -> Tensor:
-        """`count` latent vectors, (count, nz), from `generator` or the device's own."""
+        """`count` latent vectors, (count, nz), drawn from `generator` or the default generator of the device."""
         z = torch.empty(count, self.nz, device=device, dtype=dtype)
         if self.kind == "uniform":
             return z.uniform_(-1, 1, generator=generator)
         return z.normal_(self.mean, 1, generator=generator)
 
     def from_seeds(self, seeds: Sequence[int]) -> Tensor:
-        """One latent per seed, (len(seeds), nz): independent of the device and of the other seeds."""
+        """One latent per seed, (len(seeds), nz), which depends only on this seed and not on the device."""
         return torch.cat([self(1, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
     def walk(self, seeds: Sequence[int], count: int) -> Tensor:
-        """From each seed's latent to the next one's in `count` steps: ((len(seeds) - 1) * count, nz)."""
+        """Paths of `count` latents from the latent of each seed to the next: ((len(seeds) - 1) * count, nz)."""
         return torch.cat([self.path(a, b, count) for a, b in itertools.pairwise(self.from_seeds(seeds))])
 
     def path(self, start: Tensor, end: Tensor, count: int) -> Tensor:
         """`count` latents (count, nz) from start (nz,) to end (nz,), both included.
 
-        Along the sphere for normal noise, which is concentrated near a sphere that a straight line would leave;
-        straight for uniform noise.
+        Spherical interpolation for normal noise, which is concentrated near a sphere; linear for uniform noise.
         """
         t = torch.linspace(0, 1, count, dtype=start.dtype)[:, None]
         if self.kind == "uniform":
@@ -50,9 +49,10 @@ class Noise:
 
 @torch.no_grad()
 def draw(generator: nn.Module, z: Tensor, labels: Tensor | None = None, *, batch_statistics: bool = False) -> Tensor:
-    """Images (or points) for z (N, nz) on the CPU, in float32; mode and running statistics are not changed.
+    """Generate images (or points) from z (N, nz), in float32 on the CPU. The mode and the running statistics of the
+    generator are not changed.
 
-    With `batch_statistics` batch normalisation uses this batch's own statistics, else the running ones.
+    Batch normalization uses the running statistics, or, with `batch_statistics`, those of the batch.
     """
     like = next(generator.parameters())
     was_training, buffers = generator.training, [b.clone() for b in generator.buffers()]
@@ -70,8 +70,8 @@ def draw(generator: nn.Module, z: Tensor, labels: Tensor | None = None, *, batch
 def measure_statistics(generator: nn.Module, z: Tensor, labels: Tensor | None = None, *, batch: int = 64) -> None:
     """Replace the running statistics of batch normalization by their means over z (N, nz) in batches of `batch`.
 
-    For averaged parameters: the running statistics of the live network are those of other activations. labels (N,) if
-    conditional. By `torch.optim.swa_utils.update_bn`.
+    Averaged parameters need this, because the running statistics of the trained network are those of other activations.
+    labels: (N,) if conditional. Uses `torch.optim.swa_utils.update_bn`.
     """
     like = next(generator.parameters())
     inputs = [z.to(like)] if labels is None else [z.to(like), labels.to(like.device)]
@@ -80,7 +80,7 @@ def measure_statistics(generator: nn.Module, z: Tensor, labels: Tensor | None = 
 
 
 class _Unpacked(nn.Module):
-    """A network that takes all its inputs in one tuple."""
+    """A network that takes its inputs as one tuple."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -49,7 +49,7 @@ class TFDiscriminator(nn.Module):
 
 
 def glorot_uniform(network: nn.Module) -> None:
-    """tf.layers' defaults: Glorot-uniform kernels, zero biases."""
+    """Initialize as tf.layers does: Glorot-uniform kernels, zero biases."""
     for module in network.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.xavier_uniform_(module.weight)

@@ -1,4 +1,4 @@
-"""Weights from files of other programs: a state_dict, read without executing code, loaded into a network."""
+"""Weights from files of other programs: reading a state_dict without executing code, and loading it into a network."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from fastgan.errors import FastganError, first_line
 from fastgan.files import StrPath
 
-_WRAPPERS = {"module", "_orig_mod"}  # attributes in which DataParallel and torch.compile keep a network
+_WRAPPERS = {"module", "_orig_mod"}  # attributes in which DataParallel and torch.compile store a network
 _EXPECTED = "expected what torch.save(netG.state_dict(), PATH) writes"
 
 
 def read(path: StrPath) -> dict[str, Tensor]:
-    """The state_dict in `path`, of safetensors or of torch.save, on the CPU, under the names of `unwrapped`.
+    """The state_dict in a file of safetensors or `torch.save`, on the CPU, with names as returned by `unwrapped`.
 
-    Raises `FastganError` when the file is missing, damaged, or contains anything but tensors by name. Code in it is
-    never executed.
+    Raises `FastganError` if the file is missing, damaged, or contains anything other than a dictionary of tensors. Code
+    in the file is never executed.
     """
     try:
         if Path(path).suffix == ".safetensors":
@@ -39,22 +39,22 @@ def read(path: StrPath) -> dict[str, Tensor]:
 
 
 def unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`state` without the name prefixes of DataParallel and torch.compile around the network or a submodule.
+    """`state` without the prefixes that DataParallel and torch.compile add to names of a network or a submodule.
 
-    Unchanged if two names would become equal.
+    It is unchanged if two names would become equal.
     """
     names = {".".join(part for part in name.split(".") if part not in _WRAPPERS): name for name in state}
     return {new: state[name] for new, name in names.items()} if len(names) == len(state) else dict(state)
 
 
 def put(state: dict[str, Tensor], network: nn.Module, path: StrPath) -> None:
-    """Load `state`, which was read from `path`, into `network`; onto the CPU if the network is on the meta device.
+    """Load `state`, which was read from `path`, into `network`. A network on the meta device is moved to the CPU.
 
-    Raises `FastganError` that names the first entry that does not fit the network.
+    Raises `FastganError`, which names the first entry that does not fit the network.
     """
     expected = network.state_dict()
     for name, tensor in expected.items():
-        if name.endswith("num_batches_tracked"):  # PyTorch did not write it before 0.4.1
+        if name.endswith("num_batches_tracked"):  # PyTorch before 0.4.1 did not write it
             state.setdefault(name, torch.zeros((), dtype=tensor.dtype))
         if name not in state:
             raise FastganError(f"{path} has no {name}; expected {_size(tensor)}")
@@ -62,7 +62,7 @@ def put(state: dict[str, Tensor], network: nn.Module, path: StrPath) -> None:
             raise FastganError(f"{path}: {name} is {_size(state[name])}, expected {_size(tensor)}")
     for name in state:
         if name not in expected:
-            raise FastganError(f"{path} has {name}, which is not expected; the last that is: {list(expected)[-1]}")
+            raise FastganError(f"{path} contains an unexpected {name}; expected names up to {list(expected)[-1]}")
     if any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers())):
         network.to_empty(device="cpu")
     network.load_state_dict(state)
@@ -73,15 +73,15 @@ def _size(tensor: Tensor) -> str:
 
 
 def load_error(error: Exception) -> str:
-    """A short reason why `torch.load`, or `load_state_dict` on its result, failed."""
+    """A short reason why `torch.load`, or `load_state_dict` with its result, failed."""
     if isinstance(error, OSError):
         return error.strerror or first_line(error)
     if code := re.search(r"GLOBAL (\S+)", str(error)):
-        return f"it calls for code, {code[1]}, which is never run"
+        return f"it contains code ({code[1]}), which fastgan does not execute"
     if key := re.search(r'(Missing|Unexpected) key\(s\) in state_dict: "([^"]+)"', str(error)):
         return f"it has {'no ' * (key[1] == 'Missing')}{key[2]}"
     if size := re.search(r"size mismatch for ([^:]+)", str(error)):
         return f"its {size[1]} has another size"
-    # torch's own message recommends weights_only=False, or names a step of its unpickler
+    # PyTorch's message would recommend weights_only=False, or name an internal step of unpickling
     is_damaged = isinstance(error, (pickle.UnpicklingError, struct.error, LookupError, EOFError, ValueError))
-    return "it is damaged or something else" if is_damaged else first_line(error)
+    return "it is damaged or of another type" if is_damaged else first_line(error)

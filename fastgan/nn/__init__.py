@@ -1,4 +1,4 @@
-"""Modules of fused layers, and the conversion of networks of eager layers."""
+"""Modules of fused layers, and the conversion of existing networks."""
 
 from __future__ import annotations
 

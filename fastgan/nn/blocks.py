@@ -1,4 +1,5 @@
-"""Modules as blocks, convolution -> [batch normalization] -> [activation]; and why layers are in none."""
+"""Grouping of modules into blocks, convolution -> [batch normalization] -> [activation], and reasons why a layer cannot
+be part of one."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ Layers = tuple[nn.Module, nn.Module | None, nn.Module | None]  # of one block: c
 
 
 def read(layers: list[nn.Module]) -> list[list[Layers] | nn.Module]:
-    """Split the layers of a chain into parts, in order: lists of blocks, and layers that are called unchanged."""
+    """Split the layers of a chain into parts, in order: lists of consecutive blocks, and layers that run unfused."""
     parts: list[list[Layers] | nn.Module] = []
     i = 0
     while i < len(layers):
@@ -84,7 +85,7 @@ def why_not_geometry(kernel: Sequence[int], stride: Sequence[int], padding: Sequ
 
 def block(convolution: nn.Module, norm: nn.Module | None, activation: nn.Module | None,
           groups: int = 1) -> tuple[BlockTensors, BlockSpec]:
-    """The layers of a block as data, with the training flags that they now have."""
+    """The tensors and the specification of a block, with the current training flags of its layers."""
     assert isinstance(convolution, _CONVOLUTIONS) and (norm is None or isinstance(norm, nn.BatchNorm2d))
     transposed = isinstance(convolution, nn.ConvTranspose2d)
     padding, extra = convolution.padding, convolution.output_padding if transposed else (0, 0)
@@ -94,7 +95,7 @@ def block(convolution: nn.Module, norm: nn.Module | None, activation: nn.Module 
     act = Activation() if activation is None else _activation(activation)
     if norm is None:
         return BlockTensors(convolution.weight, convolution.bias), BlockSpec(conv, None, act)
-    # as `nn.BatchNorm2d.forward` decides
+    # as in `nn.BatchNorm2d.forward`
     mean, var, training = norm.running_mean, norm.running_var, norm.training
     updates = training and norm.track_running_stats
     if training and not updates:

@@ -1,10 +1,9 @@
 """Sequences of layers that run as fused operations, with the interface of `nn.Sequential`.
 
-A `Chain` contains the eager layers themselves, under the names that they have in an `nn.Sequential`, so a checkpoint of
-one loads into the other. Each call groups the layers into blocks, convolution -> [batch normalization] -> [activation],
-and passes each block to the engine. Layers that are not part of such a block are called as they are. Because blocks are
-formed in each call, a hook that is registered, or a layer that is replaced, frozen or switched to evaluation, takes
-effect in the next call.
+A `Chain` contains the eager layers with the names that they have in an `nn.Sequential`, so a checkpoint of one can be
+loaded into the other. Each call groups the layers into blocks, convolution -> [batch normalization] -> [activation],
+and passes each block to the engine; other layers are called unchanged. Because blocks are formed in each call, changes
+such as registering a hook, replacing or freezing a layer, or switching it to evaluation take effect in the next call.
 """
 
 from __future__ import annotations
@@ -38,13 +37,13 @@ class Chain(nn.Sequential):
 
     Attributes:
         impl: the engine.
-        stat_groups: G. Each of G equal parts of the batch is treated as a batch of its own, in order, with its own
-            batch statistics and one update of the running statistics. `fastgan.nn.stat_groups` sets it temporarily.
+        stat_groups: G. Each of G equal parts of the batch is treated as a separate batch, in order, with its own batch
+            statistics and one update of the running statistics. `fastgan.nn.stat_groups` sets it temporarily.
     """
 
     impl: str = "auto"
     stat_groups: int = 1
-    _fastgan: Any = None  # called before the first run of a converted network's chain
+    _fastgan: Any = None  # called once, before the first call of a chain in a converted network
 
     def __init__(self, *layers: nn.Module | OrderedDict[str, nn.Module], impl: str = "auto") -> None:
         check_impl(impl)
@@ -69,7 +68,7 @@ class Chain(nn.Sequential):
         return input
 
     def _runs_eagerly(self, input: Any) -> bool:
-        """Whether the layers are called one by one: compilers and tracers are given what they know."""
+        """Whether the layers are called one by one, for example because a compiler or tracer must see them."""
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
         return (not isinstance(input, Tensor) or input.dim() != 4 or bool(_has_any_global_hook())
                 or (traced and not synchronised.processes()) or disabled())
@@ -82,19 +81,19 @@ class Chain(nn.Sequential):
         return part
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """What torch.jit.script compiles instead."""
+        """The module that torch.jit.script compiles instead."""
         from fastgan.nn.convert import to_eager
 
         return to_eager(self)
 
 
 def disabled() -> bool:
-    """Whether the environment turns fusion off."""
+    """Whether the environment variable FASTGAN_DISABLE disables fusion."""
     return os.environ.get("FASTGAN_DISABLE") == "1"
 
 
 def in_eager_format(a: Tensor, x: Tensor, weights: Iterable[Any]) -> Tensor:
-    """a, the result of convolutions of x, in the memory format that eager layers give it, as `view` may follow."""
+    """Convert a, the result of convolutions of x, to the memory format of eager layers, because `view` may follow."""
     return a if any(map(_is_channels_last, (x, *weights))) else a.contiguous()
 
 
@@ -103,32 +102,34 @@ def _is_channels_last(x: Tensor) -> bool:
 
 
 def _guard(module: nn.Module, input: Any) -> AbstractContextManager[Any]:
-    """The context in which a module is called as it is: the network may be channels_last because fastgan made it so."""
+    """The context in which a module is called unfused. It avoids convolutions that PyTorch computes incorrectly in
+    channels_last, to which fastgan may have converted the network."""
     layers = module.children() if isinstance(module, Chain) else (module,)
     on_cpu = isinstance(input, Tensor) and input.device.type == "cpu" and not torch.compiler.is_compiling()
     return convolutions.guarded() if on_cpu and any(map(_may_convolve_wrongly, layers)) else nullcontext()
 
 
 def _may_convolve_wrongly(layer: nn.Module) -> bool:
-    """Whether a layer may compute one of the convolutions that `convolutions.guarded` is for."""
+    """Whether a layer may compute a convolution that needs `convolutions.guarded`."""
     if isinstance(layer, nn.modules.conv._ConvNd):
         return max(layer.stride) > 1 or 1 in layer.weight.shape[:2] or layer.in_channels == 1
     return not type(layer).__module__.startswith("torch.nn.")
 
 
 def _in_parts(function: Any, input: Any, groups: int) -> Any:
-    """`function` of each of `groups` equal parts of the batch, in order."""
+    """Call `function` on each of `groups` equal parts of the batch, in order."""
     if groups == 1:
         return function(input)
     groups = check_groups(input, groups)
-    # copies: a layer may overwrite what it is given, and views of one tensor would spoil each other's backward
+    # cloned, because a layer may modify its input in place, and views of one tensor would invalidate each other's
+    # backward
     return torch.cat([function(part.clone()) for part in input.split([input.shape[0] // groups] * groups)])
 
 
 class _Block(Chain):
-    """A chain with `weight` and `bias`, those of its convolution, in which alone they are registered.
+    """A chain whose `weight` and `bias` are those of its convolution.
 
-    An initialiser such as DCGAN's `weights_init` expects them where it finds "Conv" in the name of a class.
+    Initializers such as DCGAN's `weights_init` expect these attributes in classes with "Conv" in their name.
     """
 
     @property
@@ -141,15 +142,15 @@ class _Block(Chain):
 
 
 class ConvBNAct(_Block):
-    """Conv2d -> BatchNorm2d -> activation, under the names "0", "1" and "2". (N, Ci, H, W) -> (N, Co, Ho, Wo).
+    """Conv2d -> BatchNorm2d -> activation, with the names "0", "1" and "2". (N, Ci, H, W) -> (N, Co, Ho, Wo).
 
     `in_channels`, `out_channels`, `kernel_size`, `stride` and `padding` are those of `nn.Conv2d`.
 
     Args:
-        bias: whether the convolution has a bias; by default it has none.
-        activation: "relu", "leaky_relu", "tanh", or "none" for no third layer.
-        negative_slope: of "leaky_relu".
-        norm: whether there is batch normalization.
+        bias: whether the convolution has a bias; False by default.
+        activation: "relu", "leaky_relu", "tanh", or "none" for no activation layer.
+        negative_slope: negative slope of "leaky_relu".
+        norm: whether there is a batch normalization layer.
         eps: as in `nn.BatchNorm2d`.
         momentum: as in `nn.BatchNorm2d`.
         impl: the engine, as in `fastgan.ops`.
@@ -177,11 +178,11 @@ class ConvTransposeBNAct(_Block):
 
 
 class ConvBNLeakyReLU(ConvBNAct):
-    """The discriminator's block: `ConvBNAct` with LeakyReLU of slope 0.2."""
+    """`ConvBNAct` with LeakyReLU of slope 0.2, as in a DCGAN discriminator."""
 
 
 class ConvTransposeBNReLU(ConvTransposeBNAct):
-    """The generator's block: `ConvTransposeBNAct` with ReLU."""
+    """`ConvTransposeBNAct` with ReLU, as in a DCGAN generator."""
 
 
 def _after(channels: int, activation: str, negative_slope: float, norm: bool, eps: float,
@@ -214,8 +215,8 @@ def use(network: nn.Module, impl: str) -> nn.Module:
 def frozen(network: nn.Module) -> Iterator[None]:
     """Context manager in which calls of `network` compute gradients of its input, but not of its parameters.
 
-    `torch.autograd.grad(loss, others)` alone does not avoid that work, because a fused operation decides in its forward
-    call which gradients its backward call computes.
+    `torch.autograd.grad(loss, others)` alone does not avoid this computation, because a fused operation determines in
+    its forward pass which gradients its backward pass computes.
     """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     try:
@@ -228,7 +229,7 @@ def frozen(network: nn.Module) -> Iterator[None]:
 
 
 def flat(chain: nn.Sequential) -> list[nn.Module]:
-    """The layers of a chain, those of nested ones in their place."""
+    """The layers of a chain, with the layers of nested chains in their place."""
     layers: list[nn.Module] = []
     for module in chain._modules.values():
         if opens(module, chain):
@@ -239,7 +240,7 @@ def flat(chain: nn.Sequential) -> list[nn.Module]:
 
 
 def named_layers(chain: nn.Sequential, name: str) -> Iterator[tuple[str, nn.Module]]:
-    """The layers of a chain, those of nested ones in their place, with their names in the network."""
+    """The layers of a chain, with the layers of nested chains in their place, and their names in the network."""
     for key, module in chain._modules.items():
         if opens(module, chain):
             yield from named_layers(module, join(name, key))
@@ -253,7 +254,7 @@ def join(name: str, key: str) -> str:
 
 
 def opens(module: nn.Module | None, chain: nn.Sequential) -> TypeGuard[nn.Sequential]:
-    """Whether the layers of `module`, inside `chain`, run as if they stood in `chain`."""
+    """Whether the layers of `module`, a child of `chain`, run as if they were children of `chain`."""
     if type(module) is nn.Sequential:
         return not why_not(module)
     return (isinstance(module, Chain) and isinstance(chain, Chain) and type(module).forward is Chain.forward

@@ -1,4 +1,4 @@
-"""The forward of a module, compiled by Dynamo with the backend "fastgan"."""
+"""The forward of a module, compiled by torch.compile with the backend "fastgan"."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from fastgan.ops import convolutions
 
 RECOMPILE_LIMIT = 64
 _SETTINGS = {
-    "skip_nnmodule_hook_guards": False,  # a hook that is added to a layer later must run
-    "allow_unspec_int_on_nn_module": True,  # a forward that counts its calls is compiled twice, not at every call
-    "trace_numpy": False,  # numpy's random numbers come from numpy
+    "skip_nnmodule_hook_guards": False,  # so that hooks that are added later run
+    "allow_unspec_int_on_nn_module": True,  # so that a forward that counts its calls is not recompiled in each call
+    "trace_numpy": False,  # so that random numbers of NumPy come from NumPy
 }
 _log = logging.getLogger("fastgan")
 
 
 class CompiledForward:
-    """The forward of one module, compiled at its first call.
+    """The forward of one module, compiled in its first call.
 
-    impl: the engine. report: that of the network; name: of the module in the network.
+    impl: the engine. report: the report of the network. name: the name of the module in the network.
     """
 
     def __init__(self, impl: str, report: Report, name: str) -> None:
@@ -50,21 +50,21 @@ class CompiledForward:
 
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         eager = module._eager_class
-        if self.failed or _get_current_dispatch_mode() is not None:  # within such a mode Dynamo compiles nothing
+        if self.failed or _get_current_dispatch_mode() is not None:  # Dynamo does not compile in a dispatch mode
             return _run_eagerly(module, args, kwargs)
         if self.function is None:
             self.function = _compile(eager.forward, self.impl)
         count = runs.count
         error: Exception | None = None
         kind = converted_class(eager)
-        changes_class = type(module) is kind  # a forward may ask for its class, and write to it
+        changes_class = type(module) is kind  # because a forward may read its class and write to it
         _settings.begin(module)
         try:
             if changes_class:
                 object.__setattr__(module, "__class__", eager)
             result = self.function(module, *args, **kwargs)
         except Exception as raised:
-            # not where part of the forward has run
+            # do not repeat a forward of which a part has run
             if runs.count != count or not (isinstance(raised, TorchDynamoException) or raised is _settings.error):
                 raise
             error = raised
@@ -72,7 +72,7 @@ class CompiledForward:
             if changes_class:
                 object.__setattr__(module, "__class__", kind)
             wrote = _settings.end()
-        reason = "it writes an attribute of a class"  # in PyTorch up to 2.11, Dynamo does so once
+        reason = "it writes an attribute of a class"  # which Dynamo up to PyTorch 2.11 does only once
         if error is not None:
             result = _run_eagerly(module, args, kwargs)  # an error of the network itself is raised here
             reason = f"torch.compile failed: {first_line(error)}"
@@ -86,7 +86,7 @@ class CompiledForward:
         return result
 
     def report_compiled(self, module: nn.Module) -> None:
-        """Report what was compiled since the last call; after the first one, which layers no graph contains, too."""
+        """Report what was compiled since the last call, and, after the first call, which layers are in no graph."""
         names = {id(tensor): (name, layer) for name, layer in module.named_modules(prefix=self.name)
                  if isinstance(layer, LAYERS) for tensor in (*layer.parameters(), *layer.buffers())}
         compiled, runs.compiled = runs.compiled, []
@@ -100,11 +100,11 @@ class CompiledForward:
             self.called = True
             for name, layer in dict(names.values()).items():
                 if name in self.report.expected:
-                    self.report.put_left(name, layer, f"no graph that torch.compile made of {type(module).__name__} "
+                    self.report.put_left(name, layer, f"torch.compile traced no graph of {type(module).__name__} that "
                                          "contains it")
 
     def report_eager(self, text: str) -> None:
-        """Report that a call ran no graph, if only because Dynamo's limit of recompilations was reached."""
+        """Report that a call ran eagerly, for example because Dynamo's recompilation limit was reached."""
         self.warned = True
         self.report.put([self.name or "the network"], text)
         _log.warning(f"fastgan: {self.name or 'the network'}: {text}")
@@ -116,7 +116,8 @@ def _run_eagerly(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 def _compile(forward: Any, impl: str) -> Any:
-    """A forward, compiled for one module: Dynamo keeps and counts what it compiles by the code object."""
+    """Compile a forward for one module. The function is copied, because Dynamo caches and counts compilations per code
+    object."""
     if isinstance(forward, FunctionType):
         copied = FunctionType(forward.__code__.replace(), forward.__globals__, forward.__name__, forward.__defaults__,
                               forward.__closure__)
@@ -126,18 +127,18 @@ def _compile(forward: Any, impl: str) -> Any:
     if "recompile_limit" in inspect.signature(torch.compile).parameters:
         limit = {"recompile_limit": RECOMPILE_LIMIT}
     elif config.recompile_limit < RECOMPILE_LIMIT:
-        config.recompile_limit = RECOMPILE_LIMIT  # PyTorch up to 2.11 has none for a single function
+        config.recompile_limit = RECOMPILE_LIMIT  # PyTorch up to 2.11 has no limit per function
     return torch.compile(forward, backend=dynamo.fastgan, options={"impl": impl}, **limit)
 
 
 class _Settings(threading.local):
-    """What holds while Dynamo compiles for a module of this thread: patching its settings at each call takes 30 us."""
+    """Settings of Dynamo while it compiles for a module of this thread; patching them in each call would take 30 us."""
 
     def __init__(self) -> None:
-        self.modules: list[nn.Module] = []  # whose forwards are running
+        self.modules: list[nn.Module] = []  # modules whose forward is running
         self.patch: Any = None
-        self.classes: dict[type, dict[str, Any]] = {}  # and their attributes when a compilation began
-        self.error: BaseException | None = None  # with which the last compilation ended
+        self.classes: dict[type, dict[str, Any]] = {}  # their classes' attributes before a compilation
+        self.error: BaseException | None = None  # the error of the last compilation
 
     def begin(self, module: nn.Module) -> None:
         if self.enter not in callback_handler.start_callbacks:  # torch.compiler.reset removes them
@@ -146,7 +147,7 @@ class _Settings(threading.local):
         self.modules.append(module)
 
     def end(self) -> bool:
-        """Whether an attribute of a class was written since a compilation began, if there was one."""
+        """Whether an attribute of a class was written since a compilation began."""
         self.modules.pop()
         classes, self.classes, self.error = self.classes, {}, None
         return any(vars(kind).get(key) is not value for kind, attributes in classes.items()

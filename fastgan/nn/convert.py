@@ -1,8 +1,8 @@
-"""`convert` an existing network so that fused kernels run it, and `to_eager`, its inverse.
+"""`convert`, which makes an existing network use fused kernels, and `to_eager`, its inverse.
 
-The result is a network of new modules that share parameters, buffers and layers with the given one: every
+The result consists of new modules that share parameters, buffers and layers with the given network: every
 `nn.Sequential` becomes a `Chain`, and a module with convolutions outside of an `nn.Sequential` gets a class whose
-forward Dynamo compiles (`fused.py`). No layer is copied, moved or renamed.
+forward is compiled by Dynamo (`fused.py`). No layer is copied, moved or renamed.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def convert(model: nn.Module, impl: str = "auto") -> nn.Module:
 
     `model` is neither run nor changed. The result shares all its layers, parameters and buffers: training, moving or
     loading one also affects the other, and an optimizer of one also works for the other. state_dict keys, outputs and
-    gradients are the same. Convert a network before it is wrapped in DistributedDataParallel or `torch.compile`.
+    gradients are the same. Convert a network before wrapping it in DistributedDataParallel or `torch.compile`.
 
     Every `nn.Sequential` becomes a `fastgan.nn.Chain`. A module with convolutions or batch normalizations outside of an
-    `nn.Sequential` gets a subclass of its class; its first call compiles its forward by torch.compile with the backend
-    "fastgan", without Inductor. Both run their eager layers under jit, export, ONNX and other compilers, and if the
-    environment variable FASTGAN_DISABLE is 1.
+    `nn.Sequential` gets a subclass of its class, whose first call compiles its forward by torch.compile with the
+    backend "fastgan", without Inductor. Both run their eager layers under jit, export, ONNX and other compilers, and if
+    the environment variable FASTGAN_DISABLE is 1.
 
     Args:
         model: any module.
@@ -48,7 +48,7 @@ def convert(model: nn.Module, impl: str = "auto") -> nn.Module:
             engine, or why not.
 
     Raises:
-        FastganError: for an unknown engine, and for a network that is wrapped already.
+        FastganError: for an unknown engine, and for a network that is already wrapped.
     """
     check_impl(impl)
     _check_model(model)
@@ -81,9 +81,9 @@ def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {model!r} ({type(model).__name__}), expected an nn.Module")
     if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel, torch.jit.ScriptModule)):
-        raise FastganError(f"model is a {type(model).__name__}: convert the network inside, then wrap it")
+        raise FastganError(f"model is a {type(model).__name__}; expected the network inside: convert it, then wrap it")
     if is_opaque(model):
-        raise FastganError("model is compiled: convert it first, then torch.compile the result")
+        raise FastganError("model is compiled; expected the network inside: convert it, then call torch.compile")
 
 
 def _eager_class(module: nn.Module) -> type[nn.Module] | None:
@@ -93,7 +93,7 @@ def _eager_class(module: nn.Module) -> type[nn.Module] | None:
 
 
 def _class_for(module: nn.Module) -> type[nn.Module] | None:
-    """The class of a module in a converted network; None for what can be shared with the given one."""
+    """The class of a module in the converted network; None for a module that can be shared with the given network."""
     kind: Any = type(module)
     if is_opaque(module) or isinstance(module, LAYERS):
         return None
@@ -106,14 +106,14 @@ def _class_for(module: nn.Module) -> type[nn.Module] | None:
     if kind.forward is nn.Sequential.forward or any(_why_left(layer) == "" for _, layer in _own_layers(module, "")):
         try:
             return converted_class(kind)
-        except Exception as error:  # raised by a metaclass or __init_subclass__ of the user's
+        except Exception as error:  # raised by a metaclass or __init_subclass__ of the user
             _log.warning(f"fastgan: {kind.__name__} cannot be subclassed, so its forward is not fused: "
                          f"{first_line(error)}")
     return None
 
 
 def _own_layers(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    """The layers that the forward of a module calls by themselves, if it has one."""
+    """The layers that are called directly by the forward of a module, if it has one."""
     if type(module).forward is nn.Module.forward:
         return
     rest = [(join(name, key), child) for key, child in module._modules.items()]
@@ -121,12 +121,12 @@ def _own_layers(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]
         key, child = rest.pop(0)
         if isinstance(child, LAYERS):
             yield key, child
-        elif child is not None and type(child).forward is nn.Module.forward:  # a ModuleList, say
+        elif child is not None and type(child).forward is nn.Module.forward:  # such as a ModuleList
             rest[:0] = [(join(key, inner), layer) for inner, layer in child._modules.items()]
 
 
 def _why_left(layer: nn.Module) -> str:
-    """Why the backend does not fuse a layer wherever it is called, in words; "" when it may."""
+    """The reason why the backend can never fuse this layer; "" if it may be fused."""
     if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
         return why_not_geometry(layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
     if isinstance(layer, nn.BatchNorm2d):
@@ -135,7 +135,7 @@ def _why_left(layer: nn.Module) -> str:
 
 
 def _prepare(module: nn.Module, name: str, impl: str, report: Report) -> None:
-    """Give a module of a converted network its engine, and report what is expected of it."""
+    """Set the engine of a module of a converted network, and report which of its layers are expected to be fused."""
     if isinstance(module, Chain) and type(module).forward is Chain.forward:
         vars(module).update(impl=impl, _fastgan=partial(report.put_chain, name=name, ran=True))
         report.put_chain(module, name, ran=False)

@@ -1,11 +1,11 @@
-"""The `torch.compile` backend "fastgan": convolution -> [batch normalisation] -> [activation] as one operation.
+"""The `torch.compile` backend "fastgan": convolution -> [batch normalization] -> [activation] as one operation.
 
-Dynamo gives the backend a graph of calls such as `torch.conv2d`, `F.batch_norm` and `F.relu`, with guards that it
-checks before each later call. The backend replaces each such sequence by one call and returns the graph
-as it then is: the rest runs in eager PyTorch, and autograd records everything as usual.
+Dynamo passes a graph of calls such as `torch.conv2d`, `F.batch_norm` and `F.relu` to the backend, and checks guards
+before each later call. The backend replaces each such sequence by one call and returns the modified graph. The rest
+runs in eager PyTorch, and autograd records all operations as usual.
 
-A sequence ends where an intermediate result has another user, in an in-place operation too, and where another operation
-comes between: what that reads or writes is not analysed.
+A sequence is not fused further if an intermediate result has another user, including in-place operations, or if another
+operation is between its calls, because it is not analyzed what that operation reads or writes.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from fastgan.ops.specs import Activation, BlockSpec, BlockTensors, ConvSpec, Nor
 
 
 class Layers(NamedTuple):
-    """Parameters and buffers by which a convolution or batch normalisation of a graph is recognised in a network, and
-    what became of it: the names of the fused layers' classes, or why it was not fused."""
+    """The result for a convolution or batch normalization of a graph: parameters and buffers that identify its layers
+    in the network, and the class names of the fused layers, or the reason why they were not fused."""
 
     tensors: list[Tensor]
     kinds: str
@@ -50,7 +50,7 @@ runs = Runs()
 
 def fastgan(graph_module: fx.GraphModule, example_inputs: list[Any], *,
             options: dict[str, Any] | None = None) -> Callable[..., Any]:
-    """Compile a graph of Dynamo. options: {"impl": engine}, as in `fastgan.ops`."""
+    """The backend: compile a graph from Dynamo. options: {"impl": engine}, as in `fastgan.ops`."""
     impl = (options or {}).get("impl", "auto")
     check_impl(impl)
     if not disabled():
@@ -65,12 +65,13 @@ def fastgan(graph_module: fx.GraphModule, example_inputs: list[Any], *,
     return run
 
 
-if not entry_points(group="torch_dynamo_backends", name="fastgan"):  # a clone that is not installed
+if not entry_points(group="torch_dynamo_backends", name="fastgan"):  # fastgan runs from a clone that is not installed
     register_backend(fastgan)
 
 
 class _Match(NamedTuple):
-    """A block of a graph. Its tensors are nodes; counter: the node that counts the batches, if there is one."""
+    """A block of a graph. Its tensors are nodes. counter: the node that updates num_batches_tracked, if there is one.
+    """
 
     tensors: BlockTensors
     spec: BlockSpec
@@ -80,7 +81,7 @@ class _Match(NamedTuple):
 
 
 def _fuse(graph: fx.Graph, impl: str, inputs: dict[fx.Node, Any]) -> list[Layers]:
-    """Replace the blocks of a graph. Returns what became of its convolutions and batch normalisations."""
+    """Replace the blocks of a graph, and return the results for its convolutions and batch normalizations."""
     layers: list[Layers] = []
     matched: set[fx.Node | None] = set()
     for node in list(graph.nodes):
@@ -131,12 +132,12 @@ _ACTIVATIONS: dict[Any, _Options] = {
 def _bind(options: _Options, node: fx.Node) -> tuple[Any, ...] | None:
     try:
         return options(*node.args, **node.kwargs)
-    except TypeError:  # an argument that the operation does not have in this form, such as out
+    except TypeError:  # an argument that is not supported here, such as out
         return None
 
 
 def _match(node: fx.Node) -> _Match | str:
-    """The longest block that begins with the convolution of a node; or why it is not fused."""
+    """The longest block that begins with the convolution `node`, or the reason why it is not fused."""
     match = _convolution(node)
     if isinstance(match, str):
         return match
@@ -161,7 +162,7 @@ def _convolution(node: fx.Node) -> _Match | str:
     for value in (x, weight):
         tensor = value.meta.get("example_value") if isinstance(value, fx.Node) else None
         if not isinstance(tensor, Tensor) or tensor.dim() != 4 or not tensor.is_floating_point():
-            return "its input or weight is no floating-point tensor of 4 dimensions"
+            return "its input or weight is not a floating-point tensor with 4 dimensions"
     geometry: Any = [(value, value) if isinstance(value, int) else value if isinstance(value, str) else tuple(value)
                      for value in (*sizes, dilation)]
     stride, padding, output_padding, dilation = geometry
@@ -175,7 +176,7 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 
 def _with_norm(match: _Match, node: fx.Node) -> _Match | None:
-    """A convolution with the batch normalisation of its result by a node."""
+    """Extend the match of a convolution by the batch normalization `node`; None if that is not possible."""
     bound = _bind(_batch_norm_options, node)
     if bound is None or bound[0] is not match.last or not isinstance(bound[5], bool):
         return None
@@ -189,7 +190,7 @@ def _with_norm(match: _Match, node: fx.Node) -> _Match | None:
 
 
 def _counts(node: fx.Node) -> bool:
-    """Whether a node adds 1 to a number in a buffer, as `nn.BatchNorm2d` does before it normalises."""
+    """Whether a node adds 1 to an integer buffer, as `nn.BatchNorm2d` does with num_batches_tracked."""
     if node.target != "add_" or node.args[1:] != (1,) or node.kwargs or node.users:
         return False
     counter = node.all_input_nodes[0]
@@ -203,8 +204,8 @@ def _batch_norm_options(input: Any, running_mean: Any, running_var: Any, weight:
 
 
 def _adjacent(node: fx.Node, following: fx.Node, counter: fx.Node | None) -> bool:
-    """Whether nothing between two nodes could be affected if the first were computed with the second."""
-    # the result of a convolution has one user, so only what writes to its input or weight would matter
+    """Whether the first node can be computed together with the second, past the nodes between them."""
+    # the result of a convolution has one user, so only operations that write to its input or weight matter
     harmless = (*_CONVOLUTIONS, *_GUARDED.values(), _run) if node.target in _CONVOLUTIONS else ()
     between = node.next
     while between is not following:
@@ -215,8 +216,8 @@ def _adjacent(node: fx.Node, following: fx.Node, counter: fx.Node | None) -> boo
 
 
 def _replace(graph: fx.Graph, node: fx.Node, match: _Match, impl: str) -> None:
-    """The nodes of a match by one call, merged with the call of the blocks before it."""
-    spec = tuple(None if part is None else tuple(part) for part in match.spec)  # a graph nests no NamedTuples
+    """Replace the nodes of a match by one call, merged with the call for the blocks before it."""
+    spec = tuple(None if part is None else tuple(part) for part in match.spec)  # graphs do not support NamedTuples
     x, blocks, before = node.all_input_nodes[0], [(tuple(match.tensors), *spec)], None
     if x.target is _run and _only_user(x) is node and _adjacent(x, node, None):
         x, blocks, before = x.all_input_nodes[0], [*x.args[1], *blocks], x  # type: ignore[misc]
@@ -237,7 +238,7 @@ def _run(x: Tensor, blocks: list[tuple[Any, ...]], impl: str) -> Tensor:
 
 
 def _tensors(nodes: Iterable[Any], inputs: dict[fx.Node, Any]) -> list[Tensor]:
-    """The inputs of the graph from which nodes are computed, in the order of the nodes."""
+    """The graph inputs from which the nodes are computed, in the order of the nodes."""
     seen = dict[fx.Node, None]()
     rest = [node for node in nodes if isinstance(node, fx.Node)]
     while rest:

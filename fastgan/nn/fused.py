@@ -1,7 +1,7 @@
-"""Subclasses of a network's classes, with the same names, as FSDP2's `fully_shard` makes them.
+"""Subclasses of a network's classes, with the same names, as FSDP2's `fully_shard` creates them.
 
-So `isinstance` holds, and copies, pickles and replicas keep the fusion. An `nn.Sequential` becomes a `Chain`; the
-forward of any other module is compiled (`compiled.py`).
+`isinstance` checks still work, and copies, pickles and replicas keep the fusion. A subclass of `nn.Sequential` also
+inherits from `Chain`; the forward of any other module is compiled (`compiled.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fastgan.ops import synchronised
 
 
 class Converted:
-    """What the classes made here have in common."""
+    """Base class of the subclasses created here."""
 
     _eager_class: type[nn.Module]
 
@@ -39,7 +39,7 @@ def _new(eager_class: Any, *arguments: Any) -> Any:
 
 @functools.cache
 def converted_class(eager_class: Any) -> Any:
-    """The subclass that runs blocks of layers as fused operations: a `Chain` for an `nn.Sequential`."""
+    """The subclass of `eager_class` that runs blocks of layers as fused operations."""
     namespace: dict[str, Any] = {"_eager_class": eager_class, "__module__": eager_class.__module__,
                                  "__qualname__": eager_class.__qualname__, "__doc__": eager_class.__doc__}
     metaclass = _metaclass(eager_class)
@@ -56,7 +56,7 @@ def converted_class(eager_class: Any) -> Any:
 
 
 def _metaclass(eager_class: Any) -> Any:
-    """A metaclass whose classes set attributes, as `type(self).calls += 1` does, on the eager class."""
+    """A metaclass that sets class attributes, as in `type(self).calls += 1`, on the eager class."""
     kind = type(eager_class)
 
     def __setattr__(cls: Any, name: str, value: Any) -> None:
@@ -66,6 +66,6 @@ def _metaclass(eager_class: Any) -> Any:
 
 
 def _runs_eagerly(args: tuple[Any, ...]) -> bool:
-    """Whether a tracer, a hook on all modules or an exchange of statistics needs the modules as they are."""
+    """Whether a tracer, a global module hook or the exchange of batch statistics requires the eager forward."""
     return (torch.jit.is_tracing() or bool(_has_any_global_hook()) or synchronised.processes() > 0 or disabled()
             or any(isinstance(value, fx.Proxy) for value in args))

@@ -1,4 +1,4 @@
-"""Several batches in one call of a network, each with its own batch statistics."""
+"""Several batches in one call of a network, with separate batch statistics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastgan.nn.chain import Chain, flat, use
 from fastgan.ops import synchronised
 from fastgan.ops.arguments import check_int
 
-# outside of a chain: layers that treat each image by itself
+# layers outside of a chain that treat each image independently
 _EACH_BY_ITSELF = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.Flatten, nn.Unflatten, nn.Identity, nn.ReLU,
                    nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.GELU, nn.SiLU, nn.LayerNorm, nn.GroupNorm,
                    nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Upsample)
@@ -24,15 +24,16 @@ _EACH_BY_ITSELF = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.Flatten,
 
 @contextmanager
 def stat_groups(network: nn.Module, groups: int) -> Iterator[None]:
-    """Context manager in which `network` treats each of `groups` equal parts of a batch as a batch of its own.
+    """Context manager in which `network` treats each of `groups` equal parts of a batch as a separate batch.
 
-    Outputs, gradients and running statistics are those of `groups` calls in order:
+    Outputs, gradients and running statistics are those of `groups` consecutive calls:
 
         with fastgan.nn.stat_groups(discriminator, 2):
             logits_real, logits_fake = discriminator(torch.cat([real, fake])).chunk(2)
 
     Raises:
-        FastganError: if a batch normalization of the network is outside of a `Chain` and would see the whole batch.
+        FastganError: if a batch normalization of the network is outside of a `Chain`, where it would use the whole
+            batch.
     """
     groups = check_int("groups", groups)
     if groups < 1:
@@ -49,11 +50,11 @@ def stat_groups(network: nn.Module, groups: int) -> Iterator[None]:
 
 
 def is_divisible(network: nn.Module) -> bool:
-    """Whether one call under `stat_groups` is known to equal a call for each part, in any network.
+    """Whether one call under `stat_groups` is known to equal separate calls for the parts.
 
-    This holds for a chain without dropout, which would draw in another order. Other layers must treat each image by
-    itself, without a parametrization (spectral normalization counts its calls), and be in an `nn.Sequential` or in a
-    network of `fastgan.models`. What the `forward` of another class does with a batch is unknown; `divides` tests it.
+    This is true for a chain without dropout, whose random numbers would be drawn in another order. Other layers must
+    treat each image independently, have no parametrization (spectral normalization is updated once per call), and be in
+    an `nn.Sequential` or a network of `fastgan.models`. The `forward` of another class is tested by `divides`.
     """
     if isinstance(network, Chain) and type(network).forward is Chain.forward:
         return not any(isinstance(module, nn.modules.dropout._DropoutNd) for module in network.modules())
@@ -65,10 +66,11 @@ def is_divisible(network: nn.Module) -> bool:
 
 
 def divides(network: nn.Module, images: Tensor, *condition: Tensor) -> bool:
-    """Whether one call under `stat_groups` equals a call for each part, tested on images (N, ...) and others.
+    """Test whether one call under `stat_groups` equals separate calls for the parts: `images` (N, ...), and images with
+    other statistics.
 
-    A copy of the network runs in float64, so that any dependence between the parts shows. False for networks with
-    hooks, parametrizations or dropout, and if the copy fails.
+    The test runs a copy of the network in float64, where any dependence between the parts can be detected. Returns
+    False for networks with hooks, parametrizations or dropout, and if the copy fails.
     """
     if any(module._forward_hooks or module._forward_pre_hooks or parametrize.is_parametrized(module)
            or isinstance(module, nn.modules.dropout._DropoutNd) for module in network.modules()):
@@ -77,7 +79,7 @@ def divides(network: nn.Module, images: Tensor, *condition: Tensor) -> bool:
     try:
         with torch.no_grad(), torch.random.fork_rng(on_gpu), synchronised.over(0):
             trial, images = use(copy.deepcopy(network), "reference").double(), images.double()
-            parts = images, -0.5 * images.flip(0)  # of other means and variances
+            parts = images, -0.5 * images.flip(0)  # with different means and variances
             apart = [trial(part, *condition) for part in parts]
             with stat_groups(trial, 2):
                 together = trial(torch.cat(parts), *(torch.cat([each, each]) for each in condition))
@@ -89,9 +91,9 @@ def divides(network: nn.Module, images: Tensor, *condition: Tensor) -> bool:
 
 
 def takes_channels_last(network: nn.Module) -> bool:
-    """Whether a network is known to take images in any memory format, as layers of torch.nn and of fastgan do.
+    """Whether a network is known to accept images in any memory format, as layers of torch.nn and of fastgan do.
 
-    The `forward` of another class may call `view`, which only images in NCHW are sure to have.
+    The `forward` of another class may call `view`, which may fail for channels_last images.
     """
     if network._forward_hooks or network._forward_pre_hooks or "forward" in vars(network):
         return False
@@ -103,16 +105,16 @@ def _outermost_chains(module: nn.Module, name: str) -> Iterator[Chain]:
     if isinstance(module, Chain):
         yield module
     elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-        raise FastganError(f"statistic groups: {name or 'the network'} ({type(module).__name__}) is not in a "
-                           "fastgan.nn.Chain and would take its statistics from the whole batch")
+        raise FastganError(f"statistic groups: {name or 'the network'} ({type(module).__name__}) would use the whole "
+                           "batch; expected it in a fastgan.nn.Chain")
     else:
         for key, child in module.named_children():
             yield from _outermost_chains(child, f"{name}.{key}" if name else key)
 
 
 def outside_of_stages(network: nn.Module, name: str = "network") -> list[str]:
-    """The batch normalisations of `network` that belong to no block, by name and kind: those outside of every `Chain`,
-    and those that follow something else than a convolution. Only blocks can merge statistics over processes."""
+    """The batch normalizations of `network` that are not part of a block, by name and type: those outside of a `Chain`,
+    and those that do not follow a convolution. Only blocks can merge statistics over processes."""
     if isinstance(network, Chain) and type(network).forward is Chain.forward:
         parts = read(flat(network))
         names = {module: f"{name}.{key}" for key, module in network.named_modules()}

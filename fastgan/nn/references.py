@@ -1,7 +1,7 @@
-"""Copies of networks that share all tensors, and whose modules refer to each other as the original's do.
+"""Copies of networks that share all tensors, and whose modules refer to each other as in the original.
 
-A module refers to others as children, and through what else it holds: lists and dicts of modules, bound methods,
-closures, hooks.
+A module refers to other modules as children, and through its other attributes: lists and dicts of modules, bound
+methods, closures, and hooks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _COLLECTIONS = (list, tuple, set, frozenset, deque)
 
 
 def children_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """As `model.named_modules()`, but what is in a wrapped, compiled or scripted module is not visited."""
+    """Like `model.named_modules()`, but without the modules inside of wrapped, compiled or scripted modules."""
     seen, rest = set[int](), [("", model)]
     while rest:
         name, module = rest.pop()
@@ -35,7 +35,7 @@ def children_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _reachable(model: nn.Module) -> list[nn.Module]:
-    """`model` and all modules that it refers to, as children or otherwise."""
+    """`model` and all modules that it refers to, directly or indirectly."""
     seen, rest = set[int](), [model]
     found: list[nn.Module] = []
     while rest:
@@ -48,13 +48,13 @@ def _reachable(model: nn.Module) -> list[nn.Module]:
 
 
 def is_opaque(module: nn.Module) -> bool:
-    """Whether a module is a wrapper or compiled, so that what is in it is not converted."""
+    """Whether a module is a wrapper, scripted or compiled, so that the modules inside are not converted."""
     return (isinstance(module, (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel))
             or "_orig_mod" in module._modules or module._compiled_call_impl is not None)
 
 
 def referred_modules(value: Any) -> Iterator[nn.Module]:
-    """The modules to which a value refers, those of other modules not included."""
+    """The modules to which a value refers, without following the references of these modules."""
     seen, rest = set[int](), [value]
     while rest:
         part = rest.pop()
@@ -85,8 +85,8 @@ def _parts(value: Any) -> list[Any]:
 
 
 def shared_copy(model: nn.Module, class_of: Callable[[nn.Module], type[nn.Module] | None]) -> nn.Module:
-    """`model` with other modules. New are `model`, children for which `class_of` has a class, and what refers to a new
-    one."""
+    """A copy of `model` that shares unchanged modules. New modules are created for `model`, for the children for which
+    `class_of` returns a class, and for all modules that refer to a new module."""
     modules = _reachable(model)
     referring: dict[int, list[nn.Module]] = {}
     for module in modules:
@@ -112,7 +112,7 @@ def shared_copy(model: nn.Module, class_of: Callable[[nn.Module], type[nn.Module
 
 
 class _Substitution:
-    """Replaces references to modules by references to new modules, in copies of the objects that contain them."""
+    """Replaces references to modules by references to the new modules, in copies of the objects that contain them."""
 
     def __init__(self, new: dict[int, nn.Module]) -> None:
         self.new = new
@@ -145,7 +145,7 @@ class _Substitution:
             function.__kwdefaults__ = self.of(value.__kwdefaults__)
             function.__dict__.update(value.__dict__)
             return function
-        self.done[id(value)] = made = copy.copy(value)  # before its parts, among which it may be
+        self.done[id(value)] = made = copy.copy(value)  # before its parts, which may contain it
         made.clear()
         if isinstance(value, dict):
             made.update((self.of(key), self.of(part)) for key, part in value.items())

@@ -1,4 +1,4 @@
-"""`fastgan_report`: for each convolution and batch normalisation of a network, what is or will be fused, or why not."""
+"""`fastgan_report`: whether each convolution and batch normalization of a network is or will be fused, or why not."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ LAYERS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
 
 
 class Report(list[str]):
-    """Lines of text, each about the layers whose names it begins with."""
+    """Lines of text. Each begins with the names of the layers that it describes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.names: list[tuple[str, ...]] = []  # of the layers of each line
-        self.expected: set[str] = set()  # names of layers that torch.compile has not reached yet
+        self.names: list[tuple[str, ...]] = []  # names of the layers of each line
+        self.expected: set[str] = set()  # names of layers that torch.compile has not traced yet
 
     def put(self, names: Iterable[str], text: str) -> None:
-        """Write a line about these layers in the place of the lines that they had."""
+        """Add a line about these layers, which replaces their previous lines."""
         names = tuple(names)
         self.expected.difference_update(names)
         old = [i for i, others in enumerate(self.names) if set(others) & set(names)]
@@ -38,8 +38,8 @@ class Report(list[str]):
         return any(name in names for names in self.names)
 
     def put_fused(self, names: Iterable[str], kinds: str, layer: nn.Module, impl: str, *, ran: bool) -> None:
-        """Write that these layers, of which `layer` is one, run as one operation, or are expected to."""
-        # not layer.weight, which a parametrization computes
+        """Report that these layers, of which `layer` is one, run as one operation, or are expected to."""
+        # not layer.weight, which may be computed by a parametrization
         tensor = next(chain(layer.parameters(), layer.buffers()), torch.empty(0))
         engine = engines.named(impl, tensor.device, tensor.dtype)
         if engines.why_not(engine, tensor.device):
@@ -51,16 +51,16 @@ class Report(list[str]):
         self.put(names, f"{text} (engine: {engine})")
 
     def put_expected(self, name: str, layer: nn.Module, impl: str) -> None:
-        """Write that a layer outside of a chain runs as an operation once torch.compile has reached it."""
+        """Report that a layer outside of a chain is expected to run as an operation when torch.compile traces it."""
         self.put_fused([name], type(layer).__name__, layer, impl, ran=False)
         self.expected.add(name)
 
     def put_left(self, name: str, layer: nn.Module, reason: str) -> None:
         if isinstance(layer, LAYERS):
-            self.put([name], f"left as it is, {reason}")
+            self.put([name], f"not fused: {reason}")
 
     def put_chain(self, module: Chain, name: str, *, ran: bool) -> None:
-        """Write about all layers of a chain; before its first call, only where a chain around it has not."""
+        """Report all layers of a chain; before its first call, only those that an outer chain has not reported."""
         layers = iter(named_layers(module, name))
         for part in read([layer for _, layer in named_layers(module, name)]):
             if not isinstance(part, list):

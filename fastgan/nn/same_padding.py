@@ -1,9 +1,9 @@
-"""TensorFlow's SAME padding, for networks that were written in it.
+"""Convolutions with TensorFlow's SAME padding.
 
-SAME splits the padding as left = total // 2, right = total - left. If total is odd, PyTorch's symmetric `padding`
-cannot express this, and `output_padding` would crop the other side: the layers here pad or crop exactly as TensorFlow
-does. In the blocks of a `Chain`, `output_padding` is the number of rows and columns by which the result is longer than
-with symmetric padding, or shorter.
+SAME splits the padding into left = total // 2 and right = total - left. If total is odd, PyTorch's symmetric `padding`
+cannot express this, and `output_padding` would crop the other side. These layers pad and crop exactly as TensorFlow
+does. In the blocks of a `Chain`, `output_padding` is the number of additional rows and columns relative to symmetric
+padding, and may be negative.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 
 def _same(small: int, large: int, kernel: int, stride: int) -> tuple[int, int]:
-    """(left, right) padding of the side of length `large` that a stride maps to `small`."""
+    """The (left, right) padding with which a convolution maps the side `large` to `small`."""
     total = max((small - 1) * stride + kernel - large, 0)
     return total // 2, total - total // 2
 

@@ -1,4 +1,4 @@
-"""A run as one HTML page that needs no other file and no network."""
+"""A run as a single HTML page that needs no other files and no network."""
 
 from fastgan.report.run import is_run, write
 

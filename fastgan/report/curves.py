@@ -1,4 +1,4 @@
-"""The curves of a log as pictures."""
+"""Plots of the curves in a log."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from fastgan.report import page
 
 
 class Chart(NamedTuple):
-    """keys: of records, with the labels of their curves. log: a logarithmic scale if the values span a large range."""
+    """keys: the keys of the records, and the labels of their curves. log: whether to use a logarithmic scale if the
+    values span a large range."""
 
     title: str
     about: str
@@ -21,32 +22,34 @@ class Chart(NamedTuple):
 
 
 CHARTS = (
-    Chart("Losses", "Of discriminator and generator, as --loss defines them",
+    Chart("Losses", "Of discriminator and generator, as defined by --loss",
           {"loss_d": "discriminator", "loss_g": "generator"}),
-    Chart("Discriminator output", "Mean for real and for generated images; equal values mean that it cannot tell them "
-          "apart. A probability, except for wgan-gp and least-squares",
+    Chart("Discriminator output", "Mean for real and for generated images; equal values mean that the discriminator "
+          "cannot distinguish them. Probabilities, except for wgan-gp and least-squares",
           {"d_real": "D(x), real", "d_fake": "D(G(z)), generated"}),
-    Chart("Gradient norms", "Over all parameters of a network",
+    Chart("Gradient norms", "Norm of all gradients of a network",
           {"grad_norm_d": "discriminator", "grad_norm_g": "generator"}, log=True),
-    Chart("Diversity", "Distance between the fakes of a batch, or of a class in a conditional run, relative to that "
-          "between the real images", {"diversity": "fakes"}),
-    Chart("Throughput", "Images per second of training", {"images_per_sec": "images per second"}),
-    Chart("FID", "Distance of the distributions of fakes and real images; lower is better", {"fid": "FID"}),
-    Chart("KID", "The same by another kernel, without bias; lower is better", {"kid": "KID"}),
-    Chart("Inception Score", "Quality and variety of fakes; higher is better", {"is": "IS"}),
-    Chart("Score by a classifier", "Trained on the labelled real images; 1 means as good as real images",
+    Chart("Diversity", "Distance between the fakes in a batch (in a class, for conditional runs), relative to that "
+          "between real images", {"diversity": "fakes"}),
+    Chart("Throughput", "Training images per second", {"images_per_sec": "images per second"}),
+    Chart("FID", "Fréchet distance between the distributions of fakes and real images; lower is better",
+          {"fid": "FID"}),
+    Chart("KID", "Squared MMD between the two distributions, unbiased; lower is better", {"kid": "KID"}),
+    Chart("Inception Score", "Quality and diversity of fakes; higher is better", {"is": "IS"}),
+    Chart("Score by a classifier", "Trained on the labeled real images; 1 is the value of real images",
           {"score_confidence": "confidence", "score_diversity": "diversity", "score_novelty": "novelty"}),
-    Chart("Classes covered", "By the fakes, according to that classifier", {"score_classes": "classes"}),
+    Chart("Classes covered", "Number of classes among the fakes, according to that classifier",
+          {"score_classes": "classes"}),
 )
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a value is finite and can be drawn."""
+    """Whether a value is a finite number that can be plotted."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
 
 
 def draw(records: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The HTML figure of each chart for which there are records."""
+    """An HTML figure for each chart that has data in the records."""
     for chart in CHARTS:
         curves = {label: [(record["step"], record[key]) for record in records if is_number(record.get(key))]
                   for key, label in chart.keys.items()}

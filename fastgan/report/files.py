@@ -1,4 +1,4 @@
-"""Files of a run folder that may be missing, damaged or written by other programs: each error names its file."""
+"""Reading of files in a run folder that may be missing, damaged or from other programs; errors name the file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from fastgan.files import read_json
 
 
 class Picture(NamedTuple):
-    """The bytes of a PNG file. step: after which it was drawn, 0 for the untrained generator. size: width, height."""
+    """The bytes of a PNG file. step: the step after which it was generated, 0 for the untrained generator. size: width,
+    height."""
 
     step: int
     png: bytes
@@ -21,7 +22,8 @@ class Picture(NamedTuple):
 
 
 def json_object(path: Path, missing: str) -> dict[str, Any]:
-    """The object in a JSON file. Raises `FastganError` with the reason, which is `missing` if there is no such file."""
+    """The object in a JSON file. Raises `FastganError` with the reason; if the file is missing, with the message
+    `missing`."""
     try:
         content = read_json(path)
     except FileNotFoundError:
@@ -34,13 +36,13 @@ def json_object(path: Path, missing: str) -> dict[str, Any]:
 
 
 def fakes(folder: Path) -> list[tuple[int, Path]]:
-    """(step, path) of every picture of fakes, in order."""
+    """(step, path) of each picture of fakes, in order."""
     named = ((re.fullmatch(r"fakes(_init|\d{6,12})\.png", path.name), path) for path in folder.glob("fakes*.png"))
     return sorted((0 if match[1] == "_init" else int(match[1]), path) for match, path in named if match)
 
 
 def picture(path: Path, step: int = 0) -> Picture:
-    """Raises `FastganError` for a file that is missing or that is not a complete PNG."""
+    """Read a PNG. Raises `FastganError` for a missing or incomplete file."""
     if not path.is_file():
         raise FastganError(f"There is no {path.name}")
     try:

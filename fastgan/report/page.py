@@ -1,6 +1,6 @@
-"""HTML pieces of a page. All text is escaped here.
+"""HTML elements of a page. All text is escaped here.
 
-The content security policy admits only the page's own style and script, by their digests, and no network access.
+The content security policy allows only the style and script of the page, by their digests, and no network access.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ def text(value: object) -> str:
 
 
 def short(value: object) -> str:
-    """The same, truncated where a value would fill the page."""
+    """Like `text`, but long values are truncated."""
     string = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return text(string if len(string) <= MAX_LENGTH else f"{string[:MAX_LENGTH]}... ({len(string):,} characters)")
 
 
 def number(value: float) -> str:
-    """A number with four digits."""
+    """A number with four significant digits."""
     return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def picture(alt: str, caption: str, png: bytes, size: tuple[int, int], attributes: str = "") -> str:
-    """A figure of (width, height) pixels; `attributes` of the figure are not escaped."""
+    """A figure of (width, height) pixels. The `attributes` of the figure are not escaped."""
     data = base64.b64encode(png).decode()
     return (f'<figure {attributes}><img alt="{text(alt)}" width="{size[0]}" height="{size[1]}" '
             f'src="data:image/png;base64,{data}"><figcaption>{text(caption)}</figcaption></figure>')
 
 
 def table(about: str, head: Sequence[str], rows: Iterable[Iterable[str]], kind: str = "") -> str:
-    """A table whose cells are HTML; the first cell of a row is its header. It scrolls by itself, also by keyboard."""
+    """A table whose cells are HTML; the first cell of each row is its header. Wide tables scroll, also by keyboard."""
     columns = "".join(f'<th scope="col">{text(name)}</th>' for name in head)
     lines = "\n".join(f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
                       for first, *rest in rows)
@@ -60,12 +60,12 @@ def table(about: str, head: Sequence[str], rows: Iterable[Iterable[str]], kind: 
 
 
 def missing(reason: str) -> str:
-    """A paragraph in place of something that cannot be shown."""
+    """A paragraph with the reason why something cannot be shown."""
     return f'<p class="missing">{short(reason)}</p>'
 
 
 def folded(summary: str, content: str) -> str:
-    """Content that is shown when its summary is opened."""
+    """Content that is collapsed below its summary."""
     return f"<details><summary>{text(summary)}</summary>\n{content}\n</details>"
 
 

@@ -1,6 +1,6 @@
-"""A run folder as one page, report.html: alerts, pictures over time, curves, metrics, facts and options.
+"""A run folder as an HTML page, report.html: alerts, pictures over time, curves, metrics, facts and options.
 
-The run may still be training. A file that is missing or damaged is named in its section; the others are shown.
+The run may still be training. A missing or damaged file is reported in its section and does not affect the others.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from fastgan.trainer.run_files import OPTIONS
 
 NAME, LOG = "report.html", "stats.jsonl"
 MAX_PICTURES = 40
-WALK_SEEDS, WALK_FRAMES, WALK_SIDE = (0, 1, 2, 3), 8, 1056  # the side in pixels, at most
+WALK_SEEDS, WALK_FRAMES, WALK_SIDE = (0, 1, 2, 3), 8, 1056  # WALK_SIDE: maximum side in pixels
 
 
 def is_run(folder: StrPath) -> bool:
-    """Whether a folder has any file of a run."""
+    """Whether a folder contains any file of a run."""
     folder = Path(folder)
     return (folder / OPTIONS).exists() or (folder / LOG).exists() or bool(files.fakes(folder))
 
@@ -47,7 +47,7 @@ def write(folder: StrPath, out: StrPath | None = None) -> Path:
         FastganError: for a folder without a run, and if the page cannot be written.
     """
     if not is_run(folder):
-        raise FastganError(f"{folder} is not a run folder: expected {OPTIONS}, {LOG} or pictures of fakes in it")
+        raise FastganError(f"{folder} is not a run folder: expected {OPTIONS}, {LOG} or pictures of fakes")
     out, folder = Path(out or Path(folder, NAME)), Path(folder)
     with replacing(out) as stream:
         stream.write(_Report(folder).page().encode(errors="backslashreplace"))
@@ -59,7 +59,7 @@ class _Report:
         self.folder = folder
         self.records = read_stats(folder / LOG)
         self.done = self.records[-1]["step"] if self.records else 0
-        self.error = ""  # of the options, which have no section of their own
+        self.error = ""  # why the options cannot be read; shown in the header
         try:
             options = files.json_object(folder / OPTIONS, f"There is no {OPTIONS}")
         except FastganError as error:
@@ -80,7 +80,7 @@ class _Report:
             f'<nav aria-label="Sections of this page"><ul>{links}</ul></nav>\n</header>', *body]))
 
     def summary(self) -> str:
-        """The run in a few numbers."""
+        """The most important numbers of the run."""
         total = self.resolved.get("steps")
         speeds = [record["images_per_sec"] for record in self.records if is_number(record.get("images_per_sec"))]
         facts = {"preset": page.short(self.config.get("preset", "unknown")),
@@ -92,7 +92,7 @@ class _Report:
         state = ""
         if is_number(total) and self.done < total:
             state = {True: "; the run is training", False: "; the run was stopped before its end",
-                     None: "; the run is training, or was stopped"}[lock.is_locked(self.folder)]
+                     None: "; the run is training or was stopped"}[lock.is_locked(self.folder)]
         return (f'<dl class="key">{cards}</dl>\n'
                 f'<p class="soft">As of {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC{state}.</p>')
 
@@ -104,11 +104,11 @@ class _Report:
         return "\n".join(f'<p class="alert">{page.short(line)}</p>' for line in lines) or "<p>None in the log.</p>"
 
     def samples(self) -> str:
-        """Fakes over time, one at a time if the script runs, beside real images."""
+        """Pictures of fakes over time beside real images. With JavaScript, a slider selects one of them."""
         paths = files.fakes(self.folder)
         shown, errors = _pictures(_evenly(paths, MAX_PICTURES))
         if len(paths) > MAX_PICTURES:
-            errors.append(f"{MAX_PICTURES} of {len(paths)} pictures, evenly chosen, are shown.")
+            errors.append(f"{MAX_PICTURES} of {len(paths)} pictures are shown, evenly spaced.")
         what = self._contents()
         figures = [page.picture(f"{what} {_when(one.step)}", f"{what} {_when(one.step)}", one.png, one.size,
                                 f'data-step="{one.step:,}"') for one in shown]
@@ -137,7 +137,7 @@ class _Report:
 
         source = Pretrained.load(self.folder)
         if len(source.shape) == 1:
-            return "<p>This generator makes points, not images.</p>"
+            return "<p>This generator outputs points, not images.</p>"
         z = source.noise.walk(WALK_SEEDS, WALK_FRAMES)
         labels = torch.zeros(len(z), dtype=torch.long) if source.classes else None
         grid = pictures.grid(to_uint8(source.draw(z, labels), source.unit_range), WALK_FRAMES)
@@ -146,19 +146,19 @@ class _Report:
         grid.save(stream, "PNG")
         rows = ", ".join(f"{a} to {b}" for a, b in itertools.pairwise(WALK_SEEDS))
         name = f", class {source.classes[0]}" if source.classes else ""
-        alt = f"{len(WALK_SEEDS) - 1} rows of {WALK_FRAMES} images; each row goes from one latent to the next"
-        caption = f"From seed to seed in {WALK_FRAMES} images, one row each: {rows}{name}"
+        alt = f"{len(WALK_SEEDS) - 1} rows of {WALK_FRAMES} images; each row interpolates between two latents"
+        caption = f"Interpolation between seeds in {WALK_FRAMES} images per row: {rows}{name}"
         return page.picture(alt, caption, stream.getvalue(), grid.size)
 
     def curves(self) -> str:
         figures = "".join(curves.draw(self.records))
         if not figures:
             raise FastganError("The log has no curves yet." if (self.folder / LOG).exists() else f"There is no {LOG}")
-        return ('<p class="soft">Thin lines are the records, thick ones their running median.</p>\n'
+        return ('<p class="soft">Thin lines are the recorded values, thick lines their running median.</p>\n'
                 f'<div class="charts">{figures}</div>')
 
     def metrics(self) -> str:
-        """The best checkpoint, and the results of `fastgan evaluate` or else the last values in the log."""
+        """The best checkpoint, and the results of `fastgan evaluate`, or otherwise the last values in the log."""
         return self._best() + self._latest()
 
     def _best(self) -> str:
@@ -167,54 +167,54 @@ class _Report:
             return ""
         name, value = merit(record) or ("", 0.0)
         what = "confidence times diversity" if name == "score_confidence" else name
-        return (f"<p>Best at a snapshot, by {what} {page.number(abs(value))}: step {record['step']:,}; "
-                "checkpoints/best.pt and the folder best have it.</p>")
+        return (f"<p>Best snapshot, with {what} {page.number(abs(value))}: step {record['step']:,}, stored in "
+                "checkpoints/best.pt and the folder best.</p>")
 
     def _latest(self) -> str:
         last = next((record for record in reversed(self.records) if record.keys() & MEANINGS.keys()), None)
         if not (self.folder / METRICS).exists() and last is not None:
             rows = [(page.short(name), _value(last[name])) for name in MEANINGS if name in last]
-            return (f"<p>There is no {METRICS}; the log has, of step {last['step']:,}:</p>"
+            return (f"<p>There is no {METRICS}. Metrics in the log, at step {last['step']:,}:</p>"
                     + page.table("Metrics", ["metric", "fakes"], rows))
         content = files.json_object(self.folder / METRICS, f"There is no {METRICS}: the run was not evaluated.")
-        return "\n".join(map(self._measured, content.get("measured", [content])))  # old files have one result
+        return "\n".join(map(self._measured, content.get("measured", [content])))  # older files contain a single result
 
     def _measured(self, result: dict[str, Any]) -> str:
         fakes, reals = (value if isinstance(value, dict) else {} for value in map(result.get, ("fakes", "reals")))
         rows = [(page.short(name), _value(fakes.get(name)), _value(reals.get(name)))
                 for name in dict.fromkeys([*fakes, *reals])]
         if not rows:
-            raise FastganError(f"{METRICS} cannot be read: no metrics are in it")
+            raise FastganError(f"{METRICS} cannot be read: it contains no metrics")
         step = result.get("step")
         when = f", after step {step:,}, {result.get('date')}" if is_number(step) else ", after an unknown step"
-        old = page.missing(f"The run has since trained to step {self.done:,}.")
+        old = page.missing(f"The run has been trained to step {self.done:,} since then.")
         against = page.short(f"{result.get('data', 'unknown data')}{when}")
         return (f"<p>{_value(result.get('images'))} fakes against {against}</p>"
                 + (old if is_number(step) and step < self.done else "")
                 + page.table("Metrics", ["metric", "fakes", "reals"], rows))
 
     def facts(self) -> str:
-        """The facts that were determined when the run began, without empty ones."""
+        """The facts that were stored when the run began, without empty values."""
         if not self.resolved:
-            return page.missing("Not known.")
+            return page.missing("Unknown.")
         return _facts("Facts", {key: value for key, value in self.resolved.items() if value not in ("", [])})
 
     def options(self) -> str:
         if not self.config:
-            return page.missing("Not known.")
+            return page.missing("Unknown.")
         try:
             usual = presets.get(str(self.config.get("preset"))).flat()
         except FastganError:
             usual = {}
         changed = [(page.short(key), page.short(value), page.short(usual[key])) for key, value in self.config.items()
                    if key in usual and usual[key] != value]
-        differ = page.table("Options unlike the preset's", ["option", "value", "the preset's"], changed, "words")
-        return ((differ if changed else "<p>None that differs from the preset's.</p>")
+        differ = page.table("Options that differ from the preset", ["option", "value", "preset"], changed, "words")
+        return ((differ if changed else "<p>All options have the values of the preset.</p>")
                 + page.folded(f"All {len(self.config)} options", _facts("Options", self.config)))
 
 
 def _attempt(section: Callable[[], str]) -> str:
-    """A section, or the reason why there is none."""
+    """A section, or the reason why it cannot be shown."""
     try:
         return section()
     except FastganError as error:
@@ -224,7 +224,7 @@ def _attempt(section: Callable[[], str]) -> str:
 
 
 def _evenly(items: list[Any], count: int) -> list[Any]:
-    """At most `count` of them, with the first and the last."""
+    """At most `count` of the items, evenly spaced, including the first and the last."""
     return items if len(items) <= count else [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
@@ -249,7 +249,7 @@ def _facts(about: str, values: dict[str, Any]) -> str:
 
 
 def _flat(value: object) -> object:
-    """Lists and objects without their brackets."""
+    """A list or object as text without brackets; other values unchanged."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {part}" for key, part in value.items())
     return ", ".join(map(str, value)) or "none" if isinstance(value, list) else value

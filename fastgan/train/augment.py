@@ -1,12 +1,13 @@
-"""DiffAugment (Zhao et al. 2020, arXiv:2006.10738): random changes of all images that the discriminator is given.
+"""DiffAugment (Zhao et al. 2020, arXiv:2006.10738): random changes of all images that the discriminator receives.
 
     color        x + b;  m + 2 s (x - m), m the mean over channels;  m + (c + 1/2)(x - m), m the mean of the image;
                  b uniform on [-1/2, 1/2], s and c on [0, 1]
-    translation  by whole pixels, up to an eighth of each side; what is moved in is 0
-    cutout       a rectangle of half of each side at a random place becomes 0
+    translation  by whole pixels, up to an eighth of each side; pixels from outside are 0
+    cutout       a rectangle of half of each side at a random position becomes 0
 
-Reals and fakes are changed alike, in both updates, and gradients pass through to the generator: unlike augmented data,
-this teaches the generator none of the changes. It keeps the discriminator from remembering a small data set.
+Real images and fakes are changed in the same way, in both updates, and gradients pass through the changes. Therefore
+the generator does not learn to imitate them, as it would from augmented data. The changes prevent the discriminator
+from memorizing a small data set.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from torch import Tensor
 from fastgan.data.order import WHOLE, Shard
 from fastgan.options import augmentation_names
 
-SHIFT, CUT = 1 / 8, 1 / 2  # of a side
+SHIFT, CUT = 1 / 8, 1 / 2  # as fractions of a side
 
 
 class DiffAugment:
-    """Augmentations by name, such as "color,translation,cutout"; each image draws values of its own.
+    """Augmentations by name, such as "color,translation,cutout", with different random values for each image.
 
-    Uniform numbers come from the global generator of the images' device. Nothing waits for the host, and gradients, of
-    any order, repeat bit for bit. `shard`: the part of a batch that the images are.
+    Random numbers come from the global generator of the images' device. There is no synchronization with the host, and
+    gradients of any order are deterministic. shard: which part of the batch the images are.
     """
 
     def __init__(self, names: str, shard: Shard = WHOLE) -> None:
         self.names, self.shard = augmentation_names(names), shard
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) -> the same shape and dtype, computed in float32 or wider."""
+        """Augment images (N, C, H, W). Computed in float32 or wider; shape and dtype are kept."""
         if not self.names:
             return images
         wide = torch.promote_types(images.dtype, torch.float32)
@@ -40,7 +41,7 @@ class DiffAugment:
 
 
 def augmented(x: Tensor, draws: Tensor, names: list[str]) -> Tensor:
-    """Images x (N, C, H, W), changed by `names` with the random numbers `draws` (N, 7), uniform on [0, 1)."""
+    """Apply the augmentations `names` to x (N, C, H, W) with random numbers `draws` (N, 7), uniform on [0, 1)."""
     brightness, saturation, contrast, *places = draws[:, :, None, None, None].unbind(1)  # (N, 1, 1, 1) each
     if "color" in names:
         x = x + (brightness - 0.5)
@@ -55,31 +56,31 @@ def augmented(x: Tensor, draws: Tensor, names: list[str]) -> Tensor:
 
 
 def _translated(x: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """x moved by up to SHIFT of each side; `down` and `right` are uniform (N, 1, 1, 1)."""
+    """Translate x by up to SHIFT of each side. `down` and `right` are uniform (N, 1, 1, 1)."""
     height, width = x.shape[2:]
     rows = torch.arange(height, device=x.device).view(1, 1, -1, 1) - _shift(down, height)  # [N, 1, H, 1]
     columns = torch.arange(width, device=x.device) - _shift(right, width)  # [N, 1, 1, W]
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     place = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)  # [N, 1, H, W]
     moved = x.flatten(2).gather(2, place.flatten(2).expand(-1, x.shape[1], -1)).view_as(x)
-    # masked, the gradient of a pixel has one term that is not 0: the order of the sum does not matter
+    # with the mask, at most one term in the gradient of a pixel is not 0, so the order of summation does not matter
     return moved * inside
 
 
 def _shift(uniform: Tensor, side: int) -> Tensor:
-    """A whole number from -n to n, each as likely as the others; n is SHIFT of a side, rounded."""
+    """A uniform integer from -n to n, where n is SHIFT of the side, rounded."""
     most = int(side * SHIFT + 0.5)
     return (uniform * (2 * most + 1)).floor().long() - most
 
 
 def _kept(x: Tensor, top: Tensor, left: Tensor) -> Tensor:
-    """0 in a rectangle of CUT of each side, whose centre is anywhere in the image, and 1 elsewhere: (N, 1, H, W)."""
+    """A mask (N, 1, H, W) that is 0 in a rectangle with CUT of each side, centered anywhere in the image."""
     cut = [_in_window(uniform, side, x.device) for uniform, side in zip((top, left), x.shape[2:], strict=True)]
     return ~(cut[0].unsqueeze(-1) & cut[1].unsqueeze(-2))
 
 
 def _in_window(uniform: Tensor, side: int, device: torch.device) -> Tensor:
-    """Whether each place of a side is in a window of CUT of it around a random centre: (N, 1, side)."""
+    """Whether each position of a side is in a window of length CUT * side around a random center: (N, 1, side)."""
     length = int(side * CUT + 0.5)
     start = (uniform.flatten(1) * (side + 1 - length % 2)).floor().long() - length // 2  # [N, 1]
     places = torch.arange(side, device=device) - start  # [N, side]

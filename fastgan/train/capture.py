@@ -1,4 +1,5 @@
-"""The interface of steps that can be captured, and the conditions of a capture: no waits, no garbage collection."""
+"""The interface of steps that can be captured, and context managers for a capture: no synchronization, no garbage
+collection."""
 
 from __future__ import annotations
 
@@ -12,42 +13,43 @@ from torch import Tensor
 
 
 class Capturable(Protocol):
-    """A training step of which the device's work and the host's are apart; `args` are its inputs, tensors."""
+    """A training step whose work on the device and on the host is separate. `args` are its input tensors."""
 
     def allocate(self, *args: Any, **kwargs: Any) -> None:
-        """Make, once, all tensors that runs on such inputs keep."""
+        """Allocate, once, all persistent tensors for such inputs."""
 
     def phase(self) -> Hashable:
-        """Which shape of work the next call is; there is a graph for each."""
+        """The kind of the next call; there is one graph for each kind."""
 
     def is_ready(self, phase: Any) -> bool:
-        """Whether all state exists that `run` changes. If not, the next call runs eagerly, to make it."""
+        """Whether all state that `run` changes exists. If not, the next call runs eagerly and creates it."""
 
     def run(self, phase: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The device's work of one call, on tensors only; changes nothing on the host that a later call reads."""
+        """The work of one call on the device. It must not change host state that a later call reads."""
 
     def advance(self, phase: Any, *args: Any, **kwargs: Any) -> None:
-        """The host's bookkeeping after a call."""
+        """Update the state on the host after a call."""
 
     def state(self) -> list[Tensor]:
-        """Every tensor that `run` changes and a later one reads, always changed in place; random state apart."""
+        """All tensors that `run` changes in place and a later call reads, except the random state."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """phase, run and advance."""
+        """Call `phase`, `run` and `advance`."""
 
 
 @contextmanager
 def waiting_is_an_error(cuda: Any) -> Iterator[None]:
-    """Find a wait for the device while it is harmless: in a capture it would leave generator and allocator behind.
+    """A context manager in which a synchronization with the device raises an error, to find it before a capture, where
+    it would leave the generator and the allocator in a capturing state.
 
-    `cuda` is torch.cuda, or a substitute for it.
+    cuda: torch.cuda, or a substitute for it.
     """
     if not hasattr(cuda, "set_sync_debug_mode"):
         yield
         return
     mode = cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch calls this mode a prototype
+        warnings.simplefilter("ignore")  # PyTorch warns that this mode is a prototype
         cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -57,7 +59,8 @@ def waiting_is_an_error(cuda: Any) -> Iterator[None]:
 
 @contextmanager
 def collector_stopped() -> Iterator[None]:
-    """Python's collector could free a graph or an event in the middle of a capture, which CUDA does not allow."""
+    """A context manager without garbage collection, which could free a graph or an event during a capture. CUDA does
+    not allow this."""
     gc.collect()
     was_enabled = gc.isenabled()
     gc.disable()

@@ -1,4 +1,4 @@
-"""The moving average of the generator, from which pictures are drawn."""
+"""The moving average of the generator, which is used for sampling."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch.overrides import TorchFunctionMode
 
 
 class _ResultsAsConstants(TorchFunctionMode):
-    """Within the block, `copy.deepcopy` detaches results of differentiable operations, which it refuses otherwise.
+    """A context manager in which `copy.deepcopy` detaches non-leaf tensors, for which it raises an error otherwise.
 
-    A network that has been called may hold some: `torch.nn.utils.spectral_norm` keeps the weight that it computes, and
-    a forward may keep features.
+    A network that has been called may have such tensors: `torch.nn.utils.spectral_norm` stores the computed weight, and
+    a forward may store features.
     """
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
@@ -29,12 +29,12 @@ class _ResultsAsConstants(TorchFunctionMode):
 class EMA:
     """average += (1 - decay_t) * (live - average), for parameters.
 
-    decay_t = min(decay, (1 + t) / (10 + t)) after t updates, so that the average forgets its random start; t lives on
-    the device. Buffers (running statistics) are those of the live network: `module` copies them, and
-    `Trainer.pretrained` replaces them by those of the average.
+    decay_t = min(decay, (1 + t) / (10 + t)) after t updates, so that the influence of the random initialization decays
+    quickly. t is on the device. Buffers (running statistics) are those of the live network: `module` copies them, and
+    `Trainer.pretrained` replaces them by statistics measured for the average.
 
     Args:
-        foreach: a few kernels for all parameters together; else one after the other.
+        foreach: update all parameters together in a few kernels, instead of one after the other.
     """
 
     def __init__(self, network: nn.Module, decay: float, *, foreach: bool = True) -> None:
@@ -53,12 +53,12 @@ class EMA:
 
     @torch.no_grad()
     def update(self, skip: Tensor) -> None:
-        """Take one step towards the network; none where `skip` () holds 1."""
+        """Update the average, unless `skip` () is 1."""
         live: list[Tensor] = list(self._network.parameters())
         weight = (1 - ((1 + self.updates) / (10 + self.updates)).clamp(max=self.decay)) * (1 - skip)
         weight = weight.to(live[0].dtype)
         if self.foreach:
-            # not _foreach_lerp_: with a weight on the device it starts a kernel for each tensor
+            # not _foreach_lerp_, which launches a kernel for each tensor if the weight is on the device
             way = torch._foreach_sub(live, self._average)
             torch._foreach_mul_(way, weight)
             torch._foreach_add_(self._average, way)
@@ -68,7 +68,7 @@ class EMA:
         self.updates += 1 - skip
 
     def averages_of(self, params: list[Tensor]) -> list[Tensor] | None:
-        """The averages of `params`; None unless these are all that is averaged, in order and in float32."""
+        """The averages of `params`; None unless `params` are all averaged parameters, in order and in float32."""
         live = list(self._network.parameters())
         same = len(live) == len(params) and all(map(operator.is_, live, params))
         return self._average if same and all(one.dtype == torch.float32 for one in self._average) else None

@@ -1,4 +1,4 @@
-"""The forward half of a step: both networks, and their losses on a batch."""
+"""The forward part of a step: both networks, and their losses on a batch."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from fastgan.train.processes import SingleProcess
 from fastgan.train.static_buffers import StaticBuffers
 
 logger = logging.getLogger("fastgan")
-_TRIED = 8  # images on which a discriminator is tested
+_TRIED = 8  # number of images for the test of a discriminator
 
 
 @dataclass(frozen=True)
 class Savings:
-    """Work that the textbook step does and this one does not. With each, the result is the same."""
+    """Optimizations of the step that do not change its results."""
 
     together: bool | None = None
-    """D takes real and fake images in one call, with two statistic groups, where its layers can; None: not on a CPU,
-    where there are no launches to save and one half's activations at a time take less memory"""
+    """evaluate D on real and fake images in one call, with two statistic groups, if its layers support it; None: only
+    on a GPU, because on a CPU there are no launches to save, and separate calls need less memory"""
     frozen: bool = True
-    """no gradients of D's weights in G's update"""
+    """do not compute gradients of D's weights in G's update"""
     fused_adam: bool = True
-    """one kernel for all parameters of a network"""
+    """one kernel of Adam for all parameters of a network"""
     foreach_ema: bool = True
     """a few kernels for the whole moving average"""
 
@@ -45,7 +45,7 @@ ALL_SAVINGS = Savings()
 
 
 class GANLosses:
-    """A generator, a discriminator, and what they minimise. Arguments as those of `GANStep`."""
+    """A generator, a discriminator, and their losses. Arguments as in `GANStep`."""
 
     def __init__(self, generator: nn.Module, discriminator: nn.Module, config: TrainConfig, loss: Any, precision: str,
                  savings: Savings, processes: SingleProcess) -> None:
@@ -54,17 +54,17 @@ class GANLosses:
         self.device = next(p.device for network in (generator, discriminator) for p in network.parameters())
         self.augment = DiffAugment(config.augment, processes.shard)
         self.loss = as_loss(loss or config.loss)
-        self._named = loss is None  # a loss of the user's takes what the network returns
-        self._z_shape: tuple[int, ...] | None = None  # of one latent vector as the generator takes it
-        self._judged = False  # whether the discriminator has returned logits with a gradient
+        self._named = loss is None  # a user-defined loss receives the output of the network unchanged
+        self._z_shape: tuple[int, ...] | None = None  # shape of a latent vector that the generator accepts
+        self._judged = False  # whether the discriminator has returned differentiable logits
         self.impl = next((module.impl for module in discriminator.modules() if isinstance(module, Chain)), "auto")
         self._divisible = self._tried = is_divisible(discriminator)
         self._channels_last = takes_channels_last(discriminator)
 
     @property
     def together(self) -> bool:
-        """Whether D takes real and fake images in one call. Of a D with a `forward` of its own, a first batch decides.
-        """
+        """Whether D is evaluated on real and fake images in one call. For a D with a custom `forward`, this is unknown
+        until `try_together`."""
         return self._divisible and self._wants_together()
 
     def _wants_together(self) -> bool:
@@ -72,26 +72,27 @@ class GANLosses:
         return self.device.type != "cpu" if wanted is None else wanted
 
     def try_together(self, real: Tensor, labels: Tensor | None) -> None:
-        """Test once, on a few images, a discriminator of which `together` is unknown."""
+        """If it is unknown whether D can be evaluated in one call, test this once, on a few images."""
         if not self._tried and self._wants_together():
             self._tried = True
             some = real[:_TRIED] if self._channels_last else real[:_TRIED].contiguous()
             self._divisible = divides(self.discriminator, some, *(() if labels is None else (labels[:_TRIED],)))
 
     def parameter_counts(self) -> dict[str, int]:
-        """How many parameters "generator" and "discriminator" have, constant ones included."""
+        """The number of parameters of "generator" and "discriminator", including frozen ones."""
         return {name: sum(p.numel() for p in network.parameters())
                 for name, network in (("generator", self.generator), ("discriminator", self.discriminator))}
 
     def generate(self, z: Tensor, condition: tuple[Tensor, ...]) -> Tensor:
-        """Images of latent vectors z (N, nz), which a generator may take as (N, nz, 1, 1)."""
+        """Generate images from latent vectors z (N, nz), which are passed as (N, nz, 1, 1) if the generator needs it.
+        """
         with autocast(self.precision, self.device):
             if self._z_shape is None:
                 return self._generate_first(z, condition)
             return _tensor(self.generator(z.view(len(z), *self._z_shape), *condition), "generator", "images")
 
     def _generate_first(self, z: Tensor, condition: tuple[Tensor, ...]) -> Tensor:
-        """`generate`, in the first shape of z that the generator takes."""
+        """The first call of `generate`, which finds the shape of z that the generator accepts."""
         errors = []
         for shape in ((z.shape[1],), (z.shape[1], 1, 1)):
             try:
@@ -103,12 +104,12 @@ class GANLosses:
                 continue
             self._z_shape = shape
             return _tensor(images, "generator", "images")
-        raise FastganError(f"the generator takes neither z {tuple(z.shape)} ({first_line(errors[0])}) nor z "
+        raise FastganError(f"the generator accepts neither z {tuple(z.shape)} ({first_line(errors[0])}) nor z "
                            f"{(*z.shape, 1, 1)} ({first_line(errors[1])})") from errors[0]
 
     def judge(self, images: Tensor, *condition: Tensor) -> Tensor:
-        """The discriminator's logits (N,), or as many for each image as it returns, of images that are augmented first;
-        float32 but for logistic losses."""
+        """Augment images and return the discriminator's logits, (N,) or several for each image, in float32 except for
+        logistic losses."""
         images = self.augment(images)
         images = images if self._channels_last else images.contiguous()
         try:
@@ -117,13 +118,13 @@ class GANLosses:
         except Exception as error:
             if self._judged or not _is_about_inputs(error):
                 raise
-            raise FastganError(f"the discriminator does not take images {tuple(images.shape)}"
+            raise FastganError(f"the discriminator does not accept images {tuple(images.shape)}"
                                f"{' and labels' if condition else ''}: {first_line(error)}") from error
         logits = _tensor(output, "discriminator", "logits")
         if not self._judged and logits.requires_grad:
             self._check_logits(logits, len(images))
             self._judged = True
-        if not self.loss.logistic:  # whose kernels read 16 bits
+        if not self.loss.logistic:  # the kernels of logistic losses also read 16-bit logits
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return logits.flatten() if self._named and self.config.loss != "softmax" else logits
 
@@ -136,14 +137,14 @@ class GANLosses:
         if not self._named or name not in PROBABILITY_LOSSES or not ends_in_sigmoid(logits):
             return
         if self.precision in HALF:
-            raise FastganError(f"the discriminator ends in a sigmoid, whose result is rounded in {self.precision}; "
-                               f"expected one without it, as the loss {name!r} takes logits, or precision fp32")
+            raise FastganError(f"the discriminator ends in a sigmoid, which is inaccurate in {self.precision}; "
+                               f"expected one without it, because the loss {name!r} takes logits, or precision fp32")
         logger.warning(f"the discriminator ends in a sigmoid: {name!r} is computed from probabilities; without the "
                        "sigmoid it is computed from logits, which is faster and more accurate")
         self.loss = PROBABILITY_LOSSES[name]
 
     def discriminator_loss(self, buffers: StaticBuffers, penalty: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss, D(x), D(G(z))), scalars; the loss with its gradient penalty where there is one."""
+        """The scalars (loss, D(x), D(G(z))). The loss includes the gradient penalty if there is one."""
         config, condition, real = self.config, buffers.condition, buffers.real
         r1 = penalty and config.r1 > 0
         if self.together and not r1:
@@ -169,7 +170,7 @@ class GANLosses:
         return loss, d_real, d_fake
 
     def _logistic_loss(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss, D(x), D(G(z))) of the logits of both halves."""
+        """(loss, D(x), D(G(z))) from the logits of both halves."""
         targets = (1 - self.config.label_smoothing, 0.0)
         losses, scores = ops.logistic_loss(logits, targets if self.config.real_first else targets[::-1], impl=self.impl)
         d_real, d_fake = scores.unbind() if self.config.real_first else reversed(scores.unbind())
@@ -187,7 +188,7 @@ class GANLosses:
 
     def _weighted(self, loss: Tensor) -> Tensor:
         weight = self.config.d_loss_weight
-        return loss if weight == 1 else weight * loss  # a launch less, and one in the backward pass
+        return loss if weight == 1 else weight * loss  # saves a launch in each of the forward and backward passes
 
     def generator_loss(self, fake: Tensor, condition: tuple[Tensor, ...]) -> Tensor:
         """The generator's loss through the current discriminator."""
@@ -196,13 +197,13 @@ class GANLosses:
 
 
 def _is_about_inputs(error: Exception) -> bool:
-    """Whether a network may have raised this because of the shape or number of its inputs; subclasses have subjects of
-    their own, such as memory."""
+    """Whether a network may have raised this error because of the shape or number of its inputs. Subclasses have other
+    causes, such as memory."""
     return type(error) in (RuntimeError, TypeError, ValueError, IndexError, AssertionError, FastganError)
 
 
 def _tensor(output: Any, network: str, what: str) -> Tensor:
-    """`FastganError` for the output of a network that is not a tensor."""
+    """Return the output of a network; raise `FastganError` if it is not a tensor."""
     if not isinstance(output, Tensor):
         kind = type(output).__name__
         if isinstance(output, (tuple, list)):

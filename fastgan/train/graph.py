@@ -1,13 +1,14 @@
-"""The training step as one CUDA graph: the host only replays it, and everything else is on the device.
+"""The training step as one CUDA graph, which the host only replays.
 
-A graph repeats the kernels of one call with the addresses and numbers they had. So the first call of each phase
+A graph repeats the kernels of one call with the same addresses and scalar arguments. Therefore the first call of each
+phase
 
-    warms up    three runs on a side stream, and puts back what they changed
-    captures    one run on that stream, which computes nothing
-    checks      three replays against three runs, from the same state, and puts back what they changed
+    warms up    three runs on a side stream; then the state is restored
+    captures    one run on that stream, which is recorded and not executed
+    checks      three replays against three runs from the same state; then the state is restored
 
-and only then makes the step that counts, by a replay. A step that cannot be captured, or whose replays differ, runs
-eagerly, as if a capture had never been tried; the reason is logged once.
+and only then runs the actual step, by a replay. If a step cannot be captured, or its replays differ, steps run eagerly,
+as if no capture had been attempted; the reason is logged once.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from fastgan.train.ema import EMA
 from fastgan.train.processes import SingleProcess
 from fastgan.train.snapshot import Snapshot, distance
 
-cuda: Any = torch.cuda  # every call of CUDA goes through this name
+cuda: Any = torch.cuda  # tests replace it
 logger = logging.getLogger("fastgan")
-RUNS = 3  # to warm up, and on each side of the check
+RUNS = 3  # number of runs in the warm-up and on each side of the check
 
 
 class _Captured(NamedTuple):
@@ -40,16 +41,16 @@ class _Captured(NamedTuple):
 
 
 class GraphedStep:
-    """A training step that is captured as a CUDA graph, one for each phase, and replayed.
+    """A training step that is captured in CUDA graphs, one for each phase, and replayed.
 
-    It is called like the step and computes the same. Between two calls the state of the step can be read, and changed
-    in place. If tensors of the state were replaced, or parameters of a `GANStep` frozen or unfrozen, the next call
-    captures the graphs again. Where a step cannot be captured, or its replays differ from eager steps, steps run
-    eagerly, and the logger `fastgan` has the reason.
+    It is called like the step and gives the same results. Between two calls the state of the step can be read, and
+    changed in place. If tensors of the state were replaced, or parameters of a `GANStep` frozen or unfrozen, the next
+    call captures the graphs again. If a step cannot be captured, or its replays differ from eager steps, steps run
+    eagerly, and the reason is logged by the logger `fastgan`.
 
     Args:
         step: a `GANStep`, or another step with the methods of `Capturable`.
-        processes: the processes that share each batch, if there are several; all run eagerly if one has to.
+        processes: the processes that share each batch, if there are several; if one must run eagerly, all do.
 
     Attributes:
         inputs: the static tensors that the graphs read, after the first call. Writing a batch into them on the current
@@ -62,21 +63,21 @@ class GraphedStep:
         self.inputs: tuple[Tensor, ...] = ()
         self.failure = ""
         self._captured: dict[Hashable, _Captured] = {}
-        self._addresses: list[int] = []  # of the state that the graphs change
+        self._addresses: list[int] = []  # addresses of the state that the graphs change
         self._side: Any = None
         self._pool: Any = None
-        self._calls = 0  # since graphs were last dropped
-        self._moved = False  # were they dropped because state had moved?
-        self._over = ""  # why nothing can be called any more
+        self._calls = 0  # number of replays since graphs were last dropped
+        self._moved = False  # whether graphs were dropped because state had moved
+        self._over = ""  # the reason why this object can no longer be called
 
     def __call__(self, *inputs: Tensor) -> dict[str, Tensor]:
-        """Make one training step on `inputs`, whose shapes, dtypes and device are those of the first call.
+        """Run one training step on `inputs`, with the shapes, dtypes and device of the first call.
 
         Returns:
-            The metrics of the step, scalars on the device; the next call overwrites these tensors.
+            The metrics of the step, scalars on the device. The next call overwrites these tensors.
 
         Raises:
-            FastganError: for inputs unlike those of the first call, after `close`, and if the device fails.
+            FastganError: if the inputs do not match those of the first call, after `close`, and if the device fails.
         """
         if self._over:
             raise FastganError(self._over)
@@ -116,7 +117,7 @@ class GraphedStep:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load the state_dict of a `GANStep`. The graphs stay in use unless an optimizer replaces tensors."""
+        """Load the state_dict of a `GANStep`. The graphs remain valid unless an optimizer replaces tensors."""
         self.step.load_state_dict(state)  # type: ignore[attr-defined]
 
     def close(self) -> None:
@@ -141,15 +142,15 @@ class GraphedStep:
         return dict(captured.outputs)
 
     def _untrusted(self, error: Exception) -> FastganError:
-        """Nothing can be called any more."""
+        """The error after a failure of the device. Later calls raise it too."""
         self._over = (f"the device failed during a step ({first_line(error)}) and its state cannot be trusted; "
                       "resume from the last checkpoint")
         return FastganError(self._over)
 
     def _try_to_capture(self, phase: Hashable, inputs: tuple[Tensor, ...]) -> bool:
-        """Capture and check a phase; False where that fails. State and random state are as before either way.
+        """Capture and check a phase, and return whether this succeeded. State and random state are restored.
 
-        Of several processes all fail where one does: they must go on making the same exchanges.
+        If one of several processes fails, all do, because they must continue with the same collectives.
         """
         before = None
         try:
@@ -161,7 +162,7 @@ class GraphedStep:
             self._warm_up(phase, device)
             before.restore()
             self._captured[phase] = self._capture(phase, device)
-            if self._addresses != _addresses(self.step):  # a replay would write to memory that is no longer its own
+            if self._addresses != _addresses(self.step):  # a replay would write to freed memory
                 raise FastganError("the step replaces tensors of its state; expected a step that changes them in place")
         except Exception as error:
             self._go_on_eagerly(_reason(error))
@@ -197,7 +198,7 @@ class GraphedStep:
             raise self._untrusted(error) from error
 
     def _warm_up(self, phase: Hashable, device: torch.device) -> None:
-        """Let libraries load, tune and allocate on the stream of the capture; the last run may not wait."""
+        """Let libraries initialize and allocate on the stream of the capture. The last run must not synchronize."""
         self._side = self._side or cuda.Stream(device=device)
         main = cuda.current_stream(device)
         self._side.wait_stream(main)
@@ -208,19 +209,19 @@ class GraphedStep:
                 with waiting_is_an_error(cuda):
                     self.step.run(phase, *self.inputs)
         finally:
-            main.wait_stream(self._side)  # which puts the state back
+            main.wait_stream(self._side)  # the state is restored on the main stream
 
     def _capture(self, phase: Hashable, device: torch.device) -> _Captured:
         self._pool = self._pool or cuda.graph_pool_handle()
         graph, cause = cuda.CUDAGraph(), None
         try:
-            # torch.cuda.graph leaves its stream current where the end of a capture fails; the outer block does not
+            # if the end of a capture fails, torch.cuda.graph leaves its stream current; the outer block restores it
             with collector_stopped(), cuda.stream(self._side), cuda.graph(
                     graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"):
                 try:
                     outputs = self.step.run(phase, *self.inputs)
                 except Exception as error:
-                    cause = error  # the end of the capture fails too, with a message that hides this one
+                    cause = error  # the end of the capture fails as well, with an error that would hide this one
                     raise
         except Exception as error:
             with suppress(RuntimeError):
@@ -229,7 +230,7 @@ class GraphedStep:
         return _Captured(graph, outputs)
 
     def _check(self, phase: Hashable, before: Snapshot) -> None:
-        """Replays may not be further from runs than runs from each other, four times over; raises `FastganError`."""
+        """Raise `FastganError` if replays differ from runs by more than 4 times the difference between runs."""
         def after(repeat: Any) -> list[Tensor]:
             before.restore()
             for _ in range(RUNS):
@@ -243,11 +244,11 @@ class GraphedStep:
         apart = distance(before.tensors, eager, after(self._captured[phase].graph.replay))
         floor = distance(before.tensors, eager, after(run))
         if not (apart <= 4 * floor + 1e-5 and apart < torch.inf):
-            raise FastganError(f"{RUNS} replays differ from {RUNS} eager steps by {apart:.1e} of their change, and "
+            raise FastganError(f"{RUNS} replays differ from {RUNS} eager steps by {apart:.1e} of their change, but "
                                f"eager steps from each other by {floor:.1e}")
 
     def _capture_again(self) -> None:
-        """After a `load_state_dict` that replaced tensors; a step whose state moves all the time is trained eagerly."""
+        """After tensors were replaced, as by `load_state_dict`; a step whose state moves in each call runs eagerly."""
         self._drop()
         if self._moved and self._calls <= 1:
             self._go_on_eagerly("the step's state moves in memory from call to call")
@@ -256,9 +257,9 @@ class GraphedStep:
         self._moved, self._calls = True, 0
 
     def _drop(self) -> None:
-        """Let go of the graphs and their pool: a new one is asked for, as the old one may still hold outputs."""
+        """Free the graphs and drop their pool, which may still contain outputs; later captures use a new pool."""
         if self._captured:
-            with suppress(RuntimeError):  # of a device that has failed already
+            with suppress(RuntimeError):  # the device may have failed before
                 cuda.synchronize()
             for captured in self._captured.values():
                 with suppress(RuntimeError):
@@ -271,7 +272,7 @@ def _addresses(step: Capturable) -> list[int]:
 
 
 def _one_device(step: Capturable, inputs: tuple[Tensor, ...]) -> torch.device:
-    """The device of all tensors; raises `FastganError` if it is not one CUDA device."""
+    """The common device of all tensors. Raises `FastganError` if they are not on one CUDA device."""
     devices = {t.device for t in (*step.state(), *inputs)}
     if len(devices) != 1:
         raise FastganError(f"a CUDA graph needs all tensors on one device, got {', '.join(sorted(map(str, devices)))}")
@@ -281,17 +282,17 @@ def _one_device(step: Capturable, inputs: tuple[Tensor, ...]) -> torch.device:
 
 
 def _check_like(static: tuple[Tensor, ...], given: tuple[Tensor, ...]) -> None:
-    """Raise `FastganError` for inputs that a graph was not captured for."""
+    """Raise `FastganError` for inputs that do not match those of the capture."""
     def words(tensors: tuple[Tensor, ...]) -> str:
         return ", ".join(f"{tuple(t.shape)} {t.dtype} on {t.device}".replace("torch.", "") for t in tensors)
 
     if [(t.shape, t.dtype, t.device) for t in static] != [(t.shape, t.dtype, t.device) for t in given]:
         raise FastganError(f"this step was captured for {words(static)}, got {words(given) or 'nothing'}; expected "
-                           "the same again, or a call of the step itself for a short batch")
+                           "the same shapes, or a call of the step itself for a short batch")
 
 
 def _reason(error: Exception) -> str:
-    """The message of an error, and the place in the code unless it is one of fastgan's errors."""
+    """The message of an error, with its place in the code unless it is a `FastganError`."""
     if isinstance(error, FastganError):
         return first_line(error)
     place = traceback.extract_tb(error.__traceback__)[-1]

@@ -1,8 +1,8 @@
-"""What a step does beside its networks, in Triton's kernels: a launch that fills its buffers, two that update a
-network, and one that ends the step.
+"""The parts of a step outside of its networks as Triton kernels: one launch fills the buffers, two update a network,
+and one ends the step.
 
-`GANStep` calls them where Triton computes its networks. Where they do not support something (float64, another
-optimizer, many parameters), or fail, they return None, and PyTorch's operators compute the same.
+`GANStep` uses them if Triton computes its networks. If they do not support a case (float64, another optimizer, many
+parameters), or fail, these methods return None, and PyTorch operators compute the same.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from fastgan.train.metrics_buffer import FIELDS, MetricsBuffer
 from fastgan.train.optim import DeviceAdam
 from fastgan.train.static_buffers import StaticBuffers
 
-MOST = 64  # parameters: the tensors of a launch are its arguments, 4 KB in all
+MOST = 64  # maximum number of parameters: their tensors are arguments of a launch, which are limited to 4 KB
 
 
 class Update(NamedTuple):
-    """The norm of all gradients, and 1.0 where the update was skipped, scalars on the device. copied: whether 16-bit
-    copies have been updated, too."""
+    """Scalars on the device: the norm of all gradients, and 1.0 if the update was skipped. copied: whether the 16-bit
+    copies were updated too."""
 
     norm: Tensor
     skip: Tensor
@@ -47,7 +47,7 @@ class StepKernels:
         return chosen and not self._failed and not engines.why_not("triton", self._device)
 
     def copy_unless(self, halted: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> None:
-        """Copy the sources of (source, target) to their targets, in their dtypes, unless `halted` () holds 1."""
+        """Copy each source to its target, in the target's dtype, unless `halted` () is 1."""
         if self.available and halted.dtype == torch.float32:
             sources = [source if source.stride() == target.stride()
                        else torch.empty_like(target, dtype=source.dtype).copy_(source) for source, target in pairs]
@@ -61,9 +61,9 @@ class StepKernels:
 
     def update(self, loss: Tensor, params: list[Tensor], optimizer: Any, skip: Tensor, clip: float,
                casts: Casts | None, ema: EMA | None) -> Update | None:
-        """Update the `params` that have a gradient, and their 16-bit copies and moving average where there are any.
+        """Update the `params` that have a gradient, and their 16-bit copies and moving average, if any.
 
-        clip: the largest norm of all gradients, 0 for any. Other arguments as in `GANUpdates._descend`.
+        clip: the maximum gradient norm, 0 for no limit. Other arguments as in `GANUpdates._descend`.
         """
         used = [p for p in params if p.grad is not None]
         if not (used and isinstance(optimizer, DeviceAdam) and not optimizer.definition and self.available):
@@ -89,8 +89,8 @@ class StepKernels:
 
     def finish(self, buffers: StaticBuffers, metrics: dict[str, Tensor], log: MetricsBuffer,
                state: tuple[Tensor, Tensor, Tensor], scaled: bool) -> dict[str, Tensor] | None:
-        """The metrics of a step with "diversity" and "finite", all of them written to `log`; None with labels, where
-        diversity is that within classes.
+        """Complete the metrics of a step with "diversity" and "finite", and write them to `log`. Returns None for
+        conditional models, whose diversity is measured within classes.
 
         state: skip, halted and t. scaled: whether there is a loss scale.
         """
@@ -110,4 +110,4 @@ class StepKernels:
     def _give_up(self, error: KernelError) -> None:
         dispatch.raise_if_lost()
         self._failed = True
-        warnings.warn(f"fastgan: {error}; the step goes on with PyTorch's operators", stacklevel=2)
+        warnings.warn(f"fastgan: {error}; the step continues with PyTorch operators", stacklevel=2)

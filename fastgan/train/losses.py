@@ -8,7 +8,7 @@
     wgan            D: E[f] - E[r], with clipped weights            G: -E[f]                Arjovsky et al. 2017
     wgan-gp         D: E[f] - E[r] + gradient penalty               G: -E[f]                Gulrajani et al. 2017
 
-One-sided label smoothing s (Salimans et al. 2016) of bce and minimax: reals count as real with probability 1 - s.
+One-sided label smoothing s (Salimans et al. 2016) of bce and minimax: the target of real images is 1 - s.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from fastgan.data.order import WHOLE, Shard
 from fastgan.errors import FastganError
 
 Criterion = Callable[[Tensor, Tensor], Tensor]  # (x, targets) -> ()
-LossAndScore = tuple[Tensor, Tensor]  # scalars: a loss, and the mean probability, or logit, that images are real
+LossAndScore = tuple[Tensor, Tensor]  # scalars: a loss, and the mean probability, or logit, of images being real
 
 
 class Loss(NamedTuple):
-    """The objectives, each on the logits of one half of what a discriminator sees; its loss is `real` + `fake`."""
+    """The objectives. The discriminator's loss is `real` + `fake`, unless `both` is given."""
 
     real: Callable[..., LossAndScore]  # (logits, smoothing=0, impl="auto")
     fake: Callable[..., LossAndScore]  # (logits, impl="auto")
     generator: Callable[..., Tensor]  # (logits of fakes, impl="auto") -> ()
-    score: Callable[[Tensor], Tensor] = lambda logits: logits  # logits -> (N,), whose gradient R1 penalises
-    both: Callable[[Tensor, Tensor], Tensor] | None = None  # (of reals, of fakes) -> (), instead of `real` + `fake`
+    score: Callable[[Tensor], Tensor] = lambda logits: logits  # logits -> (N,), whose gradient R1 penalizes
+    both: Callable[[Tensor, Tensor], Tensor] | None = None  # (logits of reals, logits of fakes) -> ()
     logistic: bool = False  # `real` and `fake` are logistic losses, which one kernel computes for both halves
 
 
 def _logistic(logits: Tensor, target: float, impl: str) -> LossAndScore:
     loss, probability = ops.logistic_loss(logits, (target,), impl=impl)
-    return loss.view(()), probability.view(())  # not [0], whose gradient fills and copies
+    return loss.view(()), probability.view(())  # not [0], whose backward needs additional kernels
 
 
 def _real(logits: Tensor, smoothing: float = 0.0, impl: str = "auto") -> LossAndScore:
@@ -66,7 +66,7 @@ def _sigmoid(loss: Tensor, logits: Tensor) -> LossAndScore:
 
 
 _WGAN = Loss(lambda x, *_: _score(-x.mean(), x), lambda x, *_: _score(x.mean(), x), lambda x, *_: -x.mean())
-# only the logistic losses have smoothing and kernels
+# only the logistic losses use `smoothing` and `impl`
 LOSSES = {
     "bce": Loss(_real, _fake, lambda x, impl="auto": _logistic(x, 1.0, impl)[0], logistic=True),
     "minimax": Loss(_real, _fake, lambda x, impl="auto": -_logistic(x, 0.0, impl)[0], logistic=True),
@@ -89,17 +89,17 @@ def _of_criterion(criterion: Criterion) -> Loss:
                 lambda x, *_: _score(towards(x, 0.0), x), lambda x, *_: towards(x, 1.0))
 
 
-# of probabilities, which a discriminator that ends in a sigmoid returns
+# losses on probabilities, for a discriminator that ends in a sigmoid
 _BCE = _of_criterion(F.binary_cross_entropy)
 PROBABILITY_LOSSES = {"bce": _BCE, "minimax": _BCE._replace(generator=lambda x, *_: -_BCE.fake(x)[0])}
 
 
 def as_loss(given: str | Criterion | tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]) -> Loss:
-    """The objectives that a name of `LOSSES` or functions of the user's define.
+    """The objectives given by a name in `LOSSES` or by functions of the user.
 
-    A function takes logits and their targets, 1 for real and 0 for fake, such as `nn.MSELoss()`. A pair of functions is
-    the discriminator's loss, of the logits of reals and of fakes, and the generator's, of the logits of fakes. Raises
-    `FastganError` for anything else.
+    A single function, such as `nn.MSELoss()`, takes logits and their targets, 1 for real and 0 for fake. A pair of
+    functions is the discriminator's loss, which takes the logits of reals and of fakes, and the generator's loss, which
+    takes the logits of fakes. Raises `FastganError` for anything else.
     """
     if isinstance(given, str) and given in LOSSES:
         return LOSSES[given]
@@ -113,22 +113,22 @@ def as_loss(given: str | Criterion | tuple[Callable[[Tensor, Tensor], Tensor], C
 
 
 def ends_in_sigmoid(logits: Tensor) -> bool:
-    """Whether a differentiable tensor is the result of a sigmoid, but for its shape."""
+    """Whether a differentiable tensor is the result of a sigmoid, possibly reshaped."""
     node: Any = logits.grad_fn
     while node is not None and node.name().startswith(_OF_SHAPE):
         node = node.next_functions[0][0]
     return node is not None and node.name() == "SigmoidBackward0"
 
 
-# operations that change no value
+# operations that do not change values
 _OF_SHAPE = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Select", "Flatten", "Alias", "ToCopy", "Clone",
              "Permute", "Transpose", "Expand", "AsStrided")
 
 
 def gradient_penalty(discriminator: Callable[..., Tensor], real: Tensor, fake: Tensor,
                      labels: tuple[Tensor, ...], shard: Shard = WHOLE) -> Tensor:
-    """E[(|grad D(x)| - 1)^2] at points drawn uniformly between real (N, ...) and fake (N, ...), which
-    are a `shard` of a batch; a scalar."""
+    """E[(|grad D(x)| - 1)^2] at points drawn uniformly between real (N, ...) and fake (N, ...), a scalar. shard: which
+    part of the batch the images are."""
     count = len(real) * shard.of
     mix = shard.take(torch.rand(count, *[1] * (real.dim() - 1), device=real.device, dtype=real.dtype))
     between = torch.lerp(real, fake, mix).requires_grad_()

@@ -1,12 +1,13 @@
-"""Adam on the device: its learning rate and step counts are tensors, so that a captured step can change them.
+"""Adam whose learning rate and step counts are device tensors, so that a captured step can change them.
 
     PyTorch              p -= lr * (m / c1) / (sqrt(v / c2) + eps)
     TensorFlow, MXNet    p -= lr * sqrt(c2) / c1 * m / (sqrt(v) + eps)
 
-with c1 = 1 - beta1^t and c2 = 1 - beta2^t; Kingma and Ba (2015, section 2) call the second epsilon "hat". PyTorch's
-fused kernel computes both: with an infinite t it corrects nothing, and the correction goes into the learning rate.
+with c1 = 1 - beta1^t and c2 = 1 - beta2^t; the second epsilon is "epsilon hat" of Kingma and Ba (2015, section 2).
+PyTorch's fused kernel computes both: for the second, t is infinite, which disables its bias correction, and the
+learning rate contains the correction.
 
-An update is skipped, without a decision on the host, where `found_inf` is 1.
+An update is skipped on the device if `found_inf` is 1.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ from fastgan.config import TrainConfig
 
 
 class DeviceAdam(Adam):
-    """Adam whose state is loaded in place, so that no address ever changes.
+    """Adam whose state is loaded in place, so that addresses never change.
 
-    Like PyTorch's, it leaves a parameter without a gradient alone, and counts the updates of each parameter; with `hat`
-    all share one count, as in TensorFlow. Moments exist for parameters that require gradients, from when they first do.
+    Like PyTorch's Adam, it skips parameters without a gradient, and counts the updates of each parameter; with `hat`,
+    all parameters share one count, as in TensorFlow. Moments are created when a parameter first requires gradients.
 
     Args:
-        lr: of a constant schedule. hat: which epsilon, see above.
-        fused: one kernel for all parameters; else the formula, parameter by parameter (the definition).
+        lr: the base learning rate. hat: whether to use epsilon hat, see above.
+        fused: use one kernel for all parameters, instead of the formula for each parameter (the reference).
 
     Attributes:
-        rate: the learning rate of the next update, a scalar on the device. updates: how many there were of each
+        rate: the learning rate of the next update, a scalar on the device. updates: number of updates of each
             parameter, float32 (P,).
     """
 
@@ -48,7 +49,7 @@ class DeviceAdam(Adam):
         self.rate = torch.full((), lr, dtype=wide, device=device)
         self.updates = torch.zeros(len(params), dtype=torch.float32, device=device)
         self._counts = self.updates.unbind()
-        self._updated: dict[tuple[bool, ...], Tensor] = {}  # what an update adds to the counts
+        self._updated: dict[tuple[bool, ...], Tensor] = {}  # increments of the counts
         self._endless = torch.full((), math.inf, dtype=torch.float32, device=device)
         super().__init__(params, lr, betas, eps, fused=True, capturable=True)
         self.param_groups[0]["lr"] = self.rate.clone() if hat else self.rate
@@ -74,8 +75,8 @@ class DeviceAdam(Adam):
             self.updates.addcmul_(add, self.found_inf, value=-1)
 
     def moments(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor, Tensor, Tensor, tuple[int, ...]]:
-        """For the parameters with a gradient: both moments; counts of updates (P,) and what an update adds to them,
-        the learning rate (), and the index of each parameter's count."""
+        """For the parameters with a gradient: both moments, the counts of updates (P,) and their increments, the
+        learning rate (), and the index of each parameter's count."""
         params = self.param_groups[0]["params"]
         used = [index for index, p in enumerate(params) if p.grad is not None]
         states = [self._moments(params[index]) for index in used]
@@ -84,14 +85,14 @@ class DeviceAdam(Adam):
                 self.updates, add, self.rate, tuple(0 if self.hat else index for index in used))
 
     def _add_to_counts(self, used: tuple[bool, ...]) -> Tensor:
-        """float32 (P,): 1 for each of the parameters that have a gradient; made once, as a captured step reads it."""
+        """float32 (P,): 1 for each parameter that has a gradient. Cached, because a captured step reads it."""
         if used not in self._updated:
             counted = torch.tensor([self.hat or one for one in used], device=self.updates.device)
             self._updated[used] = counted.to(self.updates.dtype)
         return self._updated[used]
 
     def _update_all(self, params: list[Tensor], counts: list[Tensor]) -> None:
-        """PyTorch's fused kernel by itself: `Adam.step` also counts for each parameter, and takes it back."""
+        """Call PyTorch's fused kernel directly, because `Adam.step` would also update counts for each parameter."""
         group, states = self.param_groups[0], list(map(self._moments, params))
         torch._fused_adam_(
             params, [p.grad for p in params if p.grad is not None], [state["exp_avg"] for state in states],
@@ -124,7 +125,7 @@ class DeviceAdam(Adam):
         return state
 
     def tensors(self) -> list[Tensor]:
-        """All that an update changes, but for the parameters; the moments of those that require gradients now."""
+        """All tensors that an update changes, except the parameters; moments only of those that require gradients."""
         return [self.updates, self.rate, self.param_groups[0]["lr"],
                 *(tensor for parameter in self.param_groups[0]["params"] if parameter.requires_grad
                   for tensor in self._moments(parameter).values())]
@@ -135,7 +136,7 @@ class DeviceAdam(Adam):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the state in place, unlike `torch.optim.Optimizer.load_state_dict`, and without the learning rate.
 
-        Older files hold the parameters that require gradients alone, and one count for all of them.
+        Older files contain only the parameters that require gradients, and one count for all of them.
         """
         saved, params = state_dict["state"], self.param_groups[0]["params"]
         size = len(state_dict["param_groups"][0]["params"])
@@ -154,10 +155,10 @@ class DeviceAdam(Adam):
 
 
 def _correction(beta: float, t: Tensor) -> Tensor:
-    """1 - beta^t without the cancellation that float32 would suffer in the first steps."""
+    """1 - beta^t, without cancellation in float32 in the first steps."""
     return -torch.expm1(t * math.log(beta)) if beta else torch.ones_like(t)
 
 
 def make_adam(params: Iterable[Tensor], lr: float, config: TrainConfig, *, fused: bool = True) -> DeviceAdam:
-    """The optimizer that a configuration asks for, over `params`."""
+    """The optimizer of a configuration, for `params`."""
     return DeviceAdam(params, lr, (config.beta1, config.beta2), config.adam_eps, hat=config.adam_eps_hat, fused=fused)

@@ -1,4 +1,4 @@
-"""Optimizers of `torch.optim` in a step that skips updates, and repeats itself as a CUDA graph."""
+"""Optimizers of `torch.optim` in a step that can skip updates and can be captured in a CUDA graph."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fastgan.errors import FastganError
 
 
 class GuardedOptimizer:
-    """An optimizer whose update is taken back, on the device, where `found_inf` is 1.
+    """An optimizer whose update is reverted on the device if `found_inf` is 1.
 
-    On a GPU the optimizer is made capturable, if it has that option, and its learning rates become tensors: a scheduler
-    of `torch.optim.lr_scheduler` then changes those of captured steps, too.
+    On a GPU the optimizer is made capturable, if it has that option, and its learning rates become tensors, so that a
+    scheduler of `torch.optim.lr_scheduler` also affects captured steps.
 
     Attributes:
-        optimizer: the one that was given. found_inf: () float32; None takes nothing back.
+        optimizer: the given optimizer. found_inf: () float32; if None, updates are never reverted.
     """
 
     found_inf: Tensor | None = None
@@ -43,7 +43,7 @@ class GuardedOptimizer:
         self.optimizer.step()
         if self.found_inf is not None:
             for tensor in [*params, *self._state()]:
-                # state that the update has made begins at 0
+                # state that the update created is initially 0
                 old = before[tensor] if tensor in before else torch.zeros_like(tensor)
                 tensor.copy_(torch.where(self.found_inf.to(tensor.device) > 0, old, tensor))
 
@@ -52,11 +52,11 @@ class GuardedOptimizer:
 
     @property
     def is_ready(self) -> bool:
-        """Whether its state exists: an optimizer of torch.optim makes it in its first update."""
+        """Whether the state exists, which optimizers of torch.optim create in their first update."""
         return bool(self.optimizer.state)
 
     def tensors(self) -> list[Tensor]:
-        """All that an update changes, but for the parameters."""
+        """All tensors that an update changes, except the parameters."""
         return [*self._state(), *(group["lr"] for group in self.param_groups if isinstance(group["lr"], Tensor))]
 
     def _state(self) -> list[Tensor]:
@@ -67,16 +67,16 @@ class GuardedOptimizer:
         return self.optimizer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replaces tensors: a step that was captured is captured again."""
+        """Load a state. This replaces tensors, so that a captured step is captured again."""
         self.optimizer.load_state_dict(state)
 
 
 def check_optimizers(optimizers: Iterable[Any], networks: Iterable[nn.Module]) -> None:
-    """`FastganError` unless each optimizer trains parameters of its own network."""
+    """Raise `FastganError` if an optimizer has parameters of another network."""
     optimizers = tuple(optimizers)
     if len(optimizers) != 2 or not all(isinstance(optimizer, Optimizer) for optimizer in optimizers):
         kinds = ", ".join(type(optimizer).__name__ for optimizer in optimizers)
-        raise FastganError(f"optimizers is ({kinds}); expected two of torch.optim, the generator's and the "
+        raise FastganError(f"optimizers is ({kinds}); expected two optimizers of torch.optim, the generator's and the "
                            "discriminator's")
     for index, (optimizer, network) in enumerate(zip(optimizers, networks, strict=True)):
         own = set(network.parameters())

@@ -15,7 +15,7 @@ LossOption = (str | Callable[[Tensor, Tensor], Tensor]
 
 
 class StepOptions(TypedDict, total=False):
-    """Types and names are those of the fields; `n_critic` is another name of `d_steps`."""
+    """Options with the types and names of the fields. `n_critic` is an alias of `d_steps`."""
 
     nz: int
     noise: Literal["normal", "uniform"]
@@ -51,18 +51,18 @@ _OF_ADAM = ("lr", "lr_g", "lr_d", "lr_schedule", "lr_warmup", "beta1", "beta2", 
 
 def configure(model: ModelConfig | None, train: TrainConfig | None, loss: LossOption, optimizers: Any,
               options: StepOptions) -> tuple[ModelConfig, TrainConfig]:
-    """The configuration of a step; raises `FastganError` for an option that does not exist, or does not apply."""
+    """The configuration of a step. Raises `FastganError` for an option that does not exist or does not apply."""
     values = dict(options)
     for key in values:
         if key not in StepOptions.__annotations__:
-            group_of(key)  # raises for a name that is no option at all
+            group_of(key)  # raises for unknown names
             raise FastganError(f"{key} is not an option of GANStep; expected {', '.join(StepOptions.__annotations__)}")
     if isinstance(loss, str):
         values["loss"] = loss
     config = Config("", model=model or ModelConfig(), train=train or TrainConfig()).replace(**values)
     set_for_adam = [key for key in _OF_ADAM if getattr(config.train, key) != getattr(TrainConfig(), key)]
     if optimizers is not None and set_for_adam:
-        raise FastganError(f"{set_for_adam[0]} with optimizers: expected it to be set in the optimizers, and schedules "
-                           "by torch.optim.lr_scheduler")
+        raise FastganError(f"{set_for_adam[0]} with optimizers: expected this option to be set in the optimizers, and "
+                           "schedules by torch.optim.lr_scheduler")
     config.check_values()
     return config.model, config.train

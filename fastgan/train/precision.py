@@ -1,9 +1,9 @@
-"""In which arithmetic a step is computed. Parameters, statistics, losses and Adam are float32 in all of them.
+"""The precisions of a step. Parameters, statistics, losses and Adam are float32 in all of them.
 
-    fp32    float32 as IEEE defines it
-    tf32    float32, products rounded to 10 bits of mantissa on tensor cores (NVIDIA, sm_80 and newer)
+    fp32    IEEE float32
+    tf32    float32, with products rounded to 10 bits of mantissa on tensor cores (NVIDIA, sm_80 and newer)
     bf16    convolutions in bfloat16
-    fp16    convolutions in float16; the loss is scaled so that small gradients survive
+    fp16    convolutions in float16; losses are scaled to avoid underflow of gradients
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from fastgan.ops.numerics import HALF, PRECISIONS
 
 
 def choose(name: str, device: torch.device) -> str:
-    """The precision that `name` means on a device: auto is bf16 on GPUs from sm_80 on, else fp32.
+    """The precision for `name` on a device: "auto" is bf16 on GPUs with sm_80 or newer, otherwise fp32.
 
-    Raises `FastganError` where the device cannot.
+    Raises `FastganError` if the device does not support it.
     """
     tensor_cores = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     if name == "auto":
@@ -32,6 +32,6 @@ def choose(name: str, device: torch.device) -> str:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """A context for forward passes. It caches no casts: a captured step must hold its own."""
+    """An autocast context for forward passes, without a cache, because a captured step must contain its own casts."""
     half = HALF.get(precision)
     return nullcontext() if half is None else torch.autocast(device.type, half, cache_enabled=False)

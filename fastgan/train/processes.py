@@ -1,4 +1,4 @@
-"""The interface between a step and the processes that share its batches, for one process, without communication."""
+"""The interface between a step and the processes that share its batches, implemented for a single process."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 from fastgan.data.order import WHOLE, Shard
 
-Gradients = list[Tensor | None]  # of parameters; None for one that the loss does not depend on
+Gradients = list[Tensor | None]  # one per parameter; None if the loss does not depend on it
 
 
 class SingleProcess:
-    """One process, which sees whole batches. `fastgan.trainer.grad_allreduce` has the subclass for several.
+    """A single process with whole batches. The subclass for several processes is in `fastgan.trainer.grad_allreduce`.
 
     Attributes:
         shard: which part of each batch this process computes.
@@ -21,13 +21,13 @@ class SingleProcess:
 
     @property
     def sync_bn_processes(self) -> int:
-        """Over how many processes synchronised batch statistics are merged; 0: engines compute them as usual."""
+        """The number of processes over which batch statistics are merged; 0: statistics are not synchronized."""
         return 0
 
     def gradients(self, loss: Tensor, one: Tensor, params: list[Tensor],
                   scalars: list[Tensor]) -> tuple[Gradients, list[Tensor]]:
-        """Gradients of `loss` (), added to the `.grad` of an earlier pass where there are any, and `scalars`; both
-        averaged over processes. one: the gradient of the loss ().
+        """Gradients of `loss` (), added to the `.grad` of an earlier pass if there is one, and `scalars`, both averaged
+        over processes. one: the gradient of the loss ().
         """
         if any(p.grad is not None for p in params):
             loss.backward(one, inputs=params)
@@ -35,5 +35,5 @@ class SingleProcess:
         return list(torch.autograd.grad(loss, params, one, allow_unused=True)), scalars
 
     def gather(self, text: str) -> list[str]:
-        """The `text` of each process, in the order of their ranks."""
+        """The `text` of each process, in rank order."""
         return [text]

@@ -1,4 +1,4 @@
-"""The learning rate over time, as a function of the device's own step count.
+"""Learning rate schedules, as functions of the step count on the device.
 
     factor(t) = min(1, (t + 1) / warmup) * decay(t / total)
 
@@ -20,10 +20,8 @@ from fastgan.train.optim import DeviceAdam
 
 
 def factor(config: TrainConfig, t: Tensor, total: Tensor) -> Tensor:
-    """What the learning rates are multiplied by after t () steps of total (): a scalar in float64 on their device.
-
-    On devices without float64 (mps), in float32.
-    """
+    """The factor of the learning rates after t () of total () steps: a float64 scalar on the device, or float32 on
+    devices without float64 (mps)."""
     wide = torch.float32 if t.device.type == "mps" else torch.float64
     t, total = t.to(wide), total.to(wide)
     progress = (t / total).clamp(max=1)
@@ -33,7 +31,7 @@ def factor(config: TrainConfig, t: Tensor, total: Tensor) -> Tensor:
 
 
 def apply(config: TrainConfig, t: Tensor, total: Tensor, optimizers: Sequence[object]) -> None:
-    """Set the learning rates of step t; those of a constant schedule never change."""
+    """Set the learning rates of step t. With a constant schedule, they do not change."""
     if config.lr_schedule != "constant" or config.lr_warmup:
         scale = factor(config, t, total)
         for adam in optimizers:

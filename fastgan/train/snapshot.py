@@ -1,4 +1,4 @@
-"""A copy of a training step's state, to restore it, and how far apart such states are."""
+"""Copies of a training step's state for restoring it, and a distance between states."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from fastgan.errors import FastganError
 
 
 class Snapshot:
-    """Copies of all tensors of `state()` and of every random state that a step could draw from, host's and device's.
+    """Copies of all tensors of `state()` and of all random states on the host and the device.
 
-    As a context manager it restores them after the block. cuda: torch.cuda on a GPU, or a substitute for it.
+    As a context manager, it restores them at the end. cuda: torch.cuda on a GPU, or a substitute for it.
     """
 
     def __init__(self, state: Callable[[], list[Tensor]], device: torch.device, cuda: Any = None) -> None:
@@ -34,12 +34,12 @@ class Snapshot:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put everything back in place; raises `FastganError` where the state has other tensors by now."""
+        """Restore everything in place. Raises `FastganError` if the number or shapes of the tensors have changed."""
         live = self.state()
         if [t.shape for t in live] != [t.shape for t in self.tensors]:
-            raise FastganError(f"a run of the step made {len(live)} state tensors of {len(self.tensors)}, or changed "
-                               "their shapes, which cannot be undone; expected all state to exist before the first "
-                               "step")
+            raise FastganError(f"a run of the step changed the number of state tensors from {len(self.tensors)} to "
+                               f"{len(live)}, or their shapes, which cannot be undone; expected all state to exist "
+                               "before the first step")
         for tensor, saved in zip(live, self.tensors, strict=True):
             tensor.copy_(saved)
         python, numpy, host = self.random
@@ -50,7 +50,7 @@ class Snapshot:
             self.cuda.set_rng_state(self.random_of_device, self.device)
 
     def renew_generator(self) -> None:
-        """Take the device's generator out of a capture that failed, where PyTorch has left it there."""
+        """Repair the device's generator if PyTorch has left it in a capturing state after a failed capture."""
         generator = self.cuda.default_generators[self.device.index or 0]
         try:
             torch.rand((), device=self.device)
@@ -60,25 +60,26 @@ class Snapshot:
 
 
 def distance(start: Sequence[Tensor], left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
-    """How far apart `left` and `right` are, relative to how far `left` is from `start`; state by state, then rms.
+    """The distance of `left` and `right` relative to that of `left` and `start`: the RMS over all tensors of their
+    relative distances.
 
-    Tensors of integers count 0 when equal, else make the distance infinite. One transfer to the host.
+    The distance is infinite if integer tensors differ. Needs one transfer to the host.
     """
     parts = [_relative(s, a.detach(), b.detach()) for s, a, b in zip(start, left, right, strict=True) if s.numel()]
     return torch.stack(parts).square().mean().sqrt().item()
 
 
 def _relative(start: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """() float32"""
+    """The relative distance for one tensor, () float32."""
     if not left.is_floating_point():
         return torch.where((left != right).any(), torch.inf, 0.0)
-    # NaN: a metric that was not computed in a step
+    # NaN is a metric that was not computed in a step
     apart, moved = _rms(left, right), _rms(*(torch.where(t.isnan(), 0, t) for t in (left, start)))
     return torch.where(moved > 0, apart / moved, (apart != 0).float()).float()
 
 
 def _rms(left: Tensor, right: Tensor) -> Tensor:
-    """The root mean square of the differences; equal infinities, and NaN on both sides, count as equal."""
+    """The root mean square of the differences. Equal infinities, and NaN on both sides, count as equal."""
     dtype = torch.promote_types(left.dtype, torch.float32)
     same = (left == right) | (left.isnan() & right.isnan())
     return torch.where(same, 0.0, left.to(dtype) - right.to(dtype)).square().mean().sqrt()

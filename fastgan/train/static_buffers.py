@@ -1,7 +1,7 @@
-"""The inputs of a step in tensors at fixed addresses: a captured step reads and writes the same ones each time.
+"""The inputs of a step, in tensors with fixed addresses, which a captured step reads and writes.
 
-After a step that was not finite (`halted`) its inputs stay: later calls repeat that step until the host reads the
-metrics. The batch and the noise that caused it can then still be examined.
+After a non-finite step (`halted`) the inputs are not overwritten: later calls repeat that step until the host reads the
+metrics, so that the batch and the noise that caused it can be examined.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ class StaticBuffers:
     """The noise, images and labels of a step on N real images.
 
     Attributes:
-        z: (N, nz), of the discriminator's update. z_fresh: (N, nz), of the generator's where it draws its own.
-        images: (2 N, C, H, W) or (2 N, 2), of `dtype`: both halves as the discriminator takes them.
-        real, fake: (N, ...), the halves. labels: (2 N,), the same for both halves; None without.
+        z: (N, nz), for the discriminator's update. z_fresh: (N, nz), for the generator's update if it uses new noise.
+        images: (2 N, C, H, W) or (2 N, 2), of `dtype`: both halves in the order for the discriminator.
+        real, fake: (N, ...), the halves. labels: (2 N,), the same for both halves; None for unconditional models.
     """
 
     def __init__(self, nz: int, real: Tensor, labels: Tensor | None, real_first: bool,
@@ -33,7 +33,7 @@ class StaticBuffers:
         self.real, self.fake = (first, second) if real_first else (second, first)
 
     def parts(self, count: int) -> list[StaticBuffers]:
-        """The inputs in `count` equal parts."""
+        """Split the inputs into `count` equal parts."""
         if count == 1:
             return [self]
         size, parts = len(self.real) // count, []
@@ -47,20 +47,20 @@ class StaticBuffers:
 
     @property
     def images(self) -> Tensor:
-        """Both halves. Those of a part are not adjacent, and are copied."""
+        """Both halves. The halves of a part are not adjacent in memory, so they are copied."""
         if len(self._images) == 2 * len(self.real):
             return self._images
         return torch.cat([self.real, self.fake] if self.real_first else [self.fake, self.real])
 
     @property
     def condition(self) -> tuple[Tensor, ...]:
-        """The networks' arguments beside noise or images: the labels of one half, or nothing."""
+        """Additional arguments of the networks: the labels of one half, or nothing."""
         return () if self.labels is None else (self.labels[: len(self.real)],)
 
     def diversity(self) -> Tensor:
-        """The mean standard deviation of pixels over a batch, that of the fakes divided by that of the reals: ().
+        """The mean standard deviation of pixels over the fakes of a batch, divided by that over the real images: ().
 
-        With labels, within classes: NaN where no class is in the batch twice.
+        With labels, it is measured within classes, and NaN if no class is in the batch twice.
         """
         halves = self.images.unflatten(0, (2, -1))  # [2, N, ...]
         deviation = halves.std(1, correction=0) if self.labels is None else self._deviation_within_classes(halves)
@@ -69,10 +69,10 @@ class StaticBuffers:
         return fake / real.clamp(min=1e-8)
 
     def _deviation_within_classes(self, halves: Tensor) -> Tensor:
-        """[2, ...] of [2, N, ...]: sqrt(E[(x_i - x_j)^2] / 2), the mean over neighbours, in the order of labels, of one
-        class.
+        """sqrt(E[(x_i - x_j)^2] / 2), [2, N, ...] -> [2, ...]; the mean is over adjacent images of one class after
+        sorting by label.
 
-        A sum over pairs needs no number of classes, and repeats bit for bit, where a scatter by class does not.
+        Unlike a scatter by class, this needs no number of classes and is deterministic.
         """
         labels, order = self.condition[0].sort(stable=True)
         same = labels[1:] == labels[:-1]  # [N - 1]

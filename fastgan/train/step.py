@@ -4,11 +4,11 @@
     D:  loss_d(D(x), D(fakes))     gradients of both added, Adam
     G:  loss_g(D(fakes))           through the updated D, Adam, moving average
 
-A function of device state: nothing on the host depends on a value on the device, so the step can be captured in a CUDA
-graph (`graph.py`). What the host does decide, by counting, is the `Phase` of a step; each phase is a graph of its own.
+The host does not depend on values on the device, so the step can be captured in a CUDA graph (`graph.py`). The host
+only determines the `Phase` of a step by counting; each phase has its own graph.
 
-A step whose losses or gradients are not finite changes no parameter, and neither does any after it: the device halts,
-repeats that step and marks it in the metrics buffer, until the host reads it.
+A step with non-finite losses or gradients changes no parameter, and neither do later steps: the device repeats that
+step, marked in the metrics buffer, until the host reads the metrics.
 """
 
 from __future__ import annotations
@@ -47,43 +47,43 @@ __all__ = ["GANStep", "Phase", "Savings"]
 
 
 class Phase(NamedTuple):
-    """What a step does: whether G is updated too, and whether D's loss has its gradient penalty."""
+    """The kind of a step: whether G is updated too, and whether D's loss includes the gradient penalty."""
 
     both: bool
     penalty: bool
 
 
 class GANStep(GANUpdates):
-    """A training step of both networks, with their optimizers and the moving average; each call makes one step.
+    """A training step of both networks, with their optimizers and the moving average. Each call runs one step.
 
         step = GANStep(netG, netD, nz=100, loss="bce", lr=2e-4)
         metrics = step(real)
 
-    Parameters that the networks do not use, or that are frozen or unfrozen between two steps, are treated as PyTorch
-    treats them under an Adam over all parameters. A discriminator that consists of layers of torch.nn and fastgan alone
-    is given images in channels_last; one with a `forward` of its own, which may call `view`, in NCHW.
+    Parameters that the networks do not use, or that are frozen or unfrozen between two steps, are treated as in
+    PyTorch with an Adam over all parameters. A discriminator that consists only of layers of torch.nn and fastgan
+    receives images in channels_last; one with a custom `forward`, which may call `view`, receives them in NCHW.
 
     Args:
         generator: z (N, nz) or (N, nz, 1, 1) [, labels (N,)] -> images.
         discriminator: images [, labels (N,)] -> logits (N,), or equally many for each image; (N, 2) for the loss
             "softmax". If it ends in a sigmoid, "bce" and "minimax" are computed from probabilities.
-        model: the noise.
+        model: configuration of the noise.
         train: losses, optimizer and the order of updates.
         loss: a name, as in `TrainConfig`; a function of logits and targets such as `nn.MSELoss()`; or a pair of
-            functions, the discriminator's of the logits of reals and of fakes, and the generator's of those of fakes.
-        optimizers: of the generator and of the discriminator, from `torch.optim`; two Adams when not given. On a GPU
+            functions: the discriminator's loss(real_logits, fake_logits) and the generator's loss(fake_logits).
+        optimizers: the generator's and the discriminator's optimizer, from `torch.optim`; by default Adam. On a GPU
             they are made capturable, and their learning rates become tensors.
         precision: "fp32", "tf32", "bf16", "fp16" or "auto".
-        savings: the work of the textbook step that is left out.
+        savings: optimizations of the step.
         history: the number of steps whose metrics are kept on the device.
         processes: the processes that share each batch, if there are several.
         **options: fields of `model` and `train` by name, such as nz and lr in the example; they take precedence.
 
-    With `n_critic` k, each k-th call updates the generator, too. With `accumulate` k, a call adds up the gradients of k
-    equal parts of the batch before each update; batch statistics are those of each part.
+    With `n_critic` k, every k-th call also updates the generator. With `accumulate` k, a call accumulates the gradients
+    of k equal parts of the batch before each update; batch statistics are those of each part.
 
     Attributes:
-        steps: the number of steps made, on the host.
+        steps: the number of completed steps, on the host.
         total: the number of steps of the whole training, on the device, for schedules.
         metrics_buffer: the metrics of the last steps.
         buffers: the inputs of the last step.
@@ -114,7 +114,7 @@ class GANStep(GANUpdates):
         self.ema = EMA(generator, train.ema, foreach=savings.foreach_ema) if train.ema else None
         self.scale = LossScale(precision == "fp16", device)
         self.kernels = StepKernels(self.impl, device)
-        # `state` is called before every replay, so it does not walk through all modules
+        # precomputed, because `state` is called before every replay
         self._state_of_networks: list[tuple[dict[str, Any], str]] = [
             (tensors, key) for network in (generator, discriminator) for module in network.modules()
             for tensors in (module._parameters, module._buffers) for key in tensors if tensors[key] is not None]
@@ -131,9 +131,9 @@ class GANStep(GANUpdates):
     def __call__(self, real: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Train on real images (N, C, H, W), or points (N, 2), and labels (N,) of a conditional model.
 
-        Returns scalars on the device: loss_d, d_real = E[D(x)], d_fake = E[D(G(z))], grad_norm_d, diversity (how far
-        the fakes of the batch, or with labels those of each class, are from each other: 1 when as far as the reals),
-        finite and, when the generator was updated too, loss_g and grad_norm_g.
+        Returns scalars on the device: loss_d, d_real = E[D(x)], d_fake = E[D(G(z))], grad_norm_d, diversity (the
+        deviation of the fakes in the batch, or with labels in each class, relative to that of the real images), finite,
+        and, if the generator was updated too, loss_g and grad_norm_g.
         """
         inputs = (real,) if labels is None else (real, labels)
         phase = self.phase()
@@ -142,25 +142,25 @@ class GANStep(GANUpdates):
         return metrics
 
     def phase(self) -> Phase:
-        """Of the next step."""
+        """The phase of the next step."""
         config = self.config
         return Phase((self.steps + 1) % config.d_steps == 0,
                      config.penalised and self.steps % config.penalty_every == 0)
 
     def is_ready(self, phase: Phase) -> bool:
-        """Whether all state exists that a step of this phase changes: optimizers of the user's make it at first use."""
+        """Whether all state that a step of this phase changes exists; user optimizers create it in their first step."""
         used = [self.optimizer_d, *([self.optimizer_g] if phase.both else [])]
         return all(optimizer.is_ready for optimizer in used if isinstance(optimizer, GuardedOptimizer))
 
     @property
     def optimizers(self) -> tuple[Optimizer, Optimizer]:
-        """The generator's and the discriminator's."""
+        """The generator's and the discriminator's optimizer."""
         first, second = (optimizer.optimizer if isinstance(optimizer, GuardedOptimizer) else optimizer
                          for optimizer in (self.optimizer_g, self.optimizer_d))
         return first, second
 
     def _find_trainable(self) -> None:
-        """Update the lists of parameters that require gradients: between two steps some may be frozen or unfrozen."""
+        """Update the lists of parameters that require gradients, because some may have been frozen or unfrozen."""
         requires_grad = [p.requires_grad for params in self._parameters for p in params]
         if requires_grad == self._requires_grad:
             return
@@ -173,7 +173,7 @@ class GANStep(GANUpdates):
         self._requires_grad = requires_grad
 
     def run(self, phase: Phase, real: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """The device's part of a step."""
+        """The part of a step that runs on the device."""
         self._find_trainable()
         merged = self.processes.sync_bn_processes if self.config.sync_bn else 0
         with products(self.precision), self.casts.lent(), synchronised.over(merged):
@@ -184,9 +184,9 @@ class GANStep(GANUpdates):
             for part in buffers.parts(self.config.accumulate):
                 with torch.set_grad_enabled(reuse):
                     fake = self.generate(part.z, part.condition)
-                if fake.shape != part.fake.shape:  # which copy_ would broadcast
+                if fake.shape != part.fake.shape:  # copy_ would broadcast it
                     raise FastganError(f"the generator returned images {tuple(fake.shape)}; expected "
-                                       f"{tuple(part.fake.shape)}, as the real ones are")
+                                       f"{tuple(part.fake.shape)}, the shape of the real images")
                 part.fake.copy_(fake.detach())
             metrics, skip = self._update_discriminator(buffers, phase.penalty)
             if phase.both:
@@ -196,7 +196,7 @@ class GANStep(GANUpdates):
             return self._finish(buffers, metrics, skip)
 
     def advance(self, phase: Phase, real: Tensor, labels: Tensor | None = None) -> None:
-        """The host's part of a step."""
+        """The part of a step that runs on the host."""
         self.count(len(real))
 
     def count(self, size: int) -> None:
@@ -205,19 +205,19 @@ class GANStep(GANUpdates):
         self.buffers = self._buffers[size]
 
     def draw(self, like: Tensor) -> Tensor:
-        """Latent vectors (N, nz) for a batch like `like`, from the device's generator."""
+        """Latent vectors (N, nz) for a batch like `like`, from the random generator of the device."""
         shard = self.processes.shard
         return shard.take(self.noise(len(like) * shard.of, device=like.device, dtype=like.dtype))
 
     def allocate(self, real: Tensor, labels: Tensor | None = None) -> None:
-        """Allocate the static buffers for batches of this size, unless they exist. Each step calls this, too."""
+        """Allocate the static buffers for batches of this size, unless they exist. Each step calls this as well."""
         if len(real) not in self._buffers:
             self._check_batch(real)
             self.try_together(real, labels)
             if self.device.type == "cpu":
                 memory.keep_freed()
-            # in 16 bits where D's first convolution would round them, as autocast does but with float64; penalties are
-            # gradients by images
+            # in 16 bits, if D's first convolution would round the images anyway: not for float64, nor for penalties on
+            # gradients with respect to images
             rounded = not self.config.penalised and real.dtype != torch.float64
             dtype = HALF.get(self.precision, real.dtype) if rounded else real.dtype
             self._buffers[len(real)] = StaticBuffers(self.noise.nz, real, labels, self.config.real_first, dtype,
@@ -247,12 +247,12 @@ class GANStep(GANUpdates):
 
     @torch.no_grad()
     def _finish(self, buffers: StaticBuffers, metrics: dict[str, Tensor], skip: Tensor) -> dict[str, Tensor]:
-        """Complete the metrics and write them; halt, or go on to the next step."""
+        """Complete the metrics and write them; then halt or advance to the next step."""
         state = skip, self.halted, self.t
         complete = self.kernels.finish(buffers, metrics, self.metrics_buffer, state, self.scale.enabled)
         if complete is not None:
             return complete
-        if self.scale.enabled:  # the scale handles overflow of gradients; only a loss that is not finite is a fault
+        if self.scale.enabled:  # the scale handles overflow of gradients; only a non-finite loss is a failure
             losses = torch.stack([value for key, value in metrics.items() if key.startswith("loss")])
             wrong = (~torch.isfinite(losses)).any().to(skip.dtype)
             self.halted.copy_(torch.maximum(self.halted, wrong))
@@ -265,9 +265,9 @@ class GANStep(GANUpdates):
         return metrics
 
     def state(self) -> list[Tensor]:
-        """Every tensor that a step changes and a later one reads, but for the random state.
+        """All tensors that a step changes and a later step reads, except the random state.
 
-        Always the same tensors, until parameters are frozen or unfrozen.
+        They are always the same tensors, until parameters are frozen or unfrozen.
         """
         self._find_trainable()
         return [*(tensors[key] for tensors, key in self._state_of_networks), *self.optimizer_g.tensors(),
@@ -277,14 +277,14 @@ class GANStep(GANUpdates):
                 self.metrics_buffer.rows]
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training changes, but for the random state."""
+        """Everything that training changes, except the random state."""
         state: dict[str, Any] = {name: item.state_dict() for name, item in self._stateful().items()}
         if self.ema is not None:
             state["ema_updates"] = self.ema.updates
         return {**state, "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """In place: a captured step goes on from there."""
+        """Load a `state_dict` in place, so that captured graphs remain valid."""
         for name, item in self._stateful().items():
             item.load_state_dict(state[name])
         if self.ema is not None:

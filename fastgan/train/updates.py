@@ -1,4 +1,4 @@
-"""The backward half of a step: gradients of the losses, and the updates of the optimizers."""
+"""The backward part of a step: gradients of the losses, and the updates of the optimizers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from fastgan.train.optimizers import GuardedOptimizer
 from fastgan.train.processes import Gradients
 from fastgan.train.static_buffers import StaticBuffers
 
-Scalars = dict[str, Tensor]  # of the metrics
+Scalars = dict[str, Tensor]  # metrics by name
 
 
 class GANUpdates(GANLosses):
-    """`GANLosses` whose networks are updated. `GANStep` sets the attributes."""
+    """`GANLosses` with updates of the networks. `GANStep` sets the attributes."""
 
     optimizer_g: DeviceAdam | GuardedOptimizer
     optimizer_d: DeviceAdam | GuardedOptimizer
@@ -36,7 +36,7 @@ class GANUpdates(GANLosses):
     _one: Tensor  # gradient of a loss
 
     def _update_discriminator(self, buffers: StaticBuffers, penalty: bool) -> tuple[Scalars, Tensor]:
-        self.optimizer_d.zero_grad(set_to_none=True)  # of an interrupted step, or of the user's own backward pass
+        self.optimizer_d.zero_grad(set_to_none=True)  # from an interrupted step, or a backward pass of the user
         apart = not (self.together or penalty or self.loss.both)
         losses = self._losses_by_halves(buffers) if apart else self._losses_of_both(buffers, penalty)
         grads, metrics = self._gradients(losses, (2 if apart else 1) * self.config.accumulate, self.params_d)
@@ -58,7 +58,8 @@ class GANUpdates(GANLosses):
             yield {"loss_d": loss, "d_real": d_real, "d_fake": d_fake}
 
     def _losses_by_halves(self, buffers: StaticBuffers) -> Iterator[Scalars]:
-        """The same in two losses each, of reals and of fakes: one half's activations at a time are in memory."""
+        """Like `_losses_of_both`, but with separate losses of reals and of fakes, so that only the activations of one
+        half are in memory at a time."""
         def of_reals(part: StaticBuffers) -> Scalars:
             loss, d_real = self._real_loss(self.judge(part.real, *part.condition))
             return {"loss_d": loss, "d_real": d_real}
@@ -72,7 +73,7 @@ class GANUpdates(GANLosses):
                 yield half(part)
 
     def _update_generator(self, fake: Tensor | None, buffers: StaticBuffers, skip: Tensor) -> tuple[Scalars, Tensor]:
-        """fake: the generator's images if the discriminator's update has differentiable ones."""
+        """fake: the differentiable fakes of the discriminator's update, if they can be reused."""
         self.optimizer_g.zero_grad(set_to_none=True)
         unused = [] if self.savings.frozen else self.params_d
         losses = self._losses_of_generator(fake, buffers)
@@ -88,9 +89,10 @@ class GANUpdates(GANLosses):
             yield {"loss_g": self.generator_loss(images, part.condition)}
 
     def _gradients(self, losses: Iterator[Scalars], count: int, params: list[Tensor]) -> tuple[Gradients, Scalars]:
-        """Gradients of the mean over parts of `count` losses, the first of each item, and the means of all scalars.
+        """Gradients of the losses, averaged over the parts of a batch, and the means of all scalars. Both are averaged
+        over processes.
 
-        Both are averaged over processes.
+        losses: `count` items, of which the first scalar is the loss.
         """
         totals: Scalars = {}
         for index, scalars in enumerate(losses, 1):
@@ -107,15 +109,15 @@ class GANUpdates(GANLosses):
 
     def _descend(self, loss: Tensor, grads: Gradients, params: list[Tensor], optimizer: Any, skip: Tensor, *,
                  casts: Casts | None = None, ema: EMA | None = None) -> Update:
-        """Step, and drop the gradients; no step where `skip` holds 1 or something is not finite. Parameters without a
-        gradient, as the network does not use them, are left alone.
+        """Update the parameters and drop the gradients. The update is skipped if `skip` is 1 or the loss or a gradient
+        is not finite. Parameters without a gradient, which the network does not use, are not changed.
 
         casts: 16-bit copies that are read before the next step refreshes them. ema: the average of these parameters.
         """
         for parameter, grad in zip(params, grads, strict=True):
             if grad is None:
                 continue
-            # an update walks through memory: it would misread a gradient in another order of dimensions
+            # update kernels iterate over memory, so gradients must have the strides of their parameters
             same = grad.stride() == parameter.stride()
             parameter.grad = grad if same else torch.empty_like(parameter).copy_(grad)
         self.scale.undo(optimizer)
@@ -125,10 +127,10 @@ class GANUpdates(GANLosses):
         return update
 
     def _step(self, loss: Tensor, params: list[Tensor], optimizer: Any, skip: Tensor, ema: EMA | None) -> Update:
-        """`_descend` by PyTorch's operators."""
+        """The update of `_descend` with PyTorch operators."""
         used = [p.grad for p in params if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(used)))
-        # times 0, what is not finite is NaN, and not 0: half the launches of isfinite
+        # non-finite values times 0 are NaN; this needs half the launches of isfinite
         skip = torch.maximum(skip, (norm + loss.detach()) * 0 != 0)
         if self.config.grad_clip:
             torch._foreach_mul_(used, (self.config.grad_clip / (norm + 1e-6)).clamp(max=1))

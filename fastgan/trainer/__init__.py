@@ -1,4 +1,4 @@
-"""Training runs: the loop, its checkpoints, logs and metrics, and the files of a run folder."""
+"""Training runs: the loop, checkpoints, logs and metrics, and the files of a run folder."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Callback", "Trainer"]
 
-if not TYPE_CHECKING:  # a type checker sees the import above, and unknown names as errors
+if not TYPE_CHECKING:  # hidden from type checkers, which then report unknown names as errors
 
     def __getattr__(name: str) -> object:
-        """Each name on first use: the command line reads run folders without importing torch."""
+        """Import each name on first use, so that the command line can read run folders without importing torch."""
         if name == "Trainer":
             from fastgan.trainer.trainer import Trainer
 

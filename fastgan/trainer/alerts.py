@@ -1,13 +1,13 @@
-"""Alerts: faults of a run whose losses are finite, detected from the records of its log alone.
+"""Alerts: failures of training with finite losses, detected from the records of the log.
 
-    discriminator won    d_real > 0.98 and d_fake < 0.02 in nine of ten records of 300 steps, and loss_g not falling;
-                         for hinge, whose loss is 0 from logits of 1 and -1 on: loss_d < 0.02 instead; not for
-                         wgan-gp and least squares, whose gradients for G do not vanish with the best D
-    mode collapse        median diversity over 100 steps below half of its maximum, when that is 0.5 or more; or, over
-                         500 steps, below 0.2; of conditional runs the diversity within classes
-    collapsed classes    score_diversity of --metrics below 0.5 in two measurements in a row
+    discriminator won    d_real > 0.98 and d_fake < 0.02 in nine of ten records over 300 steps, and loss_g does not
+                         fall; for hinge, whose loss is 0 for logits beyond 1 and -1: loss_d < 0.02 instead; not for
+                         wgan-gp and least squares, where the gradients for G do not vanish with an optimal D
+    mode collapse        the median diversity over 100 steps is below half of its maximum, if the maximum is at least
+                         0.5; or it is below 0.2 over 500 steps. For conditional runs: the diversity within classes
+    collapsed classes    score_diversity of --metrics is below 0.5 in two consecutive measurements
 
-The windows are long because the first one or two hundred steps of a healthy run show the same.
+The windows are long because these conditions also occur in the first one or two hundred steps of normal runs.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from collections.abc import Iterable
 from statistics import median
 from typing import Any
 
-MIN_RECORDS = 10  # in a window, however far apart they are
-MAX_STEPS = 500  # of the longest window
+MIN_RECORDS = 10  # minimum number of records in a window, regardless of their distance
+MAX_STEPS = 500  # length of the longest window
 
 
 class Alerts:
-    """Takes every record of a run in turn, those from before a resume first; raises each alert once.
+    """Checks each record of a run in order and raises each alert once.
 
     Args:
-        conditional: the fakes have labels, and diversity is that within classes.
+        loss: as in --loss.
+        records: the records from before a resume.
+        conditional: the fakes have labels, and diversity is measured within classes.
     """
 
     def __init__(self, loss: str, records: Iterable[dict[str, Any]] = (), *, conditional: bool = False) -> None:
@@ -38,7 +40,7 @@ class Alerts:
             self.look(record)
 
     def look(self, record: dict[str, Any], saved: bool = False) -> dict[str, str]:
-        """The new alerts after this record, messages by name. saved: the run has checkpoints."""
+        """The new alerts after this record: messages by name. saved: the run has checkpoints."""
         if "score_diversity" in record:
             self._scores.append(record["score_diversity"])
             alerts = {"collapsed classes": self._classes_collapsed()}
@@ -49,7 +51,7 @@ class Alerts:
             alerts = {"discriminator won": self._discriminator_won(), "mode collapse": self._collapsed()}
         else:
             return {}
-        hint = "; earlier checkpoints are in the run's folder" * saved
+        hint = "; earlier checkpoints are in the run folder" * saved
         new = {name: message + hint for name, message in alerts.items() if message and name not in self._raised}
         self._raised |= new.keys()
         return new
@@ -63,13 +65,13 @@ class Alerts:
         before, after = median(losses[: len(losses) // 2]), median(losses[len(losses) // 2 :])
         if after < before:
             return ""
-        return (f"the discriminator has won: for {records[-1]['step'] - records[0]['step']} steps it has known nearly "
-                f"every real and fake image, and the generator's loss went from {before:.1f} to {after:.1f}. Try a "
+        return (f"the discriminator has won: for {records[-1]['step'] - records[0]['step']} steps it has classified "
+                f"nearly all images correctly, and the generator's loss went from {before:.1f} to {after:.1f}. Try a "
                 "smaller --lr-d, " + ("a smaller --ndf or --label-smoothing 0.1" if self._loss in ("bce", "minimax")
                                       else "a smaller --ndf or --loss bce"))
 
     def _clear(self, record: dict[str, Any]) -> bool:
-        """Whether D is right about nearly every image."""
+        """Whether D classifies nearly all images correctly."""
         if self._loss in ("wgan-gp", "least-squares"):
             return False
         if self._loss == "hinge":
@@ -80,25 +82,25 @@ class Alerts:
         now = _diversity(self._last(100))
         long = _diversity(self._last(500))
         if now is not None and self._best >= 0.5 and now < self._best / 2:
-            past = f"where they were {self._best:.0%}"
+            past = f"after a maximum of {self._best:.0%}"
         elif long is not None and long < 0.2:
             now, past = long, "over 500 steps"
         else:
             self._best = max(self._best, now or 0.0)
             return ""
         whole = "class" if self._conditional else "batch"
-        return (f"mode collapse: the fakes of a {whole} vary {now:.0%} as much as its reals, {past}. "
-                "Try a smaller --lr-g, a larger --batch or another --loss")
+        return (f"mode collapse: the diversity of the fakes in a {whole} is {now:.0%} of that of its real images, "
+                f"{past}. Try a smaller --lr-g, a larger --batch or another --loss")
 
     def _classes_collapsed(self) -> str:
         if len(self._scores) < 2 or max(self._scores) >= 0.5:
             return ""
         return (f"collapsed classes: score_diversity is {self._scores[-1]:.2f} after {self._scores[0]:.2f}; the fakes "
-                "of a class vary less than half as much as its reals. Try a smaller --lr-g or --augment "
+                "of a class are less than half as diverse as its real images. Try a smaller --lr-g or --augment "
                 "color,translation,cutout")
 
     def _last(self, steps: int) -> list[dict[str, Any]]:
-        """The records of the last `steps` steps, `MIN_RECORDS` or more; [] where the run is shorter."""
+        """The records of the last `steps` steps, at least `MIN_RECORDS`; [] if there are not enough."""
         window: list[dict[str, Any]] = []
         for record in reversed(self._recent):
             window.append(record)

@@ -24,27 +24,27 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Base class of callbacks: methods that do nothing, for a subclass to override.
+    """Base class of callbacks. Its methods do nothing; subclasses override them.
 
-    They may read the trainer (`config`, `folder`, `step`, `pretrained()`), but not change it. An exception in a
-    callback ends the run. Of several processes, only the first calls them.
+    Callbacks may read the trainer (`config`, `folder`, `step`, `pretrained()`) but must not change it. An exception in
+    a callback ends the run. With several processes, only the first calls its callbacks.
     """
 
     def on_start(self, trainer: Trainer, step: int) -> None:
-        """Called before the first step of `fit`; `step` is the number of steps made before, 0 in a new run."""
+        """Called before the first step of `fit`. `step` is the number of completed steps, 0 for a new run."""
 
     def on_metrics(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
-        """Called with each new record of stats.jsonl: "step", numbers by name, and "alerts", messages by name, if there
-        are any."""
+        """Called with each new record of stats.jsonl: "step", numbers by name, and, if there are any, "alerts"
+        (messages by name)."""
 
     def on_snapshot(self, trainer: Trainer, step: int, picture: Path) -> None:
         """Called when the picture of the fakes after `step` steps has been written."""
 
     def on_checkpoint(self, trainer: Trainer, step: int, path: Path) -> None:
-        """Called when the checkpoint of `step` has been written, after the generator in the run folder."""
+        """Called when the generator in the run folder and the checkpoint of `step` have been written."""
 
     def on_end(self, trainer: Trainer, step: int) -> None:
-        """Called after the last step, a signal or an error; `step` is the number of steps made."""
+        """Called after the last step, a signal or an error. `step` is the number of completed steps."""
 
 
 class TensorBoard(Callback):
@@ -78,7 +78,7 @@ class TensorBoard(Callback):
 
 @contextmanager
 def started(callbacks: Sequence[Callback], trainer: Trainer) -> Iterator[None]:
-    """Start each callback; at the end of the block, end those that were started, the last one first."""
+    """A context manager that starts the callbacks, and at its end ends those that were started, in reverse order."""
     with ExitStack() as ends:
         for callback in callbacks:
             callback.on_start(trainer, trainer.step.steps)

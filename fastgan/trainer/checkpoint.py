@@ -1,4 +1,4 @@
-"""Checkpoints: written as a whole or not at all, checked when read, and read without running code in them."""
+"""Checkpoints: written atomically, verified when they are read, and read without executing code from them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ BEST = "best.pt"
 
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write `step000500.pt` and remove all but the newest `keep`; `FastganError` when the disk is full.
+    """Write a checkpoint such as step000500.pt and remove all but the newest `keep` checkpoints up to this step.
 
-    Newer ones, which could not be read when the run was resumed, neither count nor are removed.
+    Checkpoints of later steps, which were unreadable when the run was resumed, are neither counted nor removed. Raises
+    `FastganError` if the disk is full.
     """
     path = folder / f"step{step:06d}.pt"
     folder.mkdir(exist_ok=True)
@@ -31,23 +32,23 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
 
 
 def keep_best(folder: Path, step: int) -> None:
-    """Copy the checkpoint of `step` to best.pt, which neither counts as one of the newest nor is removed with them."""
+    """Copy the checkpoint of `step` to best.pt, which `save` does not count or remove."""
     with replacing(folder / BEST) as stream:
         stream.write((folder / f"step{step:06d}.pt").read_bytes())
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
     """Write tensors and plain values, atomically."""
-    content = io.BytesIO()  # torch's own writer reports a full disk as a wrong position in an archive
+    content = io.BytesIO()  # PyTorch's own error message for a full disk is misleading
     torch.save(state, content)
     with replacing(path) as stream:
         stream.write(content.getbuffer())
 
 
 def read(path: StrPath) -> dict[str, Any]:
-    """The state in `path`, onto the CPU. Raises `FastganError` when it is missing, damaged or holds code.
+    """Read a state onto the CPU. Raises `FastganError` if the file is missing, damaged or contains code.
 
-    torch's reader does not compare the checksums in its archive, and would not notice a flipped bit.
+    Checksums are verified here, because `torch.load` does not and would miss a flipped bit.
     """
     path = Path(path)
     try:
@@ -55,9 +56,9 @@ def read(path: StrPath) -> dict[str, Any]:
             declared = sum(member.file_size for member in archive.infolist())
             damaged = archive.testzip() if declared <= path.stat().st_size else None
         if declared > path.stat().st_size:
-            reason = f"it declares {declared} bytes, more than the file has"
+            reason = f"its entries declare {declared} bytes, more than the file has"
         elif damaged is not None:
-            reason = f"checksum of {damaged} does not match"
+            reason = f"the checksum of {damaged} does not match"
         else:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged archives and pickle streams raise nearly anything
@@ -66,9 +67,9 @@ def read(path: StrPath) -> dict[str, Any]:
 
 
 def read_newest(folder: StrPath) -> tuple[dict[str, Any], Path, list[str]]:
-    """The newest readable checkpoint: (state, path, errors of the newer ones).
+    """The newest readable checkpoint: (state, path, errors of newer checkpoints).
 
-    Raises `FastganError` when there is none.
+    Raises `FastganError` if there is none.
     """
     problems: list[str] = []
     for path in newest_first(folder):
@@ -80,12 +81,12 @@ def read_newest(folder: StrPath) -> tuple[dict[str, Any], Path, list[str]]:
 
 
 def newest_step(folder: StrPath) -> int | None:
-    """The step of the newest checkpoint, by its name; None when there is none."""
+    """The step of the newest checkpoint, by its name; None if there is none."""
     return next(map(_step, newest_first(folder)), None)
 
 
 def newest_first(folder: StrPath) -> list[Path]:
-    """The checkpoints in a folder, sorted by step as a number, the newest first."""
+    """The checkpoints in a folder, sorted by step in descending order."""
     paths = [path for path in Path(folder).glob("step*.pt") if re.fullmatch(r"step\d+\.pt", path.name)]
     return sorted(paths, key=_step, reverse=True)
 

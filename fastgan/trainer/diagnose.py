@@ -1,4 +1,4 @@
-"""Which tensor of a step was not finite first: the step again, with a check behind every layer."""
+"""Finds the first non-finite tensor of a step, by repeating the step with a check after every layer."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from fastgan.train.step import GANStep
 
 
 def error(step: GANStep, metrics: dict[str, float], path: Path) -> FastganError:
-    """The error of a step with non-finite metrics, whose state and inputs are saved at `path`."""
+    """The error for a step with non-finite metrics, whose state and inputs were saved at `path`."""
     name = next((key for key, value in metrics.items() if key != "diversity" and not math.isfinite(value)), "a loss")
     return FastganError(f"{name} is {metrics.get(name)} at step {step.steps + 1}; first non-finite tensor: "
                         f"{first_non_finite(step)}; state and batch are in {path}")
 
 
 def first_non_finite(step: GANStep) -> str:
-    """The name of the first tensor, in order of computation, that is not finite when the last step is repeated.
+    """Repeat the last step and return the name of the first non-finite tensor, in order of computation.
 
-    A step that is not finite changes no parameter, and its inputs stay in the buffers.
+    The step can be repeated, because a non-finite step changes no parameter and its inputs are still in the buffers.
     """
     buffers = step.buffers
-    assert buffers is not None, "diagnose comes after a step"
+    assert buffers is not None, "first_non_finite is called after a step"
     non_finite: list[str] = []
 
     def check(name: str, *tensors: Tensor | None) -> None:
@@ -55,12 +55,12 @@ def first_non_finite(step: GANStep) -> str:
             loss_g = step.generator_loss(fake, buffers.condition)
         check("loss_g", loss_g)
         _check_gradients("generator", step.generator, loss_g, check)
-    return non_finite[0] if non_finite else "none when computed again: the fault did not repeat"
+    return non_finite[0] if non_finite else "none when the step was repeated"
 
 
 @contextmanager
 def _watching(prefix: str, network: nn.Module, check: Any) -> Iterator[None]:
-    """Check the output of every leaf module while the block runs."""
+    """A context manager that checks the output of every leaf module."""
     def hook(name: str) -> Any:
         return lambda module, inputs, output: check(f"output of {prefix}.{name} ({type(module).__name__})", output)
 
@@ -74,7 +74,7 @@ def _watching(prefix: str, network: nn.Module, check: Any) -> Iterator[None]:
 
 
 def _check_gradients(prefix: str, network: nn.Module, loss: Tensor, check: Any) -> None:
-    """From the last layer back to the first, as backward goes."""
+    """Check the gradients of all parameters, from the last layer to the first, as backward computes them."""
     named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     grads = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
     for (name, _), grad in reversed(list(zip(named, grads, strict=True))):

@@ -1,11 +1,12 @@
-"""Several processes that train one model, as `torchrun` starts them.
+"""Data-parallel training in several processes, launched by `torchrun`.
 
-    with distributed.group():              joins the others; does nothing where there are none
+    with distributed.group():              joins the process group; does nothing for a single process
         Trainer(config).fit()
 
-Each process computes its part of every batch, and all have the same parameters, random state and position in the data.
-Rank 0 alone makes the run folder, measures a plan and saves, while the others wait for the result: `on_rank_0`.
-When a process ends, the collectives of the others fail, and they end too; torchrun reports which process it was.
+Each process computes its part of every batch. All processes have the same parameters, random state and position in the
+data. Only rank 0 creates the run folder, measures the plan and saves; the other processes wait for it (`on_rank_0`).
+If a process ends, the collectives of the other processes fail and they end as well; torchrun reports which process
+ended first.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from fastgan.errors import FastganError, first_line
 from fastgan.trainer.host import logger
 
 Result = TypeVar("Result")
-TIMEOUT = timedelta(minutes=30)  # longer than the measuring of a plan, a snapshot or metrics take
-_launch_store: Any = None  # torchrun's, which outlives a restart of the processes
+TIMEOUT = timedelta(minutes=30)  # must exceed the time of tuning, a snapshot and metrics on rank 0
+_launch_store: Any = None  # the store of torchrun, which persists when the processes are restarted
 _alone = 0
 
 
 class World(NamedTuple):
-    """This process among all; `local` is its number on its machine."""
+    """The rank of this process, the number of processes, and the local rank on its machine."""
 
     rank: int = 0
     size: int = 1
@@ -45,30 +46,30 @@ class World(NamedTuple):
 
 
 class SharedError(FastganError):
-    """Raised by all processes alike; rank 0 alone prints it."""
+    """An error that all processes raise and only rank 0 prints."""
 
 
 def world() -> World:
-    """The processes of the group that was joined; this one alone where there is none."""
+    """The joined process group, or a world of one process."""
     if not _joined():
         return World()
     return World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def launched() -> bool:
-    """Whether this process is one of several, by the environment that `torchrun` sets."""
+    """Whether `torchrun` launched several processes, according to the environment."""
     return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")) and (
         int(os.environ["WORLD_SIZE"]) > 1)
 
 
 @contextmanager
 def group() -> Iterator[World]:
-    """Context manager in which this process is part of the group of processes that `torchrun` launched.
+    """A context manager that joins the process group launched by `torchrun`, and leaves it at its end.
 
-    It uses NCCL between GPUs and gloo between CPUs, and does nothing without `torchrun`.
+    It uses NCCL for GPUs and gloo for CPUs, and does nothing without `torchrun`.
 
     Raises:
-        FastganError: if the other processes cannot be reached, and if one of them ends within the block.
+        FastganError: if the other processes cannot be reached, or if one of them ends within the block.
     """
     global _launch_store
     if not launched() or _joined():
@@ -88,7 +89,7 @@ def group() -> Iterator[World]:
                            "expected `torchrun --max-restarts`, or `fastgan resume`") from error
     finally:
         _launch_store, logger.disabled = None, False
-        with suppress(Exception):  # of a group that has lost a process
+        with suppress(Exception):  # fails if a process of the group has ended
             dist.destroy_process_group()
 
 
@@ -99,14 +100,15 @@ def _joined() -> bool:
 def _join() -> None:
     global _launch_store
     if not dist.is_available():
-        raise FastganError("this PyTorch was built without torch.distributed; expected one with it, or one process")
-    # Its functions take the current group as a default argument when it is imported. Imported later, by torch._dynamo,
-    # it would keep this group and its threads alive, and one that needs the interpreter at exit aborts the process.
+        raise FastganError("this PyTorch was built without torch.distributed; expected one with it, or a single "
+                           "process")
+    # This module stores the current group as a default argument of its functions when it is imported. If torch._dynamo
+    # imported it later, it would keep this group and its threads alive, and they can abort the process at exit.
     importlib.import_module("torch.distributed.nn")
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
         _launch_store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
-        # without a prefix it would have the addresses of processes that have ended
+        # without a prefix, the store would contain addresses of processes from before a restart
         store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", _launch_store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         logger.disabled = rank > 0
@@ -116,13 +118,13 @@ def _join() -> None:
 
 
 def _is_loss(error: RuntimeError) -> bool:
-    """Whether an error is that of a collective with a process that has ended."""
+    """Whether a collective failed because another process has ended."""
     return isinstance(error, dist.DistBackendError | dist.DistNetworkError) or any(
         text in str(error) for text in ("gloo", "Connection closed by peer", "Connection reset by peer"))
 
 
 def on_rank_0(work: Callable[[], Result]) -> Result:
-    """Call `work` on rank 0 and return its result on all ranks, which also all raise a `FastganError` of it."""
+    """Call `work` on rank 0 and return its result on all ranks. A `FastganError` of `work` is raised on all ranks."""
     mine = world()
     if mine.size == 1:
         return work()
@@ -141,7 +143,8 @@ def on_rank_0(work: Callable[[], Result]) -> Result:
 
 
 def local_first(work: Callable[[], Result]) -> Result:
-    """`work` of each process; the first process of a machine, which may download or decode files, before the others."""
+    """Call `work` on every process, first on local rank 0 of each machine, which may download files, then on the
+    others."""
     mine = world()
     if mine.size == 1:
         return work()
@@ -159,7 +162,7 @@ def local_first(work: Callable[[], Result]) -> Result:
 
 
 def all_gather(mine: Result) -> list[Result]:
-    """The object of each process, in the order of their ranks."""
+    """The objects of all processes, in rank order."""
     objects: list[Any] = [mine] * world().size
     if len(objects) > 1:
         dist.all_gather_object(objects, mine)
@@ -167,18 +170,18 @@ def all_gather(mine: Result) -> list[Result]:
 
 
 def check_equal(mine: dict[str, Any]) -> None:
-    """`FastganError`, raised by all, that names the first process whose values differ from those of rank 0."""
+    """Raise `FastganError` on all processes if the values of one differ from those of rank 0."""
     first, *others = all_gather(mine)
     for rank, theirs in enumerate(others, 1):
         different = [f"{key} {theirs.get(key)} instead of {value}" for key, value in first.items()
                      if theirs.get(key) != value]
         if different:
             raise SharedError(f"process {rank} of {world().size} has other options or data than process 0: "
-                              f"{', '.join(different)}; expected the same everywhere")
+                              f"{', '.join(different)}; expected the same in all processes")
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
-    """Copy the tensors of rank 0 to all processes, in place."""
+    """Copy the tensors of rank 0 to all processes in place."""
     if world().size > 1:
         for tensor in tensors:
             whole = tensor.detach().contiguous()
@@ -188,7 +191,7 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within the block this process's steps exchange nothing: gradients and statistics are its own."""
+    """A context manager in which the steps of this process do not communicate: gradients and statistics are local."""
     global _alone
     _alone += 1
     try:
@@ -198,19 +201,20 @@ def alone() -> Iterator[None]:
 
 
 def active() -> bool:
-    """Whether steps exchange gradients with other processes now."""
+    """Whether steps currently exchange gradients with other processes."""
     return _joined() and not _alone
 
 
 class StopSignal:
-    """Whether any process was signalled to stop, known to all after the same step; the exchange runs while a step
-    computes, so that it takes no time."""
+    """The exchange of stop signals: all processes learn after the same step whether one of them received a signal. The
+    all-reduce overlaps with the computation of a step."""
 
     def __init__(self) -> None:
         self._pending: tuple[Any, Tensor] | None = None
 
     def number(self, mine: int) -> int:
-        """The highest number that a process gave at the last call, 0 at the first; `mine` is known at the next one."""
+        """Start the exchange of `mine`, and return the maximum over all processes from the previous call (0 in the
+        first call)."""
         if world().size == 1:
             return mine
         known = 0
@@ -223,28 +227,28 @@ class StopSignal:
 
 
 def set_run_folder(folder: Path) -> None:
-    """Let the processes of this launch find their run again after `torchrun` has restarted them."""
+    """Store the run folder for the case that `torchrun` restarts the processes."""
     if _launch_store is not None:
         _launch_store.set("run folder", str(folder))
 
 
 def run_folder() -> Path | None:
-    """The run that the processes of this launch began before they were restarted."""
+    """The run folder of these processes before `torchrun` restarted them, or None."""
     if _launch_store is None or not _launch_store.check(["run folder"]):
         return None
     return Path(_launch_store.get("run folder").decode())
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of this name; of several processes on a machine each takes the GPU of its number there."""
+    """The device with this name. With several processes, "cuda" is the GPU of the local rank."""
     mine, device = world(), devices.pick_device(name)
     if mine.size == 1 or device.type == "cpu":
         return device
     if device.type != "cuda" or device.index is not None:
-        raise FastganError(f"--device {name} with {mine.size} processes: expected auto, cuda (each takes the GPU of "
-                           "its number) or cpu")
+        raise FastganError(f"--device {name} with {mine.size} processes: expected auto, cuda (each process uses "
+                           "the GPU of its local rank) or cpu")
     if mine.local >= torch.cuda.device_count():
-        raise FastganError(f"process {mine.local} of this machine has no GPU: it has {torch.cuda.device_count()}; "
-                           "expected as many processes (--nproc-per-node)")
+        raise FastganError(f"no GPU for process {mine.local} of this machine, which has {torch.cuda.device_count()}; "
+                           "expected at most as many processes (--nproc-per-node)")
     torch.cuda.set_device(mine.local)
     return torch.device("cuda", mine.local)

@@ -24,14 +24,14 @@ from fastgan.trainer.host import logger
 
 FILE = "metrics.json"
 MEANINGS = {
-    "fid": "distance of the two distributions; 0 is best",
-    "kid": "the same without bias, by another kernel; 0 is best",
-    "is": "how clear and how varied to InceptionV3; more is better",
-    "score_confidence": "how clearly a fake is one of the classes; 1 is best",
-    "score_classes": "classes that the fakes cover",
-    "score_diversity": "how varied the fakes of each class are; 1 is as the reals are",
-    "score_novelty": "distance to the nearest real; 1 is as new reals are, 0 a copy",
-    "score_accuracy": "how often the classifier is right about new reals",
+    "fid": "Fréchet distance between the two distributions; 0 is best",
+    "kid": "squared MMD between the two distributions, unbiased; 0 is best",
+    "is": "Inception Score: quality and diversity; higher is better",
+    "score_confidence": "how clearly the fakes belong to one class; 1 is best",
+    "score_classes": "number of classes among the fakes",
+    "score_diversity": "diversity within classes; 1 is that of the real images",
+    "score_novelty": "distance to the nearest real image; 1 is that of new real images, 0 a copy",
+    "score_accuracy": "accuracy of the classifier on new real images",
 }
 
 
@@ -45,7 +45,7 @@ def evaluate(folder: StrPath, metrics: str = "", *, images: int = 2000, weights:
         folder: the run folder.
         metrics: names as in --metrics, such as "fid,kid". By default those of the run; if it has none, "score" for data
             with labels and "fid" for other data.
-        images: how many fakes are measured, 100 or more.
+        images: the number of fakes, 100 or more.
         weights: a file with the weights of InceptionV3, as in --metrics-weights.
         device: as in --device.
 
@@ -61,14 +61,14 @@ def evaluate(folder: StrPath, metrics: str = "", *, images: int = 2000, weights:
     folder = Path(folder)
     config, source, place = run_files.read_options(folder), Pretrained.load(folder), pick_device(device)
     if len(source.shape) == 1:
-        raise FastganError(f"{folder} makes points, and all metrics are of images; expected a run that makes images")
+        raise FastganError(f"{folder} outputs points, which have no metrics; expected a run that outputs images")
     dataset = open_dataset(run_files.with_channels(config.data, folder), config.run.seed)
     if dataset.shape != source.shape:
-        raise FastganError(f"{folder} makes images of {_size(source.shape)}, those of {dataset.name} have "
-                           f"{_size(dataset.shape)}; expected the options that it was trained with")
+        raise FastganError(f"{folder} generates images of {_size(source.shape)}, but {dataset.name} has images of "
+                           f"{_size(dataset.shape)}; expected the options that the run was trained with")
     if run_files.read_resolved(folder).get("fingerprint", dataset.fingerprint) != dataset.fingerprint:
-        logger.warning(f"{dataset.name} has changed since {folder} was trained on it; measured against the images as "
-                       "they are now")
+        logger.warning(f"{dataset.name} has changed since {folder} was trained on it; the metrics compare with the "
+                       "changed images")
     metrics = metrics or config.run.metrics or ("score" if dataset.labels is not None else "fid")
     config = config.replace(metrics=metrics, metrics_images=images,
                             metrics_weights=weights or config.run.metrics_weights).validate()
@@ -89,7 +89,7 @@ def evaluate(folder: StrPath, metrics: str = "", *, images: int = 2000, weights:
 
 
 def open_metrics(config: Config, dataset: Dataset, device: torch.device) -> Metrics | None:
-    """The metrics that --metrics names, None for none. Raises `FastganError` where one cannot be computed."""
+    """The metrics of --metrics, or None without that option. Raises `FastganError` if one cannot be computed."""
     run = config.run
     return Metrics(run.metrics, dataset, config.data, images=run.metrics_images, weights=run.metrics_weights,
                    device=device) if run.metrics else None
@@ -100,10 +100,10 @@ def _size(shape: Sequence[int]) -> str:
 
 
 def measured(folder: StrPath, anew: Collection[str] = ()) -> list[dict[str, Any]]:
-    """The results of `evaluate` in a run's metrics.json, without the metrics in `anew`; [] where it cannot be read."""
+    """The results in a run's metrics.json, without the metrics in `anew`; [] if the file cannot be read."""
     try:
         content = read_json(Path(folder, FILE))
-        results = content.get("measured", [content])  # older files hold one result
+        results = content.get("measured", [content])  # older files contain a single result
         others = [result | {images: {name: value for name, value in result[images].items() if name not in anew}
                             for images in ("fakes", "reals")} for result in results]
     except (OSError, ValueError, TypeError, AttributeError, KeyError):
@@ -112,20 +112,20 @@ def measured(folder: StrPath, anew: Collection[str] = ()) -> list[dict[str, Any]
 
 
 def evaluate_all(folders: Sequence[Path], metrics: str = "", **options: Any) -> dict[Path, dict[str, Any]]:
-    """`evaluate` of each of these runs, by the metrics of the first; raises `FastganError` for runs on other images."""
+    """`evaluate` each run with the metrics of the first. Raises `FastganError` for runs on different images."""
     results: dict[Path, dict[str, Any]] = {}
     for folder in folders:
         results[folder] = evaluate(folder, metrics, **options)
         first = results[folders[0]]
         metrics = first["metrics"]
         if results[folder]["data"] != first["data"]:
-            raise FastganError(f"{folder} is measured against {results[folder]['data']}, {folders[0]} against "
+            raise FastganError(f"{folder} is compared with {results[folder]['data']}, but {folders[0]} with "
                                f"{first['data']}; expected two runs on the same images")
     return results
 
 
 def lines(results: Mapping[Path, dict[str, Any]]) -> list[str]:
-    """Results of `evaluate` as a table, a column for each of at most two runs; * marks the better one."""
+    """A table of results of `evaluate`, with one column for each of at most two runs; * marks the better value."""
     first, runs = next(iter(results.values())), [result["fakes"] for result in results.values()]
     names = [name for name in MEANINGS if name in first["fakes"] or name in first["reals"]]
     heads = ["fakes"] if len(runs) == 1 else [folder.name for folder in results]

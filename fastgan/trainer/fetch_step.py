@@ -1,4 +1,4 @@
-"""A feed and a step as one call without arguments, which a CUDA graph can hold whole."""
+"""A feed and a step combined into one call without arguments, which one CUDA graph can capture."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from fastgan.train.step import GANStep, Phase
 
 
 class FetchStep:
-    """Fetch a batch, do a step on it. `prepare` comes before each call.
+    """Fetches a batch and trains on it. Call `prepare` before each call.
 
     Args:
-        shape: (C, H, W) of an image, or (2,). sizes: of all batches that can come. conditional: do the networks take
-            labels?
+        shape: (C, H, W) of an image, or (2,).
+        sizes: all batch sizes that can occur.
+        conditional: whether the networks take labels.
     """
 
     def __init__(self, feed: Feed, step: GANStep, shape: tuple[int, ...], sizes: list[int], conditional: bool) -> None:
         self.feed, self.step, self.conditional = feed, step, conditional
-        self.size = 0  # of the batch that was prepared
+        self.size = 0  # size of the prepared batch
         for size in sizes:
             images = torch.empty(size, *shape, dtype=torch.float32, device=step.device)
             step.allocate(images, torch.zeros(size, dtype=torch.long, device=step.device) if conditional else None)
 
     def allocate(self) -> None:
-        """All buffers were made in `__init__`."""
+        """All buffers were allocated in `__init__`."""
 
     def prepare(self) -> int:
-        """Have the next batch ready; its size."""
+        """Provide the next batch; returns its size."""
         self.size = self.feed.prepare()
         return self.size
 

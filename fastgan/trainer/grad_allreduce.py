@@ -1,4 +1,4 @@
-"""Gradients averaged over processes while the backward pass still computes others."""
+"""Gradients averaged over processes, overlapping with the backward pass."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fastgan.trainer import distributed
 
 
 class GradAllreduce(SingleProcess):
-    """The processes of the group, each with its part of every batch; the loss is the mean of theirs.
+    """Averages gradients over the process group. Each process has its part of every batch; the loss is their mean.
 
-    The all-reduce of a gradient starts when the gradient is complete. The scalars of a step (losses, probabilities) are
-    averaged too, so that all processes read the same numbers and skip the same step where one is not finite.
+    The all-reduce of a gradient starts as soon as the gradient is complete. The scalars of a step (losses,
+    probabilities) are averaged too, so that all processes read the same numbers and skip the same non-finite step.
     """
 
     def __init__(self, shard: Shard) -> None:
@@ -48,7 +48,7 @@ class GradAllreduce(SingleProcess):
             for hook in hooks:
                 hook.remove()
         for parameter in params:
-            if parameter.grad is not None and parameter not in averaged:  # used in the earlier pass alone
+            if parameter.grad is not None and parameter not in averaged:  # received a gradient only in the earlier pass
                 average(parameter)
         for work in works:
             work.wait()

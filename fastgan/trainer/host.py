@@ -1,4 +1,4 @@
-"""The process around a run: its signals, its memory, and messages above the progress bar."""
+"""Facilities of the host process: logging above the progress bar, signal handlers, and peak memory."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ logger = logging.getLogger("fastgan")
 
 
 class _TerminalHandler(logging.Handler):
-    """Writes messages to stderr without tearing the progress bar."""
+    """Writes messages to stderr above the progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(f"fastgan: {record.getMessage()}", file=sys.stderr)
 
 
-if not logger.handlers:  # a program with its own handler keeps it
+if not logger.handlers:  # do not override the handlers of a program
     logger.addHandler(_TerminalHandler())
     logger.setLevel(logging.INFO)
 
 
 @contextmanager
 def signals(stop: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """Call `stop` on Ctrl-C and SIGTERM inside the block; only the main thread of a program can."""
+    """A context manager that calls `stop` on Ctrl-C and SIGTERM. Has no effect outside of the main thread."""
     def handler(number: int, frame: Any) -> None:
         stop(signal.Signals(number))
 
@@ -44,7 +44,7 @@ def signals(stop: Callable[[signal.Signals], None]) -> Iterator[None]:
 
 
 def peak_memory_gb() -> float:
-    """Peak resident memory of this process; 0 on Windows, which does not report it."""
+    """Peak resident memory of this process in GiB; 0 on Windows, where it is not available."""
     try:
         import resource
     except ImportError:

@@ -1,4 +1,4 @@
-"""The log of a run: stats.jsonl, one JSON object a line."""
+"""The log of a run: stats.jsonl, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastgan.errors import FastganError
 from fastgan.files import replacing
 from fastgan.trainer.host import logger
 
-TAGS = {  # of TensorBoard
+TAGS = {  # TensorBoard tags
     "loss_d": "Loss/D", "loss_g": "Loss/G", "grad_norm_d": "Loss/grad_norm_D", "grad_norm_g": "Loss/grad_norm_G",
     "d_real": "Progress/D(x)", "d_fake": "Progress/D(G(z))", "epoch": "Progress/epoch",
     "fid": "Metrics/FID", "kid": "Metrics/KID", "is": "Metrics/IS",
@@ -26,7 +26,7 @@ TAGS = {  # of TensorBoard
 
 
 class RunLog:
-    """Appends records to a run folder; one that is resumed at `step` drops later ones."""
+    """Appends records to stats.jsonl in a run folder, after removing the records of steps after `step`."""
 
     def __init__(self, folder: Path, step: int) -> None:
         path = folder / "stats.jsonl"
@@ -37,18 +37,17 @@ class RunLog:
         self._has_plots = can_load("matplotlib.figure", "plots", "losses.png")
 
     def write(self, record: dict[str, Any]) -> None:
-        """One record; "step" is the axis, every other key that has a tag becomes a curve.
+        """Append one record: "step" and numbers by name, and, if there are any, "alerts" (messages by name).
 
-        A step may have two records: its metrics, with "alerts" (name to message) where there were any, and those of
-        --metrics, measured at its snapshot.
+        A step may have two records: the metrics of the step, and those of --metrics, computed at its snapshot.
         """
         self.records.append(record)
         line = _line(record)
-        if self._lines.write(line) != len(line):  # what a disk does that has room for half of it
+        if self._lines.write(line) != len(line):  # a partial write, because the disk is full
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def plot(self, path: Path) -> None:
-        """Draw the loss curves, where matplotlib is installed."""
+        """Plot the loss curves if matplotlib is installed."""
         if self._has_plots:
             pictures.loss_curves(self.records, path)
 
@@ -57,11 +56,11 @@ class RunLog:
 
 
 def can_load(module: str, extra: str, what: str) -> bool:
-    """Whether a package that a run can do without is there; a warning names it otherwise."""
+    """Whether an optional package can be imported; if not, logs a warning."""
     try:
         extras.load(module, extra, what)
     except FastganError as error:
-        logger.warning(f"{error}; the run continues without")
+        logger.warning(f"{error}; the run continues without it")
         return False
     return True
 
@@ -71,7 +70,7 @@ def _line(record: dict[str, Any]) -> bytes:
 
 
 def read_stats(path: Path) -> list[dict[str, Any]]:
-    """The records of a stats.jsonl, without lines that a killed run, or a full disk, left unfinished."""
+    """The records of a stats.jsonl, without lines that are incomplete because of a killed run or a full disk."""
     records = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
@@ -84,7 +83,7 @@ def read_stats(path: Path) -> list[dict[str, Any]]:
 
 
 def _is_record(value: object) -> bool:
-    """Numbers by name, a step among them; only alerts are words by name."""
+    """Whether a value is a valid record: "step" and other numbers by name, and optionally "alerts", texts by name."""
     if not isinstance(value, dict) or not isinstance(value.get("step"), int):
         return False
     alerts, numbers = value.get("alerts", {}), [one for key, one in value.items() if key != "alerts"]

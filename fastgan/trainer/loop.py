@@ -1,4 +1,4 @@
-"""The steps of one call of `Trainer.fit`: make them, read their metrics every K steps, log and save."""
+"""The training loop of `Trainer.fit`: runs the steps, reads their metrics every --log-every steps, logs and saves."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class TrainingLoop:
-    """Trains from the trainer's current step to its last, or until a signal to stop. log: on rank 0 alone."""
+    """Trains from the trainer's current step to the last step, or until a stop signal. log: None except on rank 0."""
 
     def __init__(self, trainer: Trainer, log: RunLog | None, bar: tqdm) -> None:
         self.trainer, self.step, self.log, self.bar = trainer, trainer.step, log, bar
-        self._read = self._timed = trainer.step.steps  # the last steps whose metrics, or time, are known
+        self._read = self._timed = trainer.step.steps  # last step with known metrics, and with known time
         self._time, self._snapped = time.perf_counter(), time.monotonic()
         self._saved = trainer.step.steps or None
         self._alerts = Alerts(trainer.config.train.loss, [] if log is None else log.records,
@@ -48,14 +48,14 @@ class TrainingLoop:
                 self._measure()
             elif run.snap_minutes and distributed.on_rank_0(self._is_due):
                 self._snapshot()
-        # not in the loop: a signal may arrive at any line of it
+        # after the loop, because a signal may arrive anywhere in it
         if self._saved != self.step.steps:
             if self._read != self.step.steps:
                 self._read_metrics()
             self._snapshot()
 
     def make_step(self) -> None:
-        """One step: by the graph, or eagerly where it cannot (a short last batch)."""
+        """Run one step, by the graph if there is one, and eagerly for a short last batch."""
         trainer = self.trainer
         size = trainer.eager.prepare()
         if trainer.graphed is None or size < trainer.config.data.batch // trainer.world.size:
@@ -67,7 +67,8 @@ class TrainingLoop:
             trainer.write_options()
 
     def _must_stop(self) -> bool:
-        """Whether this process, or any other, was signalled to stop, so that all end after the same step."""
+        """Whether any process received a stop signal. The answer is the same in all processes, so that they stop after
+        the same step."""
         trainer = self.trainer
         number = trainer.stop_signal.number(0 if trainer.stopped_by is None else trainer.stopped_by)
         if number:
@@ -75,9 +76,9 @@ class TrainingLoop:
         return number > 0
 
     def _read_metrics(self) -> dict[str, float]:
-        """The metrics of the last step; `FastganError` if one since the last call was not finite.
+        """The metrics of the last step. Raises `FastganError` if any step since the last call was not finite.
 
-        The one place where the host waits for the device.
+        This is the only place where the host waits for the device.
         """
         rows = self.step.metrics_buffer.read(self._read, self.step.steps)
         for number, row in enumerate(rows, self.step.steps - len(rows)):
@@ -87,11 +88,11 @@ class TrainingLoop:
         return {key: value for key, value in rows[-1].items() if math.isfinite(value) and key != "finite"}
 
     def _stop_at_non_finite(self, number: int, metrics: dict[str, float]) -> None:
-        """Save the state, which is the last finite one, and the inputs; raise `FastganError`."""
+        """Save the last finite state and the inputs of the failed step, and raise `FastganError`."""
         self.step.steps = number
         suffix = "" if self.trainer.world.first else f"-{self.trainer.world.rank}"
         path = self.trainer.folder / f"nonfinite{number + 1:06d}{suffix}.pt"
-        path.parent.mkdir(parents=True, exist_ok=True)  # of another machine
+        path.parent.mkdir(parents=True, exist_ok=True)  # it may not exist on another machine
         assert self.step.buffers is not None
         inputs = {name: getattr(self.step.buffers, name) for name in ("real", "z", "labels")}
         checkpoint.write(path, {**self.trainer.state_dict(), **{
@@ -107,7 +108,7 @@ class TrainingLoop:
                                           if key in metrics), refresh=False)
 
     def _write(self, record: dict[str, Any]) -> None:
-        """A record to the log, with the alerts that it raises."""
+        """Write a record to the log, with its alerts, and pass it to the callbacks."""
         assert self.log is not None
         alerts = self._alerts.look(record, self._saved is not None)
         record = record | {"alerts": alerts} if alerts else record
@@ -126,18 +127,18 @@ class TrainingLoop:
         return resources
 
     def _seconds_per_step(self) -> float:
-        """Since the last call."""
+        """Mean time of a step since the last call."""
         now, step = time.perf_counter(), self.step.steps
-        seconds = max(now - self._time, 1e-9) / max(step - self._timed, 1)  # clocks may tick rarely
+        seconds = max(now - self._time, 1e-9) / max(step - self._timed, 1)  # the clock may have a low resolution
         self._time, self._timed = now, step
         return seconds
 
     def _is_due(self) -> bool:
-        """Whether the last snapshot, or the start, is --snap-minutes ago."""
+        """Whether --snap-minutes have passed since the last snapshot or the start."""
         return time.monotonic() - self._snapped > 60 * self.trainer.config.run.snap_minutes
 
     def _snapshot(self) -> None:
-        """Pictures, curves, the generator for use elsewhere and, last, the checkpoint."""
+        """Save pictures, curves, the generator, and finally the checkpoint."""
         distributed.on_rank_0(self._save)
         self._saved, self._snapped = self.step.steps, time.monotonic()
 
@@ -155,7 +156,7 @@ class TrainingLoop:
             callback.on_checkpoint(trainer, step, path)
 
     def _measure(self) -> None:
-        """The metrics of --metrics, which are not part of the time of a step; the best checkpoint by them is kept."""
+        """Compute the metrics of --metrics, log them, and keep the best checkpoint. Not counted as time of steps."""
         trainer = self.trainer
         if self.log is not None and trainer.metrics is not None and trainer.stopped_by is None:
             self._write({"step": self.step.steps, **trainer.metrics.of(trainer.pretrained())})

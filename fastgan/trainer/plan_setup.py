@@ -1,6 +1,6 @@
-"""The plan of a training run: pinned by the user or the run itself, from the cache, or measured before the first step.
+"""The plan of a training run: given by --plan, stored in the run folder or the cache, or measured before training.
 
-Measuring makes steps on noise, and undoes them: training is not affected.
+The measurement runs steps on noise and restores the state afterwards, so that training is not affected.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from fastgan.train.snapshot import Snapshot
 from fastgan.train.step import GANStep, Phase
 from fastgan.trainer.host import logger
 
-FILE = "plan.json"  # in a run folder: a resumed run computes as before
+FILE = "plan.json"  # stored in the run folder, so that a resumed run uses the same engines
 
 
 def pinned(run: RunConfig, device: torch.device) -> Plan | None:
-    """The plan in the file that --plan names, None for its other values. Raises `FastganError`."""
+    """The plan in the file given by --plan; None for "auto" and "default". Raises `FastganError` if it is invalid."""
     if run.plan in ("auto", "default"):
         return None
     if run.impl != "auto":
-        raise FastganError(f"--plan {run.plan} with --impl {run.impl}: expected --impl auto, which follows a plan")
+        raise FastganError(f"--plan {run.plan} with --impl {run.impl}: expected --impl auto, which uses a plan")
     return stored.read(Path(run.plan).expanduser(), device)[0]
 
 
 def decide(run: RunConfig, pinned: Plan | None, step: GANStep, folder: Path, batch: tuple[Tensor, ...]) -> Plan | None:
-    """The plan of impl "auto" in this run, None for the device's default; logged, and stored in the run folder."""
+    """The plan for impl "auto" in this run, which is logged and stored in the run folder; None for the default."""
     if run.impl != "auto" or run.plan == "default" or len(candidates.engines(step.device)) == 1:
         return None
     facts = stored.machine(step.device)
@@ -46,8 +46,8 @@ def decide(run: RunConfig, pinned: Plan | None, step: GANStep, folder: Path, bat
 
 def make(step: GANStep, batch: tuple[Tensor, ...], facts: dict[str, str], *, anew: bool = False,
          rounds: int = measure.ROUNDS, tiles: bool = False, progress: bool = False) -> Plan:
-    """A plan for steps on such batches, from and into the cache; arguments as in `measure.make`. anew: do not read the
-    cache."""
+    """A plan for steps on batches like `batch`, read from the cache or measured and stored in it. Other arguments as in
+    `measure.make`. anew: do not read the cache."""
     cached, trouble = stored.recall(facts)
     if trouble:
         logger.warning(trouble)
@@ -62,8 +62,8 @@ def make(step: GANStep, batch: tuple[Tensor, ...], facts: dict[str, str], *, ane
 
 
 def like_a_batch(size: int, shape: tuple[int, ...], conditional: bool, device: torch.device) -> tuple[Tensor, ...]:
-    """Noise in the shape of images (size, C, H, W), channels_last, or points, and labels (size,) for conditional
-    networks."""
+    """Noise with the shape of a batch of images (size, C, H, W), channels_last, or points, and labels (size,) for
+    conditional networks."""
     generator = torch.Generator(device).manual_seed(0)
     real = torch.rand(size, *shape, generator=generator, dtype=torch.float32, device=device) * 2 - 1
     real = real.contiguous(memory_format=torch.channels_last) if real.dim() == 4 else real
@@ -71,7 +71,7 @@ def like_a_batch(size: int, shape: tuple[int, ...], conditional: bool, device: t
 
 
 def _steps(step: GANStep, batch: tuple[Tensor, ...]) -> None:
-    """A step of each phase that asks for passes of its own."""
+    """Run one step of each phase that uses different passes."""
     config = step.config
     for penalty in (True, False) if config.penalised and config.penalty_every > 1 else (config.penalised,):
         step.run(Phase(both=True, penalty=penalty), *batch)
@@ -96,4 +96,4 @@ def _warn_of_unknown(plan: Plan, name: str, step: GANStep, batch: tuple[Tensor, 
     unknown = [problem for problem in asked if problem not in plan.choices]
     if unknown and plan.engine == "plan":
         logger.warning(f"{name} has no entry for {len(unknown)} of {len(asked)} passes, first {unknown[0].words()}: "
-                       f"{candidates.default(step.device)} computes them")
+                       f"the engine {candidates.default(step.device)} computes them")

@@ -1,4 +1,4 @@
-"""Requirements of a run with several processes: a batch that can be divided, the same options, mergeable statistics."""
+"""Checks of batch sizes, and of runs with several processes: equal options and data, and mergeable statistics."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fastgan.data import Dataset
 from fastgan.errors import FastganError
 from fastgan.nn.groups import outside_of_stages
 
-# options that may differ between machines: devices, and paths
+# options that may differ between machines: devices and paths
 OWN_TO_A_MACHINE = {"device", "gpu_data_gb", "source", "data_root", "workers", "outdir", "plan", "net_g", "net_d",
                     "metrics_weights"}
 
 
 def check_batch(config: Config, processes: int) -> None:
-    """`FastganError` for a batch that cannot be divided among so many processes."""
+    """Raise `FastganError` if the batch cannot be divided among the processes."""
     batch = config.data.batch
     smallest = 1 if config.train.sync_bn or config.model.architecture == "gaussian" else 2
     if batch % processes or (processes > 1 and batch // processes < smallest):
@@ -28,7 +28,7 @@ def check_batch(config: Config, processes: int) -> None:
 
 
 def check_last_batch(config: Config, images: int, processes: int) -> int:
-    """The size of a short last batch, 0 where there is none; `FastganError` for one too small for statistics."""
+    """The size of a short last batch, or 0. Raises `FastganError` if it is too small for batch statistics."""
     rest = images % config.data.batch if config.data.last_batch == "keep" else 0
     if rest == 1 or rest % processes or (rest == processes and not config.train.sync_bn):
         raise FastganError(f"--last-batch keep --batch {config.data.batch}: the last batch of {images} would be "
@@ -37,15 +37,15 @@ def check_last_batch(config: Config, images: int, processes: int) -> int:
 
 
 def check_statistics(generator: nn.Module, discriminator: nn.Module) -> None:
-    """`FastganError` for networks whose batch statistics cannot all be merged over processes."""
+    """Raise `FastganError` if not all batch statistics of the networks can be merged over processes."""
     outside = outside_of_stages(generator, "generator") + outside_of_stages(discriminator, "discriminator")
     if outside:
-        raise FastganError(f"--sync-bn: {outside[0]} follows no convolution in a fastgan.nn.Chain, and its statistics "
-                           "stay those of one process; expected other networks, or no --sync-bn")
+        raise FastganError(f"--sync-bn: {outside[0]} does not follow a convolution in a fastgan.nn.Chain, so its "
+                           "statistics cannot be merged; expected other networks, or no --sync-bn")
 
 
 def common_values(config: Config, dataset: Dataset, precision: str) -> dict[str, Any]:
-    """The values that must be equal in all processes, by the names of the command line."""
+    """The values that must be equal in all processes, by option."""
     values = {option(key): value for key, value in config.flat().items() if key not in OWN_TO_A_MACHINE}
     return {"fastgan": __version__, "torch": torch.__version__, **values, "--precision": precision,
             "data": f"{len(dataset)} images of fingerprint {dataset.fingerprint[:12]}"}

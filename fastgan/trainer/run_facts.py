@@ -1,4 +1,4 @@
-"""The training behind a generator, from its run folder, for exports."""
+"""Facts about the training of a generator, read from its run folder for exports."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from fastgan.trainer.host import logger
 
 
 def facts(folder: StrPath) -> dict[str, Any]:
-    """training_options.json, "steps", those that were made, and "measured", as in metrics.json; {} without options."""
+    """The content of training_options.json, "steps" (completed steps) and "measured" (from metrics.json); {} if the
+    folder has no options."""
     folder = Path(folder)
     if not (folder / run_files.OPTIONS).is_file():
         return {}
-    config = run_files.read_options(folder).flat()  # with the defaults of options that are younger than the run
+    config = run_files.read_options(folder).flat()  # with defaults for options that were added after the run
     return {"config": config, "resolved": run_files.read_resolved(folder),
             "steps": checkpoint.newest_step(folder / "checkpoints"), "measured": evaluate.measured(folder)}
 
 
 def discriminator(folder: StrPath) -> dict[str, Tensor] | None:
-    """The discriminator's state_dict in the newest readable checkpoint; None where the folder has none.
+    """The discriminator's state_dict in the newest readable checkpoint; None if the folder has no checkpoint.
 
     Raises `FastganError` for a file that is not a checkpoint of fastgan.
     """
@@ -33,7 +34,7 @@ def discriminator(folder: StrPath) -> dict[str, Tensor] | None:
         return None
     state, path, problems = checkpoint.read_newest(checkpoints)
     for problem in problems:
-        logger.warning(f"{problem}; taking the discriminator of {path.name}")
+        logger.warning(f"{problem}; using the discriminator of {path.name}")
     try:
         return state["step"]["discriminator"]
     except (KeyError, TypeError) as error:

@@ -17,15 +17,15 @@ from fastgan.errors import FastganError, one_line
 from fastgan.files import StrPath, read_json, reason, replacing
 
 OPTIONS = "training_options.json"
-# options that a resumed run may change: none changes what a step computes (except the length, where the learning rate
-# depends on it), but for rounding, which differs between devices and precisions
+# options that a resumed run may change: they do not change what a step computes, except for rounding (device,
+# precision). If the learning rate depends on the length, epochs and steps may not change.
 MAY_CHANGE = {"outdir", "data_root", "cache_gb", "workers", "strict", "epochs", "steps", "device", "precision", "impl",
               "plan", "graph", "gpu_data_gb", "snap", "snap_minutes", "log_every", "keep", "tensorboard", "source",
               "metrics", "metrics_images", "metrics_weights"}
 
 
 def absolute(config: Config) -> Config:
-    """`config` with absolute paths, except those that begin with ~."""
+    """`config` with absolute paths, except for paths that begin with ~."""
     kind, _, place = config.data.source.partition(":")
     run, train = config.run, config.train
     paths = {"data_root": config.data.data_root, "net_g": train.net_g, "net_d": train.net_d,
@@ -39,8 +39,8 @@ def _absolute(path: str) -> str:
 
 
 def create(outdir: Path, config: Config) -> Path:
-    """Make a run folder with the next free number, which has its options from the start; of processes that do so at the
-    same time each gets its own."""
+    """Create a run folder with the next free number, which contains its options from the start. Processes that call
+    this at the same time get different folders."""
     _check_text(outdir)
     aside = outdir / f".{secrets.token_hex(4)}.tmp"
     try:
@@ -53,7 +53,7 @@ def create(outdir: Path, config: Config) -> Path:
                 return _rename(aside, outdir / f"{number:05d}-{config.preset}")
             number += 1
     except OSError as error:
-        raise FastganError(f"--outdir {outdir}: cannot make a run folder there: {reason(error)}") from error
+        raise FastganError(f"--outdir {outdir}: cannot create a run folder there: {reason(error)}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -65,7 +65,7 @@ def _check_text(folder: Path) -> None:
 
 
 def _rename(folder: Path, target: Path) -> Path:
-    """Raises `FileExistsError` where the target exists; systems have two errors for it."""
+    """Rename a folder. Raises `FileExistsError` if the target exists, for which systems have two error codes."""
     try:
         return folder.rename(target)
     except OSError as error:
@@ -75,10 +75,11 @@ def _rename(folder: Path, target: Path) -> Path:
 
 
 def newest(outdir: StrPath) -> Path:
-    """The run with the highest number, or `FastganError`."""
-    runs = [path.parent for path in Path(outdir).glob(f"[0-9]*/{OPTIONS}")]  # not the hidden folder of a killed process
+    """The run folder with the highest number. Raises `FastganError` if there is none."""
+    runs = [path.parent for path in Path(outdir).glob(f"[0-9]*/{OPTIONS}")]  # not those of killed processes
     if not runs:
-        raise FastganError(f"no run in {outdir}: expected folders such as 00000-digits; give one, or train first")
+        raise FastganError(f"no run in {outdir}: expected folders such as 00000-digits; give a run folder, or train "
+                           "first")
     return max(runs, key=_number)
 
 
@@ -89,13 +90,13 @@ def _number(run: Path) -> int:
 
 
 def write_options(folder: Path, config: Config, resolved: dict[str, Any]) -> None:
-    """Every option, and the facts that were resolved from them."""
+    """Write all options, and the facts in `resolved`, to training_options.json."""
     with replacing(folder / OPTIONS) as stream:
         stream.write((json.dumps({"config": config.flat(), "resolved": resolved}, indent=2) + "\n").encode())
 
 
 def read_options(folder: StrPath) -> Config:
-    """The configuration of a run. Raises `FastganError` when `folder` has no valid one."""
+    """The configuration of a run. Raises `FastganError` if `folder` has no valid one."""
     content = _read(folder)
     try:
         return Config.from_flat(content["config"]).validate()
@@ -106,14 +107,15 @@ def read_options(folder: StrPath) -> Config:
 
 
 def read_resolved(folder: StrPath) -> dict[str, Any]:
-    """The facts that a run resolved when it last started; {} where it was stopped before. Raises `FastganError`."""
+    """The facts stored when the run last started; {} if it was stopped before. Raises `FastganError` if `folder` is not
+    a run folder."""
     resolved = _read(folder).get("resolved")
     return resolved if isinstance(resolved, dict) else {}
 
 
 def with_channels(data: DataConfig, folder: StrPath) -> DataConfig:
-    """`data` with the channels that the run in `folder` began with: where files of several modes are mixed, another
-    version may choose others."""
+    """`data` with the number of channels that the run in `folder` began with, because another version of fastgan may
+    choose a different number for files of several modes."""
     shape = read_resolved(folder).get("shape")
     if data.channels is None and isinstance(shape, list) and len(shape) == 3 and shape[0] in (1, 3, 4):
         return dataclasses.replace(data, channels=shape[0])
@@ -133,11 +135,11 @@ def _no_run(folder: StrPath, error: Exception) -> FastganError:
 
 
 def check_resume(folder: Path, before: Config, now: Config) -> None:
-    """`FastganError` for options that a resumed run must not change, with the difference per key."""
+    """Raise `FastganError`, which lists the changes, if options changed that a resumed run must not change."""
     _check_text(folder)
     old, new = absolute(before).flat(), absolute(now).flat()
     may = MAY_CHANGE if before.train.lr_schedule == "constant" else MAY_CHANGE - {"epochs", "steps"}
     changed = [f"{key} {old[key]} -> {new[key]}" for key in old if old[key] != new[key] and key not in may]
     if changed:
         raise FastganError(f"cannot resume {folder} with other options: {', '.join(changed)}; "
-                           f"expected them as they were, or a new run by `fastgan train`")
+                           f"expected the original values, or a new run by `fastgan train`")

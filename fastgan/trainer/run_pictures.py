@@ -1,4 +1,4 @@
-"""The pictures in a run folder: real data, and what the generator makes of the same latents at each snapshot."""
+"""The pictures in a run folder: real images, and images generated from the same latents at each snapshot."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RunPictures:
 
     @cached_property
     def examples(self) -> Tensor:
-        """Real data, (grid, C, H, W) uint8 or (grid, 2), in an order of its own."""
+        """Real images uint8 (grid, C, H, W), or points (grid, 2), from a separate loader."""
         loader = Loader(self.dataset, self.config.data, self.config.run.seed)
         count = min(self.config.run.grid, len(self.dataset))
         batches = [loader.next_batch()[0] for _ in range(math.ceil(count / self.config.data.batch))]
@@ -38,14 +38,15 @@ class RunPictures:
             pictures.save(pictures.grid(self.examples), path)
 
     def save_generated(self, path: Path, source: Pretrained, buffers: StaticBuffers | None) -> None:
-        """Images of seeds 0, 1, 2, ...; for `--pictures side-by-side` the fakes and reals in `buffers`, if any."""
+        """Save images of seeds 0, 1, 2, ...; or, with `--pictures side-by-side`, the fakes and real images in
+        `buffers`, if given."""
         count, unit = self.config.run.grid, self.config.data.unit_range
         if self.config.run.pictures == "side-by-side" and buffers is not None:
             halves = (to_uint8(half[:count].float().cpu(), unit) for half in (buffers.fake, buffers.real))
             pictures.save(pictures.side_by_side(*halves), path)
             return
         columns = pictures.class_columns(count, len(source.classes))
-        count -= count % (columns or 1)  # no row with some of the classes
+        count -= count % (columns or 1)  # only whole rows, with all classes
         labels = source.labels_in_turn(count)
         images = source.draw(source.noise.from_seeds(range(count)), labels)
         if self.dataset.shape == (2,):

@@ -1,10 +1,10 @@
-"""The memory of a training step: the tensors that are alive together, counted without allocating them.
+"""The peak memory of a training step, computed without allocating tensors.
 
-    peak    bytes of all storages alive at once: parameters, moments, gradients, activations; not the workspaces of a
-            library's convolutions, the gaps of the allocator, or the CUDA context
+    peak    maximum total size of the storages that are alive at the same time: parameters, moments, gradients,
+            activations; without workspaces of library convolutions, fragmentation, and the CUDA context
 
-One step runs on fake tensors, which have shapes and storages but no data. Beyond a small batch the peak grows linearly
-with the batch, by which the largest batch for a device is found.
+One step runs on fake tensors, which have shapes and storages but no data. For large batches, the peak is a linear
+function of the batch size, from which the largest batch for a device is computed.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from fastgan.ops import tuning
 from fastgan.train.precision import choose
 from fastgan.train.step import GANStep, Savings
 
-LARGE = 512, 1024  # batches from which the peak of others is extrapolated
-USABLE = 0.9  # of the memory, for this step; the rest is for what the peak leaves out
+LARGE = 512, 1024  # batch sizes from which the peak of other batch sizes is extrapolated
+USABLE = 0.9  # fraction of the memory for the step; the rest is for what the peak does not include
 
 
 class StepMemory(NamedTuple):
-    """Parameters of each network; bytes of weights, gradients, Adam's moments and moving average (`state`), and of all
-    tensors at the `peak` of a step."""
+    """Number of parameters of each network, and bytes: `state` of weights, gradients, Adam's moments and the moving
+    average; `peak` of all tensors at the peak of a step."""
 
     generator: int
     discriminator: int
@@ -44,10 +44,10 @@ class StepMemory(NamedTuple):
 
 
 class PeakMemory(TorchDispatchMode):
-    """While it is entered, `peak` is the largest number of bytes in storages that are alive together.
+    """A context manager that records `peak`, the maximum total bytes of storages that are alive at the same time.
 
     Args:
-        tensors: those that exist before.
+        tensors: the tensors that already exist.
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
@@ -67,20 +67,20 @@ class PeakMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if func._schema.name == "aten::_local_scalar_dense":
-            return 1  # fake tensors have no values, and no shape depends on this one
+            return 1  # fake tensors have no values, and no shape depends on this value
         out = func(*args, **(kwargs or {}))
         self.add(out)
         return out
 
 
 def fake_tensors() -> FakeTensorMode:
-    """A context in which tensors have no data."""
+    """A context manager in which new tensors have no data."""
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def fake_networks(config: Config, shape: tuple[int, ...], classes: int, impl: str) -> tuple[nn.Module, nn.Module]:
-    """Generator and discriminator in channels_last; to be called within `fake_tensors`."""
-    with unset_fake_temporarily(), torch.device("meta"):  # an initialiser may draw from fake tensors without end
+    """Generator and discriminator in channels_last. Call it within `fake_tensors`."""
+    with unset_fake_temporarily(), torch.device("meta"):  # rejection sampling never ends on fake tensors
         generator, discriminator = build(config.model, shape, classes)
     for module in (*generator.modules(), *discriminator.modules()):
         places: tuple[dict[str, Any], ...] = module._parameters, module._buffers
@@ -96,14 +96,14 @@ def fake_networks(config: Config, shape: tuple[int, ...], classes: int, impl: st
 
 def fake_step(config: Config, batch: int, precision: str, shape: tuple[int, ...], classes: int = 0,
               impl: str = "reference") -> tuple[GANStep, tuple[Tensor, ...]]:
-    """fastgan's step, D and G, and a batch for it; to be called within `fake_tensors`, and so is the step.
+    """A `GANStep` and a batch for it. Call this function and the step within `fake_tensors`.
 
-    shape: (C, H, W), or (2,) of points. classes: number of labels, 0 for none.
+    shape: (C, H, W), or (2,) for points. classes: number of labels, 0 for none.
     """
     generator, discriminator = fake_networks(config, shape, classes, impl)
-    # the moving average copies the generator, but a copy of a fake buffer would read memory that does not exist
+    # for the moving average, which copies the generator: copying a fake buffer would read memory that does not exist
     generator.__deepcopy__ = lambda memo: fake_networks(config, shape, classes, impl)[0]  # type: ignore[assignment]
-    savings = Savings(together=True if impl == "triton" else None)  # as on a GPU, though fake tensors are on the CPU
+    savings = Savings(together=True if impl == "triton" else None)  # as on a GPU, although fake tensors are on the CPU
     step = GANStep(generator, discriminator, config.model, config.train, precision=precision, savings=savings)
     real = torch.empty(batch, *shape, device="cpu")
     real = real.to(memory_format=torch.channels_last) if real.dim() == 4 else real
@@ -113,7 +113,7 @@ def fake_step(config: Config, batch: int, precision: str, shape: tuple[int, ...]
 
 
 def estimate(config: Config, batch: int, precision: str, shape: tuple[int, ...], classes: int = 0) -> StepMemory:
-    """The memory of a training step on PyTorch's operators. Arguments as in `fake_step`."""
+    """The memory of a training step with PyTorch's operators. Arguments as in `fake_step`."""
     with fake_tensors():
         step, given = fake_step(config, batch, precision, shape, classes)
         parameters = [list(network.parameters()) for network in (step.generator, step.discriminator)]
@@ -126,14 +126,15 @@ def estimate(config: Config, batch: int, precision: str, shape: tuple[int, ...],
 
 
 def largest_batch(peak: Callable[[int], int], size: float) -> int:
-    """The largest batch whose peak, in bytes, fits into `size`; 0 where none does."""
+    """The largest batch whose peak memory is at most `size` bytes; 0 if there is none."""
     small, large = LARGE
     slope = (peak(large) - peak(small)) / (large - small)
     return max(0, int((size - peak(small)) / slope + small))
 
 
 def shortage(config: Config) -> str:
-    """The message for a run that is out of memory: its batch size, what a step needs, and which batch would fit."""
+    """The message for an out-of-memory error: the batch size, the memory that a step needs, and the largest batch that
+    fits."""
     device = pick_device(config.run.device)
     total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else memory.limit()
     precision, batch = choose(config.run.precision, device), config.data.batch
@@ -146,8 +147,8 @@ def shortage(config: Config) -> str:
     message = (f"out of memory on {device} at --batch {batch}: a step needs about {peak(batch) / 2**20:,.0f} MB "
                f"of the {total / 2**20:,.0f} MB of the device; expected ")
     if best < 2 or peak(best) > total:  # extrapolation from large batches is too low for small ones
-        return message + "smaller networks, by --ngf, --ndf or --image-size: no batch fits these"
+        return message + "smaller networks (--ngf, --ndf, --image-size), because no batch size fits"
     if best < batch:
         return message + f"--batch {best} or less"
-    return message + ("more free memory, or less for the data, by --cache-gb and --gpu-data-gb: "
-                      f"--batch {best} would fit")
+    return message + ("more free memory, or less memory for the data (--cache-gb, --gpu-data-gb); the whole memory "
+                      f"is enough for --batch {best}")

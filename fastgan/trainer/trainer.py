@@ -51,8 +51,8 @@ class Trainer:
 
     Args:
         config: data, networks, training and output of the run.
-        lock: the lock of the run folder of a run that is resumed; `resume` passes it.
-        callbacks: each a `fastgan.Callback`, called while the run trains, after the built-in one for TensorBoard.
+        lock: the lock of an existing run folder; used by `resume`.
+        callbacks: instances of `fastgan.Callback`, called after the built-in callback for TensorBoard.
 
     Raises:
         FastganError: for data, options or checkpoints that cannot be used.
@@ -68,18 +68,18 @@ class Trainer:
         self.plan: Plan | None = plan_setup.pinned(config.run, self.device)
         precision = choose(config.run.precision, self.device)
         if config.run.graph == "on" and self.device.type != "cuda":
-            raise FastganError(f"--graph on: CUDA graphs need a CUDA device, this run is on {self.device}; expected "
-                               "auto or off")
+            raise FastganError(f"--graph on: CUDA graphs need a CUDA device, but this run is on {self.device}; "
+                               "expected auto or off")
         if config.train.penalised and config.model.architecture == "dcgan" and config.model.norm_d in BATCH_NORMS:
-            logger.warning(f"gradient penalty with --norm-d {config.model.norm_d}: it is defined for single "
-                           "images, which batch normalization mixes; --norm-d none or spectral avoids this")
+            logger.warning(f"gradient penalty with --norm-d {config.model.norm_d}: the penalty is defined for single "
+                           "images, but batch normalization mixes images; --norm-d none or spectral avoids this")
         torch.manual_seed(config.run.seed)
         data = config.data if lock is None else run_files.with_channels(config.data, lock.folder)
         self.dataset = distributed.local_first(lambda: open_dataset(data, config.run.seed))
         if shard.of > 1:
             distributed.check_equal(process_checks.common_values(config, self.dataset, precision))
         if config.data.cond and self.dataset.labels is None:
-            raise FastganError(f"--cond: {self.dataset.name} has no labels; expected class subfolders or labelled data")
+            raise FastganError(f"--cond: {self.dataset.name} has no labels; expected class subfolders or labeled data")
         self.classes = self.dataset.classes if config.data.cond else []
         self.metrics = open_metrics(config, self.dataset, self.device) if self.world.first else None
         resumed = lock is not None and bool(checkpoint.newest_first(lock.folder / "checkpoints"))
@@ -107,8 +107,8 @@ class Trainer:
         self.stopped_by: signal.Signals | None = None
 
     def _build(self, with_given_weights: bool) -> tuple[nn.Module, nn.Module]:
-        """Generator and discriminator on the device; with the weights of --netG and --netD, unless a checkpoint
-        replaces them."""
+        """Generator and discriminator on the device, with the weights of --netG and --netD unless a checkpoint is
+        loaded afterwards."""
         networks = build(self.config.model, self.dataset.shape, len(self.classes))
         files = (self.config.train.net_g, self.config.train.net_d)
         for network, file in zip(networks, files, strict=True) if with_given_weights else ():
@@ -127,8 +127,8 @@ class Trainer:
 
     @classmethod
     def launched(cls, config: Config, *, callbacks: Sequence[Callback] = ()) -> Trainer:
-        """A new run; or, after `torchrun --max-restarts` has restarted the processes, the run that they began, from its
-        last checkpoint."""
+        """A new run; or, after a restart by `torchrun --max-restarts`, the run from before the restart, continued from
+        its last checkpoint."""
         folder = distributed.on_rank_0(distributed.run_folder)
         if folder is None:
             return cls(config, callbacks=callbacks)
@@ -138,16 +138,16 @@ class Trainer:
     @classmethod
     def resume(cls, folder: StrPath, config: Config | None = None, *,
                callbacks: Sequence[Callback] = ()) -> Trainer:
-        """The run in `folder`, from its newest readable checkpoint, or from the start if it has none.
+        """Continue the run in `folder` from its newest readable checkpoint, or from the start if it has none.
 
         Args:
             folder: the run folder.
-            config: the configuration of the run with more steps or epochs; by default that of the run.
+            config: the configuration of the run with changed options, such as more steps; by default unchanged.
             callbacks: as in `Trainer`.
 
         Raises:
-            FastganError: if another process trains in the folder, and, listing the options, if some would change what
-                the run computes.
+            FastganError: if another process trains in the folder, or if `config` changes options that a resumed run
+                must not change; the message lists them.
         """
         folder = Path(folder)
         before = run_files.read_options(folder)
@@ -173,21 +173,21 @@ class Trainer:
             lambda: checkpoint.read_newest(folder) if checkpoint.newest_first(folder) else None)
         if newest is None:
             logger.warning(f"no checkpoint in {folder}: the run was stopped before its first checkpoint and starts "
-                           "again")
+                           "from the beginning")
             return
         state, path, problems = newest
         for problem in problems:
-            logger.warning(f"{problem}; going back to {path.name}")
+            logger.warning(f"{problem}; using {path.name} instead")
         try:
             self.load_state_dict(state)
         except FastganError:
             raise
-        except Exception as error:  # PyTorch raises nearly anything for foreign files
-            raise FastganError(f"{path} does not fit the run's own options: {first_line(error)}") from error
+        except Exception as error:  # PyTorch raises many types for files of another origin
+            raise FastganError(f"{path} does not match the options of the run: {first_line(error)}") from error
 
     def fit(self) -> Path:
-        """Train until the last step, or until Ctrl-C or SIGTERM, after which the run is saved; returns the run folder.
-        If all steps of the run were made before, nothing is written."""
+        """Train until the last step, or until Ctrl-C or SIGTERM, save, and return the run folder. Writes nothing if all
+        steps of the run were already completed."""
         self.lock.take()
         try:
             if self.step.steps < self.total:
@@ -196,9 +196,9 @@ class Trainer:
                     self._fit()
             else:
                 made, constant = self.step.steps, self.config.train.lr_schedule == "constant"
-                on = (f"to go on: fastgan resume {self.folder} --steps {2 * made}" if constant else
+                on = (f"to continue: fastgan resume {self.folder} --steps {2 * made}" if constant else
                       "its learning rate has fallen to 0; expected a new run by `fastgan train`")
-                logger.info(f"nothing to do: the run has made {made} steps, its length is {self.total}; {on}")
+                logger.info(f"nothing to do: the run has completed {made} steps, and its length is {self.total}; {on}")
         except OSError as error:
             raise FastganError(f"cannot read or write {error.filename or self.folder}: {reason(error)}") from error
         finally:
@@ -233,7 +233,7 @@ class Trainer:
             TrainingLoop(self, log, bar).run()
 
     def write_options(self) -> None:
-        # again whenever graphs give way to eager steps
+        # called again when the graphs are replaced by eager steps
         if not self.world.first:
             return
         graph = "off" if self.graphed is None else self.graphed.description
@@ -248,7 +248,7 @@ class Trainer:
             "versions": {"fastgan": __version__, "torch": torch.__version__, "python": platform.python_version()}})
 
     def _first_pictures(self) -> None:
-        """Before the first step: real data, and what the untrained generator makes."""
+        """Before the first step, save pictures of real data and of the untrained generator."""
         self.save_generated("fakes_init.png")
         self.pictures.save_real(self.folder / "reals.png")
 
@@ -256,8 +256,8 @@ class Trainer:
         self.pictures.save_generated(self.folder / name, self.pretrained(), self.step.buffers)
 
     def pretrained(self) -> Pretrained:
-        """The generator that pictures are drawn from: its moving average, with measured running statistics, if the run
-        has one, else itself."""
+        """The generator for sampling: its moving average, with measured running statistics, if the run has one,
+        otherwise the generator itself."""
         generator = self.step.ema.module if self.step.ema is not None else self.step.generator
         source = Pretrained(generator, self.config.model, self.dataset.shape, self.classes, self.config.data.unit_range)
         if self.step.ema is not None:
@@ -267,14 +267,14 @@ class Trainer:
     def _stop(self, received: signal.Signals) -> None:
         if self.stopped_by is not None:
             if self.world.size > 1:
-                return  # torchrun may send it twice, and kills a process that does not end
+                return  # torchrun may send the signal twice; it kills a process that does not end
             raise KeyboardInterrupt
         self.stopped_by = received
         again = " (repeat to stop immediately)" * (self.world.size == 1)
         logger.info(f"{received.name}: saving after this step{again}")
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a run needs to continue as if it had not been stopped."""
+        """Everything that is needed to continue the run exactly."""
         state = {"step": self.step.state_dict(), "loader": self.feed.state_dict(), "rng": torch.get_rng_state(),
                  "fingerprint": self.dataset.fingerprint}
         if self.device.type == "cuda":
@@ -282,7 +282,7 @@ class Trainer:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load a `state_dict`. Raises `FastganError` if the data is not the data that the run was trained on."""
+        """Load a `state_dict`. Raises `FastganError` if the data has changed since it was saved."""
         if state["fingerprint"] != self.dataset.fingerprint:
             raise FastganError(f"{self.dataset.name} has changed since {self.folder} was trained on it; "
                                "expected the same images, or a new run")
@@ -294,7 +294,7 @@ class Trainer:
 
 
 def _locked(folder: Path) -> Lock:
-    """The lock of a run folder, which rank 0 holds for all."""
+    """The lock of a run folder, which rank 0 holds for all processes."""
     locks: list[Lock] = []
     distributed.on_rank_0(lambda: locks.append(Lock(folder)))
     return locks[0] if locks else Lock(folder, by_rank_0=True)

@@ -1,4 +1,4 @@
-"""Checks on the machine of the user."""
+"""Checks that users run on their own machine."""
 
 from fastgan.verify.certificate import certificate
 

@@ -1,8 +1,8 @@
-"""Part one of the certificate: each block of a network by itself, fused and eager, both against float64.
+"""Part one of the certificate: each block of a network separately, fused and eager, both compared with float64.
 
-Weights are the network's. Scales, shifts and running statistics differ from channel to channel, as after training: at
-1, 0, 0 and 1 an error in them would not show. Blocks of the discriminator have two groups, real and fake, each with
-its own batch statistics.
+Weights are those of the network. Gamma, beta and running statistics are different in each channel, as after training,
+because their initial values (1, 0, 0 and 1) would hide errors. Blocks of the discriminator have two groups, real and
+fake, with separate batch statistics.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _NAMES_OF_NORM = {"weight": "gamma gradient", "bias": "beta gradient", "running_
 class Block(NamedTuple):
     """A block of a network.
 
-    layers: convolution, normalisation or None, activation or None. in_shape: (Ci, H, W). out_shape: (Co, Ho, Wo).
-    groups: of its batch statistics.
+    layers: convolution, normalization or None, activation or None. in_shape: (Ci, H, W). out_shape: (Co, Ho, Wo).
+    groups: number of groups with separate batch statistics.
     """
 
     name: str
@@ -40,19 +40,20 @@ class Block(NamedTuple):
 
 
 def blocks_of(network: nn.Module, example: Tensor, letter: str, groups: int) -> list[Block]:
-    """The distinct blocks of `network`, in order, named `letter` and their number; `example` is an input of it."""
+    """The distinct blocks of `network`, in order, named by `letter` and their number. `example`: an input of `network`.
+    """
     shapes = _shapes(network, example)
     blocks: dict[str, Block] = {}
     for layers in _all_layers(network):
         in_shape, out_shape = shapes[layers[0]]
         name = f"{letter}{len(blocks) + 1} {_describe(layers, in_shape, out_shape)}"
-        # two blocks with equal descriptions of their layers compute the same function of their parameters
+        # blocks with equal descriptions of their layers compute the same function of their parameters
         blocks.setdefault(f"{layers} {in_shape}", Block(name, layers, in_shape, out_shape, groups))
     return list(blocks.values())
 
 
 def _describe(layers: Layers, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> str:
-    """Such as "3x64x64 -> 64x32x32, 4x4/2 bn leaky"; transposed convolutions have a T after their kernel."""
+    """A description such as "3x64x64 -> 64x32x32, 4x4/2 bn leaky"; T after the kernel means transposed convolution."""
     def size(lengths: Any) -> str:
         return "x".join(map(str, lengths))
 
@@ -66,7 +67,7 @@ def _describe(layers: Layers, in_shape: tuple[int, ...], out_shape: tuple[int, .
 
 
 def _all_layers(network: nn.Module) -> Iterator[Layers]:
-    """The layers of every block in the chains of a network; `read` descends into nested chains."""
+    """The layers of each block in the chains of a network. `read` also returns the blocks of nested chains."""
     if isinstance(network, Chain):
         for part in read(flat(network)):
             if isinstance(part, list):
@@ -88,7 +89,7 @@ def _shapes(network: nn.Module, example: Tensor) -> dict[nn.Module, tuple[tuple[
                if isinstance(module, nn.modules.conv._ConvNd)]
     was_training = network.training
     try:
-        network.eval()(example)  # running statistics stay as they are
+        network.eval()(example)  # does not change running statistics
     finally:
         network.train(was_training)
         for handle in handles:
@@ -98,7 +99,7 @@ def _shapes(network: nn.Module, example: Tensor) -> dict[nn.Module, tuple[tuple[
 
 def compare(block: Block, impl: str, precision: numerics.Precision, batch: int,
             device: torch.device) -> dict[str, numerics.Nearness]:
-    """One block on one engine, forward and backward, in training mode, on a batch that its groups divide."""
+    """Compare one block on one engine, forward and backward, in training mode. `batch` is a multiple of the groups."""
     layers = _layers(block, precision)
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(batch, *block.in_shape, generator=generator).to(precision.dtype)
@@ -121,7 +122,7 @@ def compare(block: Block, impl: str, precision: numerics.Precision, batch: int,
         theirs = eager(copy.deepcopy(layers), precision.dtype, device)
         ours = results(fused, fused, precision.dtype, device)
     unit = precision.unit
-    if machine.interpreted(impl, device):  # the longest of its sums are those of a channel
+    if machine.interpreted(impl, device):  # its longest sums are over all elements of a channel
         unit = max(unit, numerics.one_by_one(max(x.numel() // x.shape[1], g.numel() // g.shape[1])))
     return {name: numerics.judge(ours[name], theirs[name], value, numerics.FLOAT32 if "running" in name else unit,
                                  _cancelled(block, name, exact, unit), [one[name] for one in moved])
@@ -129,14 +130,15 @@ def compare(block: Block, impl: str, precision: numerics.Precision, batch: int,
 
 
 def _cancelled(block: Block, name: str, exact: dict[str, Tensor], unit: float) -> float:
-    """A bias before a normalisation has no gradient; the terms that cancel in it have the size of beta's gradient."""
+    """The rounding error of terms that cancel: the exact gradient of a bias before batch normalization is 0, but its
+    terms are as large as those of beta's gradient."""
     if name == "bias gradient" and block.layers[1] is not None and "beta gradient" in exact:
         return unit * float(exact["beta gradient"].abs().max())
     return 0.0
 
 
 def _layers(block: Block, precision: numerics.Precision) -> nn.Sequential:
-    """Eager layers on the CPU in mixed precision: normalisations in float32."""
+    """Eager layers on the CPU in mixed precision, with normalizations in float32."""
     generator = torch.Generator().manual_seed(0)
     layers = copy.deepcopy(nn.Sequential(*(one for one in block.layers if one))).cpu().train().to(precision.dtype)
     for module in layers:
@@ -147,7 +149,7 @@ def _layers(block: Block, precision: numerics.Precision) -> nn.Sequential:
 
 @torch.no_grad()
 def _randomize(norm: nn.BatchNorm2d, generator: torch.Generator) -> None:
-    """Scales, shifts and running statistics that differ from channel to channel."""
+    """Set gamma, beta and running statistics to different values in each channel."""
     if norm.weight is not None and norm.weight.requires_grad:
         norm.weight.normal_(1.0, 0.5, generator=generator)
     if norm.bias is not None:
@@ -158,7 +160,7 @@ def _randomize(norm: nn.BatchNorm2d, generator: torch.Generator) -> None:
 
 
 def _results(network: nn.Sequential, function: Callable[[Tensor], Tensor], x: Tensor, g: Tensor) -> dict[str, Tensor]:
-    """Output, every gradient and the running statistics, on the CPU; a missing gradient is zero."""
+    """Output, all gradients and the running statistics, on the CPU. Missing gradients are zero."""
     x.requires_grad_()
     out = function(x)
     inputs = {"input gradient": x, **{_name(network, key): parameter for key, parameter

@@ -1,7 +1,7 @@
-"""The certificate: does fastgan compute on this device what eager PyTorch computes?
+"""The certificate: a comparison of fastgan's results on this device with those of eager PyTorch.
 
-Each block of a preset's networks, in each precision, on each engine that runs here; then whole training steps. All
-results are compared with float64, by one rule (`fastgan/ops/numerics.py`).
+It checks each block of a preset's networks, in each precision, on each available engine, and then whole training steps.
+All results are compared with float64 by the same rule (`fastgan/ops/numerics.py`).
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ def certificate(preset: str = "digits", *, device: str = "auto", impl: str = "au
     Args:
         preset: the preset whose networks and training steps are checked.
         device: as in `fastgan train`.
-        impl: the engine to check; "auto" for all engines that run on the device.
-        batch: images, an even number of at least 4; by default 32 on a GPU and 4 on other devices.
+        impl: the engine to check; "auto" for all engines that are available on the device.
+        batch: batch size, an even number of at least 4; by default 32 on a GPU and 4 on other devices.
         steps: the number of training steps.
         progress: whether to show a progress bar on stderr.
 
     Returns:
-        A dictionary that JSON can store. "passed" is the verdict; "machine", "engines" and "rule" describe what was
-            checked. "operations" and "steps" are lists of dictionaries with the keys "what", "engine", "precision",
+        A dictionary that can be stored as JSON. "passed" is the verdict; "machine", "engines" and "rule" describe what
+            was checked. "operations" and "steps" are lists of dictionaries with the keys "what", "engine", "precision",
             "width" (of narrowed networks, or None), "passed", "error" (a message, or ""), "worst" and "quantities".
-            Each quantity has "measure", "ours", "eager", "allowed", "by_kinks" and "used": distances from float64
-            relative to the exact result, whether kinks of the activations raise what is allowed, and
-            used = ours / allowed. "not_checked" lists what could not be checked and does not affect the verdict.
+            Each quantity has "measure"; "ours", "eager" and "allowed", which are errors relative to the float64 result;
+            "by_kinks", whether kinks of the activations increase the allowed error; and "used" = ours / allowed.
+            "not_checked" lists what could not be checked and does not affect the verdict.
 
     Raises:
         FastganError: for an engine or a device that is not available, and for invalid numbers.
     """
-    # not at the top: `fastgan doctor` imports this package and must start where a dependency is missing
+    # not at the top, because `fastgan doctor` imports this package and must work if dependencies are missing
     from tqdm import tqdm
 
     from fastgan.device import pick_device
@@ -58,7 +58,7 @@ def certificate(preset: str = "digits", *, device: str = "auto", impl: str = "au
     config, place = presets.get(preset), pick_device(device)
     batch = (BATCH_ON_A_GPU if place.type == "cuda" else BATCH) if batch is None else batch
     if batch < 4 or batch % 2:
-        raise FastganError(f"--batch {batch}: expected an even number, 4 or more, as real and fake are halves of it")
+        raise FastganError(f"--batch {batch}: expected an even number of at least 4, half of them fakes")
     if steps < 1:
         raise FastganError(f"--steps {steps}: expected 1 or more")
     usable = checks.usable(impl, place)
@@ -71,7 +71,7 @@ def certificate(preset: str = "digits", *, device: str = "auto", impl: str = "au
         "machine": {"device": machine.describe(place), "driver": machine.driver(), **machine.versions(),
                     "commit": machine.commit()},
         "engines": {name: next((one.note for one in usable if one.impl == name),
-                               machine.why_not(name, place) or "not asked for") for name in ENGINES},
+                               machine.why_not(name, place) or "not requested") for name in ENGINES},
         "rule": numerics.__doc__,
         "operations": [row for part, row in rows if part == "operations"],
         "steps": [row for part, row in rows if part == "steps"],

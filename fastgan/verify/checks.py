@@ -1,4 +1,4 @@
-"""The checks of a certificate: which engines, in which precisions, on which networks."""
+"""The checks of a certificate: their engines, precisions and networks."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from fastgan.ops.dispatch import ENGINES
 from fastgan.verify import blocks, machine, step_comparison
 from fastgan.verify.result import Result, run
 
-WIDTH = 8  # of networks in Triton's interpreter, which takes a second for what takes a GPU microseconds
+WIDTH = 8  # width of networks in Triton's interpreter, which is about a million times slower than a GPU
 
 
 class Engine(NamedTuple):
-    """An engine that runs on the device. width: channels of the narrowed networks it is checked on, None for their
-    own."""
+    """An engine that is available on the device. width: the width of the narrowed networks on which it is checked;
+    None for the original networks."""
 
     impl: str
     precisions: tuple[str, ...]
@@ -30,7 +30,7 @@ class Engine(NamedTuple):
 
 
 class Check(NamedTuple):
-    """One line of the certificate, and the function that fills it. width: of the networks, None for their own."""
+    """One line of the certificate, and the function that computes it. width: as in `Engine`."""
 
     part: str
     what: str
@@ -41,7 +41,8 @@ class Check(NamedTuple):
 
 
 def usable(impl: str, device: torch.device) -> list[Engine]:
-    """The engines that `impl` names ("auto": all) and that run on the device; `FastganError` for one that does not."""
+    """The engine `impl`, or for "auto" all engines that are available on the device. Raises `FastganError` if `impl` is
+    not available."""
     names = ENGINES if impl == "auto" else (impl,)
     reasons = {name: machine.why_not(name, device) for name in names}
     if impl != "auto" and reasons[impl]:
@@ -50,10 +51,10 @@ def usable(impl: str, device: torch.device) -> list[Engine]:
 
 
 def _engine(impl: str, device: torch.device) -> Engine:
-    if machine.interpreted(impl, device):  # which computes bfloat16 wrongly, and has no tensor cores
+    if machine.interpreted(impl, device):  # the interpreter computes bfloat16 incorrectly, and has no tf32
         return Engine(impl, ("fp32", "fp16"), "in Triton's interpreter", WIDTH)
-    note = "PyTorch's operators" if impl == "reference" else "compiled kernels"
-    if device.type != "cuda":  # where eager PyTorch trains in float32 or, under autocast, in bfloat16
+    note = "PyTorch operators" if impl == "reference" else "compiled kernels"
+    if device.type != "cuda":  # eager PyTorch trains here in float32, or in bfloat16 under autocast
         return Engine(impl, ("fp32",) if impl == "reference" else ("fp32", "bf16", "fp16"), note)
     modern = torch.cuda.get_device_capability(device) >= engines.OLDEST
     return Engine(impl, ("fp32", "tf32", "bf16", "fp16") if modern else ("fp32", "fp16"), note)
@@ -61,7 +62,7 @@ def _engine(impl: str, device: torch.device) -> Engine:
 
 def plan(config: Config, usable: list[Engine], batch: int, count: int,
          device: torch.device) -> tuple[list[Check], list[str]]:
-    """All checks in order, with `count` training steps; and a line for each that is left out, with the reason."""
+    """All checks in order, with `count` training steps, and a line with the reason for each check that is omitted."""
     checks: list[Check] = []
     missing: list[str] = []
     for engine in usable:
@@ -71,7 +72,7 @@ def plan(config: Config, usable: list[Engine], batch: int, count: int,
         if not networks:
             missing.append(f"operations on {engine.impl}: not checked: no convolution in these networks")
             if engine.impl != "reference":
-                continue  # no operation of a step runs on it
+                continue  # no operation of a step would run on this engine
         own = [Check("operations", block.name, engine.impl, precision, width,
                      partial(run, partial(blocks.compare, block, engine.impl, numerics.PRECISIONS[precision], batch,
                                           device), engine.impl))
@@ -87,7 +88,8 @@ def plan(config: Config, usable: list[Engine], batch: int, count: int,
 
 
 def narrowed(config: Config, engine: Engine) -> Config:
-    """The configuration of the networks that an engine is checked on: `config` itself unless it is too wide."""
+    """The configuration of the networks on which an engine is checked: `config`, narrowed to the width of the engine.
+    """
     model = config.model
     if engine.width is None or model.architecture != "dcgan" or max(model.ngf, model.ndf) <= engine.width:
         return config
@@ -127,7 +129,7 @@ def _steps_in_words(count: int) -> str:
 
 
 def _one_thread(run: Callable[[], Result]) -> Result:
-    """The interpreter's operations are so small that waiting for a second thread takes longer than it helps."""
+    """Run a check with one thread, which is faster for the small operations of the interpreter."""
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)

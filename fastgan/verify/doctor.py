@@ -1,4 +1,4 @@
-"""Installed packages, available engines, and a summary in one line."""
+"""The report of `fastgan doctor`: installed packages, available engines, and a one-line summary."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OPTIONAL = {"tyro": "the command line", "torchvision": "--data mnist, fashion-m
 
 
 def report() -> list[tuple[str, str]]:
-    """(subject, finding) pairs; the last one is the verdict."""
+    """(subject, finding) pairs. The last pair is the verdict."""
     found = {name: machine.version(name) for name in _PACKAGES}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     caches = {subject: (path, _why_not_writable(path)) for subject, path in _caches().items()}
@@ -38,8 +38,8 @@ def report() -> list[tuple[str, str]]:
         ("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, "
                 f"{torch.backends.cpu.get_cpu_capability()}"),
         ("gpu", _gpu(device)),
-        ("driver", machine.driver() or "no answer from nvidia-smi"),
-        ("reference", "ready: PyTorch's operators"),
+        ("driver", machine.driver() or "unknown (no output of nvidia-smi)"),
+        ("reference", "ready: PyTorch operators"),
         ("native engine", _native(device)),
         ("triton engine", _triton(device)),
         ("CUDA graphs", graphs),
@@ -71,7 +71,7 @@ def _triton(device: torch.device) -> str:
         return f"not usable: {reason}"
     if machine.interpreted("triton", device):
         return "in Triton's interpreter, for tests"
-    return "ready (--impl triton); `fastgan verify` examines it"
+    return "ready (--impl triton); `fastgan verify` checks it"
 
 
 def _gpu(device: torch.device) -> str:
@@ -84,7 +84,7 @@ def _gpu(device: torch.device) -> str:
 
 
 def _graphs(device: torch.device) -> str:
-    """Whether a graph can be captured and does, when replayed, what was captured."""
+    """Whether CUDA graphs can be captured and replayed correctly."""
     if device.type != "cuda":
         return "no CUDA device"
     try:
@@ -95,21 +95,21 @@ def _graphs(device: torch.device) -> str:
         graph.replay()
         graph.replay()
         value = float(x)
-    except Exception as error:  # of a driver or a runtime, whatever it is
+    except Exception as error:  # drivers and runtimes raise many types
         return f"fail: {first_line(error)}"
-    return "work" if value == 2 else f"fail: two replays of + 1 made {value:g}"
+    return "work" if value == 2 else f"fail: two replays of an increment gave {value:g}"
 
 
 def _caches() -> dict[str, Path]:
-    """The folders of compiled kernels and data, found without importing Triton or torchvision, which may be missing."""
+    """The cache folders, determined without importing Triton or torchvision, which may be missing."""
     triton = os.environ.get("TRITON_CACHE_DIR") or Path(os.environ.get("TRITON_HOME") or "~") / ".triton" / "cache"
     return {"kernel cache": Path(triton).expanduser(), "plans": stored.folder(),
             "data": Path(DataConfig().data_root).expanduser()}
 
 
 def _why_not_writable(path: Path) -> str:
-    """Why nothing could be kept in a folder, which need not exist yet; "" when it could."""
+    """The reason why a folder, which need not exist yet, is not writable; "" if it is."""
     there = next((place for place in (path, *path.parents) if place.exists()), Path("/"))
     if not there.is_dir():
-        return f"{there} is no folder"
-    return "" if os.access(there, os.W_OK) else f"{there} cannot be written"
+        return f"{there} is not a folder"
+    return "" if os.access(there, os.W_OK) else f"{there} is not writable"

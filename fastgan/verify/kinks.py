@@ -1,10 +1,10 @@
-"""Networks whose activations change slope slightly beside zero.
+"""Networks whose activations change their slope at a small distance from zero.
 
-Where the input of an activation is nearly zero, one rounding decides between two slopes, in eager PyTorch as in
-fastgan, and one such element may weigh more than all other roundings together. In 16 bits these inputs are off by one
-unit (as root mean square), so elements within two units may go either way. The exact gradient is computed twice more
-with the kink moved by two units to either side, and 1.5 x the distance between these gradients is allowed beside
-eager's error; independent errors add by their squares (`fastgan.ops.numerics.judge`).
+If the input of an activation is nearly zero, rounding decides between two slopes, both in eager PyTorch and in fastgan,
+and the effect of one such element may exceed that of all other roundings together. In 16 bits the RMS error of these
+inputs is one rounding unit, so that the slope of elements within two units is uncertain. The exact gradient is computed
+twice more, with the kink shifted by two units in both directions, and 1.5 times the distance between these gradients is
+allowed in addition to eager PyTorch's error; independent errors are added in quadrature (`fastgan.ops.numerics.judge`).
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch import Tensor, nn
 
 from fastgan.ops.numerics import Precision, rms
 
-DOUBT = 2.0  # units from a kink
+DOUBT = 2.0  # uncertain distance from a kink, in rounding units
 
 
 def doubted(network: nn.Sequential, precision: Precision) -> list[nn.Sequential]:
-    """Two copies of the layers, with kinks moved by two units of the precision to either side."""
+    """Two copies of the layers, with kinks shifted by two rounding units of the precision in both directions."""
     return [kinked(network, sign * DOUBT * precision.unit) for sign in (-1, 1)]
 
 
 def kinked(network: nn.Sequential, shift: float) -> nn.Sequential:
-    """A copy of the layers in which the slope of (leaky) ReLU changes at `shift` times the rms of its input."""
+    """A copy of the layers in which the slope of (leaky) ReLU changes at `shift` times the RMS of its input."""
     network = copy.deepcopy(network)
     for key, layer in network.named_children():
         if isinstance(layer, (nn.ReLU, nn.LeakyReLU)):

@@ -1,4 +1,4 @@
-"""The machine and the installed versions, for reports and certificates."""
+"""Facts about the machine and the installed versions, for reports and certificates."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def version(package: str) -> str | None:
 
 
 def versions() -> dict[str, str | None]:
-    """Everything that decides what is computed; None for what is not there."""
+    """The versions of all software that affects the results; None for missing software."""
     cudnn = torch.backends.cudnn.version() if torch.cuda.is_available() else None
     return {"fastgan": fastgan.__version__, "python": platform.python_version(), "torch": torch.__version__,
             "triton": version("triton"), "CUDA": torch.version.cuda, "cuDNN": None if cudnn is None else str(cudnn)}
 
 
 def describe(device: torch.device) -> str:
-    """The device in words: a GPU's name, architecture and memory, or the CPU's threads and instructions."""
+    """A description of the device: name, architecture and memory of a GPU, or threads and instruction set of a CPU."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return f"{properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory / 2**30:.1f} GB"
@@ -41,7 +41,7 @@ def describe(device: torch.device) -> str:
 
 
 def driver() -> str | None:
-    """The version of NVIDIA's driver by nvidia-smi, or None without nvidia-smi or an answer of it."""
+    """The version of NVIDIA's driver according to nvidia-smi, or None if nvidia-smi is missing or fails."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return None
@@ -53,10 +53,11 @@ def driver() -> str | None:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that fastgan runs from, with a + if files differ; None for an installed package."""
+    """The commit of the clone from which fastgan runs, with a + if files were changed; None for an installed package.
+    """
     root = Path(fastgan.__file__).parent.parent
     command = shutil.which("git")
-    if command is None or not (root / ".git").exists():  # a repository above site-packages is another project's
+    if command is None or not (root / ".git").exists():  # not a repository of another project above site-packages
         return None
     try:
         name = _answer([command, "-C", str(root), "rev-parse", "HEAD"])
@@ -67,7 +68,7 @@ def commit() -> str | None:
 
 
 def why_not(impl: str, device: torch.device) -> str:
-    """Why an engine cannot run on a device, in words; "" when it can."""
+    """The reason why an engine is not available on a device; "" if it is."""
     reason = engines.why_not(impl, device)
     if reason:
         return reason
@@ -79,7 +80,7 @@ def why_not(impl: str, device: torch.device) -> str:
 
 
 def interpreted(impl: str, device: torch.device) -> bool:
-    """Whether an engine that can run there runs in Triton's interpreter, which is for tests."""
+    """Whether an available engine runs in Triton's interpreter, which is for tests."""
     if impl != "triton" or why_not(impl, device):
         return False
     from fastgan.ops.triton import launch

@@ -1,4 +1,4 @@
-"""The result of a check of the certificate: distances from float64, or the error that ended it."""
+"""The result of a check of the certificate: errors relative to float64, or the exception that ended it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fastgan.ops.numerics import Nearness
 
 
 class Result(NamedTuple):
-    """The nearness of each quantity by name, and an error message, "" without one."""
+    """The nearness of each quantity by name, and an error message ("" if there is none)."""
 
     quantities: dict[str, Nearness]
     error: str = ""
 
     @property
     def worst(self) -> str:
-        """The quantity that uses most of its allowance; "" without any."""
+        """The quantity with the largest ratio of error and allowed error; "" if there are none."""
         return max(self.quantities, key=lambda name: self.quantities[name].used, default="")
 
     @property
@@ -28,12 +28,12 @@ class Result(NamedTuple):
 
 
 def run(compare: Callable[[], dict[str, Nearness]], impl: str) -> Result:
-    """The result of a comparison of one engine. Exceptions, and kernels that the reference replaced, are errors."""
+    """Run a comparison of one engine. Exceptions, and kernels that the reference engine replaced, count as errors."""
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             quantities = compare()
-    except Exception as error:  # of a compiler, a driver or a kernel: the other checks still run
+    except Exception as error:  # from a compiler, a driver or a kernel; the other checks still run
         return Result({}, f"{type(error).__name__}: {first_line(error)}")
     if dispatch.failed(impl):
         messages = [str(one.message) for one in caught if str(one.message).startswith("fastgan")]

@@ -1,17 +1,17 @@
-"""Part two of the certificate: whole training steps, and how far they move parameters and running statistics.
+"""Part two of the certificate: the changes of parameters and running statistics by whole training steps.
 
-Networks that start from the same weights make the same steps on the same images and noise: with fastgan's engine, in
-eager PyTorch in the same precision, and in float64. What is compared is the distance moved, of all parameters of a
-network at once. An early step of Adam is lr times little more than a sign, so a parameter whose gradient is nearly
-zero goes either way by rounding, and others follow. The largest distance from float64 of four runs is allowed
+The same steps, from the same weights, on the same images and noise, are run with fastgan's engine, with eager PyTorch
+in the same precision, and in float64. The change of all parameters of a network together is compared. In its first
+steps, Adam moves each parameter by about lr times the sign of its gradient, so rounding decides the direction if the
+gradient is nearly zero, which then affects other parameters. The largest distance of four runs from float64 is allowed
 (`fastgan.ops.numerics.judge_runs`):
 
     eager
-    eager with another order of summation: the batch reversed, in channels_last
-    float64, twice, from parameters that are off by one rounding unit of the precision
+    eager with another order of summation: reversed batch, channels_last
+    float64, twice, from parameters that are perturbed by one rounding unit of the precision
 
-Adam hides the size of a gradient, so a wrong factor shows in part one. What shows here is how steps use engines: order
-of calls, frozen networks, running statistics, everything that a graph would freeze.
+Because Adam normalizes gradients, wrong factors are found only by part one. This part checks how steps use the engines:
+order of calls, frozen networks, running statistics, and everything that a graph stores.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from fastgan.ops import numerics
 from fastgan.train.graph import GraphedStep
 from fastgan.train.step import GANStep
 
-# not float16, whose first steps are skipped until the loss has found its scale
+# not float16, whose first steps are skipped until the loss scale is small enough
 PRECISIONS = ("fp32", "tf32", "bf16")
 Networks = tuple[nn.Module, nn.Module]
-Moved = dict[str, Tensor]  # by name, flat, in float64 on the CPU
+Moved = dict[str, Tensor]  # changes by name, flattened, in float64 on the CPU
 
 
 class Setup(NamedTuple):
-    """What all steps start from, on the CPU: generator and discriminator in float32, the images (N, C, H, W), or
-    points, of each step, and the noise (N, nz) in order. precision and device: of the steps that are compared."""
+    """The inputs of all runs, on the CPU: generator and discriminator in float32, images (N, C, H, W), or points, for
+    each step, and noise (N, nz) in order. precision, device: those of the steps that are compared."""
 
     networks: Networks
     config: Config
@@ -52,7 +52,7 @@ class Setup(NamedTuple):
 
 
 def make_setup(config: Config, batch: int, steps: int, precision: str, device: torch.device) -> Setup:
-    """Seeded networks, images whose neighbours are alike, and noise for two draws a step."""
+    """Networks with a fixed seed, smooth random images, and noise for two draws per step."""
     torch.manual_seed(0)
     networks, shape = build(config.model, data_shape(config)), data_shape(config)
     generator = torch.Generator().manual_seed(2)
@@ -65,19 +65,19 @@ def make_setup(config: Config, batch: int, steps: int, precision: str, device: t
 
 
 def compare(setup: Setup, impl: str) -> dict[str, numerics.Nearness]:
-    """Steps of one engine against eager steps, both against float64."""
+    """Compare steps of one engine and eager steps with float64."""
     exact, runs, ours = exact_steps(setup), rounded_runs(setup), _moved(setup, _fused(setup, impl))
     return {name: numerics.judge_runs(ours[name], [run[name] for run in runs], value, numerics.FLOAT32)
             for name, value in exact.items()}
 
 
 def exact_steps(setup: Setup) -> Moved:
-    """How far steps in float64 move parameters and running statistics of each network."""
+    """The changes of parameters and running statistics by steps in float64."""
     return _moved(setup, _eager(setup), exact=True)
 
 
 def rounded_runs(setup: Setup) -> list[Moved]:
-    """The four runs that differ from `exact_steps` by rounding, eager PyTorch's first."""
+    """The four runs that differ from `exact_steps` by rounding. The first is eager PyTorch."""
     unit = numerics.PRECISIONS[setup.precision].unit
     runs = [_moved(setup, _eager(setup)), _moved(setup, _eager(setup), reordered=True)]
     for seed in (0, 1):
@@ -90,15 +90,15 @@ def rounded_runs(setup: Setup) -> list[Moved]:
 
 
 def why_no_graph(device: torch.device) -> str:
-    """Why steps are not compared as a CUDA graph; "" when they are."""
+    """The reason why steps are not compared as a CUDA graph; "" if they are."""
     return "" if device.type == "cuda" else "no CUDA device"
 
 
 def compare_graph(setup: Setup, impl: str, allowed: dict[str, numerics.Nearness]) -> dict[str, numerics.Nearness]:
-    """Steps as one CUDA graph, replayed, against the same engine's steps one by one; both draw noise on the device.
+    """Compare steps replayed as a CUDA graph with eager steps of the same engine. Both draw noise on the device.
 
-    What they move may differ by as much as is `allowed` between the engine and float64, and the device's random state
-    must be the same afterwards.
+    Their changes may differ by the error that is `allowed` for the engine relative to float64, and the random state of
+    the device must be equal afterwards.
     """
     graphs: list[GraphedStep] = []
 
@@ -134,7 +134,7 @@ def _eager(setup: Setup) -> Networks:
 
 @torch.no_grad()
 def perturb(network: nn.Module, unit: float, generator: torch.Generator) -> None:
-    """Change each parameter by a rounding of `unit`, relative to its rms; `generator` is the CPU's."""
+    """Perturb each parameter by noise of `unit` times its RMS. `generator` is on the CPU."""
     for parameter in network.parameters():
         noise = torch.randn(parameter.shape, dtype=torch.float64, generator=generator).to(parameter)
         parameter.add_(noise * unit * parameter.square().mean().sqrt())
@@ -142,10 +142,10 @@ def perturb(network: nn.Module, unit: float, generator: torch.Generator) -> None
 
 def _moved(setup: Setup, networks: Networks, *, exact: bool = False, reordered: bool = False,
            wrap: Callable[[GANStep], Any] | None = None) -> Moved:
-    """How far the steps move parameters and running statistics of each network.
+    """The changes of parameters and running statistics of each network by the steps.
 
-    exact: in float64. reordered: in another order of summation, batches reversed and channels_last. wrap: call what
-    this makes of the step, with noise that the step draws itself.
+    exact: compute in float64. reordered: use another order of summation, with reversed batches and channels_last.
+    wrap: a function that returns a replacement for the step, which then draws its own noise.
     """
     place = torch.device("cpu") if exact and setup.device.type == "mps" else setup.device  # mps has no float64
     dtype = torch.float64 if exact else torch.float32

@@ -50,8 +50,8 @@ _dependent = os.environ.get("FASTGAN_PDL") == "1"
 def begin(PDL: tl.constexpr):
     """The first statement of every kernel, before it accesses memory.
 
-    With programmatic dependent launch a kernel is started while the one before it still runs. It waits here until that
-    one has ended, which has waited in turn, and then allows the next kernel to be started.
+    With programmatic dependent launch a kernel starts while the previous one is still running. Here it waits until the
+    previous kernel has ended, which has itself waited for its predecessor, and then allows the next one to start.
     """
     if PDL:
         gdc_wait()
@@ -60,9 +60,10 @@ def begin(PDL: tl.constexpr):
 
 @contextmanager
 def dependent_launch(on: bool = True) -> Iterator[None]:
-    """Whether kernels use programmatic dependent launch, on sm_90 and newer; otherwise FASTGAN_PDL=1 decides.
+    """Context manager that turns programmatic dependent launch on or off, on sm_90 and newer. FASTGAN_PDL=1 turns it on
+    by default.
 
-    The latency of a launch then overlaps with the kernel before it. A captured graph keeps the setting of its capture.
+    The latency of a launch then overlaps with the previous kernel. A captured graph keeps the setting of its capture.
     """
     global _dependent
     before, _dependent = _dependent, on
