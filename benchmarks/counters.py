@@ -35,12 +35,12 @@ from benchmarks.steps import pytorch_step
 from fastgan import presets
 from fastgan.config import Config, data_shape
 from fastgan.errors import FastganError
-from fastgan.ops import library, tuning, updates
+from fastgan.ops import library, spectral, tuning, updates
 from fastgan.ops.numerics import PRECISIONS
 from fastgan.trainer.step_memory import PeakMemory, fake_networks, fake_step, fake_tensors, largest_batch
 
 ARCH = 90
-IMPLEMENTATIONS = library.IMPLEMENTATIONS | updates.IMPLEMENTATIONS
+IMPLEMENTATIONS = library.IMPLEMENTATIONS | spectral.IMPLEMENTATIONS | updates.IMPLEMENTATIONS
 GIGABYTES = (8, 16, 24, 80)
 _FREE = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh", "_unsafe_view",
          "_reshape_alias", "is_same_size", "promote_types")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fastgan.nn.same_padding import ConvSame, ConvTransposeSame
@@ -87,24 +87,27 @@ def why_not_geometry(kernel: Sequence[int], stride: Sequence[int], padding: Sequ
 
 
 def block(convolution: nn.Module, norm: nn.Module | None, activation: nn.Module | None,
-          groups: int = 1) -> tuple[BlockTensors, BlockSpec]:
-    """The tensors and the specification of a block, with the current training flags of its layers. A parametrized
-    weight is computed."""
+          groups: int = 1, weight: Tensor | None = None) -> tuple[BlockTensors, BlockSpec]:
+    """The tensors and the specification of a block, with the current training flags of its layers.
+
+    weight: the convolution's, if a parametrization has computed it. Otherwise it is computed here.
+    """
     assert isinstance(convolution, _CONVOLUTIONS) and (norm is None or isinstance(norm, nn.BatchNorm2d))
     transposed = isinstance(convolution, nn.ConvTranspose2d)
     padding, extra = convolution.padding, convolution.output_padding if transposed else (0, 0)
     if isinstance(convolution, (ConvSame, ConvTransposeSame)):
         padding, extra = convolution.stage_padding, convolution.stage_output_padding
     conv = ConvSpec(convolution.stride, padding, extra, transposed)  # type: ignore[arg-type]
+    weight = convolution.weight if weight is None else weight
     act = Activation() if activation is None else _activation(activation)
     if norm is None:
-        return BlockTensors(convolution.weight, convolution.bias), BlockSpec(conv, None, act)
+        return BlockTensors(weight, convolution.bias), BlockSpec(conv, None, act)
     # as in `nn.BatchNorm2d.forward`
     mean, var, training = norm.running_mean, norm.running_var, norm.training
     updates = training and norm.track_running_stats
     if training and not updates:
         mean = var = None
-    tensors = BlockTensors(convolution.weight, convolution.bias, norm.weight, norm.bias, mean, var,
+    tensors = BlockTensors(weight, convolution.bias, norm.weight, norm.bias, mean, var,
                            norm.num_batches_tracked if updates else None)
     return tensors, BlockSpec(conv, NormSpec(training or mean is None, norm.momentum, norm.eps, groups), act)
 

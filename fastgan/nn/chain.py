@@ -21,6 +21,7 @@ from torch.nn.utils import parametrize
 
 from fastgan import ops
 from fastgan.nn.blocks import block, read, why_not
+from fastgan.nn.spectral import computed_together
 from fastgan.ops import convolutions, synchronised
 from fastgan.ops.arguments import check_activation, check_groups, check_impl
 
@@ -70,7 +71,8 @@ class Chain(nn.Sequential):
                 self.stat_groups = groups
         for part in read(layers):
             if isinstance(part, list):
-                blocks = [block(*one, groups) for one in part]
+                weights = computed_together([one[0] for one in part], input, self.impl)
+                blocks = [block(*one, groups, weights.get(one[0])) for one in part]
                 output = ops.chain(input, blocks, self.impl)
                 input = in_eager_format(output, input, (tensors.weight for tensors, _ in blocks))
             else:

@@ -1,4 +1,4 @@
-"""Convolutions, batch normalizations, activations and the loss in PyTorch operators, for any dtype and device.
+"""Convolutions, normalizations, activations and the loss in PyTorch operators, for any dtype and device.
 
 They are differentiable any number of times, and the passes of `reference.py` consist of them. `conv_bn_act` is the
 reference engine of a single process: it equals eager layers bit for bit, and on a CPU `torch.batch_norm` is several
@@ -132,6 +132,13 @@ def _batch_norm(x: Tensor, tensors: BlockTensors, norm: NormSpec) -> Tensor:
             factor = 1.0 / float(num_batches_tracked)
     return F.batch_norm(x, running_mean, running_var, gamma, beta, norm.batch_statistics,
                         0.0 if factor is None else factor, norm.eps)
+
+
+@torch.no_grad()
+def power_iteration(matrix: Tensor, u: Tensor, v: Tensor) -> None:
+    """u = normalize(W v), then v = normalize(W' u), in place, for a matrix W (R, K) with vectors u (R,) and v (K,)."""
+    u.copy_(F.normalize(torch.mv(matrix, v), dim=0))
+    v.copy_(F.normalize(torch.mv(matrix.t(), u), dim=0))
 
 
 def logistic_loss(logits: Tensor, targets: Sequence[float]) -> tuple[Tensor, Tensor]:
