@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from fastgan import presets
-from fastgan.errors import KernelError
+from fastgan.errors import FastganError, KernelError
 from fastgan.models import DCGANDiscriminator
 from fastgan.nn import Chain, use
 from fastgan.nn.spectral import spectral_norm
@@ -191,6 +191,13 @@ def test_what_is_not_computed_together(call, together, launches):
     assert launches == together
 
 
+def test_operands_of_different_dtypes_are_an_error():
+    """As in eager layers, without autocast."""
+    ours, *_ = networks()
+    with pytest.raises(FastganError, match=r"weight of dtype torch.float32: expected x's, torch.float16"):
+        ours(torch.randn(2, 3, 32, 32).half())
+
+
 def test_a_layer_that_comes_twice_has_two_iterations(launches):
     torch.manual_seed(0)
     layer = spectral_norm(nn.Conv2d(4, 4, 3, 1, 1))
@@ -201,14 +208,18 @@ def test_a_layer_that_comes_twice_has_two_iterations(launches):
     assert not launches
 
 
-def test_pytorchs_parametrizations_are_in_fused_blocks():
-    """Their weights are computed by PyTorch's operators, and gradients go through them."""
+@pytest.mark.parametrize(("options", "calls"), [
+    ({}, 2), ({"n_power_iterations": 2}, 0), ({"dim": 1}, 0), ({"eps": 1e-3}, 0)], ids=str)
+def test_pytorchs_parametrizations_are_in_fused_blocks(options, calls, launches):
+    """Spectral normalization with its default options is computed together; with others, and weight normalization, by
+    PyTorch's operators. Gradients go through them."""
     torch.manual_seed(0)
-    eager = nn.Sequential(parametrizations.spectral_norm(nn.Conv2d(3, 5, 3, 2, 1)), nn.LeakyReLU(0.2),
+    eager = nn.Sequential(parametrizations.spectral_norm(nn.Conv2d(3, 5, 3, 2, 1), **options), nn.LeakyReLU(0.2),
                           parametrizations.weight_norm(nn.Conv2d(5, 4, 2)), nn.Tanh())
     chain, wide = Chain(*copy.deepcopy(eager), impl="triton"), copy.deepcopy(eager).double()
     assert_near([results(network, torch.randn(2, 3, 7, 6, generator=torch.Generator().manual_seed(1)))
                  for network in (chain, eager, wide)])
+    assert launches["spectral_scale_kernel"] == launches["spectral_dot_kernel"] == calls
 
 
 @pytest.mark.parametrize("kernel", [*FORWARD, *BACKWARD])

@@ -171,6 +171,20 @@ def test_groups_of_statistics_are_calls_in_order(name, groups):
         torch.testing.assert_close(value, chain.state_dict()[key])
 
 
+class Doubled(fnn.Chain):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def test_groups_in_a_subclass_with_a_parametrization():
+    """Each part passes through the layers, not through the forward of the subclass again."""
+    eager, chain = pair("spectral-parametrization")
+    doubled = Doubled(*chain)
+    with fnn.stat_groups(doubled, 2):
+        found = doubled(image())
+    torch.testing.assert_close(found, 2 * torch.cat([eager(part) for part in image().chunk(2)]))
+
+
 def test_discriminator_on_real_and_fake_at_once():
     torch.manual_seed(0)
     whole = DCGANDiscriminator(5, 3, 32).double()

@@ -12,6 +12,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, TypeGuard
 
 import torch
@@ -63,10 +64,10 @@ class Chain(nn.Sequential):
         groups = self.stat_groups if self.stat_groups == 1 else check_groups(input, self.stat_groups)
         layers = flat(self)
         if groups > 1 and any(map(parametrize.is_parametrized, layers)):
-            # spectral normalization computes another weight in each call
+            # one call for each part, because spectral normalization computes another weight in each call
             self.stat_groups = 1
             try:
-                return _in_parts(self.forward, input, groups)
+                return _in_parts(partial(Chain.forward, self), input, groups)
             finally:
                 self.stat_groups = groups
         for part in read(layers):

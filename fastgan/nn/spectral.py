@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrizations, parametrize
 
 from fastgan.nn.blocks import why_not
 from fastgan.ops import engines, spectral, torch_ops
-from fastgan.ops.arguments import as_operand
+from fastgan.ops.arguments import as_operand, autocast
 
 _FIRST_ITERATIONS = 15  # as in PyTorch
 
@@ -56,33 +56,38 @@ def spectral_norm(convolution: nn.Conv2d) -> nn.Conv2d:
 
 
 def computed_together(convolutions: Sequence[nn.Module], x: Tensor, impl: str) -> dict[nn.Module, Tensor]:
-    """The weights of those convolutions that have `SpectralNorm`, in the dtype in which a chain computes x; {} where
-    each is to be computed by itself.
+    """The weights of those convolutions that have spectral normalization, this one or PyTorch's, in the dtype in which
+    a chain computes x. {} if each has to be computed by itself.
     """
-    lists: dict[nn.Module, Any] = {one: one._modules["parametrizations"] for one in convolutions
-                                   if "parametrizations" in one._modules}
-    lists = {one: parametrized["weight"] for one, parametrized in lists.items() if _is_ours(parametrized)}
-    if not 0 < len(lists) <= spectral.MOST or len(set(convolutions)) < len(convolutions) or parametrize._cache_enabled:
+    found = {one: found for one in convolutions if (found := _normalization(one)) is not None}
+    if not 0 < len(found) <= spectral.MOST or len(set(convolutions)) < len(convolutions) or parametrize._cache_enabled:
         return {}
     engine = engines.resolve(impl, x)
-    originals, norms = [one.original for one in lists.values()], [one[0] for one in lists.values()]
-    training = {norm.training for norm in norms}
-    if len(training) > 1 or not engines.has_triton(engine, x.device) or not all(map(_is_supported, originals, norms)):
+    weights, us, vs, training = zip(*found.values(), strict=True)
+    if len(set(training)) > 1 or not engines.has_triton(engine, x.device) or not all(map(_is_supported, weights, us)):
         return {}
-    weights = spectral.spectral_norm(originals, [norm.u for norm in norms], [norm.v for norm in norms],
-                                     training.pop(), as_operand(x[:0]).dtype)
-    return dict(zip(lists, weights, strict=True))
+    # without autocast, operands of different dtypes are an error, as in eager layers
+    dtype = as_operand(x[:0]).dtype if autocast(x) else torch.float32
+    return dict(zip(found, spectral.spectral_norm(weights, us, vs, training[0], dtype), strict=True))
 
 
-def _is_ours(parametrizations: Any) -> bool:
-    """Whether `SpectralNorm` alone computes the weight, and nothing else of the layer is parametrized."""
-    if list(parametrizations) != ["weight"]:
-        return False
-    of_weight = parametrizations["weight"]
-    return len(of_weight) == 1 and type(of_weight[0]) is SpectralNorm and not (why_not(of_weight) or
-                                                                                why_not(of_weight[0]))
+def _normalization(convolution: nn.Module) -> tuple[Tensor, Tensor, Tensor, bool] | None:
+    """The weight, u, v and whether they are iterated, of a layer in which spectral normalization alone is parametrized,
+    with PyTorch's default options; else None."""
+    parametrized: Any = convolution._modules.get("parametrizations")
+    if parametrized is None or list(parametrized) != ["weight"] or len(parametrized["weight"]) != 1:
+        return None
+    of_weight, norm = parametrized["weight"], parametrized["weight"][0]
+    if why_not(of_weight) or why_not(norm):
+        return None
+    if type(norm) is SpectralNorm:
+        return of_weight.original, norm.u, norm.v, norm.training
+    options = ("dim", "n_power_iterations", "eps")
+    if type(norm) is parametrizations._SpectralNorm and [getattr(norm, key) for key in options] == [0, 1, 1e-12]:
+        return of_weight.original, norm._u, norm._v, norm.training
+    return None
 
 
-def _is_supported(weight: Tensor, norm: SpectralNorm) -> bool:
+def _is_supported(weight: Tensor, u: Tensor) -> bool:
     dense = weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
-    return dense and all(tensor.dtype == torch.float32 for tensor in (weight, norm.u, norm.v))
+    return dense and weight.dtype == u.dtype == torch.float32
