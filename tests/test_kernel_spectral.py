@@ -71,6 +71,14 @@ def test_gradients_in_another_memory_format(poisoned):
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
+def test_reference_is_float32_under_autocast():
+    given = draw(CASES[0], torch.bfloat16)
+    expected = evaluate(reference, given, True, torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = evaluate(reference, given, True, torch.bfloat16)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_zeros_are_what_pytorch_makes_of_them():
     """0 / 0 in the weight, and vectors of zeros."""
@@ -90,10 +98,10 @@ def networks(size: int = 32, norm: str = "spectral") -> tuple[nn.Module, nn.Modu
     return use(network, "triton"), eager, copy.deepcopy(eager).double()
 
 
-def assert_near(found: list[list[Tensor]]) -> None:
+def assert_near(found: list[list[Tensor]], precision: str = "fp32") -> None:
     """Of what the three networks have made."""
     for ours, eager, exact in zip(*found, strict=True):
-        assert numerics.used(ours, eager, exact, numerics.PRECISIONS["fp32"].unit) <= 1
+        assert numerics.used(ours, eager, exact, numerics.PRECISIONS[precision].unit) <= 1
 
 
 def results(network: nn.Module, x: Tensor) -> list[Tensor]:
@@ -108,6 +116,14 @@ def test_two_calls_before_one_backward(launches):
     x = torch.randn(3, 3, 32, 32)
     assert_near([results(network, x) for network in networks()])
     assert launches == Counter(FORWARD * 2 + BACKWARD * 2)
+
+
+def test_two_calls_in_16_bits():
+    """Under autocast, where weights are rounded as they are divided, and so are their gradients."""
+    x, (ours, eager, exact) = torch.randn(3, 3, 32, 32), networks()
+    with torch.autocast("cpu", torch.float16):
+        found = [results(network, x) for network in (ours, eager)]
+    assert_near([*found, results(exact, x)], "fp16")
 
 
 def test_evaluation_changes_nothing(launches):

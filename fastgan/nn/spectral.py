@@ -10,7 +10,6 @@ a chain, a few launches normalize all weights of its blocks together.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -40,8 +39,7 @@ class SpectralNorm(nn.Module):
             torch_ops.power_iteration(matrix, self.u, self.v)
 
     def forward(self, weight: Tensor) -> Tensor:
-        kind = weight.device.type
-        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+        with torch_ops.without_autocast(weight.device):
             matrix = weight.flatten(1)
             if self.training:
                 torch_ops.power_iteration(matrix, self.u, self.v)

@@ -36,6 +36,7 @@ from fastgan.ops.torch_ops import (
     power_iteration,
     statistics_dtype,
     update_running_statistics,
+    without_autocast,
 )
 
 
@@ -147,13 +148,14 @@ def spectral_norm(weights: Sequence[Tensor], u: Sequence[Tensor], v: Sequence[Te
     iterate: change u (R,) and v (K,) in place by a power iteration before.
     """
     us, vs, sigmas = [], [], []
-    for weight, one, other in zip(weights, u, v, strict=True):
-        matrix = weight.flatten(1)
-        if iterate:
-            power_iteration(matrix, one, other)
-        us.append(one.clone())
-        vs.append(torch.empty_like(weight[0]).copy_(other.view_as(weight[0])))
-        sigmas.append(torch.dot(one, torch.mv(matrix, other)))
+    with without_autocast(weights[0].device):
+        for weight, one, other in zip(weights, u, v, strict=True):
+            matrix = weight.flatten(1)
+            if iterate:
+                power_iteration(matrix, one, other)
+            us.append(one.clone())
+            vs.append(torch.empty_like(weight[0]).copy_(other.view_as(weight[0])))
+            sigmas.append(torch.dot(one, torch.mv(matrix, other)))
     normalized = (weight / sigma for weight, sigma in zip(weights, sigmas, strict=True))
     return tuple(one.to(dtype) for one in normalized), tuple(us), tuple(vs), tuple(sigmas)
 

@@ -1,6 +1,6 @@
 """Spectral normalization of several weights together, as an autograd function over operators of `torch.library`.
 
-Triton alone computes it so; if its kernels fail, the reference does (`dispatch.py`). `reference.py` describes arguments
+Only Triton has kernels for it; if they fail, the reference is used (`dispatch.py`). `reference.py` describes arguments
 and results.
 """
 
@@ -49,7 +49,7 @@ class _SpectralNorm(torch.autograd.Function):
         if needed:
             weights, us, vs, sigmas = of_needed
             compute = _ops.spectral_norm_backward
-            if torch.is_grad_enabled():  # to autograd, the saved ones are constants
+            if torch.is_grad_enabled():  # create_graph: sigma as a function of the weight
                 compute = reference.spectral_norm_backward
                 sigmas = [(reference.outer(u, v) * weight).sum() for u, v, weight in zip(us, vs, weights, strict=True)]
             found = dict(zip(needed, compute([grads[i] for i in needed], weights, us, vs, sigmas), strict=True))

@@ -14,6 +14,8 @@ and its gradient is ((1 - t) sigma(l) - t sigma(-l)) / (number of logits in the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,6 +134,12 @@ def _batch_norm(x: Tensor, tensors: BlockTensors, norm: NormSpec) -> Tensor:
             factor = 1.0 / float(num_batches_tracked)
     return F.batch_norm(x, running_mean, running_var, gamma, beta, norm.batch_statistics,
                         0.0 if factor is None else factor, norm.eps)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which no operation on `device` is computed in the dtype of autocast."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 @torch.no_grad()

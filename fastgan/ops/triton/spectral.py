@@ -1,16 +1,16 @@
-"""Spectral normalization (Miyato et al. 2018) of all convolutions of a network, in three launches and two backward.
+"""Spectral normalization (Miyato et al. 2018) of all weights of a chain, in three launches, and two backward.
 
 For each weight W, as a matrix [R, K] of R output channels, with vectors u [R] and v [K]:
 
     rows       t = W v;   in training u = t / |t|, else sigma = u' t
-    columns    t = W' u,  sigma = |t|                               in training alone: sigma = u' W v with v = t / |t|
+    columns    t = W' u,  sigma = |t|, which is u' W v for v = t / |t|; only in training
     scale      v = t / |t|,   normalized = W / sigma
     backward   dot = sum of g * W,   gW = (g - dot / sigma * u v') / sigma
 
-Norms are at least 1e-12, as in `torch.nn.functional.normalize`. A program reads a part of one weight, which its number
-selects; sizes are constants of the kernel. Weights are read in the order that they have in memory, that of v in a
-state_dict is (in, kh, kw): `place` is where it has a column. What needs all of a weight is computed by the last of its
-programs to arrive, in a fixed order, so that results repeat bit for bit.
+Norms are at least 1e-12, as in `torch.nn.functional.normalize`. Each program reads a part of one weight, selected by
+the program id; sizes are compile-time constants. Weights are read in their order in memory. In a state_dict v has the
+order (in, kh, kw); `place` maps columns in memory to it. Norms and sums over a whole weight are computed by the last of
+its programs to finish, in a fixed order, so results repeat bit for bit.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from fastgan.ops.triton.tiles import Tile
 from fastgan.ops.triton.update import flat, parts
 
 EPS = tl.constexpr(1e-12)
-_ROWS = Tile(rows=4, columns=512, depth=1, warps=8, stages=1)  # fewer rows are wider: each step waits for memory
+_ROWS = Tile(rows=4, columns=512, depth=1, warps=8, stages=1)  # wider for weights of fewer rows
 _COLUMNS = Tile(rows=64, columns=32, depth=1, warps=4, stages=1)
-_SCALE = Tile(rows=2048, columns=1, depth=1, warps=4, stages=1)  # elements of a program
+_SCALE = Tile(rows=2048, columns=1, depth=1, warps=4, stages=1)  # elements per program
 _DOT = Tile(rows=8192, columns=1, depth=1, warps=8, stages=1)
 
 Results = tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]
@@ -45,14 +45,14 @@ def at_least_eps(norm):
 
 @triton.jit
 def sum_of_products(x, y):
-    """Of all elements, one or none of them in a lane. Contracted with the first addition of a sum over lanes, a product
-    would be exact in one lane and rounded in the other (`reduce.moments`); selected by a mask that is constant, too."""
+    """Sum of x * y over vectors of one element per lane. As in `reduce.moments`, the product must not be contracted
+    with the first addition of the sum. A mask does not prevent this if the compiler finds that it is always true."""
     return tl.sum(tl.fma(x, y, tl.zeros_like(x)), 0)
 
 
 @triton.jit
 def place(column, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Of columns in memory, (kh, kw, in) or already (in, kh, kw): their places in (in, kh, kw)."""
+    """The places in (in, kh, kw) of columns in memory, which are in the order (kh, kw, in), or (in, kh, kw) as well."""
     return column % CHANNELS * (COLUMNS // CHANNELS) + column // CHANNELS
 
 
