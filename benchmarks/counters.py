@@ -1,6 +1,6 @@
 """Kernels, bytes and memory of a training step, counted on fake tensors: nothing is computed, and no GPU is needed.
 
-    python -m benchmarks.counters [--preset dcgan-64] [--batch 128] [--precision bf16]
+    python -m benchmarks.counters [--preset dcgan-64] [--batch 128] [--precision bf16] [--norm-d spectral]
     python -m benchmarks.counters --memory          peaks by batch, and the largest batch that fits
 
 "pytorch" is the loop of PyTorch's example with channels_last, autocast and fused Adam; "fastgan" is `GANStep` on
@@ -33,14 +33,15 @@ from benchmarks import launches
 from benchmarks.implementation import Implementation
 from benchmarks.steps import pytorch_step
 from fastgan import presets
+from fastgan.combinations import partners
 from fastgan.config import Config, data_shape
 from fastgan.errors import FastganError
-from fastgan.ops import library, tuning, updates
+from fastgan.ops import library, spectral, tuning, updates
 from fastgan.ops.numerics import PRECISIONS
 from fastgan.trainer.step_memory import PeakMemory, fake_networks, fake_step, fake_tensors, largest_batch
 
 ARCH = 90
-IMPLEMENTATIONS = library.IMPLEMENTATIONS | updates.IMPLEMENTATIONS
+IMPLEMENTATIONS = library.IMPLEMENTATIONS | spectral.IMPLEMENTATIONS | updates.IMPLEMENTATIONS
 GIGABYTES = (8, 16, 24, 80)
 _FREE = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh", "_unsafe_view",
          "_reshape_alias", "is_same_size", "promote_types")
@@ -240,10 +241,14 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--preset", default="dcgan-64", help="preset with the networks and steps (dcgan-64)")
     parser.add_argument("--batch", type=int, default=128, help="images per step (128)")
     parser.add_argument("--precision", default="bf16", choices=PRECISIONS, help="of the convolutions (bf16)")
+    parser.add_argument("--norm-d", help="as of `fastgan train`; the preset's when not given")
     parser.add_argument("--memory", action="store_true", help="peaks by batch instead")
     given = parser.parse_args(args)
     try:
-        config = presets.get(given.preset)
+        chosen = {} if given.norm_d is None else {"norm_d": given.norm_d}
+        config = presets.get(given.preset, **chosen)
+        config = config.replace(**partners(chosen, config))
+        config.check_values()
     except FastganError as error:
         print(f"benchmarks: error: {error}", file=sys.stderr)
         return 2

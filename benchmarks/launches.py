@@ -22,7 +22,11 @@ OUTPUTS = {"convolve_kernel": ("y", "mask", "partials", "blocks", "result"), "wg
            "act_backward_kernel": ("g",), "sum_kernel": ("out",), "copy_unless_kernel": ("targets",),
            "logistic_kernel": ("gradient", "loss", "probability"), "gradient_norm_kernel": ("partials", "result"),
            "adam_kernel": ("parameters", "first", "second", "copies", "averages", "counts", "average_updates"),
-           "finish_step_kernel": ("partials", "out", "halted", "t", "rows")}
+           "finish_step_kernel": ("partials", "out", "halted", "t", "rows"),
+           "spectral_rows_kernel": ("products", "u", "us", "sigmas"),
+           "spectral_columns_kernel": ("vs", "partials", "sigmas"),
+           "spectral_scale_kernel": ("normalized", "vs", "v"), "spectral_dot_kernel": ("partials", "dots"),
+           "spectral_gradient_kernel": ("out",)}
 UPDATED = ("running_mean", "running_var", "tracked", "partials", "blocks", "parameters", "first", "second", "averages",
            "counts", "average_updates", "t")  # also read
 

@@ -2,10 +2,10 @@
 
     python -m proofs.pdl --arch 90 100 120
 
-Each kernel of a training step of dcgan-64 is compiled with programmatic dependent launch. In PTX and machine code,
-there may be no access to global memory before the wait, and no branch around it. This detects accesses that the
-compiler has moved, which a simulator that runs one kernel after another does not. The exit status is 1 if a kernel
-fails.
+Each kernel of training steps of dcgan-64, without and with spectral normalization, is compiled with programmatic
+dependent launch. In PTX and machine code, there may be no access to global memory before the wait, and no branch around
+it. This detects accesses that the compiler has moved, which a simulator that runs one kernel after another does not.
+The exit status is 1 if a kernel fails.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ def early(text: str, wait: str, access: str) -> str:
 
 def jobs(arch: int) -> list[Job]:
     """One launch of each kernel of a step."""
+    configs = presets.get("dcgan-64"), presets.get("dcgan-64", norm_d="spectral", loss="hinge")
     with dependent_launch():
-        launches = record(training_step(presets.get("dcgan-64"), 128, "bf16"), arch)
+        launches = [launch for config in configs for launch in record(training_step(config, 128, "bf16"), arch)]
     return list(compiled.jobs(list({launch.name: launch for launch in launches}.values()), arch).values())
 
 

@@ -52,6 +52,15 @@ def test_copies_follow_the_weights(weight):
         assert torch.equal(cast(weight, torch.float16), weight.to(torch.float16))
 
 
+def test_no_copy_of_what_a_weight_is_computed_from():
+    """Copies would be written in each step and read by nothing."""
+    config = presets.get("dcgan-64", ngf=8, ndf=8, nz=8, norm_d="spectral", loss="hinge")
+    networks = [use(network, "native") for network in build(config.model, (3, 16, 16))]
+    casts = GANStep(*networks, config.model, config.train, precision="bf16").casts
+    assert [casts.copy_of(p) is None for p in networks[1].parameters()] == [True] * 3
+    assert len(casts.tensors()) == 3
+
+
 def test_lending_ends_with_an_error_too(weight):
     outer, inner = Casts([weight], HALF), Casts([weight], HALF)
     with outer.lent():

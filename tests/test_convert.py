@@ -173,7 +173,8 @@ LEFT = {  # a change of tests.test_nn -> the report's line
     "pre-hook": "4: not fused: it has hooks",
     "backward-hook": "3: not fused: it has hooks",
     "spectral-norm": "0: not fused: it has hooks",
-    "parametrized": "0: not fused: its weight is parametrized",
+    "parametrized-and-padding-same": "3: not fused: its padding is 'same'",
+    "parametrized-norm": "1: not fused: it is a ParametrizedBatchNorm2d, not a BatchNorm2d",
     "dilation": "0: not fused: it has dilation (2, 2)",
     "reflect": "0: not fused: its padding_mode is 'reflect'",
     "same": "3: not fused: its padding is 'same'",
@@ -189,6 +190,19 @@ def test_layers_that_are_left(name):
     eager, converted = both(model)
     assert LEFT[name] in converted.fastgan_report
     assert_equal_networks(eager, converted, image())
+
+
+@pytest.mark.parametrize(("name", "line"), [
+    ("weight-norm", "0, 1, 2: ParametrizedConv2d + BatchNorm2d + LeakyReLU as PyTorch operators (engine: reference)"),
+    ("spectral-parametrization",
+     "3, 4, 5: ParametrizedConv2d + BatchNorm2d + ReLU as PyTorch operators (engine: reference)")])
+def test_parametrized_convolutions_are_fused(name, line):
+    model = nn.Sequential(*layers()).double()
+    CHANGES[name][0](model)
+    eager, converted = both(model)
+    assert_equal_networks(eager, converted, image())
+    assert line in converted.fastgan_report
+    assert_equal_networks(eager, fastgan.to_eager(converted), image())
 
 
 @pytest.mark.parametrize(("model", "line"), [

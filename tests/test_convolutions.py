@@ -136,7 +136,7 @@ def hooked() -> nn.Module:
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "block": Residual, "weight": Weight, "hook": hooked, "groups": lambda: nn.Conv2d(8, 6, 1, 3, groups=2),
-    "spectral-norm": lambda: parametrizations.spectral_norm(nn.Conv2d(8, 6, 1, 2)),
+    "spectral-norm": lambda: parametrizations.spectral_norm(nn.Conv2d(8, 6, 1, 2, "valid")),
     "valid": lambda: nn.Conv2d(8, 6, 1, 2, "valid"),
     "transposed": lambda: nn.ConvTranspose2d(8, 6, 1, 2, output_padding=1, groups=2),
     "stride-5": lambda: nn.Conv2d(8, 6, 1, 5),

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.counters import count_fastgan
 from fastgan import presets
 from fastgan.nn import Chain
 from fastgan.ops.native import extension
@@ -74,6 +75,20 @@ def test_launches_of_a_step(precision, sums):
     """A step of dcgan-64, forward and backward, with D on real and fake images in one call."""
     launches = record(training_step(presets.get("dcgan-64"), 128, precision), 90)
     assert Counter(one.name.replace("_tma", "") for one in launches) == {**LAUNCHES, "sum_kernel": sums}
+
+
+SPECTRAL = {"triton spectral_rows": 3, "triton spectral_columns": 3, "triton spectral_scale": 3,
+            "triton spectral_dot": 2, "triton spectral_gradient": 2}
+SPECTRAL_STEP = 131  # kernels of a step, PyTorch's among them
+
+
+def test_launches_of_a_step_with_spectral_normalization():
+    """D is called three times: each call normalizes all of its weights in three launches. Two calls have gradients."""
+    count = count_fastgan(presets.get("dcgan-64", norm_d="spectral", loss="hinge"), 128, "bf16")
+    names = Counter(kernel.name for kernel in count.kernels)
+    assert {name: number for name, number in names.items() if "spectral" in name} == SPECTRAL
+    assert not names["mv"] and not names["linalg_vector_norm"] and names["_foreach_add_"] == 1
+    assert len(count.kernels) == SPECTRAL_STEP
 
 
 def test_time_of_the_host():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 import fastgan.nn as fnn
 from fastgan import ops
@@ -79,7 +80,11 @@ CHANGES: dict[str, tuple[Callable[[nn.Sequential], Any], int]] = {
     "backward-hook": (change(3, lambda m: m.register_full_backward_hook(lambda m, gi, go: (gi[0] * 2,))), 2),
     "backward-pre-hook": (change(5, lambda m: m.register_full_backward_pre_hook(lambda m, go: (go[0] * 2,))), 3),
     "spectral-norm": (change(0, nn.utils.spectral_norm), 2),
-    "parametrized": (change(0, nn.utils.parametrizations.weight_norm), 2),
+    "weight-norm": (change(0, nn.utils.parametrizations.weight_norm), 3),
+    "spectral-parametrization": (change(3, nn.utils.parametrizations.spectral_norm), 3),
+    "parametrized-norm": (change(1, lambda m: parametrize.register_parametrization(m, "weight", nn.Softplus())), 3),
+    "parametrized-and-padding-same": (replace(3, lambda: nn.utils.parametrizations.spectral_norm(
+        nn.Conv2d(5, 7, 3, padding="same"))), 2),
     "replaced-forward": (change(2, lambda m: setattr(m, "forward", torch.sin)), 3),
     "dilation": (replace(0, lambda: nn.Conv2d(3, 5, 3, 2, 1, dilation=2)), 2),
     "grouped": (replace(3, lambda: nn.Conv2d(5, 5, 3, 1, 1, groups=5)), 2),
@@ -164,6 +169,20 @@ def test_groups_of_statistics_are_calls_in_order(name, groups):
     assert chain.stat_groups == 1
     for key, value in eager.state_dict().items():
         torch.testing.assert_close(value, chain.state_dict()[key])
+
+
+class Doubled(fnn.Chain):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def test_groups_in_a_subclass_with_a_parametrization():
+    """Each part passes through the layers, not through the forward of the subclass again."""
+    eager, chain = pair("spectral-parametrization")
+    doubled = Doubled(*chain)
+    with fnn.stat_groups(doubled, 2):
+        found = doubled(image())
+    torch.testing.assert_close(found, 2 * torch.cat([eager(part) for part in image().chunk(2)]))
 
 
 def test_discriminator_on_real_and_fake_at_once():

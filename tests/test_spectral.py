@@ -13,7 +13,7 @@ from fastgan import presets
 from fastgan.cli.training import _with_partners
 from fastgan.combinations import partners
 from fastgan.models import DCGANDiscriminator
-from fastgan.models.spectral import spectral_norm
+from fastgan.nn.spectral import spectral_norm
 from fastgan.trainer import Trainer
 from fastgan.trainer.step_memory import estimate
 from proofs.simulated import assert_replays_equal_eager

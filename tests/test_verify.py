@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastgan import cli, presets
+from fastgan import cli, models, presets
 from fastgan.config import Config
 from fastgan.errors import FastganError, KernelError
 from fastgan.ops import dispatch, numerics, torch_ops
@@ -88,6 +89,16 @@ def test_kernels_pass(impl, name, precision):
     names = {"output", "input gradient", "weight gradient"}
     names |= {"gamma gradient", "beta gradient", "running mean", "running variance"} if name in ("G2", "D2") else set()
     assert set(found.quantities) == names
+
+
+def test_a_block_with_spectral_normalization():
+    """Its computed weight is one more parameter: the network's own goes on by an iteration in each call."""
+    network = models.build(tiny().replace(norm_d="spectral").model, (1, 16, 16))[1]
+    before = copy.deepcopy(network.state_dict())
+    block = blocks.blocks_of(network, torch.zeros(2, 1, 16, 16), "D", 2)[1]
+    found = run(lambda: blocks.compare(block, "native", numerics.PRECISIONS["bf16"], 4, CPU), "native")
+    assert found.passed and set(found.quantities) == {"output", "input gradient", "weight gradient"}
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
 def test_a_bias_before_batch_normalisation_is_judged_by_what_cancels():

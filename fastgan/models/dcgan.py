@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.errors import FastganError
-from fastgan.models.spectral import spectral_norm
 from fastgan.nn import Chain
+from fastgan.nn.spectral import spectral_norm
 
 _WIDEST = 16  # the number of channels doubles with each halving, up to this multiple of the base width
 

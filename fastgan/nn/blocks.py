@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fastgan.nn.same_padding import ConvSame, ConvTransposeSame
@@ -24,7 +24,7 @@ def read(layers: list[nn.Module]) -> list[list[Layers] | nn.Module]:
     while i < len(layers):
         convolution = layers[i]
         i += 1
-        if type(convolution) not in _CONVOLUTIONS or why_not(convolution):
+        if not _is_convolution(convolution) or why_not(convolution):
             parts.append(convolution)
             continue
         norm: nn.Module | None = None
@@ -57,14 +57,17 @@ def why_not(module: nn.Module) -> str:
 
 
 def _why_not_convolution(module: nn.modules.conv._ConvNd) -> str:
-    if type(module) not in _CONVOLUTIONS:
-        if parametrize.is_parametrized(module):
-            return "its " + " and ".join(module.parametrizations) + " is parametrized"  # type: ignore[arg-type]
+    if not _is_convolution(module):
         base = next((kind for kind in _CONVOLUTIONS if isinstance(module, kind)), None)
         return f"it is a {type(module).__name__}" + (f", a subclass of {base.__name__}" if base else "")
     if module.padding_mode != "zeros":
         return f"its padding_mode is {module.padding_mode!r}"
     return why_not_geometry(module.kernel_size, module.stride, module.padding, module.dilation, module.groups)
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    """Whether a layer's class is one of the convolutions; that of a parametrized layer is a subclass made for it."""
+    return type(module) in _CONVOLUTIONS or parametrize.type_before_parametrizations(module) in _CONVOLUTIONS
 
 
 def why_not_geometry(kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int] | str,
@@ -84,23 +87,27 @@ def why_not_geometry(kernel: Sequence[int], stride: Sequence[int], padding: Sequ
 
 
 def block(convolution: nn.Module, norm: nn.Module | None, activation: nn.Module | None,
-          groups: int = 1) -> tuple[BlockTensors, BlockSpec]:
-    """The tensors and the specification of a block, with the current training flags of its layers."""
+          groups: int = 1, weight: Tensor | None = None) -> tuple[BlockTensors, BlockSpec]:
+    """The tensors and the specification of a block, with the current training flags of its layers.
+
+    weight: the convolution's, if a parametrization has computed it. Otherwise it is computed here.
+    """
     assert isinstance(convolution, _CONVOLUTIONS) and (norm is None or isinstance(norm, nn.BatchNorm2d))
     transposed = isinstance(convolution, nn.ConvTranspose2d)
     padding, extra = convolution.padding, convolution.output_padding if transposed else (0, 0)
     if isinstance(convolution, (ConvSame, ConvTransposeSame)):
         padding, extra = convolution.stage_padding, convolution.stage_output_padding
     conv = ConvSpec(convolution.stride, padding, extra, transposed)  # type: ignore[arg-type]
+    weight = convolution.weight if weight is None else weight
     act = Activation() if activation is None else _activation(activation)
     if norm is None:
-        return BlockTensors(convolution.weight, convolution.bias), BlockSpec(conv, None, act)
+        return BlockTensors(weight, convolution.bias), BlockSpec(conv, None, act)
     # as in `nn.BatchNorm2d.forward`
     mean, var, training = norm.running_mean, norm.running_var, norm.training
     updates = training and norm.track_running_stats
     if training and not updates:
         mean = var = None
-    tensors = BlockTensors(convolution.weight, convolution.bias, norm.weight, norm.bias, mean, var,
+    tensors = BlockTensors(weight, convolution.bias, norm.weight, norm.bias, mean, var,
                            norm.num_batches_tracked if updates else None)
     return tensors, BlockSpec(conv, NormSpec(training or mean is None, norm.momentum, norm.eps, groups), act)
 

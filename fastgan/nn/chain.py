@@ -12,14 +12,17 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.utils import parametrize
 
 from fastgan import ops
 from fastgan.nn.blocks import block, read, why_not
+from fastgan.nn.spectral import computed_together
 from fastgan.ops import convolutions, synchronised
 from fastgan.ops.arguments import check_activation, check_groups, check_impl
 
@@ -29,7 +32,8 @@ class Chain(nn.Sequential):
 
     Input, output, gradients and state_dict keys are those of `nn.Sequential`. The reference engine also raises the same
     errors; the other engines raise `FastganError`, a ValueError. The layers of a nested `Chain` or `nn.Sequential`
-    without hooks run as if they were layers of this one.
+    without hooks run as if they were layers of this one. A weight that a parametrization computes is computed once in
+    each call.
 
     Args:
         layers: modules, or one OrderedDict of modules, as in `nn.Sequential`.
@@ -58,10 +62,20 @@ class Chain(nn.Sequential):
             self._fastgan(self)
             self._fastgan = None
         groups = self.stat_groups if self.stat_groups == 1 else check_groups(input, self.stat_groups)
-        for part in read(flat(self)):
+        layers = flat(self)
+        if groups > 1 and any(map(parametrize.is_parametrized, layers)):
+            # one call for each part, because spectral normalization computes another weight in each call
+            self.stat_groups = 1
+            try:
+                return _in_parts(partial(Chain.forward, self), input, groups)
+            finally:
+                self.stat_groups = groups
+        for part in read(layers):
             if isinstance(part, list):
-                output = ops.chain(input, [block(*layers, groups) for layers in part], self.impl)
-                input = in_eager_format(output, input, (layers[0].weight for layers in part))
+                weights = computed_together([one[0] for one in part], input, self.impl)
+                blocks = [block(*one, groups, weights.get(one[0])) for one in part]
+                output = ops.chain(input, blocks, self.impl)
+                input = in_eager_format(output, input, (tensors.weight for tensors, _ in blocks))
             else:
                 with _guard(part, input):
                     input = _in_parts(part, input, groups)
@@ -112,7 +126,8 @@ def _guard(module: nn.Module, input: Any) -> AbstractContextManager[Any]:
 def _may_convolve_wrongly(layer: nn.Module) -> bool:
     """Whether a layer may compute a convolution that needs `convolutions.guarded`."""
     if isinstance(layer, nn.modules.conv._ConvNd):
-        return max(layer.stride) > 1 or 1 in layer.weight.shape[:2] or layer.in_channels == 1
+        # not by layer.weight, which a parametrization computes
+        return max(layer.stride) > 1 or layer.groups in (layer.in_channels, layer.out_channels)
     return not type(layer).__module__.startswith("torch.nn.")
 
 

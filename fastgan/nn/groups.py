@@ -52,12 +52,14 @@ def stat_groups(network: nn.Module, groups: int) -> Iterator[None]:
 def is_divisible(network: nn.Module) -> bool:
     """Whether one call under `stat_groups` is known to equal separate calls for the parts.
 
-    This is true for a chain without dropout, whose random numbers would be drawn in another order. Other layers must
-    treat each image independently, have no parametrization (spectral normalization is updated once per call), and be in
-    an `nn.Sequential` or a network of `fastgan.models`. The `forward` of another class is tested by `divides`.
+    This is true for a chain without dropout, whose random numbers would be drawn in another order, and without
+    parametrizations, for which it calls its layers once per part (spectral normalization is updated once per call).
+    Other layers must treat each image independently, have no parametrization, and be in an `nn.Sequential` or a network
+    of `fastgan.models`. The `forward` of another class is tested by `divides`.
     """
     if isinstance(network, Chain) and type(network).forward is Chain.forward:
-        return not any(isinstance(module, nn.modules.dropout._DropoutNd) for module in network.modules())
+        return not any(isinstance(module, (nn.modules.dropout._DropoutNd, parametrize.ParametrizationList))
+                       for module in network.modules())
     if network._forward_hooks or network._forward_pre_hooks or parametrize.is_parametrized(network):
         return False
     if type(network) is nn.Sequential or type(network).__module__.startswith("fastgan.models."):
@@ -99,6 +101,13 @@ def takes_channels_last(network: nn.Module) -> bool:
         return False
     known = type(network).__module__.startswith(("torch.nn.", "fastgan."))
     return known and all(map(takes_channels_last, network.children()))
+
+
+def originals(*networks: nn.Module) -> Iterator[Tensor]:
+    """The parameters from which parametrizations compute the weights of networks."""
+    for module in nn.ModuleList(networks).modules():
+        if isinstance(module, parametrize.ParametrizationList):
+            yield from module.parameters()
 
 
 def _outermost_chains(module: nn.Module, name: str) -> Iterator[Chain]:

@@ -19,11 +19,14 @@ _lending: Casts | None = None  # not a context variable, because backward passes
 class Casts:
     """Copies in `dtype` of the parameters that are weights of convolutions, at fixed addresses.
 
-    dtype: None makes no copies.
+    dtype: None makes no copies. originals: parameters from which parametrizations compute weights, which have no copy.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], dtype: torch.dtype | None) -> None:
-        self._weights = {id(one): one for one in parameters if one.dim() == 4 and dtype is not None}
+    def __init__(self, parameters: Iterable[Tensor], dtype: torch.dtype | None,
+                 originals: Iterable[Tensor] = ()) -> None:
+        others = set(map(id, originals))
+        self._weights = {id(one): one for one in parameters
+                         if one.dim() == 4 and dtype is not None and id(one) not in others}
         self._copies = {key: weight.detach().to(dtype, copy=True) for key, weight in self._weights.items()}
 
     @contextmanager

@@ -96,6 +96,12 @@ def check_device(impl: str, device: torch.device) -> bool:
     return True
 
 
+def has_triton(engine: str, device: torch.device) -> bool:
+    """Whether Triton computes what has no other kernels, beside the passes of an engine."""
+    chosen = engine == "triton" or (engine == "plan" and device.type == "cuda")
+    return chosen and not why_not("triton", device)
+
+
 def why_not(impl: str, device: torch.device) -> str:
     """The reason why an engine cannot run on a device; "" if it can."""
     if impl == "native":

@@ -8,6 +8,7 @@
     act_backward       g = ga * act'(z), without batch normalization
     dgrad, wgrad       gradients of x and of weight from g
     logistic_loss      binary cross-entropy of parts of a batch of logits, with its gradient
+    spectral_norm      weights divided by their largest singular values; spectral_norm_backward, their gradients
 
 with mean = E[y] and rstd = 1 / sqrt(E[(y - mean)^2] + eps) over the M elements of a channel in each of G equal parts of
 the batch. Statistics are computed from y in the dtype of x. Statistics and everything between y and a are float32, or
@@ -32,8 +33,10 @@ from fastgan.ops.torch_ops import (
     convolve,
     convolve_backward,
     measure,
+    power_iteration,
     statistics_dtype,
     update_running_statistics,
+    without_autocast,
 )
 
 
@@ -135,6 +138,41 @@ def logistic_loss(logits: Tensor, targets: Sequence[float]) -> tuple[Tensor, Ten
     """Loss and probability (G,) of equal parts of logits (N,), and the gradient (N,) of each part's loss."""
     loss, probability = torch_ops.logistic_loss(logits, targets)
     return loss, probability, torch_ops.logistic_loss_backward(torch.ones_like(loss), logits, targets)
+
+
+def spectral_norm(weights: Sequence[Tensor], u: Sequence[Tensor], v: Sequence[Tensor], iterate: bool,
+                  dtype: torch.dtype) -> tuple[tuple[Tensor, ...], ...]:
+    """W / sigma of each weight W (R, ...) in `dtype`, and what its gradient needs: copies of u (R,), copies of v in the
+    shape and strides of W[0], and sigma () = u' W v, of W as a matrix (R, K).
+
+    iterate: change u (R,) and v (K,) in place by a power iteration before.
+    """
+    us, vs, sigmas = [], [], []
+    with without_autocast(weights[0].device):
+        for weight, one, other in zip(weights, u, v, strict=True):
+            matrix = weight.flatten(1)
+            if iterate:
+                power_iteration(matrix, one, other)
+            us.append(one.clone())
+            vs.append(torch.empty_like(weight[0]).copy_(other.view_as(weight[0])))
+            sigmas.append(torch.dot(one, torch.mv(matrix, other)))
+    normalized = (weight / sigma for weight, sigma in zip(weights, sigmas, strict=True))
+    return tuple(one.to(dtype) for one in normalized), tuple(us), tuple(vs), tuple(sigmas)
+
+
+def spectral_norm_backward(grads: Sequence[Tensor], weights: Sequence[Tensor], us: Sequence[Tensor],
+                           vs: Sequence[Tensor], sigmas: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Gradients (g - sum(g * W) / sigma * u v') / sigma of weights W, from those of W / sigma."""
+    def gradient(g: Tensor, weight: Tensor, u: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
+        g = g.to(weight.dtype)
+        return (g - (g * weight).sum() / sigma * outer(u, v)) / sigma
+
+    return tuple(map(gradient, grads, weights, us, vs, sigmas))
+
+
+def outer(u: Tensor, v: Tensor) -> Tensor:
+    """u v' (R, ...) of u (R,) and v (...)."""
+    return u.view(-1, *[1] * v.dim()) * v
 
 
 def _of_images(part: Tensor, count: int) -> Tensor:

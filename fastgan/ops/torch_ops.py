@@ -1,4 +1,4 @@
-"""Convolutions, batch normalizations, activations and the loss in PyTorch operators, for any dtype and device.
+"""Convolutions, normalizations, activations and the loss in PyTorch operators, for any dtype and device.
 
 They are differentiable any number of times, and the passes of `reference.py` consist of them. `conv_bn_act` is the
 reference engine of a single process: it equals eager layers bit for bit, and on a CPU `torch.batch_norm` is several
@@ -14,6 +14,8 @@ and its gradient is ((1 - t) sigma(l) - t sigma(-l)) / (number of logits in the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,6 +134,19 @@ def _batch_norm(x: Tensor, tensors: BlockTensors, norm: NormSpec) -> Tensor:
             factor = 1.0 / float(num_batches_tracked)
     return F.batch_norm(x, running_mean, running_var, gamma, beta, norm.batch_statistics,
                         0.0 if factor is None else factor, norm.eps)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which no operation on `device` is computed in the dtype of autocast."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
+
+
+@torch.no_grad()
+def power_iteration(matrix: Tensor, u: Tensor, v: Tensor) -> None:
+    """u = normalize(W v), then v = normalize(W' u), in place, for a matrix W (R, K) with vectors u (R,) and v (K,)."""
+    u.copy_(F.normalize(torch.mv(matrix, v), dim=0))
+    v.copy_(F.normalize(torch.mv(matrix.t(), u), dim=0))
 
 
 def logistic_loss(logits: Tensor, targets: Sequence[float]) -> tuple[Tensor, Tensor]:

@@ -43,8 +43,7 @@ class StepKernels:
     def available(self) -> bool:
         """Whether Triton computes the networks, and no kernel has failed."""
         engine = engines.named(self._impl, self._device, torch.float32)
-        chosen = engine == "triton" or (engine == "plan" and self._device.type == "cuda")
-        return chosen and not self._failed and not engines.why_not("triton", self._device)
+        return not self._failed and engines.has_triton(engine, self._device)
 
     def copy_unless(self, halted: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> None:
         """Copy each source to its target, in the target's dtype, unless `halted` () is 1."""

@@ -29,10 +29,11 @@ class SingleProcess:
         """Gradients of `loss` (), added to the `.grad` of an earlier pass if there is one, and `scalars`, both averaged
         over processes. one: the gradient of the loss ().
         """
-        if any(p.grad is not None for p in params):
-            loss.backward(one, inputs=params)
-            return [p.grad for p in params], scalars
-        return list(torch.autograd.grad(loss, params, one, allow_unused=True)), scalars
+        grads: Gradients = list(torch.autograd.grad(loss, params, one, allow_unused=True))
+        both = [(p.grad, g) for p, g in zip(params, grads, strict=True) if p.grad is not None and g is not None]
+        if both:  # a launch for all parameters together
+            torch._foreach_add_(*map(list, zip(*both, strict=True)))
+        return [grad if p.grad is None else p.grad for p, grad in zip(params, grads, strict=True)], scalars
 
     def gather(self, text: str) -> list[str]:
         """The `text` of each process, in rank order."""

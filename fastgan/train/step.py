@@ -23,6 +23,7 @@ from fastgan import memory
 from fastgan.config import ModelConfig, TrainConfig
 from fastgan.errors import FastganError
 from fastgan.models.sampling import Noise
+from fastgan.nn.groups import originals
 from fastgan.ops import synchronised
 from fastgan.ops.casts import Casts
 from fastgan.ops.numerics import HALF, products
@@ -168,8 +169,8 @@ class GANStep(GANUpdates):
         for name, params in (("generator", self.params_g), ("discriminator", self.params_d)):
             if not params:
                 raise FastganError(f"no parameter of the {name} requires a gradient; expected one or more to train")
-        self.casts = Casts([*self.params_g, *self.params_d],
-                           None if self.impl == "reference" else HALF.get(self.precision))
+        dtype = None if self.impl == "reference" else HALF.get(self.precision)
+        self.casts = Casts([*self.params_g, *self.params_d], dtype, originals(self.generator, self.discriminator))
         self._requires_grad = requires_grad
 
     def run(self, phase: Phase, real: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
@@ -265,10 +266,8 @@ class GANStep(GANUpdates):
         return metrics
 
     def state(self) -> list[Tensor]:
-        """All tensors that a step changes and a later step reads, except the random state.
-
-        They are always the same tensors, until parameters are frozen or unfrozen.
-        """
+        """All tensors that a step changes and a later step reads, except the random state. They are always the same
+        tensors, until parameters are frozen or unfrozen."""
         self._find_trainable()
         return [*(tensors[key] for tensors, key in self._state_of_networks), *self.optimizer_g.tensors(),
                 *self.optimizer_d.tensors(), *self.scale.tensors(), *([] if self.ema is None else self.ema.tensors()),

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from fastgan.nn import Chain
 from fastgan.nn.blocks import Layers, read
@@ -138,10 +139,14 @@ def _cancelled(block: Block, name: str, exact: dict[str, Tensor], unit: float) -
 
 
 def _layers(block: Block, precision: numerics.Precision) -> nn.Sequential:
-    """Eager layers on the CPU in mixed precision, with normalizations in float32."""
+    """Eager layers on the CPU in mixed precision, with normalizations in float32 and computed weights as parameters."""
     generator = torch.Generator().manual_seed(0)
-    layers = copy.deepcopy(nn.Sequential(*(one for one in block.layers if one))).cpu().train().to(precision.dtype)
+    layers = copy.deepcopy(nn.Sequential(*(one for one in block.layers if one))).cpu().train()
     for module in layers:
+        computed = module.parametrizations if parametrize.is_parametrized(module) else ()
+        for name in list(computed):  # type: ignore[arg-type]
+            parametrize.remove_parametrizations(module, name)
+    for module in layers.to(precision.dtype):
         if isinstance(module, nn.BatchNorm2d):
             _randomize(module.float(), generator)
     return layers

@@ -12,9 +12,10 @@ from fastgan.ops.layout import nchw, nhwc
 from fastgan.ops.specs import IDENTITY, Activation, ConvSpec, NormSpec, RunningStats
 from fastgan.ops.triton import gemm_descriptor, gemm_pointer, normalize, wgrad_pointer
 from fastgan.ops.triton.logistic import logistic_loss
+from fastgan.ops.triton.spectral import spectral_norm, spectral_norm_backward
 
 __all__ = ["act_backward", "bn_act_forward", "bn_backward_apply", "bn_backward_sums", "conv_act_forward",
-           "conv_forward", "dgrad", "logistic_loss", "wgrad"]
+           "conv_forward", "dgrad", "logistic_loss", "spectral_norm", "spectral_norm_backward", "wgrad"]
 
 
 def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, groups: int) -> tuple[Tensor, Tensor]:
