@@ -138,7 +138,7 @@ def scenarios(folder: Path) -> None:
         found["seen"] = seen(experiment(folder / "seen"))
         found["seen balanced"] = seen(experiment(folder / "balanced", balanced=True))
         found["indivisible"] = refused(batch=63)
-        found["batch normalisation outside"] = refused(architecture="tf", loss="softmax",
+        found["batch normalization outside"] = refused(architecture="tf", loss="softmax",
                                                        image_size="28")
         found["folder"] = str(Trainer(experiment(folder / "two", steps=3)).fit())
         found["resumed"] = str(Trainer.resume(folder / "one" / "00000-digits", experiment(folder / "one")).fit())

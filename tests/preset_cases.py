@@ -22,7 +22,7 @@ AXES = {"as it is": None, "HWIO": (2, 3, 1, 0), "IO": (1, 0)}  # TensorFlow's la
 Names = dict[str, tuple[str, str]]  # the document's name -> (the state_dict's key, layout)
 
 
-def normalised(variable: str, key: str, words: tuple[str, str, str, str]) -> Names:
+def normalized(variable: str, key: str, words: tuple[str, str, str, str]) -> Names:
     """The four tensors of a batch normalization. words: the document's names of weight, bias and statistics."""
     ours = ("weight", "bias", "running_mean", "running_var")
     return {variable + word: (f"{key}.{our}", "as it is") for word, our in zip(words, ours, strict=True)}
@@ -35,9 +35,9 @@ def mxnet_names() -> Names:
         names[f"g{i}_weight"] = (f"generator.main.{3 * i - 3}.weight", "as it is")
         names[f"d{i}_weight"] = (f"discriminator.main.{max(0, 3 * i - 4)}.weight", "as it is")
     for i in range(1, 5):
-        names |= normalised(f"gbn{i}", f"generator.main.{3 * i - 2}", words)
+        names |= normalized(f"gbn{i}", f"generator.main.{3 * i - 2}", words)
     for i in range(2, 5):
-        names |= normalised(f"dbn{i}", f"discriminator.main.{3 * i - 3}", words)
+        names |= normalized(f"dbn{i}", f"discriminator.main.{3 * i - 3}", words)
     return names
 
 
@@ -68,7 +68,7 @@ def pokemon_names() -> Names:
     for net, network, word in (("net_G", "generator", "conv2d_trans"), ("net_D", "discriminator", "conv2d")):
         for i in range(4):
             names[f"{net}[{i}].{word}.weight"] = (f"{network}.main.{3 * i}.weight", "as it is")
-            names |= normalised(f"{net}[{i}].batch_norm", f"{network}.main.{3 * i + 1}",
+            names |= normalized(f"{net}[{i}].batch_norm", f"{network}.main.{3 * i + 1}",
                                 (".gamma", ".beta", ".running_mean", ".running_var"))
         names[f"{net}[4].weight"] = (f"{network}.main.12.weight", "as it is")
     return names
@@ -89,7 +89,7 @@ def tf_names() -> Names:
             names[f"{scope}/{layer}/bias"] = (f"{scope.lower()}.{key}.bias", "as it is")
         for i, key in enumerate(norms):
             suffix = f"_{i}" if i else ""
-            names |= normalised(f"{scope}/batch_normalization{suffix}", f"{scope.lower()}.{key}", words)
+            names |= normalized(f"{scope}/batch_normalization{suffix}", f"{scope.lower()}.{key}", words)
     return names
 
 
@@ -102,9 +102,9 @@ def example_names(stages: int) -> Names:
         j = max(0, 3 * i - 1)
         names[f"netD.main.{j}.weight"] = (f"discriminator.main.{j}.weight", "as it is")
     for i in range(stages):
-        names |= normalised(f"netG.main.{3 * i + 1}", f"generator.main.{3 * i + 1}", words)
+        names |= normalized(f"netG.main.{3 * i + 1}", f"generator.main.{3 * i + 1}", words)
     for i in range(1, stages):
-        names |= normalised(f"netD.main.{3 * i}", f"discriminator.main.{3 * i}", words)
+        names |= normalized(f"netD.main.{3 * i}", f"discriminator.main.{3 * i}", words)
     return names
 
 

@@ -112,11 +112,11 @@ def test_batch_that_cannot_be_divided(found):
                                        "expected a multiple of 2, and 1 or more for each")
 
 
-def test_sync_bn_names_the_normalisation_that_it_cannot_merge(found):
-    assert found[0]["batch normalisation outside"].startswith("--sync-bn: generator.bn0 (BatchNorm1d) does not follow")
+def test_sync_bn_names_the_normalization_that_it_cannot_merge(found):
+    assert found[0]["batch normalization outside"].startswith("--sync-bn: generator.bn0 (BatchNorm1d) does not follow")
 
 
-def test_normalisations_outside_of_stages():
+def test_normalizations_outside_of_stages():
     network = nn.Sequential(Chain(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.AvgPool2d(2), nn.BatchNorm2d(2)),
                             nn.BatchNorm1d(3))
     assert outside_of_stages(network) == ["network.0.3 (BatchNorm2d)", "network.1 (BatchNorm1d)"]

@@ -50,7 +50,7 @@ def test_singular_values_are_float32_under_autocast():
 
 
 def test_discriminator():
-    """Every convolution and no batch normalisation; every largest singular value is 1."""
+    """Every convolution and no batch normalization; every largest singular value is 1."""
     torch.manual_seed(0)
     network = DCGANDiscriminator(8, 3, 32, norm="spectral")
     assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
@@ -92,7 +92,7 @@ def test_memory_of_a_step_is_counted():
     assert with_norm.peak > without.peak and with_norm.discriminator == without.discriminator
 
 
-def test_warning_of_a_penalty_with_batch_normalisation(caplog, tmp_path):
+def test_warning_of_a_penalty_with_batch_normalization(caplog, tmp_path):
     """From Python nothing is chosen."""
     for norm, warned in (("all", True), ("none", False)):
         caplog.clear()

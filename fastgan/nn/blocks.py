@@ -42,7 +42,7 @@ def read(layers: list[nn.Module]) -> list[list[Layers] | nn.Module]:
 
 
 def why_not(module: nn.Module) -> str:
-    """Why a convolution, batch normalisation or activation must run as it is, in words; "" when it need not."""
+    """The reason why a convolution, batch normalization or activation cannot be fused; "" if it can."""
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return "it has hooks"
     if "forward" in module.__dict__:

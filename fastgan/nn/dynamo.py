@@ -143,10 +143,10 @@ def _match(node: fx.Node) -> _Match | str:
         return match
     following = _only_user(node)
     if following is not None and following.target is F.batch_norm:
-        normalised = _with_norm(match, following)
-        if normalised is None:
+        normalized = _with_norm(match, following)
+        if normalized is None:
             return match
-        match, following = normalised, _only_user(following)
+        match, following = normalized, _only_user(following)
     if following is not None and following.target in _ACTIVATIONS:
         bound = _bind(_ACTIVATIONS[following.target], following)
         if bound is not None and bound[0] is match.last and _adjacent(match.last, following, None):
