@@ -126,8 +126,7 @@ class _Report:
             return "Generated points beside real ones"
         if self.config.get("pictures") == "side-by-side":
             return "Generated images beside real ones"
-        count = self.config.get("grid")
-        return f"{count} images from the same latents" if is_number(count) else "Images from the same latents"
+        return "Images from the same latents"
 
     def interpolation(self) -> str:
         import torch
