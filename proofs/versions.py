@@ -27,9 +27,11 @@ PAIRS = ("3.10:lowest", "3.12:2.11", "3.13:newest")
 TESTS = ("ops", "operation", "nn", "convert", "step", "graph", "export", "kernel_networks")
 HEAD = f"""# Versions
 
-Written by `python -m proofs.versions --update`: {', '.join(f'`test_{name}.py`' for name in TESTS)} on a CPU, with
-Triton's kernels in its interpreter. `test_kernel_networks.py` compiles with `fullgraph=True` and with `dynamic=True`,
-and exports with a dynamic batch.
+Results of the tests that depend most on PyTorch, on a CPU, with Triton's kernels in its interpreter. Written by `python
+-m proofs.versions --update`. `test_kernel_networks.py` compiles with `fullgraph=True` and with `dynamic=True`, and
+exports with a dynamic batch.
+
+Tests: {', '.join(TESTS)} (`tests/test_*.py`).
 
 | Python | PyTorch | Triton | NumPy | passed | failed | skipped |
 |---|---|---|---|---|---|---|

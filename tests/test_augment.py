@@ -81,7 +81,7 @@ def test_errors():
     with pytest.raises(FastganError, match=r"--augment colour: unknown 'colour'; expected some of color, translation, "
                                            r"cutout, .* did you mean color"):
         presets.get("digits", augment="colour").validate()
-    with pytest.raises(FastganError, match="--augment cutout with --architecture gaussian: expected images"):
+    with pytest.raises(FastganError, match="--augment cutout with --architecture gaussian: expected an architecture"):
         presets.get("d2l-gan-gaussian", augment="cutout").validate()
     step = GANStep(*networks(), nz=4, augment="cutout")
     with pytest.raises(FastganError, match=r"a batch \(6, 2\) with augment='cutout': expected images"):
