@@ -27,16 +27,19 @@ static void normalization(const Shape& shape, Activation activation, std::int64_
     const std::int64_t channels = shape.channels, size = shape.groups * channels;
     const auto y = elements(shape.rows * channels, shape.dtype), ga = y;
     auto out = y;
-    std::vector<float> stats(2 * size), sums(2 * size), vector(channels, 0.5f), mean(channels, 1.0f), var = mean;
+    std::vector<float> stats(2 * size), sums(2 * size), totals(2 * channels);
+    std::vector<float> vector(channels, 0.5f), mean(channels, 1.0f), var = mean;
     std::int64_t num_batches_tracked = 0;
-    batch_stats(shape, y.data(), 1e-5f, {mean.data(), var.data(), &num_batches_tracked, -1.0f}, {0, nullptr},
+    batch_stats(shape, y.data(), 1e-5f, {mean.data(), var.data(), &num_batches_tracked, -1.0f}, {0, nullptr, nullptr},
                 stats.data(), threads);
     finite(stats, "statistics");
     finite(var, "running_var");
     const Normalization normalization{stats.data(), vector.data(), vector.data(), activation, 0.2f};
     bn_act_forward(shape, y.data(), normalization, out.data(), threads);
-    bn_backward_sums(shape, ga.data(), y.data(), normalization, {0, nullptr}, sums.data(), threads);
+    bn_backward_sums(shape, ga.data(), y.data(), normalization, {0, nullptr, nullptr}, sums.data(),
+                     totals.data(), threads);
     finite(sums, "sums");
+    finite(totals, "totals");
     bn_backward_apply(shape, ga.data(), y.data(), normalization, sums.data(), 0.5f, out.data(), threads);
     bn_backward_apply(shape, out.data(), y.data(), normalization, nullptr, 0.5f, out.data(), threads);
 }
