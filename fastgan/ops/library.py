@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastgan.ops import dispatch, reference, tuning
 from fastgan.ops.layout import empty
+from fastgan.ops.register import register
 from fastgan.ops.specs import FEW_CHANNELS, IDENTITY, Activation, ConvSpec, NormSpec, RunningStats
 from fastgan.ops.torch_ops import statistics_dtype
 from fastgan.ops.tuning import problem
@@ -198,9 +199,5 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "wgrad": lambda engine, g, x, weight, *_: empty(weight, *weight.shape),
     "logistic_loss": _logistic_loss_fake}
 
-_library = torch.library.Library("fastgan", "DEF")
-for _name, _schema in SCHEMAS.items():
-    _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(_name, IMPLEMENTATIONS[_name], "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fastgan::{_name}", _FAKES[_name], lib=_library)
+register(SCHEMAS, IMPLEMENTATIONS, _FAKES)
 _ops: Any = torch.ops.fastgan

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastgan.ops import dispatch, reference
+from fastgan.ops.register import register
 
 MOST = 64  # weights: their tensors are arguments of a launch, 4 KB in all
 SCHEMAS = {
@@ -79,9 +80,5 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "spectral_norm": _fake,
     "spectral_norm_backward": lambda grads, weights, *_: list(map(torch.empty_like, weights))}
 
-_library = torch.library.Library("fastgan", "FRAGMENT")
-for _name, _schema in SCHEMAS.items():
-    _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(_name, IMPLEMENTATIONS[_name], "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fastgan::{_name}", _FAKES[_name], lib=_library)
+register(SCHEMAS, IMPLEMENTATIONS, _FAKES)
 _ops: Any = torch.ops.fastgan

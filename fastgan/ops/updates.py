@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastgan.ops.register import register
+
 SCHEMAS = {
     "copy_unless": "(Tensor halted, Tensor[] sources, Tensor(a!)[] targets) -> ()",
     "gradient_norm": "(Tensor[] grads, Tensor loss, Tensor skip, float clip) -> Tensor",
@@ -62,11 +64,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "gradient_norm": lambda grads, *_: grads[0].new_empty(3), "adam": lambda *_: None,
     "finish_step": lambda images, metrics, skip, halted, t, rows, *_: rows.new_empty(2)}
 
-_library = torch.library.Library("fastgan", "FRAGMENT")
-for _name, _schema in SCHEMAS.items():
-    _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(_name, IMPLEMENTATIONS[_name], "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fastgan::{_name}", _FAKES[_name], lib=_library)
+register(SCHEMAS, IMPLEMENTATIONS, _FAKES)
 copy_unless: Callable[..., None] = torch.ops.fastgan.copy_unless
 gradient_norm: Callable[..., Tensor] = torch.ops.fastgan.gradient_norm
 adam: Callable[..., None] = torch.ops.fastgan.adam

@@ -8,18 +8,18 @@ exp(-|l|), and their accuracy depends on an exponential that the hardware only a
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from fastgan import ops
 from fastgan.ops.triton import logistic
-from proofs.ptx import rule
+from proofs.ptx import kernels, rule
 from proofs.ptx.operations import ARCHITECTURES, WARPS
-from proofs.ptx.simulator import executing, schedules
 
 # targets, logits in a part, whether D is certain about all
 PARTS = [((1.0,), 1, False), ((0.0,), 7, False), ((1.0, 0.0), 64, False), ((0.9, 0.0), 129, False),
@@ -69,38 +69,13 @@ def evaluate(logits: Tensor, targets: tuple[float, ...], impl: str) -> dict[str,
 def execute(ptxsim: Any, run: Run) -> tuple[float, list[str]]:
     """The largest error relative to the allowed one, and messages for what failed."""
     logits = draw(run).to(rule.PRECISIONS[run.precision].dtype)
-    first: dict[str, Tensor] = {}
-    shipped = logistic._TILE
-    for schedule in schedules(run.arch):
-        logistic._TILE = shipped._replace(warps=run.warps)
-        try:
-            with executing(ptxsim, run.arch, schedule) as names:
-                found = evaluate(logits, run.targets, "triton")
-        except Exception as error:  # the simulator's message has the location
-            return float("inf"), [f"{schedule.name}: {type(error).__name__}: {error}"]
-        finally:
-            logistic._TILE = shipped
-        if names != ["logistic_kernel"]:
-            return float("inf"), [f"launched {names}, expected logistic_kernel once"]
-        first = first or found
-        different = [key for key in first if not torch.equal(first[key], found[key])]
-        if different:
-            return float("inf"), [f"{schedule.name}: different bits in {', '.join(different)}"]
-    eager, exact = evaluate(logits, run.targets, "reference"), evaluate(logits.double(), run.targets, "reference")
-    parts = {key: rule.used(first[key], eager[key], value, rule.FLOAT32) for key, value in exact.items()}
-    wrong = [f"{key}: {part:.2f} of the allowed error" for key, part in parts.items() if not part <= 1]
-    return max(parts.values()), wrong
+    with patch.object(logistic, "_TILE", logistic._TILE._replace(warps=run.warps)):
+        ours = kernels.every_schedule(ptxsim, run.arch, lambda: evaluate(logits, run.targets, "triton"),
+                                      ["logistic_kernel"])
+    return kernels.judge(ours, evaluate(logits, run.targets, "reference"),
+                         evaluate(logits.double(), run.targets, "reference"), lambda _: rule.FLOAT32)
 
 
 def prove(ptxsim: Any, quick: bool, match: str = "") -> list[str]:
     """Execute all runs, print a line for each, and return the failures."""
-    failures = []
-    for run in runs(quick):
-        if match not in str(run):
-            continue
-        begin = time.perf_counter()
-        used, wrong = execute(ptxsim, run)
-        print(f"{run}: {used:.2f} of the allowed error, {time.perf_counter() - begin:.1f} s", *wrong, sep="\n    ",
-              flush=True)
-        failures += [f"{run}: {words}" for words in wrong]
-    return failures
+    return kernels.prove(runs(quick), partial(execute, ptxsim), match)

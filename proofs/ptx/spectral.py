@@ -1,15 +1,16 @@
 """Part one, spectral normalization: its kernels in every type of weight, on each architecture, under every schedule.
 
-Weights, vectors and gradients against float64, each as near as the same formulas in PyTorch operators are, of weights
-in both memory formats and of odd sizes together in one call.
+The errors of weights, vectors and gradients relative to float64 are compared with those of the same formulas in PyTorch
+operators. A call has weights in both memory formats and of odd sizes.
 """
 
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -17,9 +18,8 @@ from torch import Tensor
 from fastgan.ops import reference
 from fastgan.ops.torch_ops import power_iteration
 from fastgan.ops.triton import spectral
-from proofs.ptx import rule
+from proofs.ptx import kernels, rule
 from proofs.ptx.operations import ARCHITECTURES, WARPS
-from proofs.ptx.simulator import executing, schedules
 
 # (out, in, kh, kw) of the weights of a call
 CASES = [((5, 3, 4, 4), (7, 5, 3, 2), (1, 33, 4, 5)), ((70, 17, 2, 3), (6, 9, 1, 1), (3, 1, 4, 4)),
@@ -85,45 +85,20 @@ def evaluate(engine: Any, given: Given, training: bool, dtype: torch.dtype) -> d
 
 
 def execute(ptxsim: Any, run: Run) -> tuple[float, list[str]]:
-    """The largest part of an allowance that was used, and what went wrong, in words."""
+    """The largest error relative to the allowed one, and messages for what failed."""
     precision = rule.PRECISIONS[run.precision]
     given = draw(run.shapes, precision.dtype)
-    first: dict[str, Tensor] = {}
     shipped = {name: getattr(spectral, name) for name in TILES}
-    for schedule in schedules(run.arch):
-        for name, tile in shipped.items():
-            setattr(spectral, name, tile._replace(warps=run.warps or tile.warps))
-        try:
-            with executing(ptxsim, run.arch, schedule) as names:
-                found = evaluate(spectral, given, run.training, precision.dtype)
-        except Exception as error:  # the simulator's words say where
-            return float("inf"), [f"{schedule.name}: {type(error).__name__}: {error}"]
-        finally:
-            for name, tile in shipped.items():
-                setattr(spectral, name, tile)
-        if names != [*(name for name in FORWARD if run.training or name != FORWARD[1]), *BACKWARD]:
-            return float("inf"), [f"launched {names}"]
-        first = first or found
-        different = [key for key in first if not torch.equal(first[key], found[key])]
-        if different:
-            return float("inf"), [f"{schedule.name}: other bits in {', '.join(different)}"]
-    eager = evaluate(reference, given, run.training, precision.dtype)
-    exact = evaluate(reference, given.to(torch.float64), run.training, torch.float64)
-    parts = {key: rule.used(first[key], eager[key], value, precision.unit if key[0] == "w" else rule.FLOAT32)
-             for key, value in exact.items()}
-    wrong = [f"{key}: {part:.2f} of what is allowed" for key, part in parts.items() if not part <= 1]
-    return max(parts.values()), wrong
+    expected = [*(name for name in FORWARD if run.training or name != FORWARD[1]), *BACKWARD]
+    with patch.multiple(spectral, **{name: tile._replace(warps=run.warps or tile.warps)
+                                     for name, tile in shipped.items()}):
+        ours = kernels.every_schedule(
+            ptxsim, run.arch, lambda: evaluate(spectral, given, run.training, precision.dtype), expected)
+    return kernels.judge(ours, evaluate(reference, given, run.training, precision.dtype),
+                         evaluate(reference, given.to(torch.float64), run.training, torch.float64),
+                         lambda key: precision.unit if key[0] == "w" else rule.FLOAT32)
 
 
 def prove(ptxsim: Any, quick: bool, match: str = "") -> list[str]:
-    """Every run's line, as it ends; the failures."""
-    failures = []
-    for run in runs(quick):
-        if match not in str(run):
-            continue
-        begin = time.perf_counter()
-        used, wrong = execute(ptxsim, run)
-        print(f"{run}: {used:.2f} of what is allowed, {time.perf_counter() - begin:.1f} s", *wrong, sep="\n    ",
-              flush=True)
-        failures += [f"{run}: {words}" for words in wrong]
-    return failures
+    """Execute all runs, print a line for each, and return the failures."""
+    return kernels.prove(runs(quick), partial(execute, ptxsim), match)
