@@ -14,6 +14,7 @@ from fastgan import ops
 from fastgan.ops import reference
 from fastgan.ops.library import OPERATORS
 from fastgan.ops.specs import Activation, ConvSpec
+from fastgan.ops.torch_ops import unpack_bits
 from fastgan.ops.triton import gemm_descriptor, gemm_pointer, launch, normalize, passes, reduce, wgrad_pointer
 from tests.test_ops import each_kind
 
@@ -24,10 +25,10 @@ LAUNCHING = (gemm_descriptor, gemm_pointer, normalize, reduce, wgrad_pointer)
 NAMES = ("x", "weight", "bias", "gamma", "beta")
 
 
-def draw(transposed: bool) -> dict[str, Tensor]:
+def draw(transposed: bool, co: int = 7) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    shapes = {"x": (4, 3, 6, 5), "weight": (3, 7, 4, 3) if transposed else (7, 3, 4, 3), "bias": (7,), "gamma": (7,),
-              "beta": (7,)}
+    shapes = {"x": (4, 3, 6, 5), "weight": (3, co, 4, 3) if transposed else (co, 3, 4, 3), "bias": (co,),
+              "gamma": (co,), "beta": (co,)}
     return {name: torch.randn(shapes[name]) for name in NAMES}
 
 
@@ -118,18 +119,35 @@ def test_only_the_kernels_that_are_needed(needs, expected, transposed, monkeypat
     assert all((given[name].grad is not None) == (name in needs) for name in NAMES)
 
 
+@pytest.mark.parametrize("co", [7, 8, 24, 64, 192])  # bits that do not begin at bytes; words of 8 and of 64 bits
+@each_kind
+def test_mask_of_a_leaky_relu(transposed, co, monkeypatch):
+    tensors = draw(transposed, co)
+    conv, act = ConvSpec((2, 2), (1, 1), transposed=transposed), Activation("leaky_relu", -0.3)
+    counting = Counting(monkeypatch)
+    a, mask = OPERATORS["triton"].conv_act_forward(*(tensors[name] for name in NAMES[:3]), conv, act)
+    assert counting.names == {"convolve_kernel": 1} and mask.dtype == torch.uint8 and len(mask) == -(-a.numel() // 8)
+    positive = unpack_bits(mask, a)
+    assert torch.equal(positive, a * torch.where(positive, 1, act.negative_slope) > 0)
+    assert 0.3 < positive.float().mean() < 0.7
+    ga = torch.randn(a.shape).to(memory_format=torch.channels_last)
+    assert torch.equal(passes.act_backward(ga, mask, act), torch.where(positive, ga, ga * act.negative_slope))
+
+
+@pytest.mark.parametrize("co", [7, 8, 64, 192])
 @pytest.mark.parametrize(("activation", "inplace"), [("relu", False), ("tanh", False), ("leaky_relu", True),
                                                      ("leaky_relu", False)], ids=["relu", "tanh", "a", "mask"])
-def test_activation_within_the_weight_gradient_of_an_image(activation, inplace, monkeypatch):
-    """One launch with the same bits as two."""
-    tensors = draw(False)
+def test_activation_within_the_weight_gradient_of_an_image(activation, inplace, co, monkeypatch):
+    """One launch with the same bits as two; two launches for a mask whose bits of a pixel do not begin at a byte."""
+    tensors = draw(False, co)
     x, weight = tensors["x"].to(memory_format=torch.channels_last), tensors["weight"]
     conv, act = ConvSpec((2, 2), (1, 1)), Activation(activation, 0.2, inplace)
     a, mask = OPERATORS["triton"].conv_act_forward(x, weight, None, conv, act)
     ga, saved = torch.randn_like(a), mask if mask.numel() else a
     counting = Counting(monkeypatch)
     found = OPERATORS["triton"].wgrad(ga, x, weight, conv, saved, act)
-    assert set(counting.names) <= {"wgrad_kernel", "sum_kernel"}
+    two_launches = {"act_backward_kernel"} if mask.numel() and co % 8 else set()
+    assert set(counting.names) - {"sum_kernel"} == {"wgrad_kernel"} | two_launches
     assert torch.equal(found, OPERATORS["triton"].wgrad(passes.act_backward(ga, saved, act), x, weight, conv))
     expected = reference.wgrad(*(t.double() for t in (ga, x, weight)), conv, saved if mask.numel() else saved.double(),
                                act)
@@ -138,7 +156,7 @@ def test_activation_within_the_weight_gradient_of_an_image(activation, inplace, 
 
 @pytest.mark.parametrize("needs", [("weight",), ("weight", "x"), ("weight", "bias")], ids="-".join)
 def test_where_the_activation_is_within_the_weight_gradient(needs, monkeypatch):
-    given = {name: t.requires_grad_(name in needs) for name, t in draw(False).items() if name in NAMES[:3]}
+    given = {name: t.requires_grad_(name in needs) for name, t in draw(False, 8).items() if name in NAMES[:3]}
     loss = block(given, False, "triton").sum()
     counting = Counting(monkeypatch)
     loss.backward()

@@ -35,7 +35,10 @@ def bind(x: Tensor, tensors: BlockTensors, spec: BlockSpec,
     x = as_operand(x)
     spec = _checked(x, tensors, spec)
     if spec.norm is None:
-        return _ConvAct, (x, *tensors[:2], spec.conv, spec.activation, engine)
+        activation = spec.activation
+        if library.has_epilogue(engine, x.device):  # which writes the mask, of which backward reads less than of a
+            activation = activation._replace(inplace=False)
+        return _ConvAct, (x, *tensors[:2], spec.conv, activation, engine)
     return _ConvBNAct, (x, *tensors, *spec, engine)
 
 
@@ -113,10 +116,11 @@ class _ConvBNAct(torch.autograd.Function):
 
 
 class _ConvAct(torch.autograd.Function):
-    """(x, weight, bias) -> a, and the mask z > 0 for a leaky_relu that is not in-place, else (0,).
+    """(x, weight, bias) -> a, and the mask z > 0, a bit for each element, for a leaky_relu that is not in-place, or
+    whose convolution has an epilogue, else (0,).
 
-    With the mask, the slope may be negative and a may be overwritten, as in eager PyTorch. relu, tanh and an in-place
-    leaky_relu save a, as in eager PyTorch.
+    With the mask, the slope may be negative and a may be overwritten, as in eager PyTorch. Otherwise a is saved, as in
+    eager PyTorch.
     """
 
     @staticmethod
@@ -202,7 +206,7 @@ for _function in (_ConvBNAct, _ConvAct, _LogisticLoss):
 
 def _groups(norm: NormSpec, engine: str, device: torch.device) -> int:
     """The number of groups of the statistics that the convolution computes; 0 if it computes none."""
-    takes = norm.batch_statistics and (synchronised.processes() > 0 or library.takes_statistics(engine, device))
+    takes = norm.batch_statistics and (synchronised.processes() > 0 or library.has_epilogue(engine, device))
     return norm.groups if takes else 0
 
 

@@ -102,8 +102,9 @@ def passes_of(engine: str, x: Tensor, weight: Tensor) -> Any:
     return _DIRECT[engine]
 
 
-def takes_statistics(engine: str, device: torch.device) -> bool:
-    """Whether an engine's convolutions compute the statistics of their results; otherwise `bn_act_forward` does."""
+def has_epilogue(engine: str, device: torch.device) -> bool:
+    """Whether an engine's convolutions also compute the statistics of their results, or the mask of an activation, at
+    almost no cost."""
     return engine == "triton" or (engine == "plan" and device.type == "cuda")
 
 
@@ -169,7 +170,7 @@ def _conv_act_forward_fake(engine: str, x: Tensor, weight: Tensor, bias: Tensor 
                            *rest: Any) -> tuple[Tensor, Tensor]:
     y = _y_like(x, weight, rest[:4])
     masked = Activation(*rest[4:]).keeps_mask()
-    return y, torch.empty_like(y, dtype=torch.bool) if masked else y.new_empty(0, dtype=torch.bool)
+    return y, y.new_empty((y.numel() + 7) // 8 if masked else 0, dtype=torch.uint8)
 
 
 def _logistic_loss_fake(engine: str, logits: Tensor, targets: list[float]) -> tuple[Tensor, Tensor, Tensor]:

@@ -33,8 +33,10 @@ from fastgan.ops.torch_ops import (
     convolve,
     convolve_backward,
     measure,
+    pack_bits,
     power_iteration,
     statistics_dtype,
+    unpack_bits,
     update_running_statistics,
     without_autocast,
 )
@@ -50,15 +52,15 @@ def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec,
 
 def conv_act_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec,
                      activation: Activation) -> tuple[Tensor, Tensor]:
-    """a, and for `act_backward` the mask z > 0 of a leaky_relu that is not in-place, else (0,)."""
+    """a, and `mask_of` y for `act_backward`."""
     y, _ = conv_forward(x, weight, bias, conv, 0)
     mask = mask_of(y, activation)
     return activate(y, activation._replace(inplace=not torch.is_grad_enabled())), mask
 
 
 def mask_of(z: Tensor, activation: Activation) -> Tensor:
-    """z > 0 for a leaky_relu that is not in-place, else (0,)."""
-    return z > 0 if activation.keeps_mask() else z.new_empty(0, dtype=torch.bool)
+    """The mask z > 0 of a leaky_relu that is not in-place, as `pack_bits` returns it, else (0,)."""
+    return pack_bits(z > 0) if activation.keeps_mask() else z.new_empty(0, dtype=torch.uint8)
 
 
 def bn_act_forward(y: Tensor, statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
@@ -112,12 +114,12 @@ def bn_backward_apply(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None
 
 
 def act_backward(ga: Tensor, saved: Tensor, activation: Activation) -> Tensor:
-    """g. saved: a itself, or for leaky_relu the mask z > 0."""
+    """g. saved: a itself, or for leaky_relu the mask z > 0 as `pack_bits` returns it."""
     name, slope, _ = activation
     if name == "relu":
         return torch.where(saved <= 0, 0, ga)
     if name == "leaky_relu":
-        return torch.where(saved if saved.dtype == torch.bool else saved > 0, ga, ga * slope)
+        return torch.where(unpack_bits(saved, ga) if saved.dtype == torch.uint8 else saved > 0, ga, ga * slope)
     return torch.ops.aten.tanh_backward(ga, saved) if name == "tanh" else ga
 
 
@@ -198,5 +200,5 @@ def _gz_and_xhat(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None, bet
                  activation: Activation) -> tuple[Tensor, Tensor]:
     xhat, (scale, shift) = _normalized(y, stats), _affine(stats, gamma, beta)
     z = scale * xhat + shift
-    saved = z > 0 if activation.name == "leaky_relu" else activate(z, activation._replace(inplace=False))
+    saved = z if activation.name == "leaky_relu" else activate(z, activation._replace(inplace=False))
     return act_backward(ga.to(stats.dtype), saved, activation), xhat

@@ -47,6 +47,21 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
     return torch.tanh(x) if name == "tanh" else x
 
 
+def pack_bits(condition: Tensor) -> Tensor:
+    """The elements of a bool tensor (N, C, H, W) in the order of channels_last memory, 8 in each byte, the first in the
+    lowest bit: uint8 (ceil(N C H W / 8),)."""
+    flat = condition.permute(0, 2, 3, 1).flatten()
+    bits = F.pad(flat, (0, -flat.numel() % 8)).view(-1, 8).to(torch.uint8)
+    return (bits << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(1, dtype=torch.uint8)
+
+
+def unpack_bits(bits: Tensor, like: Tensor) -> Tensor:
+    """The bool tensor of the shape of `like` (N, C, H, W) of which `pack_bits` has returned `bits`."""
+    n, c, h, w = like.shape
+    flat = (bits[:, None] >> torch.arange(8, dtype=torch.uint8, device=bits.device)) & 1
+    return flat.flatten()[: like.numel()].view(n, h, w, c).permute(0, 3, 1, 2).to(torch.bool)
+
+
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec) -> Tensor:
     """conv(x, weight) + bias (N, Co, Ho, Wo); a view if output_padding is negative."""
     stride, padding, output_padding, transposed = conv

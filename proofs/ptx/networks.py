@@ -55,6 +55,7 @@ HEADS = [
     Case("z 100-512-3", (8, 100, 1, 1), (Layer(512, 4, 1, 0, transposed=True, activation="relu"), IMAGE)),
     Case("3-64-512-1", (4, 3, 16, 16), (Layer(64, norm=False), Layer(512), HEAD), 2),
     Case("1-64-1", (4, 1, 12, 8), (Layer(64), Layer(1, transposed=True, activation="tanh"))),
+    Case("3-24-40 masks", (4, 3, 9, 11), (Layer(24, norm=False), Layer(40, 3, 2, 1, 1, transposed=True, norm=False))),
     Case("many tiles", (17, 2, 32, 32), (Layer(3, 1, 1, 0), Layer(20, 1, 1, 0))),  # merged in two levels
     GENERATOR, DISCRIMINATOR, *ODD,
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -13,12 +12,11 @@ from fastgan.ops.specs import Activation
 
 
 def derivative_of(activation: Activation, saved: Tensor | None) -> dict[str, Any]:
-    """Arguments for kernels that multiply by act'. saved: a, or the mask z > 0 (bool); None disables the product."""
+    """Arguments for kernels that multiply by act'. saved: a, or the mask z > 0 (uint8); None disables the product."""
     if saved is None:
         return {"saved": None, "slope": 0.0, "DERIVATIVE": ""}
-    masked = saved.dtype == torch.bool
-    return {"saved": saved.view(torch.uint8) if masked else saved, "slope": float(activation.negative_slope),
-            "DERIVATIVE": "mask" if masked else activation.name}
+    return {"saved": saved, "slope": float(activation.negative_slope),
+            "DERIVATIVE": activation.name if saved.is_floating_point() else "mask"}
 
 
 @triton.jit
@@ -57,15 +55,33 @@ def activate_backward(ga, z, slope, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def load_derived(x, at, read, saved, slope, DERIVATIVE: tl.constexpr):
-    """x * act' at offsets `at`, in x's dtype; 0 where `read` is false. saved [like x]: a, or for "mask" z > 0."""
-    value = tl.load(x + at, mask=read, other=0.0)
-    of_z = tl.load(saved + at, mask=read, other=0).to(tl.float32)
-    wide = value.to(tl.float32)
+def multiply_derived(ga, a, slope, DERIVATIVE: tl.constexpr):
+    """ga * act' in ga's dtype, from a, or for "mask" from the bits z > 0."""
     if DERIVATIVE == "tanh":
-        wide = wide * (1.0 - of_z * of_z)
+        factor = 1.0 - a.to(tl.float32) * a.to(tl.float32)
     elif DERIVATIVE == "relu":
-        wide = tl.where(of_z <= 0.0, 0.0, wide)
+        return tl.where(a.to(tl.float32) <= 0.0, 0.0, ga)
     else:  # a of leaky_relu has the sign of z
-        wide = tl.where(of_z > 0.0, wide, wide * slope)
-    return wide.to(value.dtype)
+        factor = tl.where(a if DERIVATIVE == "mask" else a.to(tl.float32) > 0.0, 1.0, slope)
+    return (ga.to(tl.float32) * factor).to(ga.dtype)
+
+
+@triton.jit
+def load_bits(words, at, count, read,  # first word of each column [BK], their number, and whether to read them [BK]
+              BM: tl.constexpr):
+    """BM adjacent bits of each column, [BM, BK], as far as there are words. With addresses [BM, BK], each thread would
+    load a word once for each bit."""
+    WIDTH: tl.constexpr = words.dtype.element_ty.primitive_bitwidth
+    bit = tl.arange(0, BM)[:, None]
+    word = tl.load(words + at, mask=read, other=0)[None, :]
+    for i in tl.static_range(1, BM // WIDTH):
+        word = tl.where(bit // WIDTH == i, tl.load(words + at + i, mask=read & (i < count), other=0)[None, :], word)
+    byte = (word >> (bit % WIDTH // 8 * 8)).to(tl.int32)  # the same for 8 bits
+    return byte & (1 << (bit % 8)) != 0
+
+
+@triton.jit
+def pack_bits(z):
+    """The bits z > 0 of 8 adjacent columns in each byte, the first in the lowest bit: [BM, BN] -> [BM, BN / 8]."""
+    bits = (z > 0.0).to(tl.int32).reshape(z.shape[0], z.shape[1] // 8, 8)
+    return tl.sum(bits << tl.arange(0, 8)[None, None, :], 2).to(tl.uint8)

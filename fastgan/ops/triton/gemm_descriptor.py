@@ -23,7 +23,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastgan.ops.specs import IDENTITY, Activation, ConvSpec
-from fastgan.ops.triton.elementwise import activate
+from fastgan.ops.triton.elementwise import activate, pack_bits
 from fastgan.ops.triton.gemm_pointer import Conv, ConvResult
 from fastgan.ops.triton.launch import architecture, begin, launch, tickets
 from fastgan.ops.triton.reduce import add_up, finish_statistics, last_arrival, moments, reduction
@@ -44,7 +44,8 @@ def place(tile, down, across, BOX: tl.constexpr):
 def convolve_tma_kernel(
     x, weight,  # conv: [N, H, 2, W, 2 CI], [CO, 16 CI]; transposed: [N, H, W, CI], [CI, 16 CO]
     bias,  # [CO]
-    y, mask,  # conv: [G, N / G, H, W, CO] each; transposed: [N, H, 2, W, 2 CO]
+    y,  # conv: [G, N / G, H, W, CO]; transposed: [N, H, 2, W, 2 CO]
+    mask,  # a bit for each element of y, 8 to a byte
     statistics,  # a `reduce.Reduction`, or None
     images, tiles, down, across,  # images and tiles of a group; tiles along the height and the width of an image
     slope,
@@ -81,8 +82,17 @@ def convolve_tma_kernel(
         to = [n, h, phase_h, w, phase_w * CO + row]
     else:
         to = [group, image, h, w, row]
-    if mask is not None:
-        mask.store(to, (products > 0.0).to(tl.uint8).T.reshape(mask.block_shape))
+    if mask is not None:  # by pointers, because the bytes of a tile's channels are fewer than a descriptor's 16
+        pixel = tl.arange(0, BN)
+        in_row, line = pixel % BOX[2], pixel // BOX[2] % BOX[1]
+        at_image = image + pixel // (BOX[1] * BOX[2])
+        at_line = ((at_image + group * images) * (down * BOX[1]) + h + line).to(tl.int64)
+        at_pixel = at_line * (across * BOX[2]) + w + in_row
+        if CONV.TRANSPOSED:
+            at_pixel = (2 * at_line + phase_h) * (2 * across * BOX[2]) + 2 * (w + in_row) + phase_w
+        byte = row // 8 + tl.arange(0, BM // 8)
+        tl.store(mask + at_pixel[:, None] * (CO // 8) + byte[None, :], pack_bits(products.T),
+                 mask=(at_image < images)[:, None])
     result = activate(products, slope, ACTIVATION).to(y.dtype)
     y.store(to, result.T.reshape(y.block_shape))
     if statistics is not None:
@@ -152,7 +162,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, siz
         return None  # descriptors have at most five axes: none is left for the groups of a transposed result
     bm, bn, bk = tile.rows if co % tile.rows == 0 else _CHANNELS, tile.columns, tile.depth
     y = x.new_empty((n, *size, co))
-    mask = torch.empty_like(y, dtype=torch.uint8) if masked else None
+    mask = y.new_empty(y.numel() // 8, dtype=torch.uint8) if masked else None
     tiles = triton.cdiv(images, box[0]) * (h // box[1]) * (w // box[2])
     statistics = reduction(y, 3, groups, tiles * phases, co, co // bm) if groups else None
     coarse_box, fine_box = box, (box[0], box[1], 1, box[2])
@@ -164,7 +174,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, siz
         shape, stored = (parts, images, h, w, co), (1, *coarse_box, bm)
     launch(
         convolve_tma_kernel, (parts * tiles, co // bm, phases), tile, x=given[0], weight=given[1], bias=bias,
-        y=_describe(y, shape, stored), mask=None if mask is None else _describe(mask, shape, stored),
+        y=_describe(y, shape, stored), mask=mask,
         statistics=statistics, images=images, tiles=tiles, down=h // box[1], across=w // box[2],
         slope=float(activation.negative_slope), CONV=Conv(ci, co, 4, 4, 2, 2, 1, 1, conv.transposed),
         ACTIVATION=activation.name, PRECISION=precision, WHOLE=images % box[0] == 0, BOX=box, BM=bm, BN=bn, BK=bk)

@@ -32,7 +32,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastgan.ops.specs import FEW_CHANNELS, IDENTITY, Activation, ConvSpec
-from fastgan.ops.triton.elementwise import activate
+from fastgan.ops.triton.elementwise import activate, pack_bits
 from fastgan.ops.triton.launch import architecture, begin, launch
 from fastgan.ops.triton.reduce import finish_statistics, moments, reduction
 from fastgan.ops.triton.tiles import choose, covering, fitting, programs
@@ -73,7 +73,7 @@ def divide(value, divisor):
 def convolve_kernel(
     x,  # [N, H, W, CI]
     weight, bias,  # [CO, KH, KW, CI], or [CI, KH, KW, CO] when TRANSPOSED; [CO]
-    y, mask,  # [N, HO, WO, CO] each
+    y, mask,  # [N, HO, WO, CO], and bits, 8 to a byte
     statistics,  # a `reduce.Reduction`, or None
     images, tiles, H, W, HO, WO,  # images and tiles (of the largest phase) of one group
     ci,  # CI at run time: in a loop of known short length, the compiler would clear the sum after wgmma's fence
@@ -180,8 +180,10 @@ def convolve_kernel(
         inside_h = inside(oh[:, None] + phase_h[None, :], HO)  # type: ignore[index]
         inside_w = inside(ow[:, None] + phase_w[None, :], WO)  # type: ignore[index]
         stored = stored & inside_h & inside_w
-    if mask is not None:
-        tl.store(mask + out, (result > 0.0).to(tl.uint8), mask=stored)
+    if mask is not None:  # CO is a multiple of 8, and FOLD and NARROW are off
+        byte = tl.program_id(1) * (BN // 8) + tl.arange(0, BN // 8)  # [BN / 8]
+        to = (((n * HO + oh) * WO + ow) * (CO // 8))[:, None] + ((phase_h * WO + phase_w) * (CO // 8) + byte)[None, :]
+        tl.store(mask + to, pack_bits(result), mask=valid[:, None] & (byte < CO // 8)[None, :])
     tl.store(y + out, activate(result, slope, ACTIVATION).to(y.dtype.element_ty), mask=stored)
     if statistics is not None:
         # read back in a layout in which a thread has whole rows of channels; in that of a product, 8 lanes share a
@@ -194,7 +196,8 @@ def convolve_kernel(
 
 
 class ConvResult(NamedTuple):
-    """y [N, Ho, Wo, Co], mask of the same shape or None, statistics [2, G, Co] (mean and biased variance) or None."""
+    """y [N, Ho, Wo, Co]; or None: the mask, 8 bits to a byte, [N Ho Wo Co / 8], and statistics [2, G, Co], the mean and
+    the biased variance."""
 
     y: Tensor
     mask: Tensor | None
@@ -207,7 +210,8 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, siz
     """act(conv(x, weight) + bias) of x [N, H, W, Ci] with weight [Co, kh, kw, Ci], or [Ci, kh, kw, Co] when transposed.
 
     Args:
-        size: (Ho, Wo). masked: whether to write the mask z > 0. groups: number of statistic groups; 0: no statistics.
+        size: (Ho, Wo). masked: whether to write the mask z > 0; Co is then a multiple of 8. groups: number of statistic
+            groups; 0: no statistics.
         precision: "ieee" or "tf32", for float32 products.
     """
     n, h, w, ci = x.shape
@@ -216,7 +220,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, siz
     if transposed and (h, w, ph, pw) == (1, 1, 0, 0) and (ho, wo) == (kh, kw):
         sh, sw = kh, kw  # from one pixel, each output has one tap for any stride
     arch, phases, columns, parts = architecture(x.device), (sh * sw if transposed else 1), co, max(groups, 1)
-    fold = phases > 1 and phases * co <= FOLDED and kh % sh == kw % sw == 0 and not groups
+    fold = phases > 1 and phases * co <= FOLDED and kh % sh == kw % sw == 0 and not (groups or masked)
     rows = n // parts * (-(-ho // sh) * -(-wo // sw) if transposed else ho * wo)
     depth = -(-kh // sh) * -(-kw // sw) * ci if transposed else kh * kw * ci
     if fold:
@@ -239,7 +243,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, siz
         bm = covering(rows, bm)
     tiles = triton.cdiv(rows, bm)
     y = x.new_empty((n, ho, wo, co))
-    mask = torch.empty_like(y, dtype=torch.uint8) if masked else None
+    mask = y.new_empty(y.numel() // 8, dtype=torch.uint8) if masked else None
     statistics = reduction(y, 3, groups, tiles * phases, co, triton.cdiv(co, bn)) if groups else None
     launch(
         convolve_kernel, (parts * tiles, triton.cdiv(columns, bn), phases), tile, x=x, weight=weight, bias=bias, y=y,

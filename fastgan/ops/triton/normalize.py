@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastgan.ops.specs import Activation, NormSpec, RunningStats
-from fastgan.ops.triton.elementwise import activate, activate_backward, derivative_of, load_derived
+from fastgan.ops.triton.elementwise import activate, activate_backward, derivative_of, load_bits, multiply_derived
 from fastgan.ops.triton.launch import architecture, begin, launch
 from fastgan.ops.triton.reduce import finish_statistics, finish_sums, moments, reduction
 from fastgan.ops.triton.tiles import Tile, choose, programs
@@ -187,7 +187,7 @@ def bn_backward_apply_kernel(
 
 
 @triton.jit
-def act_backward_kernel(ga, saved, g,  # [size] each
+def act_backward_kernel(ga, saved, g,  # [size] each; saved may be bits, 8 to a byte
                         size, slope, DERIVATIVE: tl.constexpr, LARGE: tl.constexpr, B: tl.constexpr,
                         PDL: tl.constexpr):
     """Grid (blocks,)."""
@@ -196,8 +196,13 @@ def act_backward_kernel(ga, saved, g,  # [size] each
     if LARGE:
         block = block.to(tl.int64)
     at = block * B + tl.arange(0, B)  # [B]
-    inside = at < size
-    tl.store(g + at, load_derived(ga, at, inside, saved, slope, DERIVATIVE), mask=inside)
+    value = tl.load(ga + at, mask=at < size, other=0.0)
+    if DERIVATIVE == "mask":
+        byte = block * (B // 8) + tl.arange(0, B // 8)
+        of_z = load_bits(saved, byte, 1, 8 * byte < size, 8).T.reshape(B)
+    else:
+        of_z = tl.load(saved + at, mask=at < size, other=0.0)
+    tl.store(g + at, multiply_derived(value, of_z, slope, DERIVATIVE), mask=at < size)
 
 
 class _Grid(NamedTuple):

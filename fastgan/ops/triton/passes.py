@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from fastgan.ops.layout import nchw, nhwc
+from fastgan.ops.reference import mask_of
 from fastgan.ops.specs import IDENTITY, Activation, ConvSpec, NormSpec, RunningStats
+from fastgan.ops.torch_ops import activate
 from fastgan.ops.triton import gemm_descriptor, gemm_pointer, normalize, wgrad_pointer
 from fastgan.ops.triton.logistic import logistic_loss
 from fastgan.ops.triton.spectral import spectral_norm, spectral_norm_backward
@@ -27,11 +29,14 @@ def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec,
 
 def conv_act_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec,
                      activation: Activation) -> tuple[Tensor, Tensor]:
-    given, precision = (nhwc(x), nhwc(weight), bias, conv, conv.output_size(x, weight)), _precision(x)
     masked = activation.keeps_mask()
+    if masked and conv.channels(weight)[1] % 8:  # kernels pack 8 channels
+        z, _ = conv_forward(x, weight, bias, conv, 0)
+        return activate(z, activation), mask_of(z, activation)
+    given, precision = (nhwc(x), nhwc(weight), bias, conv, conv.output_size(x, weight)), _precision(x)
     out = (gemm_descriptor.convolve(*given, activation=activation, masked=masked, precision=precision)
            or gemm_pointer.convolve(*given, activation=activation, masked=masked, precision=precision))
-    return nchw(out.y), x.new_empty(0, dtype=torch.bool) if out.mask is None else nchw(out.mask.view(torch.bool))
+    return nchw(out.y), x.new_empty(0, dtype=torch.uint8) if out.mask is None else out.mask
 
 
 def bn_act_forward(y: Tensor, statistics: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
@@ -51,7 +56,7 @@ def bn_backward_apply(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None
 
 
 def act_backward(ga: Tensor, saved: Tensor, activation: Activation) -> Tensor:
-    return nchw(normalize.act_backward(nhwc(ga), nhwc(saved), activation))
+    return nchw(normalize.act_backward(nhwc(ga), saved if saved.dim() == 1 else nhwc(saved), activation))
 
 
 def dgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
@@ -64,11 +69,13 @@ def dgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
 
 def wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, saved: Tensor | None = None,
           activation: Activation = IDENTITY) -> Tensor:
+    if saved is not None and saved.dim() == 1 and g.shape[1] % 8:  # the bits of a pixel begin within a byte
+        g, saved = act_backward(g, saved, activation), None
     coarse, fine = (nhwc(x), nhwc(g)) if conv.transposed else (nhwc(g), nhwc(x))
     given = coarse, fine, (weight.shape[2], weight.shape[3]), conv.stride, conv.padding, weight.dtype
     gw = gemm_descriptor.wgrad(*given, precision=_precision(x)) if saved is None else None
     if gw is None:
-        saved = None if saved is None else nhwc(saved)
+        saved = saved if saved is None or saved.dim() == 1 else nhwc(saved)
         gw = wgrad_pointer.wgrad(*given, precision=_precision(x), saved=saved, activation=activation)
     return nchw(gw)
 

@@ -17,8 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fastgan.ops.specs import FEW_CHANNELS, IDENTITY, Activation
-from fastgan.ops.triton.elementwise import derivative_of, load_derived
-from fastgan.ops.triton.gemm_pointer import LONGEST_RUN, Conv, inside
+from fastgan.ops.triton.elementwise import derivative_of, load_bits, multiply_derived
+from fastgan.ops.triton.gemm_pointer import LONGEST_RUN, Conv, divide, inside
 from fastgan.ops.triton.launch import architecture, begin, launch
 from fastgan.ops.triton.reduce import add_up
 from fastgan.ops.triton.tiles import choose, covering, fitting, programs
@@ -27,7 +27,7 @@ from fastgan.ops.triton.tiles import choose, covering, fitting, programs
 @triton.jit(do_not_specialize=["pixels", "each"])
 def wgrad_kernel(
     coarse, fine,  # [N, HC, WC, CO], [N, HF, WF, CI]
-    saved, slope,  # to multiply coarse by act': a or the mask z > 0 [like coarse], else None
+    saved, slope,  # to multiply coarse by act': a [like coarse] or the bits z > 0, 8 or 64 to a word; else None
     gw,  # [SPLIT, CO, KH, KW, CI]
     pixels, each,  # N * HC * WC; depth blocks of one program
     HC: tl.constexpr, WC: tl.constexpr, HF: tl.constexpr, WF: tl.constexpr, CONV: tl.constexpr,
@@ -56,17 +56,24 @@ def wgrad_kernel(
         first = (split * each + block) * BK
         k = first + tl.arange(0, BK)  # [BK]
         valid = (k < pixels) | WHOLE
-        line = k // WC
-        base_h, base_w = line % HC * CONV.SH - CONV.PH, k % WC * CONV.SW - CONV.PW
+        line, w = divide(k, WC)
+        n, h = divide(line, HC)
+        base_h, base_w = h * CONV.SH - CONV.PH, w * CONV.SW - CONV.PW
         # row n * HF + base_h of all images, computed without n if HF is SH * HC
-        at_line = line * CONV.SH + line // HC * (HF - CONV.SH * HC) - CONV.PH
+        at_line = line * CONV.SH + n * (HF - CONV.SH * HC) - CONV.PH
         if LARGE:
             first, at_line = first.to(tl.int64), at_line.to(tl.int64)
         at = at_coarse + first * CO  # [BM, BK]
-        if saved is not None:
-            a = load_derived(coarse, at, valid[None, :] & within[:, None], saved, slope, DERIVATIVE)
-        else:
-            a = tl.load(coarse + at, mask=valid[None, :] & within[:, None], other=0.0)
+        a = tl.load(coarse + at, mask=valid[None, :] & within[:, None], other=0.0)
+        if DERIVATIVE == "mask":
+            WIDTH: tl.constexpr = saved.dtype.element_ty.primitive_bitwidth
+            skipped = tl.program_id(0) * (BM // WIDTH)
+            at_word = (first + tl.arange(0, BK)) * (CO // WIDTH) + skipped
+            bits = load_bits(saved, at_word, CO // WIDTH - skipped, valid, BM)
+            a = multiply_derived(a, bits, slope, DERIVATIVE)
+        elif saved is not None:
+            of_z = tl.load(saved + at, mask=valid[None, :] & within[:, None], other=0.0)
+            a = multiply_derived(a, of_z, slope, DERIVATIVE)
         base = fine + (at_line * WF + base_w) * CI  # [BK]
         read = inside(base_h[:, None] + kh[None, :], HF) & inside(base_w[:, None] + kw[None, :], WF)  # [BK, BN]
         read = read & valid[:, None] & known[None, :]
@@ -82,7 +89,7 @@ def wgrad(coarse: Tensor, fine: Tensor, kernel: tuple[int, int], stride: tuple[i
           activation: Activation = IDENTITY) -> Tensor:
     """[A, kh, kw, B] in `dtype` from coarse [N, HC, WC, A] and fine [N, HF, WF, B].
 
-    saved: a or the mask z > 0, with which coarse is first multiplied by act'.
+    saved: a, or if A is a multiple of 8 the mask z > 0, with which coarse is first multiplied by act'.
     """
     n, hc, wc, a = coarse.shape
     _, hf, wf, b = fine.shape
@@ -101,6 +108,8 @@ def wgrad(coarse: Tensor, fine: Tensor, kernel: tuple[int, int], stride: tuple[i
     each = triton.cdiv(blocks, split)
     split = triton.cdiv(blocks, each)
     gw = coarse.new_empty((split, a, kh, kw, b), dtype=dtype if split == 1 else torch.float32)
+    if saved is not None and saved.dtype == torch.uint8 and a % 64 == bm % 64 == 0:
+        saved = saved.view(torch.int64)
     launch(
         wgrad_kernel, (*grid, split), tile, coarse=coarse, fine=fine, gw=gw, pixels=pixels, each=each, HC=hc, WC=wc,
         HF=hf, WF=wf, CONV=Conv(b, a, kh, kw, *stride, *padding, False), RUN=run, WHOLE=pixels % bk == 0,

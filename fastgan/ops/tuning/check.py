@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastgan.ops import numerics
+from fastgan.ops.torch_ops import unpack_bits
 from fastgan.ops.tuning.problem import Problem
 
 DOUBT = 2**-5  # x rms(a): the mask of a leaky_relu is not compared if a is closer to 0
@@ -34,7 +35,7 @@ def used(problem: Problem, ours: tuple[Tensor, ...], reference: tuple[Tensor, ..
             return math.inf, f"the shape of {name}"
         if name == "mask" and right.numel():  # z near 0 may have either sign after a rounding
             far = exact[0].abs() >= DOUBT * numerics.rms(exact[0])
-            one, other, right = (part[far].double() for part in (one, other, right))
+            one, other, right = (unpack_bits(part, far)[far].double() for part in (one, other, right))
         parts = zip(one, other, right, strict=True) if name in _STACKED else [(one, other, right)]
         found += [(_used(problem, a, b, c, floor), name) for a, b, c in parts if c.numel()]
     return max(found)

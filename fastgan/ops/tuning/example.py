@@ -80,7 +80,8 @@ def draw(problem: Problem, device: torch.device) -> Example:
         return Example(problem, (x, [1.0 - group % 2 for group in range(groups)]))
     if problem.kind == "act_backward":
         z = normal(*problem.x, dtype=problem.dtype, last=True)
-        saved = z > 0 if activation.keeps_mask() else torch_ops.activate(z, activation._replace(inplace=False))
+        masked = activation.keeps_mask()
+        saved = torch_ops.pack_bits(z > 0) if masked else torch_ops.activate(z, activation._replace(inplace=False))
         return Example(problem, (x, saved, activation))
     return Example(problem, with_weight() if problem.weight else with_norm())
 

@@ -115,7 +115,7 @@ def _bn_backward_apply(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | Non
 
 
 def _act_backward(ga: Tensor, saved: Tensor, activation: Activation) -> Problem:
-    inplace = activation.name == "leaky_relu" and saved.dtype != torch.bool
+    inplace = activation.name == "leaky_relu" and saved.dtype != torch.uint8
     return _of_images("act_backward", ga, activation, inplace, 0, "")
 
 
