@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from fastgan.train.step import Savings
 
-SAVINGS = ("frozen", "fused_adam", "foreach_ema")  # all of `Savings` but `together`
+SAVINGS = ("frozen", "fused_adam", "foreach_ema", "keep_casts")  # all of `Savings` but `together`
 
 
 @dataclass(frozen=True)

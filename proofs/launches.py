@@ -111,6 +111,6 @@ def training_step(config: Config, batch: int, precision: str, *, together: bool 
         use(network, "triton").to_empty(device="cpu").to(memory_format=torch.channels_last)
         for network in networks)
     step = GANStep(generator, discriminator, config.model, config.train, precision=precision,
-                   savings=Savings(together=together))
+                   savings=Savings(together=together, keep_casts=True))
     real = torch.empty(batch, *data_shape(config)).to(memory_format=torch.channels_last)
     return lambda: step(real)

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 import fastgan
+from fastgan.train.step import GANStep, Savings
 from fastgan.trainer import Trainer
 from fastgan.trainer.log import read_stats
+from tests.test_train import final_state, same
 
 
 class Recorder(fastgan.Callback):
@@ -69,3 +71,36 @@ def test_callbacks_that_were_started_are_ended_after_an_error(tiny):
     with pytest.raises(ValueError, match="at the start"):
         Trainer(tiny(), callbacks=[first, NotStarting()]).fit()
     assert first.calls == [("start", 0), ("end", 0)]
+
+
+class Clamping(fastgan.Callback):
+    """Clamps the parameters of both networks at the start, and after two steps."""
+
+    def on_start(self, trainer: Trainer, step: int) -> None:
+        for network in (trainer.step.generator, trainer.step.discriminator):
+            for parameter in network.parameters():
+                parameter.data.clamp_(-0.02, 0.02)
+
+    def on_metrics(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
+        if record["step"] == 2:
+            self.on_start(trainer, 2)
+
+
+def test_parameters_that_callbacks_change_take_effect(tiny, monkeypatch):
+    """The trainer keeps 16-bit copies of weights from step to step; the runs are those without."""
+    def run(savings: Savings | None = None) -> dict[str, Any]:
+        trainer = Trainer(tiny(precision="bf16", impl="native", log_every=2, snap=6), callbacks=[Clamping()])
+        trainer.step.savings = savings or trainer.step.savings
+        return final_state(trainer.fit())
+
+    expected = run(Savings())
+    assert same(run(), expected)
+    monkeypatch.setattr(GANStep, "refresh", lambda step: None)
+    assert not same(run(), expected), "copies are not kept"
+
+
+def test_parameters_of_a_resumed_run_take_effect(tiny):
+    config = tiny(precision="bf16", impl="native", log_every=4, snap=6)
+    whole, part = Trainer(config).fit(), Trainer(config.replace(steps=3)).fit()
+    Trainer.resume(part, config).fit()
+    assert same(final_state(part), final_state(whole))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +14,10 @@ from fastgan.models import build
 from fastgan.nn import use
 from fastgan.ops.casts import Casts, cast
 from fastgan.ops.native import extension
-from fastgan.train.step import GANStep
+from fastgan.train import graph
+from fastgan.train.graph import GraphedStep
+from fastgan.train.step import GANStep, Savings
+from proofs.simulated import SimulatedCuda
 
 HALF = torch.bfloat16
 CPU = torch.device("cpu")
@@ -47,6 +53,7 @@ def test_copies_follow_the_weights(weight):
         casts.refresh([weight, still])
         assert torch.equal(copy, weight.to(HALF))
     weight.data.add_(1)
+    casts.refresh()
     with casts.lent():
         assert cast(weight, HALF) is copy and torch.equal(copy, weight.to(HALF))
         assert torch.equal(cast(weight, torch.float16), weight.to(torch.float16))
@@ -71,28 +78,47 @@ def test_lending_ends_with_an_error_too(weight):
         assert cast(weight, HALF) is copy
 
 
-def trained(impl: str, precision: str) -> list[Tensor]:
+def make(impl: str, precision: str, keep: bool = False, **fields: Any) -> GANStep:
     torch.manual_seed(0)
-    config = presets.get("dcgan-64", ngf=8, ndf=8, nz=8, lr=0.002)
+    config = presets.get("dcgan-64", **{"ngf": 8, "ndf": 8, "nz": 8, "lr": 0.002, **fields})
     generator, discriminator = (use(network, impl) for network in build(config.model, (3, 16, 16)))
-    step = GANStep(generator, discriminator, config.model, config.train, precision=precision)
-    for seed in range(3):
+    return GANStep(generator, discriminator, config.model, config.train, precision=precision,
+                   savings=Savings(keep_casts=keep))
+
+
+def train(step: GANStep | GraphedStep, seeds: Iterable[int] = range(3)) -> list[Tensor]:
+    """The parameters after a step with each seed."""
+    for seed in seeds:
         torch.manual_seed(seed)
         step(torch.rand(4, 3, 16, 16).to(memory_format=torch.channels_last) * 2 - 1)
-    return [p.detach().clone() for p in (*generator.parameters(), *discriminator.parameters())]
+    inner = step.step if isinstance(step, GraphedStep) else step
+    return [p.detach().clone() for p in (*inner.generator.parameters(), *inner.discriminator.parameters())]
+
+
+def equal(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    return all(map(torch.equal, ours, theirs))
+
+
+def copies_are_up_to_date(step: GANStep) -> bool:
+    copies = [(p, step.casts.copy_of(p)) for p in (*step.params_g, *step.params_d)]
+    return equal(*zip(*((copy, p.to(copy.dtype)) for p, copy in copies if copy is not None), strict=True))
+
+
+def skip_without(impl: str) -> None:
+    if impl == "native" and extension.why_not(CPU):
+        pytest.skip(extension.why_not(CPU))
 
 
 @pytest.mark.parametrize(("impl", "precision"), [("native", "bf16"), ("native", "fp16"), ("triton", "fp16")])
 def test_a_step_is_the_same_bit_for_bit(impl, precision, monkeypatch):
     """With and without copies; D's copies would differ if they were not refreshed after its update."""
-    if impl == "native" and extension.why_not(CPU):
-        pytest.skip(extension.why_not(CPU))
-    lent = trained(impl, precision)
+    skip_without(impl)
+    lent = train(make(impl, precision))
     with monkeypatch.context() as patch:
         patch.setattr(Casts, "take", lambda *_: None)
-        assert all(map(torch.equal, lent, trained(impl, precision)))
+        assert equal(lent, train(make(impl, precision)))
     monkeypatch.setattr(GANStep, "_update_discriminator", without_refresh(GANStep._update_discriminator))
-    assert not all(map(torch.equal, lent, trained(impl, precision)))
+    assert not equal(lent, train(make(impl, precision)))
 
 
 def without_refresh(update):
@@ -105,3 +131,70 @@ def without_refresh(update):
             self.casts.refresh = refresh
             del self.kernels.update
     return wrapped
+
+
+@pytest.mark.parametrize(("impl", "precision", "fields"), [
+    ("native", "bf16", {}), ("native", "fp16", {"ema": 0.9}), ("native", "bf16", {"d_steps": 2, "fakes": "fresh-z"}),
+    ("native", "bf16", {"loss": "wgan", "weight_clip": 0.01}),
+    ("native", "bf16", {"loss": "hinge", "norm_d": "spectral"}), ("triton", "fp16", {"ema": 0.9, "ngf": 4, "ndf": 4})])
+def test_kept_copies_change_nothing(impl, precision, fields):
+    """Bit for bit, with a batch that is not finite in the end."""
+    skip_without(impl)
+    step = make(impl, precision, keep=True, **fields)
+    step.refresh = None  # a step does not call it
+    assert equal(train(step), train(make(impl, precision, **fields))) and copies_are_up_to_date(step)
+    before = train(step, [])
+    assert step(torch.full((4, 3, 16, 16), torch.nan))["finite"] == 0
+    assert equal(train(step, []), before) and copies_are_up_to_date(step)
+
+
+@pytest.fixture(params=["eager", "graph"])
+def wrap(request, monkeypatch, one_thread):
+    """Steps as they are, and in a simulated CUDA graph."""
+    monkeypatch.setattr(graph, "cuda", SimulatedCuda())
+    return GraphedStep if request.param == "graph" else lambda step: step
+
+
+def test_changed_parameters_take_effect(wrap):
+    """In the next step; with kept copies after `refresh`."""
+    skip_without("native")
+
+    def changed(step: GANStep, refresh: bool) -> list[Tensor]:
+        called = wrap(step)
+        train(called)
+        for p in (*step.generator.parameters(), *step.discriminator.parameters()):
+            p.data.clamp_(-0.02, 0.02)  # which does not increase p._version
+        if refresh:
+            step.refresh()
+        assert not isinstance(called, GraphedStep) or called.failure == ""
+        return train(called)
+
+    expected = changed(make("native", "bf16"), refresh=False)
+    assert equal(changed(make("native", "bf16", keep=True), refresh=True), expected)
+    assert not equal(changed(make("native", "bf16", keep=True), refresh=False), expected), "copies are not kept"
+
+
+def test_a_loaded_state_takes_effect(wrap):
+    skip_without("native")
+    other = make("native", "bf16")
+    train(other)
+    step = make("native", "bf16", keep=True)
+    called = wrap(step)
+    train(called, [7])
+    called.load_state_dict(other.state_dict())
+    assert equal(train(called), train(other))
+    assert not isinstance(called, GraphedStep) or called.failure == ""
+
+
+def test_unfrozen_parameters_have_new_copies():
+    skip_without("native")
+    outcomes = []
+    for keep in (False, True):
+        step = make("native", "bf16", keep=keep)
+        weight = next(step.discriminator.parameters())
+        for requires_grad in (False, True):
+            train(step)
+            weight.requires_grad_(requires_grad)
+            weight.data.mul_(0.5)
+        outcomes.append(train(step))
+    assert equal(*outcomes)

@@ -556,7 +556,7 @@ def test_nan_in_the_fakes_does_not_reach_the_average():
     assert all(torch.equal(value, before[key]) for key, value in step.ema.module.named_parameters())
 
 
-@pytest.mark.parametrize("saving", [field.name for field in dataclasses.fields(Savings)])
+@pytest.mark.parametrize("saving", [field.name for field in dataclasses.fields(Savings) if field.name != "keep_casts"])
 @pytest.mark.parametrize("fields", [
     {}, {"real_first": False, "fakes": "fresh-z", "adam_eps_hat": True}, {"loss": "wgan-gp", "norm_d": "none"},
     {"loss": "hinge", "r1": 1.0, "penalty_every": 2, "norm_d": "all"}, {"augment": "color,translation,cutout"},

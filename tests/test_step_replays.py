@@ -31,14 +31,14 @@ COUNT = 4  # images
 
 
 def make(preset: str, resumed: bool = False, precision: str = "fp32", num_classes: int = 0,
-         **fields: Any) -> Callable[[], GANStep]:
+         keep_casts: bool = False, **fields: Any) -> Callable[[], GANStep]:
     """A function that creates a small step of a preset, new or after two steps."""
     def step() -> GANStep:
         torch.manual_seed(0)
         config = presets.get(preset, **{**SMALL, "steps": 16, **fields})
         networks = build(config.model, SHAPES[preset], num_classes)
         made = GANStep(*networks, config.model, config.train, precision=precision, history=3,
-                       savings=Savings(together=True))
+                       savings=Savings(together=True, keep_casts=keep_casts))
         first = inputs(preset, num_classes)[0]
         made.allocate(*first)
         for _ in range(2 if resumed else 0):
@@ -76,7 +76,8 @@ def test_no_preset_is_left_out():
     {"loss": "wgan-gp", "d_steps": 2, "penalty_every": 3, "norm_d": "none"}, {"label_smoothing": 0.1},
     {"fakes": "same-z"}, {"fakes": "fresh-z"}, {"adam_eps_hat": True, "beta1": 0.0}, {"num_classes": 3},
     {"augment": "color,translation,cutout"}, {"precision": "bf16"}, {"precision": "fp16"},
-    {"precision": "fp16", "loss": "wgan-gp", "norm_d": "none"},
+    {"precision": "fp16", "loss": "wgan-gp", "norm_d": "none"}, {"precision": "fp16", "keep_casts": True, "d_steps": 2},
+    {"precision": "bf16", "keep_casts": True, "resumed": True},
 ], ids=lambda fields: " ".join(f"{key} {value}" for key, value in fields.items()))
 def test_option(fields):
     assert_replays_equal_eager(make("dcgan-64", ema=0.9, **fields), inputs("dcgan-64", fields.get("num_classes", 0)),

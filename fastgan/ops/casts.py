@@ -31,18 +31,18 @@ class Casts:
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """Refresh the copies; within the block, operations use them."""
+        """Within the block, operations use the copies."""
         global _lending
         before, _lending = _lending, self
         try:
-            self.refresh(self._weights.values())
             yield
         finally:
             _lending = before
 
     @torch.no_grad()
-    def refresh(self, weights: Iterable[Tensor]) -> None:
-        """Update the copies of those `weights` that have one."""
+    def refresh(self, weights: Iterable[Tensor] | None = None) -> None:
+        """Update the copies of those `weights` that have one; by default all copies."""
+        weights = self._weights.values() if weights is None else weights
         known = [weight for weight in weights if id(weight) in self._copies]
         if known:
             torch._foreach_copy_([self._copies[id(weight)] for weight in known], known)

@@ -39,6 +39,9 @@ class Savings:
     """one kernel of Adam for all parameters of a network"""
     foreach_ema: bool = True
     """a few kernels for the whole moving average"""
+    keep_casts: bool = False
+    """keep the 16-bit copies of weights from step to step, instead of casting all weights at the start of each; then
+    `GANStep.refresh` must be called after parameters were changed by anything but a step or `load_state_dict`"""
 
 
 ALL_SAVINGS = Savings()

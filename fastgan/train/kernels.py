@@ -25,12 +25,10 @@ MOST = 64  # maximum number of parameters: their tensors are arguments of a laun
 
 
 class Update(NamedTuple):
-    """Scalars on the device: the norm of all gradients, and 1.0 if the update was skipped. copied: whether the 16-bit
-    copies were updated too."""
+    """Scalars on the device: the norm of all gradients, and 1.0 if the update was skipped."""
 
     norm: Tensor
     skip: Tensor
-    copied: bool
 
 
 class StepKernels:
@@ -84,7 +82,7 @@ class StepKernels:
             return None
         if ema is not None and averages is None:
             ema.update(norm[1])
-        return Update(norm[0], norm[1], copied=casts is not None)
+        return Update(norm[0], norm[1])
 
     def finish(self, buffers: StaticBuffers, metrics: dict[str, Tensor], log: MetricsBuffer,
                state: tuple[Tensor, Tensor, Tensor], scaled: bool) -> dict[str, Tensor] | None:

@@ -11,6 +11,20 @@ import copy
 import torch
 from torch import Tensor
 
+from fastgan.config import TrainConfig
+from fastgan.errors import FastganError
+
+
+def check_batch(real: Tensor, config: TrainConfig) -> None:
+    """Raise `FastganError` for real images that a step of this configuration cannot take."""
+    if not real.is_floating_point():
+        raise FastganError(f"a batch of dtype {real.dtype}: expected floating-point images, such as bytes / 127.5 - 1")
+    if config.augment and real.dim() != 4:
+        raise FastganError(f"a batch {tuple(real.shape)} with augment={config.augment!r}: expected images (N, C, H, W)")
+    if len(real) % config.accumulate:
+        raise FastganError(f"a batch of {len(real)} images with accumulate={config.accumulate}: expected a multiple of "
+                           "it")
+
 
 class StaticBuffers:
     """The noise, images and labels of a step on N real images.

@@ -38,7 +38,7 @@ from fastgan.train.optimizers import GuardedOptimizer, check_optimizers
 from fastgan.train.options import LossOption, StepOptions, configure
 from fastgan.train.precision import choose
 from fastgan.train.processes import SingleProcess
-from fastgan.train.static_buffers import StaticBuffers
+from fastgan.train.static_buffers import StaticBuffers, check_batch
 from fastgan.train.updates import GANUpdates
 
 if TYPE_CHECKING:
@@ -176,6 +176,8 @@ class GANStep(GANUpdates):
     def run(self, phase: Phase, real: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """The part of a step that runs on the device."""
         self._find_trainable()
+        if not self.savings.keep_casts:
+            self.refresh()
         merged = self.processes.sync_bn_processes if self.config.sync_bn else 0
         with products(self.precision), self.casts.lent(), synchronised.over(merged):
             self.scale.begin()
@@ -213,7 +215,7 @@ class GANStep(GANUpdates):
     def allocate(self, real: Tensor, labels: Tensor | None = None) -> None:
         """Allocate the static buffers for batches of this size, unless they exist. Each step calls this as well."""
         if len(real) not in self._buffers:
-            self._check_batch(real)
+            check_batch(real, self.config)
             self.try_together(real, labels)
             if self.device.type == "cpu":
                 memory.keep_freed()
@@ -223,17 +225,6 @@ class GANStep(GANUpdates):
             dtype = HALF.get(self.precision, real.dtype) if rounded else real.dtype
             self._buffers[len(real)] = StaticBuffers(self.noise.nz, real, labels, self.config.real_first, dtype,
                                                      self._channels_last)
-
-    def _check_batch(self, real: Tensor) -> None:
-        if not real.is_floating_point():
-            raise FastganError(f"a batch of dtype {real.dtype}: expected floating-point images, such as "
-                               "bytes / 127.5 - 1")
-        if self.augment.names and real.dim() != 4:
-            raise FastganError(f"a batch {tuple(real.shape)} with augment={self.config.augment!r}: expected images "
-                               "(N, C, H, W)")
-        if len(real) % self.config.accumulate:
-            raise FastganError(f"a batch of {len(real)} images with accumulate={self.config.accumulate}: expected a "
-                               "multiple of it")
 
     def _fill_buffers(self, real: Tensor, labels: Tensor | None) -> StaticBuffers:
         self.allocate(real, labels)
@@ -291,6 +282,12 @@ class GANStep(GANUpdates):
         self.steps = state["steps"]
         self.t.fill_(self.steps)
         self.halted.zero_()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Update the 16-bit copies of weights after parameters were changed by anything but a step. Only needed with
+        `Savings.keep_casts`; otherwise each step does this. Captured graphs remain valid."""
+        self.casts.refresh()
 
     def _stateful(self) -> dict[str, Any]:
         # the names in checkpoints

@@ -40,13 +40,14 @@ class GANUpdates(GANLosses):
         apart = not (self.together or penalty or self.loss.both)
         losses = self._losses_by_halves(buffers) if apart else self._losses_of_both(buffers, penalty)
         grads, metrics = self._gradients(losses, (2 if apart else 1) * self.config.accumulate, self.params_d)
-        update = self._descend(metrics["loss_d"], grads, self.params_d, self.optimizer_d, self.halted, casts=self.casts)
-        if self.config.weight_clip:
-            bound = torch.where(update.skip > 0, torch.inf, self.params_d[0].new_full((), self.config.weight_clip))
+        clip = self.config.weight_clip
+        update = self._descend(metrics["loss_d"], grads, self.params_d, self.optimizer_d, self.halted,
+                               casts=None if clip else self.casts)
+        if clip:
+            bound = torch.where(update.skip > 0, torch.inf, self.params_d[0].new_full((), clip))
             with torch.no_grad():
                 for parameter in self.params_d:
                     parameter.clamp_(-bound, bound)
-        if self.config.weight_clip or not update.copied:
             self.casts.refresh(self.params_d)
         return {"loss_d": metrics["loss_d"], "grad_norm_d": update.norm, "d_real": metrics["d_real"],
                 "d_fake": metrics["d_fake"]}, update.skip
@@ -79,7 +80,7 @@ class GANUpdates(GANLosses):
         losses = self._losses_of_generator(fake, buffers)
         grads, metrics = self._gradients(losses, self.config.accumulate, [*self.params_g, *unused])
         update = self._descend(metrics["loss_g"], grads[: len(self.params_g)], self.params_g, self.optimizer_g, skip,
-                               ema=self.ema)
+                               casts=self.casts if self.savings.keep_casts else None, ema=self.ema)
         return {"loss_g": metrics["loss_g"], "grad_norm_g": update.norm}, update.skip
 
     def _losses_of_generator(self, fake: Tensor | None, buffers: StaticBuffers) -> Iterator[Scalars]:
@@ -112,7 +113,7 @@ class GANUpdates(GANLosses):
         """Update the parameters and drop the gradients. The update is skipped if `skip` is 1 or the loss or a gradient
         is not finite. Parameters without a gradient, which the network does not use, are not changed.
 
-        casts: 16-bit copies that are read before the next step refreshes them. ema: the average of these parameters.
+        casts: 16-bit copies that are read before they are refreshed. ema: the average of these parameters.
         """
         for parameter, grad in zip(params, grads, strict=True):
             if grad is None:
@@ -122,11 +123,12 @@ class GANUpdates(GANLosses):
             parameter.grad = grad if same else torch.empty_like(parameter).copy_(grad)
         self.scale.undo(optimizer)
         update = (self.kernels.update(loss, params, optimizer, skip, self.config.grad_clip, casts, ema)
-                  or self._step(loss, params, optimizer, skip, ema))
+                  or self._step(loss, params, optimizer, skip, casts, ema))
         optimizer.zero_grad(set_to_none=True)
         return update
 
-    def _step(self, loss: Tensor, params: list[Tensor], optimizer: Any, skip: Tensor, ema: EMA | None) -> Update:
+    def _step(self, loss: Tensor, params: list[Tensor], optimizer: Any, skip: Tensor, casts: Casts | None,
+              ema: EMA | None) -> Update:
         """The update of `_descend` with PyTorch operators."""
         used = [p.grad for p in params if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(used)))
@@ -136,6 +138,8 @@ class GANUpdates(GANLosses):
             torch._foreach_mul_(used, (self.config.grad_clip / (norm + 1e-6)).clamp(max=1))
         optimizer.found_inf = skip
         optimizer.step()
+        if casts is not None:
+            casts.refresh(params)
         if ema is not None:
             ema.update(skip)
-        return Update(norm, skip, copied=False)
+        return Update(norm, skip)

@@ -35,6 +35,8 @@ class TrainingLoop:
         trainer, run = self.trainer, self.trainer.config.run
         snap = run.snapshot_steps(trainer.total)
         while self.step.steps < trainer.total and not self._must_stop():
+            if self._read == self.step.steps:  # before the first step, and after callbacks, which may change parameters
+                self.step.refresh()
             self.make_step()
             self.bar.update()
             done, last = self.step.steps, self.step.steps == trainer.total

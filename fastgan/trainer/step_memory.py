@@ -103,7 +103,8 @@ def fake_step(config: Config, batch: int, precision: str, shape: tuple[int, ...]
     generator, discriminator = fake_networks(config, shape, classes, impl)
     # for the moving average, which copies the generator: copying a fake buffer would read memory that does not exist
     generator.__deepcopy__ = lambda memo: fake_networks(config, shape, classes, impl)[0]  # type: ignore[assignment]
-    savings = Savings(together=True if impl == "triton" else None)  # as on a GPU, although fake tensors are on the CPU
+    # as on a GPU, although fake tensors are on the CPU
+    savings = Savings(together=True if impl == "triton" else None, keep_casts=True)
     step = GANStep(generator, discriminator, config.model, config.train, precision=precision, savings=savings)
     real = torch.empty(batch, *shape, device="cpu")
     real = real.to(memory_format=torch.channels_last) if real.dim() == 4 else real

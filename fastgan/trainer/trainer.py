@@ -33,7 +33,7 @@ from fastgan.ops.tuning import Plan, table
 from fastgan.ops.tuning import use as use_plan
 from fastgan.train.graph import GraphedStep
 from fastgan.train.precision import choose
-from fastgan.train.step import GANStep
+from fastgan.train.step import GANStep, Savings
 from fastgan.trainer import checkpoint, distributed, plan_setup, process_checks, run_files
 from fastgan.trainer.callbacks import Callback, TensorBoard, started
 from fastgan.trainer.evaluate import open_metrics
@@ -90,7 +90,7 @@ class Trainer:
             process_checks.check_statistics(generator, discriminator)
         processes = GradAllreduce(shard) if shard.of > 1 else None
         self.step = GANStep(generator, discriminator, config.model, config.train, precision=precision,
-                            history=config.run.log_every, processes=processes)
+                            history=config.run.log_every, processes=processes, savings=Savings(keep_casts=True))
         self.total = config.train.total_steps(self.feed.steps_per_epoch)
         self.step.total.fill_(self.total)
         sizes = [size // shard.of for size in (config.data.batch, rest) if size]

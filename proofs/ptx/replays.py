@@ -16,7 +16,7 @@ from torch import Tensor
 from fastgan import models, presets
 from fastgan.errors import first_line
 from fastgan.nn import use
-from fastgan.train.step import GANStep
+from fastgan.train.step import GANStep, Savings
 from proofs.ptx.simulator import PLAIN, executing
 from proofs.simulated import assert_replays_equal_eager
 
@@ -34,7 +34,8 @@ def make(precision: str) -> GANStep:
     config = presets.get("dcgan-64", ema=0.999)
     generator, discriminator = (use(network, "triton").to(memory_format=torch.channels_last)
                                 for network in models.build(config.model, (3, 64, 64)))
-    step = GANStep(generator, discriminator, config.model, config.train, precision=precision)
+    step = GANStep(generator, discriminator, config.model, config.train, precision=precision,
+                   savings=Savings(keep_casts=True))
     step.allocate(*images()[0])
     return step
 
