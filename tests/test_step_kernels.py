@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -11,12 +12,15 @@ from torch import Tensor, nn
 
 from fastgan.config import TrainConfig
 from fastgan.errors import KernelError
+from fastgan.models import DCGANDiscriminator, DCGANGenerator
+from fastgan.nn import Chain
 from fastgan.ops.casts import Casts
 from fastgan.train.ema import EMA
 from fastgan.train.kernels import MOST, StepKernels
 from fastgan.train.metrics_buffer import FIELDS, MetricsBuffer
 from fastgan.train.optim import DeviceAdam, make_adam
 from fastgan.train.static_buffers import StaticBuffers
+from fastgan.train.step import GANStep
 
 pytest.importorskip("triton")
 from fastgan.ops.triton import finish, update
@@ -220,3 +224,26 @@ def test_a_kernel_that_fails_is_named_once_and_changes_nothing(monkeypatch):
     assert all(map(torch.equal, tensors, before)) and not kernels.available
     out, *_ = finished(torch.randn(4, 2), {"loss_d": 1.0}, 0, 0.0, 0.0, scaled=False, kernels=kernels)
     assert out is None
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize(("impl", "precision"), [("reference", "fp32"), ("native", "bf16"), ("triton", "fp16")])
+def test_a_memory_format_that_changes_between_steps(impl, precision, ema):
+    """The parameters then have other strides than their moments, 16-bit copies and averages."""
+    ours = []
+    for changed in (False, True):
+        torch.manual_seed(0)
+        networks = DCGANGenerator(nz=8, ngf=8, image_size=16), DCGANDiscriminator(ndf=8, image_size=16)
+        for module in itertools.chain(*(network.modules() for network in networks)):
+            if isinstance(module, Chain):
+                module.impl = impl
+        step, real = GANStep(*networks, nz=8, precision=precision, ema=ema), torch.randn(4, 3, 16, 16)
+        for scale in step.scale.tensors()[:1]:
+            scale.fill_(256.0)
+        step(real)
+        for network in networks if changed else ():
+            network.to(memory_format=torch.channels_last)
+        step(real)
+        averages = [] if step.ema is None else step.ema.module.parameters()
+        ours.append([*networks[0].parameters(), *networks[1].parameters(), *averages])
+    assert max(float((a - b).detach().abs().max()) for a, b in zip(*ours, strict=True)) < 1e-6

@@ -72,6 +72,9 @@ class StepKernels:
         copies = {} if casts is None else {i: copy for i, p in enumerate(used)
                                            if (copy := casts.copy_of(p)) is not None}
         grads = [p.grad for p in used if p.grad is not None]
+        beside = [*copies.items(), *enumerate(averages or [])]
+        if any(tensor.stride() != used[i].stride() for i, tensor in beside):  # the network's memory format was changed
+            return None
         try:
             norm = updates.gradient_norm(grads, loss.detach(), skip, clip)
             updates.adam(used, grads, *optimizer.moments(), norm, group["betas"], group["eps"], optimizer.hat,

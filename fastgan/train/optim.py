@@ -122,6 +122,8 @@ class DeviceAdam(Adam):
         state = self.state[parameter]
         if not state:
             state |= {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+        elif state["exp_avg"].stride() != parameter.stride():  # fused kernels iterate over memory
+            state |= {name: torch.empty_like(parameter).copy_(tensor) for name, tensor in state.items()}
         return state
 
     def tensors(self) -> list[Tensor]:
