@@ -10,6 +10,7 @@
     results.py  report.py  plots.py    the CSV, and tables and plots of it
 
     python -m benchmarks.counters   kernels, bytes and memory of a step, counted without a GPU
+    test_workloads.py               passes, networks and the step under pytest-benchmark
     python -m benchmarks.compare    the same step in two clones of this repository, in turns
     python -m benchmarks.lines      the speed-up by each line of fastgan in a plain training loop
     python -m benchmarks.presets    the pictures of README.md

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import __main__ as command
-from benchmarks import correctness, lines, networks, results, run, steps, suites, training, worker
+from benchmarks import correctness, lines, networks, results, run, steps, suites, test_workloads, training, worker
 from benchmarks.implementation import SAVINGS, Implementation
 from benchmarks.results import Row
 from benchmarks.run import Timings
@@ -95,6 +95,27 @@ def test_training_sees_each_image_of_an_epoch(implementation, monkeypatch):
 def _one_process(data: Tensor, batch: int, pinned: bool) -> Any:
     while True:
         yield from (training._Normalised(data)[slice(i, i + batch)] for i in range(0, len(data), batch))
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("problem", test_workloads.problems(), ids=lambda one: f"{one.kind}-{one.x[1]}")
+def test_passes_of_pytest_benchmark(problem):
+    calls: list[Any] = []
+    for engine in candidates.engines(CPU):
+        test_workloads.test_pass(problem._replace(x=(2, *problem.x[1:])), engine, lambda call: calls.append(call()))
+    assert calls == [None] * len(candidates.engines(CPU))
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("workload", [STEP, Workload("networks", "dcgan-64", 4, "generator", changes=SMALL)], ids=str)
+def test_networks_and_steps_of_pytest_benchmark(workload):
+    timed = test_workloads.test_step if workload is STEP else test_workloads.test_network
+    seconds: dict[str, float] = {}
+    for row in test_workloads.rows(workload):
+        given, one = row.values
+        timed(given, one, lambda call, *arguments, to=one.name: seconds.update({to: call(*arguments)}))
+    assert len(seconds) > 2 and min(seconds.values()) > 0
+    assert next(iter(seconds)).endswith(", NCHW") and any(name.startswith("fastgan") for name in seconds)
 
 
 @pytest.mark.parametrize("suite", suites.SUITES)
