@@ -14,13 +14,15 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from fastgan.ops.specs import GAN_LOSSES
+
 OUTPUTS = {"convolve_kernel": ("y", "mask", "partials", "blocks", "result"), "wgrad_kernel": ("gw",),
            "convolve_tma_kernel": ("y", "mask", "partials", "blocks", "result"), "wgrad_tma_kernel": ("gw", "partials"),
            "bn_statistics_kernel": ("partials", "blocks", "result"),
            "bn_act_forward_kernel": ("a", "stats", "running_mean", "running_var", "tracked"),
            "bn_backward_sums_kernel": ("partials", "blocks", "result", "of_all"), "bn_backward_apply_kernel": ("g",),
            "act_backward_kernel": ("g",), "sum_kernel": ("out",), "copy_unless_kernel": ("targets",),
-           "logistic_kernel": ("gradient", "loss", "probability"), "gradient_norm_kernel": ("partials", "result"),
+           "gan_loss_kernel": ("gradient", "loss", "score"), "gradient_norm_kernel": ("partials", "result"),
            "adam_kernel": ("parameters", "first", "second", "copies", "averages", "counts", "average_updates"),
            "finish_step_kernel": ("partials", "out", "halted", "t", "rows"),
            "spectral_rows_kernel": ("products", "u", "us", "sigmas"),
@@ -72,6 +74,6 @@ def layer(kernel: str, given: dict[str, Any]) -> str:
         words += [given["ACTIVATION"]] * (given["ACTIVATION"] != "none")
         words += [name for name in ("mask", "statistics") if given.get(name) is not None]
         return " ".join(words + ["transposed"] * given["TRANSPOSED"] + ["narrow"] * bool(given.get("NARROW")))
-    if kernel == "logistic_kernel":
-        return f"{len(given['ones'])} parts"
+    if kernel == "gan_loss_kernel":
+        return f"{GAN_LOSSES[given['KIND']]}, {len(given['ones'])} parts"
     return f"{given['C']} channels" if "C" in given else ""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastgan.errors import first_line
+from fastgan.ops.specs import GAN_LOSSES
 from proofs import assembly
 from proofs.launches import Launch, Pointer
 
@@ -199,8 +200,8 @@ def problem(job: Job) -> str:
                  f"{given['KH']}x{given['KW']}/{given['SH']}", *_after(given)]
     elif job.kernel in ("wgrad_kernel", "wgrad_tma_kernel"):
         words = [f"{given['CO']}x{given['CI']}", f"{given['KH']}x{given['KW']}/{given['SH']}"]
-    elif job.kernel == "logistic_kernel":
-        words = [f"{len(given['ones'])} part{'s' * (len(given['ones']) > 1)}"]
+    elif job.kernel == "gan_loss_kernel":
+        words = [GAN_LOSSES[given["KIND"]], f"{len(given['ones'])} part{'s' * (len(given['ones']) > 1)}"]
     else:
         words = [f"{given['C']} channels"] if "C" in given else []
         words += [str(given[name]) for name in ("DERIVATIVE", "ACTIVATION") if name in given]

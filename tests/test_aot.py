@@ -256,7 +256,7 @@ def test_a_training_step_launches_each_block(together: bool, forward: int) -> No
     assert {given["x"].dtype for given in arguments} == {torch.float16}
     groups = {launch.arguments["groups"] for launch in launches if launch.name == "bn_act_forward_kernel"}
     assert groups == ({1, 2} if together else {1})
-    losses = [launch.arguments for launch in launches if launch.name == "logistic_kernel"]
+    losses = [launch.arguments for launch in launches if launch.name == "gan_loss_kernel"]
     assert [given["ones"] for given in losses] == ([(1, 0), (1,)] if together else [(1,), (0,), (1,)])
     assert {(given["logits"].dtype, given["size"]) for given in losses} == {(torch.float16, 4)}
 

@@ -14,7 +14,7 @@ import torch
 from benchmarks import launches
 from fastgan.ops import numerics
 from fastgan.verify import kinks
-from proofs.ptx import logistic, operations, rule, simulator, traffic
+from proofs.ptx import gan_loss, operations, rule, simulator, traffic
 
 KERNEL = """.visible .entry k(
 \t.param .u64 k_param_0
@@ -123,9 +123,10 @@ def test_operations_and_bytes_of_a_layer():
     norm = {"y": torch.zeros(6), "running_mean": torch.zeros(1), "stats": torch.zeros(2), "a": torch.zeros(6)}
     assert launches.moved("bn_act_forward_kernel", {**norm, "statistics": torch.zeros(2)}) == (24 + 8 + 4, 24 + 8 + 4)
     assert launches.moved("bn_act_forward_kernel", {**norm, "statistics": None}) == (24 + 4, 24 + 8)
-    loss = {"logits": torch.zeros(6), "gradient": torch.zeros(6), "loss": torch.zeros(2), "ones": (1.0, 0.0)}
-    assert launches.moved("logistic_kernel", loss) == (24, 32)
-    assert launches.layer("logistic_kernel", loss) == "2 parts"
+    loss = {"logits": torch.zeros(6), "gradient": torch.zeros(6), "loss": torch.zeros(2), "ones": (1.0, 0.0),
+            "KIND": 1}
+    assert launches.moved("gan_loss_kernel", loss) == (24, 32)
+    assert launches.layer("gan_loss_kernel", loss) == "hinge, 2 parts"
 
 
 def test_gates():
@@ -158,9 +159,9 @@ def test_without_a_simulator_nothing_is_claimed(tmp_path):
 
 
 def test_the_loss_is_tried_in_every_way():
-    tried = {(run.arch, run.precision, run.warps) for run in logistic.runs(quick=False)}
+    tried = {(run.arch, run.precision, run.warps) for run in gan_loss.runs(quick=False)}
     assert tried == {(arch, precision, warps) for arch in (80, 90) for precision in ("bf16", "fp16", "fp32")
                      for warps in (2, 4, 8)}
-    quick = list(logistic.runs(quick=True))
+    quick = list(gan_loss.runs(quick=True))
     assert {run.arch for run in quick} == {80, 90} and len({run.precision for run in quick}) == 3
-    assert {(run.targets, run.size, run.sure) for run in quick} == set(logistic.PARTS)
+    assert {(run.kind, run.targets, run.size, run.sure) for run in quick} == set(gan_loss.PARTS)

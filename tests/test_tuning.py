@@ -60,8 +60,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Callable[..., An
 
 def problem(kind: str = "conv_forward", dtype: str = "float32", **more: Any) -> Problem:
     """A problem with odd sizes."""
-    if kind == "logistic_loss":
-        return Problem(kind, "cpu", 1, dtype, False, (6,), groups=2)
+    if kind == "gan_loss":
+        return Problem(kind, "cpu", 1, dtype, False, (6,), groups=2, loss=more.get("loss", "logistic"))
     values: dict[str, Any] = {}
     if kind in candidates.CONVOLUTIONS:
         transposed = more.get("transposed", False)
@@ -134,8 +134,8 @@ def test_triton_is_right(asked, monkeypatch):
     ("conv_forward", 0, "y"), ("conv_forward", 1, "statistics"), ("conv_act_forward", 0, "a"),
     ("bn_act_forward", 0, "a"), ("bn_act_forward", 1, "mean and rstd"), ("bn_backward_sums", 0, "sums"),
     ("bn_backward_apply", 0, "gradient of y"), ("act_backward", 0, "gradient of y"), ("dgrad", 0, "gradient of x"),
-    ("wgrad", 0, "gradient of the weight"), ("logistic_loss", 0, "loss"), ("logistic_loss", 1, "probability"),
-    ("logistic_loss", 2, "gradient")])
+    ("wgrad", 0, "gradient of the weight"), ("gan_loss", 0, "loss"), ("gan_loss", 1, "score"),
+    ("gan_loss", 2, "gradient")])
 def test_who_is_wrong_is_not_taken(kind, place, words, dtype, fake):
     right = fake[kind]
 
@@ -264,14 +264,14 @@ def outcome(plan: Plan | None, net: nn.Module | None = None) -> list[Tensor]:
     x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
     with use(plan):
         y = net(x)
-        loss, _ = ops.logistic_loss(y.mean((1, 2, 3)), (1.0, 0.0))
+        loss, _ = ops.gan_loss(y.mean((1, 2, 3)), (1.0, 0.0))
         return [y.detach(), *torch.autograd.grad(loss.sum(), [x, *net.parameters()]), *net.buffers()]
 
 
 def test_record_finds_each_problem_once():
     found = measure.record(lambda: (outcome(ops.tuning.active()), outcome(ops.tuning.active())))
     assert [asked.kind for asked in found] == [
-        "conv_forward", "bn_act_forward", "conv_act_forward", "logistic_loss", "act_backward", "dgrad", "wgrad",
+        "conv_forward", "bn_act_forward", "conv_act_forward", "gan_loss", "act_backward", "dgrad", "wgrad",
         "bn_backward_sums", "bn_backward_apply", "dgrad", "wgrad"]
     first, norm, second = found[:3]
     assert (first.x, first.weight, first.transposed) == ((4, 3, 8, 8), (5, 3, 4, 4), False)

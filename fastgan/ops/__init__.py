@@ -7,6 +7,6 @@ on a CPU if that was compiled, and "reference" otherwise.
 """
 
 from fastgan.ops.engines import chain
-from fastgan.ops.functional import conv_bn_act, conv_transpose_bn_act, logistic_loss
+from fastgan.ops.functional import conv_bn_act, conv_transpose_bn_act, gan_loss
 
-__all__ = ["chain", "conv_bn_act", "conv_transpose_bn_act", "logistic_loss"]
+__all__ = ["chain", "conv_bn_act", "conv_transpose_bn_act", "gan_loss"]

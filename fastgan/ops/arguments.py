@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastgan.errors import FastganError
 from fastgan.ops.dispatch import ENGINES
-from fastgan.ops.specs import ACTIVATIONS, Activation, BlockSpec, BlockTensors, ConvSpec, NormSpec
+from fastgan.ops.specs import ACTIVATIONS, GAN_LOSSES, Activation, BlockSpec, BlockTensors, ConvSpec, NormSpec
 
 LARGEST_KERNEL, LARGEST_STRIDE = 7, 4
 # evaluated at import, because torch.compile of PyTorch 2.9 to 2.11 cannot trace is_autocast_available
@@ -160,8 +160,10 @@ def check_block(x: Tensor, tensors: BlockTensors, spec: BlockSpec, processes: in
     return spec
 
 
-def check_logits(logits: Tensor, targets: Sequence[float]) -> tuple[float, ...]:
-    """The targets as floats, one for each equal part of logits (N,)."""
+def check_logits(logits: Tensor, targets: Sequence[float], kind: str) -> tuple[float, ...]:
+    """The targets as floats, one for each equal part of logits (N,), of a loss in `GAN_LOSSES`."""
+    if kind not in GAN_LOSSES:
+        raise FastganError(f"kind {kind!r}: expected {', '.join(map(repr, GAN_LOSSES))}")
     _tensor("logits", logits, 1, "(N,)")
     if logits.dtype not in DTYPES:
         raise FastganError(f"logits of dtype {logits.dtype}: expected one of {', '.join(map(str, DTYPES))}")

@@ -160,36 +160,36 @@ class _ConvAct(torch.autograd.Function):
         return gx, gweight, _like(gbias, bias, needs_bias), None, None, None
 
 
-class _LogisticLoss(torch.autograd.Function):
-    """logits -> loss, probability, the gradient of each part's loss."""
+class _GANLoss(torch.autograd.Function):
+    """logits -> loss, score, the gradient of each part's loss."""
 
     @staticmethod
-    def forward(logits: Tensor, targets: tuple[float, ...], engine: str) -> tuple[Tensor, Tensor, Tensor]:
-        return library.passes_of(engine, logits, logits).logistic_loss(logits, targets)
+    def forward(logits: Tensor, targets: tuple[float, ...], kind: str, engine: str) -> tuple[Tensor, Tensor, Tensor]:
+        return library.passes_of(engine, logits, logits).gan_loss(logits, targets, kind)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        logits, ctx.targets, _ = inputs
+        logits, *ctx.static, _ = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(logits, output[2])
 
     @staticmethod
-    def backward(ctx: Any, gloss: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, gloss: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None, None]:
         if gloss is None:
-            return None, None, None
+            return None, None, None, None
         logits, gradient = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return torch_ops.logistic_loss_backward(gloss, logits, ctx.targets).to(logits.dtype), None, None
+            return torch_ops.gan_loss_backward(gloss, logits, *ctx.static).to(logits.dtype), None, None, None
         glogits = torch.empty_like(logits)
         torch.mul(gradient.view(len(gloss), -1), gloss[:, None], out=glogits.view(len(gloss), -1))  # [G, N / G]
-        return glogits, None, None
+        return glogits, None, None, None
 
 
-def logistic_loss(logits: Tensor, targets: Sequence[float], engine: str) -> tuple[Tensor, Tensor]:
-    """Loss and probability (G,) of G equal parts of logits (N,); engine: as in `bind`."""
-    loss, probability, _ = _LogisticLoss.apply(logits, tuple(targets), engine)
-    return loss, probability
+def gan_loss(logits: Tensor, targets: Sequence[float], kind: str, engine: str) -> tuple[Tensor, Tensor]:
+    """Loss and score (G,) of G equal parts of logits (N,); engine: as in `bind`."""
+    loss, score, _ = _GANLoss.apply(logits, tuple(targets), kind, engine)
+    return loss, score
 
 
 class _Positional(inspect.Signature):
@@ -200,7 +200,7 @@ class _Positional(inspect.Signature):
         return SimpleNamespace(args=arguments, kwargs={}, apply_defaults=lambda: None)
 
 
-for _function in (_ConvBNAct, _ConvAct, _LogisticLoss):
+for _function in (_ConvBNAct, _ConvAct, _GANLoss):
     vars(_function.forward)["__signature__"] = _Positional()
 
 

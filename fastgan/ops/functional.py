@@ -1,4 +1,4 @@
-"""`conv_bn_act`, `conv_transpose_bn_act` and `logistic_loss`: arguments are checked, then an engine is called."""
+"""`conv_bn_act`, `conv_transpose_bn_act` and `gan_loss`: arguments are checked, then an engine is called."""
 
 from __future__ import annotations
 
@@ -80,31 +80,35 @@ def conv_transpose_bn_act(x: Tensor, weight: Tensor, bias: Tensor | None = None,
                         check_activation(activation, negative_slope), training, momentum, eps, stat_groups, impl)
 
 
-def logistic_loss(logits: Tensor, targets: Sequence[float], *, impl: str = "auto") -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy of G equal parts of a batch of logits, and their mean probability that an image is real.
+def gan_loss(logits: Tensor, targets: Sequence[float], kind: str = "logistic", *,
+             impl: str = "auto") -> tuple[Tensor, Tensor]:
+    """The loss of G equal parts of a batch of logits, and their mean score.
 
     Args:
         logits: (N,), float32, float64, float16 or bfloat16; N > 0 is divisible by G.
         targets: G numbers in [0, 1], one for each part in order: (1, 0) for D on [real; fake], (1,) for G, (0.9, 0)
             with one-sided label smoothing (Salimans et al. 2016).
+        kind: "logistic" (binary cross-entropy), "hinge" (Lim and Ye 2017; its G has "wgan") or "wgan" (Arjovsky et al.
+            2017).
         impl: the engine: "auto", "reference", "native" or "triton".
 
     Returns:
-        loss (G,): the mean over each part of -t log sigmoid(l) - (1 - t) log(1 - sigmoid(l)). It is infinite or 0 for
-            an infinite logit, and NaN if a logit of the part is NaN.
-        probability (G,): the mean of sigmoid(l) over each part, without gradients. Both results are float32, also under
-            autocast, and float64 for float64.
+        loss (G,): the mean over each part of t f(l) + (1 - t) f(-l), where f(l) is -log sigmoid(l) for "logistic",
+            max(0, 1 - l) for "hinge" and -l for "wgan". It is infinite or 0 for an infinite logit, and NaN if a logit
+            of the part is NaN.
+        score (G,): the mean over each part of sigmoid(l), or of l for "wgan", without gradients. Both results are
+            float32, also under autocast, and float64 for float64.
 
     Raises:
         FastganError: for a value that is not supported; the message names the argument.
         TypeError: for an argument of another type.
     """
     check_impl(impl)
-    numbers = check_logits(logits, targets)
+    numbers = check_logits(logits, targets, kind)
     engine = engines.resolve_for(impl, "logits", logits, logits.dtype)
     if engine != "reference":
-        return autograd.logistic_loss(logits, numbers, engine)
-    return torch_ops.logistic_loss(logits, numbers)
+        return autograd.gan_loss(logits, numbers, kind, engine)
+    return torch_ops.gan_loss(logits, numbers, kind)
 
 
 def _conv_bn_act(x: Tensor, tensors: BlockTensors, conv: ConvSpec, activation: Activation, training: bool,

@@ -35,7 +35,7 @@ SCHEMAS = {
     "act_backward": f"(str engine, Tensor ga, Tensor saved, {_ACT}) -> Tensor",
     "dgrad": f"(str engine, Tensor g, Tensor x, Tensor weight, {_CONV}) -> Tensor",
     "wgrad": f"(str engine, Tensor g, Tensor x, Tensor weight, {_CONV}, Tensor? saved, {_ACT}) -> Tensor",
-    "logistic_loss": "(str engine, Tensor logits, float[] targets) -> (Tensor, Tensor, Tensor)",
+    "gan_loss": "(str engine, Tensor logits, float[] targets, str kind) -> (Tensor, Tensor, Tensor)",
 }
 
 
@@ -76,8 +76,8 @@ class Operators:
               activation: Activation = IDENTITY) -> Tensor:
         return _ops.wgrad(self.engine, g, x, weight, *conv, saved, *activation)
 
-    def logistic_loss(self, logits: Tensor, targets: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
-        return _ops.logistic_loss(self.engine, logits, targets)
+    def gan_loss(self, logits: Tensor, targets: Sequence[float], kind: str) -> tuple[Tensor, Tensor, Tensor]:
+        return _ops.gan_loss(self.engine, logits, targets, kind)
 
 
 _ENGINES = ("native", "triton", "plan")
@@ -150,8 +150,8 @@ def _wgrad(engine: str, g: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> Any
     return dispatch.run(engine, "wgrad", g, x, weight, _conv(*rest[:4]), *loaded)
 
 
-def _logistic_loss(engine: str, logits: Tensor, targets: list[float]) -> Any:
-    return dispatch.run(engine, "logistic_loss", logits, targets)
+def _gan_loss(engine: str, logits: Tensor, targets: list[float], kind: str) -> Any:
+    return dispatch.run(engine, "gan_loss", logits, targets, kind)
 
 
 def _y_like(x: Tensor, weight: Tensor, conv: tuple[Any, ...]) -> Tensor:
@@ -173,10 +173,10 @@ def _conv_act_forward_fake(engine: str, x: Tensor, weight: Tensor, bias: Tensor 
     return y, y.new_empty((y.numel() + 7) // 8 if masked else 0, dtype=torch.uint8)
 
 
-def _logistic_loss_fake(engine: str, logits: Tensor, targets: list[float]) -> tuple[Tensor, Tensor, Tensor]:
-    loss, probability, gradient = (
+def _gan_loss_fake(engine: str, logits: Tensor, targets: list[float], kind: str) -> tuple[Tensor, Tensor, Tensor]:
+    loss, score, gradient = (
         logits.new_empty(shape, dtype=torch.float32) for shape in ((len(targets),), (len(targets),), logits.shape))
-    return loss, probability, gradient
+    return loss, score, gradient
 
 
 def _bn_act_forward_fake(engine: str, y: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -189,7 +189,7 @@ IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {  # `benchmarks.counters` call
     "conv_forward": _conv_forward, "conv_act_forward": _conv_act_forward, "bn_act_forward": _bn_act_forward,
     "bn_backward_sums": _of_bn("bn_backward_sums"), "bn_backward_apply": _of_bn("bn_backward_apply"),
     "act_backward": _of_bn("act_backward"), "dgrad": _dgrad, "wgrad": _wgrad,
-    "logistic_loss": _logistic_loss}
+    "gan_loss": _gan_loss}
 _FAKES: dict[str, Callable[..., Any]] = {
     "conv_forward": _conv_forward_fake, "conv_act_forward": _conv_act_forward_fake,
     "bn_act_forward": _bn_act_forward_fake,
@@ -198,7 +198,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "act_backward": lambda engine, ga, *_: empty(ga, *ga.shape),
     "dgrad": lambda engine, g, x, *_: empty(x, *x.shape),
     "wgrad": lambda engine, g, x, weight, *_: empty(weight, *weight.shape),
-    "logistic_loss": _logistic_loss_fake}
+    "gan_loss": _gan_loss_fake}
 
 register(SCHEMAS, IMPLEMENTATIONS, _FAKES)
 _ops: Any = torch.ops.fastgan

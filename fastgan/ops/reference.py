@@ -7,7 +7,7 @@
     bn_backward_apply  g = gamma * rstd * (gz - (sum gz + xhat * sum gz * xhat) / M)
     act_backward       g = ga * act'(z), without batch normalization
     dgrad, wgrad       gradients of x and of weight from g
-    logistic_loss      binary cross-entropy of parts of a batch of logits, with its gradient
+    gan_loss           a loss of parts of a batch of logits, with its gradient
     spectral_norm      weights divided by their largest singular values; spectral_norm_backward, their gradients
 
 with mean = E[y] and rstd = 1 / sqrt(E[(y - mean)^2] + eps) over the M elements of a channel in each of G equal parts of
@@ -136,10 +136,10 @@ def wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, saved: Tensor | 
     return convolve_backward(g, x, cast(weight, x.dtype), conv, needs_weight=True)[1].to(weight.dtype)
 
 
-def logistic_loss(logits: Tensor, targets: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss and probability (G,) of equal parts of logits (N,), and the gradient (N,) of each part's loss."""
-    loss, probability = torch_ops.logistic_loss(logits, targets)
-    return loss, probability, torch_ops.logistic_loss_backward(torch.ones_like(loss), logits, targets)
+def gan_loss(logits: Tensor, targets: Sequence[float], kind: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and score (G,) of equal parts of logits (N,), and the gradient (N,) of each part's loss."""
+    loss, score = torch_ops.gan_loss(logits, targets, kind)
+    return loss, score, torch_ops.gan_loss_backward(torch.ones_like(loss), logits, targets, kind)
 
 
 def spectral_norm(weights: Sequence[Tensor], u: Sequence[Tensor], v: Sequence[Tensor], iterate: bool,

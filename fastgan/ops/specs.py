@@ -11,6 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 ACTIVATIONS = ("none", "relu", "leaky_relu", "tanh")
+GAN_LOSSES = ("logistic", "hinge", "wgan")
 FEW_CHANNELS = 16  # tensors with fewer channels are treated as images, for which kernels have special forms
 
 

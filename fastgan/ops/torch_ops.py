@@ -5,15 +5,17 @@ reference engine of a single process: it equals eager layers bit for bit, and on
 times faster than the same arithmetic in separate operators.
 
 The loss of each of G equal parts of the logits l, with target t and sigma = sigmoid, is the mean over the part of
+t f(l) + (1 - t) f(-l), and its gradient is (t f'(l) - (1 - t) f'(-l)) / (number of logits in the part), with
 
-    t softplus(-l) + (1 - t) softplus(l) = -t log sigma(l) - (1 - t) log(1 - sigma(l))
-
-and its gradient is ((1 - t) sigma(l) - t sigma(-l)) / (number of logits in the part).
+    kind        f(l)                                f'(l)               score
+    logistic    softplus(-l) = -log sigma(l)        -sigma(-l)          mean of sigma(l)
+    hinge       max(0, 1 - l)                       -1 where l < 1      mean of sigma(l)
+    wgan        -l                                  -1                  mean of l
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -164,21 +166,29 @@ def power_iteration(matrix: Tensor, u: Tensor, v: Tensor) -> None:
     v.copy_(F.normalize(torch.mv(matrix.t(), u), dim=0))
 
 
-def logistic_loss(logits: Tensor, targets: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Loss and probability (G,) of equal parts of logits (N,), each with its target; the probability is detached."""
-    parts = logits.to(statistics_dtype(logits.dtype)).chunk(len(targets))
-    loss = torch.stack([_logistic(part, target).mean() for part, target in zip(parts, targets, strict=True)])
-    return loss, torch.stack([part.detach().sigmoid().mean() for part in parts])
+_LOSS: dict[str, Callable[[Tensor], Tensor]] = {
+    "logistic": lambda x: F.softplus(-x), "hinge": lambda x: F.relu(1 - x), "wgan": torch.neg}
+_SLOPE: dict[str, Callable[[Tensor], Tensor]] = {
+    "logistic": lambda x: -(-x).sigmoid(), "hinge": lambda x: (1 - x <= 0).to(x.dtype) - 1,
+    "wgan": lambda x: torch.full_like(x, -1)}
 
 
-def _logistic(logits: Tensor, target: float) -> Tensor:
+def gan_loss(logits: Tensor, targets: Sequence[float], kind: str) -> tuple[Tensor, Tensor]:
+    """Loss and score (G,) of equal parts of logits (N,), each with its target; the score is detached."""
+    parts, f = logits.to(statistics_dtype(logits.dtype)).chunk(len(targets)), _LOSS[kind]
+    loss = torch.stack([_towards(f, part, target).mean() for part, target in zip(parts, targets, strict=True)])
+    scores = [part.detach() if kind == "wgan" else part.detach().sigmoid() for part in parts]
+    return loss, torch.stack([score.mean() for score in scores])
+
+
+def _towards(loss: Callable[[Tensor], Tensor], logits: Tensor, target: float) -> Tensor:
     if target in (0, 1):  # not 0 * inf, for an infinite logit of the right sign
-        return F.softplus(-logits if target else logits)
-    return target * F.softplus(-logits) + (1 - target) * F.softplus(logits)
+        return loss(logits if target else -logits)
+    return target * loss(logits) + (1 - target) * loss(-logits)
 
 
-def logistic_loss_backward(gloss: Tensor, logits: Tensor, targets: Sequence[float]) -> Tensor:
+def gan_loss_backward(gloss: Tensor, logits: Tensor, targets: Sequence[float], kind: str) -> Tensor:
     """Gradient of logits (N,), in the loss's dtype, from that of the loss (G,)."""
-    parts = logits.to(statistics_dtype(logits.dtype)).chunk(len(targets))
-    return torch.cat([((1 - target) * part.sigmoid() - target * (-part).sigmoid()) * (g / part.shape[0])
+    parts, slope = logits.to(statistics_dtype(logits.dtype)).chunk(len(targets)), _SLOPE[kind]
+    return torch.cat([(target * slope(part) - (1 - target) * slope(-part)) * (g / part.shape[0])
                       for part, target, g in zip(parts, targets, gloss, strict=True)])

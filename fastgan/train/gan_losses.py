@@ -111,8 +111,8 @@ class GANLosses:
                            f"{(*z.shape, 1, 1)} ({first_line(errors[1])})") from errors[0]
 
     def judge(self, images: Tensor, *condition: Tensor) -> Tensor:
-        """Augment images and return the discriminator's logits, (N,) or several for each image, in float32 except for
-        logistic losses."""
+        """Augment images and return the discriminator's logits, (N,) or several for each image, in float32 unless
+        `ops.gan_loss` computes the loss."""
         images = self.augment(images)
         images = images if self._channels_last else images.contiguous()
         try:
@@ -127,7 +127,7 @@ class GANLosses:
         if not self._judged and logits.requires_grad:
             self._check_logits(logits, len(images))
             self._judged = True
-        if not self.loss.logistic:  # the kernels of logistic losses also read 16-bit logits
+        if not self.loss.kind:  # the kernels of `ops.gan_loss` also read 16-bit logits
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return logits.flatten() if self._named and self.config.loss != "softmax" else logits
 
@@ -153,31 +153,34 @@ class GANLosses:
         if self.together and not r1:
             with stat_groups(self.discriminator, 2):
                 logits = self.judge(buffers.images, *(() if buffers.labels is None else (buffers.labels,)))
-            if self.loss.logistic:
-                return self._logistic_loss(logits)
-            halves = list(logits.chunk(2))
+            loss, d_real, d_fake = self._both_losses(logits) if self.loss.kind else self._losses(*logits.chunk(2))
         else:
             real = real.detach().requires_grad_(r1)
             order = (real, buffers.fake) if config.real_first else (buffers.fake, real)
             halves = [self.judge(images, *condition) for images in order]
-        real_logits, fake_logits = halves if config.real_first else halves[::-1]
-        (loss_real, d_real), (loss_fake, d_fake) = self._real_loss(real_logits), self._fake_loss(fake_logits)
-        both = self.loss.both
-        loss = loss_real + loss_fake if both is None else self._weighted(both(real_logits, fake_logits))
+            loss, d_real, d_fake = self._losses(*halves)
         if penalty and config.loss == "wgan-gp":
             value = gradient_penalty(self.judge, buffers.real, buffers.fake, condition, self.processes.shard)
             loss = loss + config.penalty_every * config.gp * value
         if r1:
-            value = r1_penalty(self.loss.score(real_logits), real)
+            value = r1_penalty(self.loss.score(halves[0 if config.real_first else 1]), real)
             loss = loss + config.penalty_every * config.r1 * value
         return loss, d_real, d_fake
 
-    def _logistic_loss(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _both_losses(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(loss, D(x), D(G(z))) from the logits of both halves."""
         targets = (1 - self.config.label_smoothing, 0.0)
-        losses, scores = ops.logistic_loss(logits, targets if self.config.real_first else targets[::-1], impl=self.impl)
+        losses, scores = ops.gan_loss(logits, targets if self.config.real_first else targets[::-1], self.loss.kind,
+                                      impl=self.impl)
         d_real, d_fake = scores.unbind() if self.config.real_first else reversed(scores.unbind())
         return self._weighted(losses.sum()), d_real, d_fake
+
+    def _losses(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(loss, D(x), D(G(z))) from the logits of each half, in the order of the batch."""
+        real, fake = (first, second) if self.config.real_first else (second, first)
+        (loss_real, d_real), (loss_fake, d_fake) = self._real_loss(real), self._fake_loss(fake)
+        both = self.loss.both
+        return loss_real + loss_fake if both is None else self._weighted(both(real, fake)), d_real, d_fake
 
     def _real_loss(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The discriminator's loss on real images, and D(x)."""

@@ -36,20 +36,22 @@ class Loss(NamedTuple):
     generator: Callable[..., Tensor]  # (logits of fakes, impl="auto") -> ()
     score: Callable[[Tensor], Tensor] = lambda logits: logits  # logits -> (N,), whose gradient R1 penalizes
     both: Callable[[Tensor, Tensor], Tensor] | None = None  # (logits of reals, logits of fakes) -> ()
-    logistic: bool = False  # `real` and `fake` are logistic losses, which one kernel computes for both halves
+    kind: str = ""  # of `ops.gan_loss`, if that is what `real` and `fake` are: one kernel computes both halves
 
 
-def _logistic(logits: Tensor, target: float, impl: str) -> LossAndScore:
-    loss, probability = ops.logistic_loss(logits, (target,), impl=impl)
-    return loss.view(()), probability.view(())  # not [0], whose backward needs additional kernels
+def _towards(logits: Tensor, target: float, kind: str, impl: str) -> LossAndScore:
+    loss, score = ops.gan_loss(logits, (target,), kind, impl=impl)
+    return loss.view(()), score.view(())  # not [0], whose backward needs additional kernels
 
 
-def _real(logits: Tensor, smoothing: float = 0.0, impl: str = "auto") -> LossAndScore:
-    return _logistic(logits, 1 - smoothing, impl)
+def _as_real(kind: str) -> Callable[..., Tensor]:
+    """The generator's loss: that of real images."""
+    return lambda x, impl="auto": _towards(x, 1.0, kind, impl)[0]
 
 
-def _fake(logits: Tensor, impl: str = "auto") -> LossAndScore:
-    return _logistic(logits, 0.0, impl)
+def _of_kind(kind: str, generator: Callable[..., Tensor]) -> Loss:
+    return Loss(lambda x, smoothing=0.0, impl="auto": _towards(x, 1 - smoothing, kind, impl),
+                lambda x, impl="auto": _towards(x, 0.0, kind, impl), generator, kind=kind)
 
 
 def _class(logits: Tensor, label: int) -> LossAndScore:
@@ -57,27 +59,25 @@ def _class(logits: Tensor, label: int) -> LossAndScore:
     return F.cross_entropy(logits, target), logits.detach().softmax(1)[:, 1].mean()
 
 
+def _mean(logits: Tensor, *_: Any) -> LossAndScore:
+    return logits.mean(), logits.detach().mean()
+
+
 def _score(loss: Tensor, logits: Tensor) -> LossAndScore:
     return loss, logits.detach().mean()
 
 
-def _sigmoid(loss: Tensor, logits: Tensor) -> LossAndScore:
-    return loss, torch.sigmoid(logits.detach()).mean()
-
-
-_WGAN = Loss(lambda x, *_: _score(-x.mean(), x), lambda x, *_: _score(x.mean(), x), lambda x, *_: -x.mean())
-# only the logistic losses use `smoothing` and `impl`
+# only those of `ops.gan_loss` use `smoothing` and `impl`
 LOSSES = {
-    "bce": Loss(_real, _fake, lambda x, impl="auto": _logistic(x, 1.0, impl)[0], logistic=True),
-    "minimax": Loss(_real, _fake, lambda x, impl="auto": -_logistic(x, 0.0, impl)[0], logistic=True),
+    "bce": _of_kind("logistic", _as_real("logistic")),
+    "minimax": _of_kind("logistic", lambda x, impl="auto": -_towards(x, 0.0, "logistic", impl)[0]),
     "softmax": Loss(lambda x, *_: _class(x, 1), lambda x, *_: _class(x, 0), lambda x, *_: _class(x, 1)[0],
                     lambda x: x[:, 1] - x[:, 0]),
     "least-squares": Loss(lambda x, *_: _score((x - 1).square().mean() / 2, x),
                           lambda x, *_: _score(x.square().mean() / 2, x), lambda x, *_: (x - 1).square().mean() / 2),
-    "hinge": Loss(lambda x, *_: _sigmoid(F.relu(1 - x).mean(), x), lambda x, *_: _sigmoid(F.relu(1 + x).mean(), x),
-                  lambda x, *_: -x.mean()),
-    "wgan": _WGAN,
-    "wgan-gp": _WGAN,
+    "hinge": _of_kind("hinge", _as_real("wgan")),
+    "wgan": _of_kind("wgan", _as_real("wgan")),
+    "wgan-gp": _of_kind("wgan", _as_real("wgan")),
 }
 
 
@@ -105,7 +105,7 @@ def as_loss(given: str | Criterion | tuple[Callable[[Tensor, Tensor], Tensor], C
         return LOSSES[given]
     if isinstance(given, tuple) and len(given) == 2 and all(map(callable, given)):
         discriminator, generator = given
-        return LOSSES["wgan"]._replace(both=discriminator, generator=lambda x, *_: generator(x))
+        return Loss(_mean, _mean, lambda x, *_: generator(x), both=discriminator)
     if callable(given):
         return _of_criterion(given)
     raise FastganError(f"loss {given!r}: expected {', '.join(LOSSES)}, a function of logits and targets, or a pair of "

@@ -47,7 +47,7 @@ def prove(options: argparse.Namespace) -> int:
     except ImportError as error:
         print(f"Triton cannot be imported ({error}): nothing was executed")
         return 0
-    from proofs.ptx import logistic, operations, replays, simulator, spectral, traffic, training
+    from proofs.ptx import gan_loss, operations, replays, simulator, spectral, traffic, training
 
     ptxsim = simulator.find(options.ptxsim)
     if ptxsim is None:
@@ -56,7 +56,7 @@ def prove(options: argparse.Namespace) -> int:
     start, failures = time.perf_counter(), []
     if "operations" in options.only:
         failures += operations.prove(ptxsim, options.quick, options.match)
-        failures += logistic.prove(ptxsim, options.quick, options.match)
+        failures += gan_loss.prove(ptxsim, options.quick, options.match)
         failures += spectral.prove(ptxsim, options.quick, options.match)
     if "training" in options.only:
         failures += training.prove(ptxsim, options.quick, options.match)

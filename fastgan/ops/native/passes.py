@@ -18,12 +18,12 @@ from fastgan.ops import reference
 from fastgan.ops.layout import channels_last
 from fastgan.ops.native import convolve, extension
 from fastgan.ops.native.convolve import dgrad, wgrad
-from fastgan.ops.reference import logistic_loss
+from fastgan.ops.reference import gan_loss
 from fastgan.ops.specs import ACTIVATIONS, Activation, ConvSpec, NormSpec, RunningStats
 from fastgan.ops.tickets import tickets
 
 __all__ = ["act_backward", "bn_act_forward", "bn_backward_apply", "bn_backward_sums", "conv_act_forward",
-           "conv_forward", "dgrad", "logistic_loss", "wgrad"]
+           "conv_forward", "dgrad", "gan_loss", "wgrad"]
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as csrc/include/fastgan/kernels.h numbers them
 _ACTIVATIONS = {name: number for number, name in enumerate(ACTIVATIONS)}

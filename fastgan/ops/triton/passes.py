@@ -13,11 +13,11 @@ from fastgan.ops.reference import mask_of
 from fastgan.ops.specs import IDENTITY, Activation, ConvSpec, NormSpec, RunningStats
 from fastgan.ops.torch_ops import activate
 from fastgan.ops.triton import gemm_descriptor, gemm_pointer, normalize, wgrad_pointer
-from fastgan.ops.triton.logistic import logistic_loss
+from fastgan.ops.triton.gan_loss import gan_loss
 from fastgan.ops.triton.spectral import spectral_norm, spectral_norm_backward
 
 __all__ = ["act_backward", "bn_act_forward", "bn_backward_apply", "bn_backward_sums", "conv_act_forward",
-           "conv_forward", "dgrad", "logistic_loss", "spectral_norm", "spectral_norm_backward", "wgrad"]
+           "conv_forward", "dgrad", "gan_loss", "spectral_norm", "spectral_norm_backward", "wgrad"]
 
 
 def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvSpec, groups: int) -> tuple[Tensor, Tensor]:

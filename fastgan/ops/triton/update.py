@@ -22,8 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastgan.ops.triton.gan_loss import exp_of_minus
 from fastgan.ops.triton.launch import begin, launch, tickets
-from fastgan.ops.triton.logistic import exp_of_minus
 from fastgan.ops.triton.reduce import last_arrival
 from fastgan.ops.triton.tiles import Tile
 

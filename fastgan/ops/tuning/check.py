@@ -20,7 +20,7 @@ _NAMES = {"conv_forward": ("y", "statistics"), "conv_act_forward": ("a", "mask")
           "bn_act_forward": ("a", "mean and rstd", "running mean", "running var"),
           "bn_backward_sums": ("sums", "sums over groups"), "bn_backward_apply": ("gradient of y",),
           "act_backward": ("gradient of y",), "dgrad": ("gradient of x",), "wgrad": ("gradient of the weight",),
-          "logistic_loss": ("loss", "probability", "gradient")}
+          "gan_loss": ("loss", "score", "gradient")}
 _STACKED = ("statistics", "mean and rstd", "sums", "sums over groups")  # vectors of different sizes
 
 
@@ -42,7 +42,7 @@ def used(problem: Problem, ours: tuple[Tensor, ...], reference: tuple[Tensor, ..
 
 
 def _used(problem: Problem, ours: Tensor, reference: Tensor, exact: Tensor, floor: float) -> float:
-    loss = problem.kind == "logistic_loss"
+    loss = problem.kind == "gan_loss"
     dtype = torch.float32 if loss else getattr(torch, problem.dtype)
     unit = numerics.precision_of(dtype, problem.tf32).unit
     if loss or exact.dim() == 4 or problem.kind == "conv_act_forward":

@@ -76,8 +76,8 @@ def draw(problem: Problem, device: torch.device) -> Example:
 
     x = normal(*problem.x, dtype=problem.dtype, last=problem.x_last)
     activation = Activation(problem.activation, problem.negative_slope, problem.inplace)
-    if problem.kind == "logistic_loss":
-        return Example(problem, (x, [1.0 - group % 2 for group in range(groups)]))
+    if problem.kind == "gan_loss":
+        return Example(problem, (x, [1.0 - group % 2 for group in range(groups)], problem.loss))
     if problem.kind == "act_backward":
         z = normal(*problem.x, dtype=problem.dtype, last=True)
         masked = activation.keeps_mask()

@@ -9,7 +9,7 @@ from fastgan.ops import dispatch
 from fastgan.ops.tuning import candidates, current, problem
 
 __all__ = ["act_backward", "bn_act_forward", "bn_backward_apply", "bn_backward_sums", "conv_act_forward",
-           "conv_forward", "dgrad", "logistic_loss", "wgrad"]
+           "conv_forward", "dgrad", "gan_loss", "wgrad"]
 
 
 def _planned(name: str) -> Callable[..., Any]:
@@ -22,4 +22,4 @@ bn_act_forward = _planned("bn_act_forward")
 bn_backward_sums, bn_backward_apply = _planned("bn_backward_sums"), _planned("bn_backward_apply")
 act_backward = _planned("act_backward")
 dgrad, wgrad = _planned("dgrad"), _planned("wgrad")
-logistic_loss = _planned("logistic_loss")
+gan_loss = _planned("gan_loss")

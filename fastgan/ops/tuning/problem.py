@@ -29,6 +29,7 @@ class Problem(NamedTuple):
         groups: number of statistic groups, 0 without statistics; number of parts of a loss.
         statistics: in `bn_act_forward`, "batch" if the pass computes them from y, "given" if they are arguments, or
             "running". In `bn_backward_apply`: "given" or "running".
+        loss: the kind of `gan_loss`.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class Problem(NamedTuple):
     inplace: bool = False
     groups: int = 0
     statistics: str = ""
+    loss: str = ""
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Problem:
@@ -71,6 +73,8 @@ class Problem(NamedTuple):
             made = f"{name} {kernel}/{self.stride[0]} {made} -> {to}"
         if self.activation != "none":
             made += f" {self.activation}" + " in-place" * self.inplace
+        if self.loss:
+            made += f" {self.loss}"
         if self.statistics:
             made += f", {self.statistics} statistics"
         return f"{self.kind:18}{made}{f', {self.groups} groups' * (self.groups > 1)}, {self.dtype}"
@@ -119,15 +123,15 @@ def _act_backward(ga: Tensor, saved: Tensor, activation: Activation) -> Problem:
     return _of_images("act_backward", ga, activation, inplace, 0, "")
 
 
-def _logistic_loss(logits: Tensor, targets: Sequence[float]) -> Problem:
-    return Problem("logistic_loss", *_device(logits), _NAMES[logits.dtype], False, tuple(logits.shape),
-                   groups=len(targets))
+def _gan_loss(logits: Tensor, targets: Sequence[float], kind: str) -> Problem:
+    return Problem("gan_loss", *_device(logits), _NAMES[logits.dtype], False, tuple(logits.shape),
+                   groups=len(targets), loss=kind)
 
 
 OF: dict[str, Callable[..., Problem]] = {
     "conv_forward": _conv_forward, "conv_act_forward": _conv_act_forward, "bn_act_forward": _bn_act_forward,
     "bn_backward_sums": _bn_backward_sums, "bn_backward_apply": _bn_backward_apply, "act_backward": _act_backward,
-    "dgrad": _dgrad, "wgrad": _wgrad, "logistic_loss": _logistic_loss}
+    "dgrad": _dgrad, "wgrad": _wgrad, "gan_loss": _gan_loss}
 _NAMES = {getattr(torch, name): name for name in ("float32", "float16", "bfloat16", "float64")}
 
 
