@@ -74,7 +74,7 @@ class DCGANGenerator(nn.Module):
                        nn.BatchNorm2d(out, bn_eps, bn_momentum), nn.ReLU(inplace=True)]
             channels = out
         self.main = Chain(*layers, nn.ConvTranspose2d(channels, nc, 4, 2, 1, bias=False), nn.Tanh())
-        initialise(self, gamma_std, fix_gamma)
+        initialise(self, gamma_std, fix_gamma, label_std=0.1)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         z = z.flatten(1)
@@ -122,7 +122,7 @@ class DCGANDiscriminator(nn.Module):
             layers.append(nn.LeakyReLU(0.2, inplace=True))
             channels = out
         self.main = Chain(*layers, nn.Conv2d(channels, 1, (height >> count, width >> count), bias=False))
-        initialise(self, gamma_std, fix_gamma)
+        initialise(self, gamma_std, fix_gamma, label_std=1.0)
         if norm == "spectral":  # after the initialization of the weights
             for layer in self.main:
                 if isinstance(layer, nn.Conv2d):
@@ -134,11 +134,12 @@ class DCGANDiscriminator(nn.Module):
         return self.main(x).view(x.shape[0])
 
 
-def initialise(network: nn.Module, gamma_std: float, fix_gamma: bool) -> None:
+def initialise(network: nn.Module, gamma_std: float, fix_gamma: bool, label_std: float) -> None:
     """Initialize convolutions from N(0, 0.02), and batch normalization weights from N(1, gamma_std) or as constant 1.
 
-    Label embeddings are initialized from N(0, 0.1): with PyTorch's N(0, 1) they are as large as z, and the generator
-    learns to ignore z within a class.
+    Label embeddings are initialized from N(0, label_std), with 0.1 in the generator: with PyTorch's N(0, 1) they are as
+    large as z, and the generator learns to ignore z within a class. In the discriminator they are as large as the
+    image: with N(0, 0.1), the images of a few hundred steps are worse (docs/training.md has the figures).
     """
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -147,4 +148,4 @@ def initialise(network: nn.Module, gamma_std: float, fix_gamma: bool) -> None:
             nn.init.normal_(module.weight, 1.0, 0.0 if fix_gamma else gamma_std)
             module.weight.requires_grad_(not fix_gamma)
         elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, 0.0, 0.1)
+            nn.init.normal_(module.weight, 0.0, label_std)
