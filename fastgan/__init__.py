@@ -52,7 +52,8 @@ __all__ = ["Callback", "Config", "FastganError", "GANStep", "GraphedStep", "Pret
            "autotune", "config", "convert", "data", "errors", "export", "metrics", "models", "nn", "ops", "pictures",
            "presets", "report", "to_eager", "train", "trainer", "verify"]
 
-MOVED = {"fastgan.models.exported": "fastgan.export", "fastgan.ops.plan": "fastgan.ops.tuning",
+MOVED = {"fastgan.models.exported": "fastgan.export", "fastgan.ops.logistic_loss": "fastgan.ops.gan_loss",
+         "fastgan.ops.plan": "fastgan.ops.tuning",
          "fastgan.train.Trainer": "fastgan.Trainer", "fastgan.train.distributed": "fastgan.trainer.distributed",
          "fastgan.train.evaluate": "fastgan.trainer.evaluate"}
 _HOMES = {"Callback": "trainer", "Config": "config", "FastganError": "errors", "GANStep": "train",

@@ -373,7 +373,9 @@ def test_operator(targets, impl, dtype):
 
 @each_impl
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-def test_compiles_as_a_full_graph(dynamic, impl):
+def test_compiles_as_a_full_graph(dynamic, impl, monkeypatch):
+    monkeypatch.undo()  # the compiler knows PyTorch's own allocations
+
     def train(logits: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
         loss, score = ops.gan_loss(logits * 2, targets, impl=impl)
         return loss.sum(), score
