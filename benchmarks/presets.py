@@ -36,7 +36,7 @@ class Shown(NamedTuple):
 
 
 SHOWN = [
-    Shown("dcgan-32", {"cond": True, "ngf": 16, "ndf": 16, "batch": 64, "ema": 0.999}, 2500),
+    Shown("dcgan-32", {"cond": True, "ngf": 32, "ndf": 32, "batch": 64, "ema": 0.999}, 2500),
     # with such narrow networks G needs ten times the learning rate of D, or D becomes too strong
     Shown("dcgan-64", {"ngf": 16, "ndf": 8, "batch": 32, "lr_g": 2e-3, "lr_d": 2e-4, "ema": 0.999}, 4500),
     Shown("d2l-gan-gaussian", {}, 2500),

@@ -47,7 +47,7 @@ LIMITS = (  # the first that applies is used
     Limit("wgrad_tma tf32", "", {90: 0.55}),
     Limit("convolve", "128x128", {80: 0.45, 90: 0.55}),
     Limit("convolve", "128x64", {80: 0.8, 90: 0.8}),
-    Limit("wgrad", "128x128", {80: 0.7, 90: 0.7}),
+    Limit("wgrad", "128x128", {80: 0.5, 90: 0.5}),
     Limit("convolve_tma", "", {100: 0.8}, "the loop of sm_90, for tensor cores that are twice as fast"),
     Limit("wgrad_tma", "", {100: 0.8}, "the loop of sm_90, for tensor cores that are twice as fast"),
     Limit("convolve_tma tf32", "", {100: 0.95}, "the loop of sm_90, for tensor cores that are twice as fast"),
@@ -60,11 +60,11 @@ LIMITS = (  # the first that applies is used
     Limit("convolve tf32", "64x64", {80: 0.75, 90: 1.2, 100: 2.7}, "float32 on pointers has no larger tile"),
     Limit("convolve fold", "128x16", {80: 1.6, 90: 3.3, 100: 6.0}, "to an image: a product of 16 columns"),
     Limit("convolve run", "", {80: 1.75, 90: 3.1, 100: 6.5}, "from an image: rows of 3 channels; memory is slower"),
-    Limit("wgrad run", "", {80: 1.9, 90: 3.8, 100: 8.1}, "of an image: rows of 3 channels; memory is slower"),
-    Limit("wgrad run derivative", "", {80: 2.75, 90: 5.3, 100: 8.3}, "of an image, times act': still less than memory"),
+    Limit("wgrad run", "", {80: 1.4, 90: 2.6, 100: 5.1}, "of an image: rows of 3 channels; memory is slower"),
+    Limit("wgrad run derivative", "", {80: 2.35, 90: 5.0, 100: 10.2}, "of an image, times act': half the bytes"),
     Limit("wgrad", "16x64", {80: 2.5, 90: 5.1, 100: 9.1}, "of the layer to 1 logit: one of 16 rows is used"),
     Limit("wgrad", "128x128", {100: 1.4}, "z -> 4x4 on pointers, which channels of 200 bytes need"),
-    Limit("wgrad tf32", "64x64", {80: 1.5, 90: 1.45, 100: 3.0}, "float32 is transposed 4 bytes at a time"),
+    Limit("wgrad tf32", "64x64", {80: 0.95, 90: 1.45, 100: 3.0}, "float32 is transposed 4 bytes at a time"),
 )
 
 
