@@ -47,7 +47,7 @@ LIMITS = (  # the first that applies is used
     Limit("wgrad_tma tf32", "", {90: 0.55}),
     Limit("convolve", "128x128", {80: 0.45, 90: 0.55}),
     Limit("convolve", "128x64", {80: 0.8, 90: 0.8}),
-    Limit("wgrad", "128x128", {80: 0.5, 90: 0.5}),
+    Limit("wgrad", "128x128", {80: 0.7, 90: 0.7}),
     Limit("convolve_tma", "", {100: 0.8}, "the loop of sm_90, for tensor cores that are twice as fast"),
     Limit("wgrad_tma", "", {100: 0.8}, "the loop of sm_90, for tensor cores that are twice as fast"),
     Limit("convolve_tma tf32", "", {100: 0.95}, "the loop of sm_90, for tensor cores that are twice as fast"),

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastgan.ops import tickets
 from fastgan.ops.specs import Activation, ConvSpec
+from fastgan.ops.torch_ops import pack_bits
 from fastgan.ops.triton import fence, launch, normalize, passes, reduce, tiles, wgrad_pointer
 from fastgan.ops.triton.tiles import Tile
 from tests.near import run
@@ -174,7 +175,7 @@ def test_derivative_of_an_activation(shape, activation):
     exact = z.double().requires_grad_()
     a = {"relu": torch.relu, "tanh": torch.tanh}.get(
         activation, lambda z: torch.nn.functional.leaky_relu(z, -0.5))(exact)
-    kept = z > 0 if activation == "leaky_relu" else a.detach().float()
+    kept = pack_bits(z > 0) if activation == "leaky_relu" else a.detach().float()
     expected, = torch.autograd.grad(a, exact, ga.double())
     torch.testing.assert_close(passes.act_backward(ga, kept, act).double(), expected, rtol=1e-5, atol=1e-6)
 
