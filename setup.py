@@ -170,7 +170,10 @@ class Ninja(build_ext):
         script.write_text("\n".join(graph.lines))
         jobs = os.environ.get("MAX_JOBS")
         command = [ninja(), "-f", str(script), *([f"-j{jobs}"] if jobs else [])]
-        complete = subprocess.call([*command, "-k0", *map(str, modules.values())]) == 0
+        # nvcc compiles a file for all architectures at once, unless the number of processes is limited
+        more = "" if jobs else f" --threads={os.cpu_count()}"
+        environment = os.environ | {"NVCC_APPEND_FLAGS": os.environ.get("NVCC_APPEND_FLAGS", "") + more}
+        complete = subprocess.call([*command, "-k0", *map(str, modules.values())], env=environment) == 0
         failures = {}
         for name, module in modules.items():
             failed = not complete and subprocess.call([*command, str(module)])
