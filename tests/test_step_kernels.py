@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 
 import pytest
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from fastgan.config import TrainConfig
 from fastgan.errors import KernelError
 from fastgan.models import DCGANDiscriminator, DCGANGenerator
-from fastgan.nn import Chain
+from fastgan.nn import use
 from fastgan.ops.casts import Casts
 from fastgan.train.ema import EMA
 from fastgan.train.kernels import MOST, StepKernels
@@ -233,12 +232,10 @@ def test_a_memory_format_that_changes_between_steps(impl, precision, ema):
     ours = []
     for changed in (False, True):
         torch.manual_seed(0)
-        networks = DCGANGenerator(nz=8, ngf=8, image_size=16), DCGANDiscriminator(ndf=8, image_size=16)
-        for module in itertools.chain(*(network.modules() for network in networks)):
-            if isinstance(module, Chain):
-                module.impl = impl
+        networks = (use(DCGANGenerator(nz=8, ngf=8, image_size=16), impl),
+                    use(DCGANDiscriminator(ndf=8, image_size=16), impl))
         step, real = GANStep(*networks, nz=8, precision=precision, ema=ema), torch.randn(4, 3, 16, 16)
-        for scale in step.scale.tensors()[:1]:
+        for scale in step.scale.tensors()[:1]:  # the initial one overflows, and updates would be skipped
             scale.fill_(256.0)
         step(real)
         for network in networks if changed else ():

@@ -60,13 +60,15 @@ def _class(logits: Tensor, label: int) -> LossAndScore:
 
 
 def _mean(logits: Tensor, *_: Any) -> LossAndScore:
-    return logits.mean(), logits.detach().mean()
+    mean = logits.mean()
+    return mean, mean.detach()
 
 
 def _score(loss: Tensor, logits: Tensor) -> LossAndScore:
     return loss, logits.detach().mean()
 
 
+_WGAN = _of_kind("wgan", _as_real("wgan"))
 # only those of `ops.gan_loss` use `smoothing` and `impl`
 LOSSES = {
     "bce": _of_kind("logistic", _as_real("logistic")),
@@ -76,8 +78,8 @@ LOSSES = {
     "least-squares": Loss(lambda x, *_: _score((x - 1).square().mean() / 2, x),
                           lambda x, *_: _score(x.square().mean() / 2, x), lambda x, *_: (x - 1).square().mean() / 2),
     "hinge": _of_kind("hinge", _as_real("wgan")),
-    "wgan": _of_kind("wgan", _as_real("wgan")),
-    "wgan-gp": _of_kind("wgan", _as_real("wgan")),
+    "wgan": _WGAN,
+    "wgan-gp": _WGAN,
 }
 
 

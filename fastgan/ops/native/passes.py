@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastgan.errors import FastganError
 from fastgan.ops import reference
-from fastgan.ops.layout import channels_last
+from fastgan.ops.layout import channels_last, nchw, nhwc
 from fastgan.ops.native import convolve, extension
 from fastgan.ops.native.convolve import dgrad, wgrad
 from fastgan.ops.reference import gan_loss
@@ -63,14 +63,14 @@ def act_backward(ga: Tensor, saved: Tensor, activation: Activation) -> Tensor:
 
 def _packed(condition: Tensor) -> Tensor:
     """`torch_ops.pack_bits` on a CPU, where NumPy is several times as fast as PyTorch's operators."""
-    return torch.from_numpy(np.packbits(condition.permute(0, 2, 3, 1).flatten().numpy(), bitorder="little"))
+    return torch.from_numpy(np.packbits(nhwc(condition).numpy(), bitorder="little"))
 
 
 def _unpacked(bits: Tensor, like: Tensor) -> Tensor:
     """`torch_ops.unpack_bits` on a CPU."""
     n, c, h, w = like.shape
     flat = torch.from_numpy(np.unpackbits(bits.numpy(), count=like.numel(), bitorder="little"))
-    return flat.view(n, h, w, c).permute(0, 3, 1, 2).view(torch.bool)
+    return nchw(flat.view(n, h, w, c)).view(torch.bool)
 
 
 def batch_stats(y: Tensor, groups: int, eps: float | None = None, running: RunningStats | None = None,

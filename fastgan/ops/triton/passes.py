@@ -56,7 +56,7 @@ def bn_backward_apply(ga: Tensor, y: Tensor, stats: Tensor, gamma: Tensor | None
 
 
 def act_backward(ga: Tensor, saved: Tensor, activation: Activation) -> Tensor:
-    return nchw(normalize.act_backward(nhwc(ga), saved if saved.dim() == 1 else nhwc(saved), activation))
+    return nchw(normalize.act_backward(nhwc(ga), _kept(saved), activation))
 
 
 def dgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec) -> Tensor:
@@ -75,9 +75,14 @@ def wgrad(g: Tensor, x: Tensor, weight: Tensor, conv: ConvSpec, saved: Tensor | 
     given = coarse, fine, (weight.shape[2], weight.shape[3]), conv.stride, conv.padding, weight.dtype
     gw = gemm_descriptor.wgrad(*given, precision=_precision(x)) if saved is None else None
     if gw is None:
-        saved = saved if saved is None or saved.dim() == 1 else nhwc(saved)
+        saved = None if saved is None else _kept(saved)
         gw = wgrad_pointer.wgrad(*given, precision=_precision(x), saved=saved, activation=activation)
     return nchw(gw)
+
+
+def _kept(saved: Tensor) -> Tensor:
+    """a as [N, H, W, C]; the bits of a mask as they are."""
+    return saved if saved.dim() == 1 else nhwc(saved)
 
 
 def _precision(x: Tensor) -> str:
