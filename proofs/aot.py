@@ -35,7 +35,7 @@ from fastgan.ops.numerics import PRECISIONS
 from proofs import compiled, gates
 from proofs.compiled import Binary, Job
 from proofs.gates import DEVICES
-from proofs.launches import record, training_step
+from proofs.launches import fetch, record, training_step
 
 ROOT = Path(__file__).resolve().parent.parent
 BASELINE = ROOT / "docs" / "results" / "aot.csv"
@@ -72,12 +72,14 @@ FULL = tuple(Case(*each) for each in itertools.product(PRESETS, BATCHES, TENSOR_
 
 
 def recorded(case: Case) -> dict[str, Job]:
-    """The jobs of a case, with D on both halves of its batch in one call and in two."""
+    """The jobs of a case, with D on both halves of its batch in one call and in two, and of fetching the batch."""
     configs = [presets.get(case.preset)]
     if case.preset == "dcgan-64":
         configs.append(presets.get(case.preset, norm_d="spectral", loss="hinge"))
-    return {key: job for config in configs for together in (True, False) for key, job in compiled.jobs(
-        record(training_step(config, case.batch, case.precision, together=together), case.arch), case.arch).items()}
+    steps = [training_step(config, case.batch, case.precision, together=together) for config in configs
+             for together in (True, False)]
+    return {key: job for step in [*steps, fetch(configs[0], case.batch)]
+            for key, job in compiled.jobs(record(step, case.arch), case.arch).items()}
 
 
 def collect(found: Iterable[tuple[Case, dict[str, Job]]]) -> tuple[list[Job], dict[str, list[Case]]]:

@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 
 from fastgan.config import Config, data_shape
+from fastgan.data.dataset import MemoryDataset
+from fastgan.data.resident import Resident
 from fastgan.errors import FastganError
 from fastgan.models import build
 from fastgan.nn import Chain, use
 from fastgan.ops import dispatch
 from fastgan.ops.numerics import PRECISIONS
+from fastgan.train.kernels import StepKernels
 from fastgan.train.step import GANStep, Savings
 
 
@@ -114,3 +117,12 @@ def training_step(config: Config, batch: int, precision: str, *, together: bool 
                    savings=Savings(together=together, keep_casts=True))
     real = torch.empty(batch, *data_shape(config)).to(memory_format=torch.channels_last)
     return lambda: step(real)
+
+
+def fetch(config: Config, batch: int) -> Callable[[], object]:
+    """A batch from a data set on the device, mirrored and with labels, as a function to `record`."""
+    data = torch.empty(2 * batch, *data_shape(config), dtype=torch.uint8)
+    dataset = MemoryDataset(name="", data=data, labels=torch.zeros(len(data), dtype=torch.int64))
+    device = torch.device("cpu")
+    feed = Resident(dataset, replace(config.data, batch=batch, flip=True), 0, device)
+    return lambda: feed.fetch(StepKernels("triton", device).gather)

@@ -2,10 +2,10 @@
 
     python -m proofs.pdl --arch 90 100 120
 
-Each kernel of training steps of dcgan-64, without and with spectral normalization, is compiled with programmatic
-dependent launch. In PTX and machine code, there may be no access to global memory before the wait, and no branch around
-it. This detects accesses that the compiler has moved, which a simulator that runs one kernel after another does not.
-The exit status is 1 if a kernel fails.
+Each kernel of training steps of dcgan-64, without and with spectral normalization, and of fetching a batch, is compiled
+with programmatic dependent launch. In PTX and machine code, there may be no access to global memory before the wait,
+and no branch around it. This detects accesses that the compiler has moved, which a simulator that runs one kernel after
+another does not. The exit status is 1 if a kernel fails.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fastgan import presets
 from fastgan.ops.triton.launch import dependent_launch
 from proofs import assembly, compiled
 from proofs.compiled import Job
-from proofs.launches import record, training_step
+from proofs.launches import fetch, record, training_step
 
 # (the wait, instructions that may not precede it), in PTX and in the listing of nvdisasm
 PTX = r"griddepcontrol\.wait", r"\b(ld|st|atom|red)\.(?!param|shared)|\b(cp|prefetch|mbarrier|call|brx)\b"
@@ -41,10 +41,11 @@ def early(text: str, wait: str, access: str) -> str:
 
 
 def jobs(arch: int) -> list[Job]:
-    """One launch of each kernel of a step."""
+    """One launch of each kernel of a step, and of the kernel that fetches its batch."""
     configs = presets.get("dcgan-64"), presets.get("dcgan-64", norm_d="spectral", loss="hinge")
+    steps = [fetch(configs[0], 128), *(training_step(config, 128, "bf16") for config in configs)]
     with dependent_launch():
-        launches = [launch for config in configs for launch in record(training_step(config, 128, "bf16"), arch)]
+        launches = [launch for step in steps for launch in record(step, arch)]
     return list(compiled.jobs(list({launch.name: launch for launch in launches}.values()), arch).values())
 
 

@@ -22,7 +22,7 @@ from fastgan import presets
 from fastgan.nn import Chain
 from fastgan.ops.native import extension
 from fastgan.ops.triton import launch
-from proofs.launches import record, training_step
+from proofs.launches import fetch, record, training_step
 from tests.test_kernel_gradients import LAUNCHING
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -75,6 +75,10 @@ def test_launches_of_a_step(precision, sums):
     """A step of dcgan-64, forward and backward, with D on real and fake images in one call."""
     launches = record(training_step(presets.get("dcgan-64"), 128, precision), 90)
     assert Counter(one.name.replace("_tma", "") for one in launches) == {**LAUNCHES, "sum_kernel": sums}
+
+
+def test_launches_of_a_batch():
+    assert [one.name for one in record(fetch(presets.get("dcgan-64"), 128), 90)] == ["gather_kernel"]
 
 
 SPECTRAL = {"triton spectral_rows": 3, "triton spectral_columns": 3, "triton spectral_scale": 3,

@@ -14,7 +14,7 @@ import torch
 from benchmarks import launches
 from fastgan.ops import numerics
 from fastgan.verify import kinks
-from proofs.ptx import gan_loss, operations, rule, simulator, traffic
+from proofs.ptx import batch, gan_loss, operations, rule, simulator, traffic
 
 KERNEL = """.visible .entry k(
 \t.param .u64 k_param_0
@@ -165,3 +165,13 @@ def test_the_loss_is_tried_in_every_way():
     quick = list(gan_loss.runs(quick=True))
     assert {run.arch for run in quick} == {80, 90} and len({run.precision for run in quick}) == 3
     assert {(run.kind, run.targets, run.size, run.sure) for run in quick} == set(gan_loss.PARTS)
+
+
+def test_an_inaccurate_or_wrong_batch_is_found():
+    run = next(batch.runs(quick=True))
+    assert run.flip and run.labels
+    eager = batch.gathered(run, None)
+    assert batch.compare(eager, eager, run.unit_range)[1] == []
+    off = {**eager, "images 1": eager["images 1"] + 1e-6, "labels 2": eager["labels 2"] + 1}
+    used, wrong = batch.compare(off, eager, run.unit_range)
+    assert used > 1 and len(wrong) == 2 and wrong[0].startswith("labels 2") and wrong[1].startswith("images 1")

@@ -19,7 +19,7 @@ from fastgan.config import DataConfig
 from fastgan.data.dataset import Dataset, MemoryDataset
 from fastgan.data.loader import LoaderState
 from fastgan.data.order import WHOLE, Shard
-from fastgan.data.resident import Resident
+from fastgan.data.resident import Gather, Resident
 from fastgan.data.streamed import Streamed
 
 
@@ -38,12 +38,12 @@ class Feed(Protocol):
         image.
         """
 
-    def fetch(self) -> tuple[Tensor, Tensor | None]:
+    def fetch(self, gather: Gather | None = None) -> tuple[Tensor, Tensor | None]:
         """The prepared batch: images float32 (B, C, H, W) in the networks' range, channels_last, or points (B, 2);
         labels int64 (B,) or None.
 
         Runs on the device only and reads tensors whose addresses do not change. The result is valid until the next
-        `prepare`.
+        `prepare`. gather: a kernel that does this in one launch, or returns False.
         """
 
     def done(self) -> None:

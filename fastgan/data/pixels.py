@@ -107,12 +107,17 @@ def to_model_range(batch: Tensor, *, flip: bool, unit_range: bool, dtype: torch.
     if batch.is_floating_point():
         return batch.to(dtype)
     if flip:
-        mirrored = shard.take(torch.rand(len(batch) * shard.of, dtype=torch.float32, device=batch.device)) < 0.5
+        mirrored = draws_of_flips(batch, shard) < 0.5
         batch = torch.where(mirrored[:, None, None, None], batch.flip(-1), batch)
     # scale in float32 and round once: subtracting 1 in half precision would lose the gray levels near 0
     images = batch.to(torch.promote_types(dtype, torch.float32), memory_format=torch.channels_last)
     images = images * (1 / 255) if unit_range else images * (2 / 255) - 1
     return images.to(dtype)
+
+
+def draws_of_flips(batch: Tensor, shard: Shard) -> Tensor:
+    """Random numbers float32 (B,) in [0, 1), one for each image of the batch: images below 0.5 are mirrored."""
+    return shard.take(torch.rand(len(batch) * shard.of, dtype=torch.float32, device=batch.device))
 
 
 def to_uint8(images: Tensor, unit_range: bool) -> Tensor:

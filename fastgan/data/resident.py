@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -13,9 +15,10 @@ from fastgan.config import DataConfig
 from fastgan.data.dataset import MemoryDataset
 from fastgan.data.loader import LoaderState, make_order
 from fastgan.data.order import WHOLE, Position, Shard
-from fastgan.data.pixels import to_model_range
+from fastgan.data.pixels import draws_of_flips, to_model_range
 
 MAX_QUEUED = 2**22  # indices, 32 MiB
+Gather = Callable[..., bool]  # with the arguments of `fastgan.ops.triton.inputs.gather`
 
 
 class Resident:
@@ -49,9 +52,17 @@ class Resident:
         self._size = self._order.size(self._position)
         return self._size
 
-    def fetch(self) -> tuple[Tensor, Tensor | None]:
-        chosen = self._queue.index_select(0, self._cursor)[0, : self._size]
+    def fetch(self, gather: Gather | None = None) -> tuple[Tensor, Tensor | None]:
         # a warm-up may fetch more batches than are queued: it then reads old rows, never beyond the queue
+        if gather is not None and self._data.dtype == torch.uint8:
+            images = torch.empty(self._size, *self._data.shape[1:], dtype=torch.float32, device=self._data.device,
+                                 memory_format=torch.channels_last)
+            labels = None if self._labels is None else self._labels.new_empty(self._size)
+            draws = draws_of_flips(images, self._order.shard) if self.config.flip else None
+            if gather(self._data, self._labels, self._queue, self._cursor, draws, self.config.unit_range, images,
+                      labels):
+                return images, labels
+        chosen = self._queue.index_select(0, self._cursor)[0, : self._size]
         self._cursor.add_(1).remainder_(len(self._queue))
         images = to_model_range(self._data.index_select(0, chosen), flip=self.config.flip,
                                 unit_range=self.config.unit_range, dtype=torch.float32, shard=self._order.shard)

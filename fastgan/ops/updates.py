@@ -1,4 +1,5 @@
-"""Operators of `torch.library` that fill inputs, update by Adam and end a step. Dispatch modes see what they modify.
+"""Operators of `torch.library` that gather a batch, fill inputs, update by Adam and end a step. Dispatch modes see what
+they modify.
 
 Only Triton computes them; `update.py`, `inputs.py` and `finish.py` in `fastgan/ops/triton` describe the arguments.
 """
@@ -14,6 +15,8 @@ from torch import Tensor
 from fastgan.ops.register import register
 
 SCHEMAS = {
+    "gather": "(Tensor data, Tensor? labels, Tensor queue, Tensor(a!) cursor, Tensor? draws, bool unit_range, "
+              "Tensor(b!) images, Tensor(c!)? chosen) -> ()",
     "copy_unless": "(Tensor halted, Tensor[] sources, Tensor(a!)[] targets) -> ()",
     "gradient_norm": "(Tensor[] grads, Tensor loss, Tensor skip, float clip) -> Tensor",
     # copied: indices of the parameters with a 16-bit copy; averages: empty, or one for each parameter
@@ -23,6 +26,13 @@ SCHEMAS = {
     "finish_step": "(Tensor images, Tensor[] metrics, Tensor skip, Tensor(a!) halted, Tensor(b!) t, Tensor(c!) rows, "
                    "int losses, bool scaled, bool real_first) -> Tensor",
 }
+
+
+def _gather(data: Tensor, labels: Tensor | None, queue: Tensor, cursor: Tensor, draws: Tensor | None, unit_range: bool,
+            images: Tensor, chosen: Tensor | None) -> None:
+    from fastgan.ops.triton import inputs
+
+    inputs.gather(data, labels, queue, cursor, draws, unit_range, images, chosen)
 
 
 def _copy_unless(halted: Tensor, sources: list[Tensor], targets: list[Tensor]) -> None:
@@ -58,13 +68,15 @@ def _finish_step(images: Tensor, metrics: list[Tensor], skip: Tensor, halted: Te
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
-    "copy_unless": _copy_unless, "gradient_norm": _gradient_norm, "adam": _adam, "finish_step": _finish_step}
+    "gather": _gather, "copy_unless": _copy_unless, "gradient_norm": _gradient_norm, "adam": _adam,
+    "finish_step": _finish_step}
 _FAKES: dict[str, Callable[..., Any]] = {
-    "copy_unless": lambda *_: None,
+    "gather": lambda *_: None, "copy_unless": lambda *_: None,
     "gradient_norm": lambda grads, *_: grads[0].new_empty(3), "adam": lambda *_: None,
     "finish_step": lambda images, metrics, skip, halted, t, rows, *_: rows.new_empty(2)}
 
 register(SCHEMAS, IMPLEMENTATIONS, _FAKES)
+gather: Callable[..., None] = torch.ops.fastgan.gather
 copy_unless: Callable[..., None] = torch.ops.fastgan.copy_unless
 gradient_norm: Callable[..., Tensor] = torch.ops.fastgan.gradient_norm
 adam: Callable[..., None] = torch.ops.fastgan.adam

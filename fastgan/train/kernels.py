@@ -1,8 +1,8 @@
-"""The parts of a step outside of its networks as Triton kernels: one launch fills the buffers, two update a network,
-and one ends the step.
+"""The parts of a step outside of its networks as Triton kernels: one launch gathers the batch, one fills the buffers,
+two update a network, and one ends the step.
 
 `GANStep` uses them if Triton computes its networks. If they do not support a case (float64, another optimizer, many
-parameters), or fail, these methods return None, and PyTorch operators compute the same.
+parameters), or fail, PyTorch operators compute the same.
 """
 
 from __future__ import annotations
@@ -42,6 +42,16 @@ class StepKernels:
         """Whether Triton computes the networks, and no kernel has failed."""
         engine = engines.named(self._impl, self._device, torch.float32)
         return not self._failed and engines.has_triton(engine, self._device)
+
+    def gather(self, *arguments: Any) -> bool:
+        """Gather a batch (`fastgan.ops.triton.inputs.gather`). Returns False if nothing was gathered."""
+        if self.available:
+            try:
+                updates.gather(*arguments)
+                return True
+            except KernelError as error:
+                self._give_up(error)
+        return False
 
     def copy_unless(self, halted: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> None:
         """Copy each source to its target, in the target's dtype, unless `halted` () is 1."""

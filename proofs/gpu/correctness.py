@@ -10,6 +10,7 @@ from torch import Tensor
 
 from proofs.gpu import jobs, library
 from proofs.gpu.child import Worker
+from proofs.ptx import batch
 
 BATCH = int(jobs.CHECKED)
 STEPS = 10
@@ -33,6 +34,16 @@ def passes(worker: Worker) -> None:
         found = library.passes(precision, BATCH)
         worker.each([(name, partial(_examine, worker, name, problem, variant, precision))
                      for name, problem in found.items()], engine=variant, precision=precision)
+    if variant == "triton":
+        worker.each([(str(run), partial(_batch, worker, run)) for run in batch.runs(quick=True)], engine=variant)
+
+
+def _batch(worker: Worker, run: batch.Run) -> None:
+    """A batch gathered from a data set on the device."""
+    ours, eager = (batch.gathered(run, gather, library.DEVICE) for gather in (batch.by_kernel, None))
+    used, wrong = batch.compare(ours, eager, run.unit_range)
+    worker.row(str(run), "of the allowed error", used, engine="triton", result="wrong" if wrong else "ok",
+               note="; ".join(wrong))
 
 
 def _examine(worker: Worker, name: str, problem: object, variant: str, precision: str) -> None:

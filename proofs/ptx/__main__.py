@@ -5,7 +5,8 @@
 operations  blocks of many shapes in every tile, with 2, 4 and 8 warps and 1 to 4 pipeline stages, in bfloat16, float16,
             tf32 and float32, compiled for sm_80 and sm_90: no race, no access out of bounds, no read of uninitialized
             memory, bit for bit the same results in every tested order of execution, and the error of every output,
-            gradient and running statistic within the limit; the same for the loss and spectral normalization
+            gradient and running statistic within the limit; the same for the loss, spectral normalization and the
+            kernel that gathers a batch
 training    three steps of dcgan-64 at full width, every launch simulated, compared with float64 and eager PyTorch
 replays     steps of dcgan-64 replayed like a CUDA graph, bit for bit equal to eager steps
 traffic     bytes and operations of each launch of a step, compared with those of its layer; written to a CSV file
@@ -47,7 +48,7 @@ def prove(options: argparse.Namespace) -> int:
     except ImportError as error:
         print(f"Triton cannot be imported ({error}): nothing was executed")
         return 0
-    from proofs.ptx import gan_loss, operations, replays, simulator, spectral, traffic, training
+    from proofs.ptx import batch, gan_loss, operations, replays, simulator, spectral, traffic, training
 
     ptxsim = simulator.find(options.ptxsim)
     if ptxsim is None:
@@ -58,6 +59,7 @@ def prove(options: argparse.Namespace) -> int:
         failures += operations.prove(ptxsim, options.quick, options.match)
         failures += gan_loss.prove(ptxsim, options.quick, options.match)
         failures += spectral.prove(ptxsim, options.quick, options.match)
+        failures += batch.prove(ptxsim, options.quick, options.match)
     if "training" in options.only:
         failures += training.prove(ptxsim, options.quick, options.match)
     if "replays" in options.only:
