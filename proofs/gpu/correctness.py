@@ -35,14 +35,14 @@ def passes(worker: Worker) -> None:
         worker.each([(name, partial(_examine, worker, name, problem, variant, precision))
                      for name, problem in found.items()], engine=variant, precision=precision)
     if variant == "triton":
-        worker.each([(str(run), partial(_batch, worker, run)) for run in batch.runs(quick=True)], engine=variant)
+        worker.each([(run.words, partial(_batch, worker, run)) for run in batch.runs(quick=True)], engine=variant)
 
 
 def _batch(worker: Worker, run: batch.Run) -> None:
     """A batch gathered from a data set on the device."""
     ours, eager = (batch.gathered(run, gather, library.DEVICE) for gather in (batch.by_kernel, None))
     used, wrong = batch.compare(ours, eager, run.unit_range)
-    worker.row(str(run), "of the allowed error", used, engine="triton", result="wrong" if wrong else "ok",
+    worker.row(run.words, "of the allowed error", used, engine="triton", result="wrong" if wrong else "ok",
                note="; ".join(wrong))
 
 

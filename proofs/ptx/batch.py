@@ -36,8 +36,13 @@ class Run(NamedTuple):
     unit_range: bool
 
     def __str__(self) -> str:
-        return (f"sm_{self.arch} batch of {'x'.join(map(str, self.shape))}{' mirrored' * self.flip}"
-                f"{' with labels' * self.labels}{' in [0, 1]' * self.unit_range}")
+        return f"sm_{self.arch} {self.words}"
+
+    @property
+    def words(self) -> str:
+        """The run without the architecture."""
+        return (f"batch of {'x'.join(map(str, self.shape))}{' mirrored' * self.flip}{' with labels' * self.labels}"
+                f"{' in [0, 1]' * self.unit_range}")
 
 
 def runs(quick: bool) -> Iterator[Run]:
