@@ -18,15 +18,9 @@ from fastgan.data.dataset import Dataset, MemoryDataset
 from fastgan.data.order import Order, Position
 from fastgan.data.resident import Resident
 from fastgan.data.streamed import Streamed
-from fastgan.errors import FastganError, KernelError
-from fastgan.ops import updates
-from fastgan.train.kernels import StepKernels
+from fastgan.errors import FastganError
 from tests.streams import Machine
 from tests.test_data import decoding_threads, noise, write_images
-
-pytest.importorskip("triton")
-from fastgan.ops.triton import inputs
-from fastgan.ops.triton.launch import INTERPRETED, launch
 
 CPU, CUDA, META = torch.device("cpu"), torch.device("cuda"), torch.device("meta")
 POLICIES = ["drop", "keep", "pad", "rollover"]
@@ -117,36 +111,6 @@ def test_batches_are_the_loaders(case):
     assert torch.equal(torch.get_rng_state(), random_state)
     assert feed.steps_per_epoch == Loader(case.dataset, case.config, SEED).steps_per_epoch
     feed.close()
-
-
-@pytest.mark.skipif(not INTERPRETED, reason="compiled kernels run in proofs.ptx, and on a GPU")
-@pytest.mark.parametrize("last_batch", POLICIES)
-@kinds("resident", "resident-unlabelled-unit", "resident-points")
-def test_the_kernel_gathers_the_same(case, monkeypatch):
-    """Images, labels, positions and random state, in programs that are smaller than an image; points are not images."""
-    monkeypatch.setattr(inputs, "_TILE", inputs._TILE._replace(rows=64))
-    calls = []
-    monkeypatch.setattr(inputs, "launch", lambda *args, **given: calls.append(args[0]) or launch(*args, **given))
-    torch.manual_seed(0)
-    expected, random_state = case.expected(9), torch.get_rng_state()
-    torch.manual_seed(0)
-    feed, gather = case.feed(), StepKernels("triton", CPU).gather
-    assert_same([step(feed, gather) for _ in range(9)], expected)
-    assert torch.equal(torch.get_rng_state(), random_state)
-    assert calls == ([inputs.gather_kernel] * 9 if case.dataset.shape == (3, 8, 8) else [])
-
-
-def test_without_the_kernel_pytorch_gathers(monkeypatch):
-    case = Case("resident", Path(), "drop", flip=False)
-    kernels = StepKernels("triton", CPU)
-
-    def fail(*_: object) -> None:
-        raise KernelError("gather_kernel: no")
-
-    monkeypatch.setattr(updates, "gather", fail)
-    feed, expected = case.feed(), case.expected(3)
-    with pytest.warns(UserWarning, match="gather_kernel: no; the step continues with PyTorch operators"):
-        assert_same([step(feed, kernels.gather) for _ in range(3)], expected)
 
 
 @pytest.mark.parametrize("queued, rows", [(3, 1), (8, 2)], ids=["less-than-a-batch", "two-batches"])

@@ -1,8 +1,8 @@
 """Part one, the batch: the kernel that gathers it from a data set, on each architecture, under every schedule.
 
 Images with 1, 3 and 4 channels, of sizes that fill a program and of odd sizes; with and without labels and mirroring;
-three batches of a queue of two rows, the last ones shorter. Pixels are compared with float64, labels and the cursor
-must be equal.
+three batches from a queue of two rows, the last of which is short. Pixels are compared with float64; labels and the
+cursor must be equal.
 """
 
 from __future__ import annotations
