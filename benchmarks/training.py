@@ -39,7 +39,8 @@ class StepsWithData(Job):
         like = torch.empty(workload.batch, *data.shape[1:], device=device).contiguous(memory_format=layout)
         step: Any = make_step(networks(config, device, layout), config, replace(implementation, graph=False), like)
         if isinstance(step, GANStep):
-            feed = make_feed(MemoryDataset(name="random", data=data), config.data, 0, device)
+            feed = make_feed(MemoryDataset(name="random", data=data), config.data, 0, device,
+                             gather=step.kernels.gather)
             fetch_step = FetchStep(feed, step, tuple(data.shape[1:]), [workload.batch], False)
             self.step: Any = GraphedStep(fetch_step) if implementation.graph else fetch_step
 

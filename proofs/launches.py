@@ -124,5 +124,6 @@ def fetch(config: Config, batch: int) -> Callable[[], object]:
     data = torch.empty(2 * batch, *data_shape(config), dtype=torch.uint8)
     dataset = MemoryDataset(name="", data=data, labels=torch.zeros(len(data), dtype=torch.int64))
     device = torch.device("cpu")
-    feed = Resident(dataset, replace(config.data, batch=batch, flip=True), 0, device)
-    return lambda: feed.fetch(StepKernels("triton", device).gather)
+    feed = Resident(dataset, replace(config.data, batch=batch, flip=True), 0, device,
+                    gather=StepKernels("triton", device).gather)
+    return feed.fetch

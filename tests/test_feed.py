@@ -75,9 +75,9 @@ def case(kind: str, last_batch: str, tmp_path: Path) -> Case:
     return Case(kind, tmp_path, last_batch)
 
 
-def step(feed: Feed, gather: resident.Gather | None = None) -> tuple[int, Batch, dict]:
+def step(feed: Feed) -> tuple[int, Batch, dict]:
     size = feed.prepare()
-    images, labels = feed.fetch(gather)
+    images, labels = feed.fetch()
     batch = images.clone(), None if labels is None else labels.clone()
     feed.done()
     return size, batch, feed.state_dict()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fastgan.data.resident import Resident
 from fastgan.errors import KernelError
 from fastgan.ops import updates
 from fastgan.train.kernels import StepKernels
-from tests.test_feed import CPU, POLICIES, Case, assert_same, kinds, step
+from tests.test_feed import CPU, POLICIES, SEED, Case, assert_same, kinds, step
 
 pytest.importorskip("triton")
 from fastgan.ops.triton import inputs
@@ -28,20 +29,20 @@ def test_the_kernel_gathers_the_same(kind, last_batch, tmp_path, monkeypatch):
     torch.manual_seed(0)
     expected, random_state = case.expected(9), torch.get_rng_state()
     torch.manual_seed(0)
-    feed, gather = case.feed(), StepKernels("triton", CPU).gather
-    assert_same([step(feed, gather) for _ in range(9)], expected)
+    feed = Resident(case.dataset, case.config, SEED, CPU, gather=StepKernels("triton", CPU).gather)
+    assert_same([step(feed) for _ in range(9)], expected)
     assert torch.equal(torch.get_rng_state(), random_state)
     assert calls == ([inputs.gather_kernel] * 9 if case.dataset.shape == (3, 8, 8) else [])
 
 
 def test_without_the_kernel_pytorch_gathers(tmp_path, monkeypatch):
     case = Case("resident", tmp_path, "drop", flip=False)
-    kernels = StepKernels("triton", CPU)
 
     def fail(*_: object) -> None:
         raise KernelError("gather_kernel: no")
 
     monkeypatch.setattr(updates, "gather", fail)
-    feed, expected = case.feed(), case.expected(3)
+    feed = Resident(case.dataset, case.config, SEED, CPU, gather=StepKernels("triton", CPU).gather)
+    expected = case.expected(3)
     with pytest.warns(UserWarning, match="gather_kernel: no; the step continues with PyTorch operators"):
-        assert_same([step(feed, kernels.gather) for _ in range(3)], expected)
+        assert_same([step(feed) for _ in range(3)], expected)

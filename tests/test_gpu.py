@@ -149,7 +149,8 @@ def test_data_on_the_device_without_one_wait(impl):
     """
     step = make(impl, "bf16", history=50)
     data = torch.randint(256, (640, 3, 64, 64), dtype=torch.uint8)
-    feed = make_feed(MemoryDataset(name="noise", data=data), DataConfig(batch=16, flip=True), 0, DEVICE)
+    feed = make_feed(MemoryDataset(name="noise", data=data), DataConfig(batch=16, flip=True), 0, DEVICE,
+                     gather=step.kernels.gather)
     fed = FetchStep(feed, step, (3, 64, 64), [16], False)
     graphed = GraphedStep(fed)
     fed.prepare()

@@ -38,12 +38,12 @@ class Feed(Protocol):
         image.
         """
 
-    def fetch(self, gather: Gather | None = None) -> tuple[Tensor, Tensor | None]:
+    def fetch(self) -> tuple[Tensor, Tensor | None]:
         """The prepared batch: images float32 (B, C, H, W) in the networks' range, channels_last, or points (B, 2);
         labels int64 (B,) or None.
 
         Runs on the device only and reads tensors whose addresses do not change. The result is valid until the next
-        `prepare`. gather: a kernel that does this in one launch, or returns False.
+        `prepare`.
         """
 
     def done(self) -> None:
@@ -63,7 +63,8 @@ class Feed(Protocol):
         """Stop the threads, if there are any."""
 
 
-def make_feed(dataset: Dataset, config: DataConfig, seed: int, device: torch.device, shard: Shard = WHOLE) -> Feed:
+def make_feed(dataset: Dataset, config: DataConfig, seed: int, device: torch.device, shard: Shard = WHOLE,
+              gather: Gather | None = None) -> Feed:
     """A source of batches on the device, for a captured step.
 
     Data in memory that needs no more than `config.gpu_data_gb` is kept on the device as a whole; other batches are
@@ -75,11 +76,12 @@ def make_feed(dataset: Dataset, config: DataConfig, seed: int, device: torch.dev
         seed: seed of the order.
         device: the device of the batches.
         shard: the part of each batch that the feed provides; by default all of it.
+        gather: a kernel that gathers images on the device in one launch, or returns False.
 
     Raises:
         FastganError: for a batch larger than the data, and for `balanced` without labels.
     """
     if isinstance(dataset, MemoryDataset) and (
             device.type == "cpu" or dataset.bytes_in_memory / 1e9 <= config.gpu_data_gb):
-        return Resident(dataset, config, seed, device, shard)
+        return Resident(dataset, config, seed, device, shard, gather)
     return Streamed(dataset, config, seed, device, shard)

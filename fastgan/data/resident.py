@@ -28,7 +28,7 @@ class Resident:
     """
 
     def __init__(self, dataset: MemoryDataset, config: DataConfig, seed: int, device: torch.device,
-                 shard: Shard = WHOLE) -> None:
+                 shard: Shard = WHOLE, gather: Gather | None = None) -> None:
         self.config = config
         self._name = dataset.name
         self._order = make_order(dataset, config, seed, shard)
@@ -41,6 +41,7 @@ class Resident:
         self._queue = torch.zeros(rows, self._size, dtype=torch.int64, device=device)
         self._cursor = torch.zeros(1, dtype=torch.int64, device=device)
         self._ahead = 0  # queued rows that no step has used yet
+        self._gather = gather
 
     @property
     def steps_per_epoch(self) -> int:
@@ -52,15 +53,15 @@ class Resident:
         self._size = self._order.size(self._position)
         return self._size
 
-    def fetch(self, gather: Gather | None = None) -> tuple[Tensor, Tensor | None]:
+    def fetch(self) -> tuple[Tensor, Tensor | None]:
         # a warm-up may fetch more batches than are queued: it then reads old rows, never beyond the queue
-        if gather is not None and self._data.dtype == torch.uint8:
+        if self._gather is not None and self._data.dtype == torch.uint8:
             images = torch.empty(self._size, *self._data.shape[1:], dtype=torch.float32, device=self._data.device,
                                  memory_format=torch.channels_last)
             labels = None if self._labels is None else self._labels.new_empty(self._size)
             draws = draws_of_flips(images, self._order.shard) if self.config.flip else None
-            if gather(self._data, self._labels, self._queue, self._cursor, draws, self.config.unit_range, images,
-                      labels):
+            if self._gather(self._data, self._labels, self._queue, self._cursor, draws, self.config.unit_range, images,
+                            labels):
                 return images, labels
         chosen = self._queue.index_select(0, self._cursor)[0, : self._size]
         self._cursor.add_(1).remainder_(len(self._queue))

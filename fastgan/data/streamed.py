@@ -15,7 +15,6 @@ from fastgan.data.dataset import Dataset, MemoryDataset
 from fastgan.data.loader import Loader, LoaderState
 from fastgan.data.order import WHOLE, Shard
 from fastgan.data.pixels import to_model_range
-from fastgan.data.resident import Gather
 from fastgan.errors import FastganError
 
 cuda = torch.cuda  # tests replace it by simulated streams
@@ -53,7 +52,7 @@ class Streamed:
             self._take()
         return self._size
 
-    def fetch(self, gather: Gather | None = None) -> tuple[Tensor, Tensor | None]:
+    def fetch(self) -> tuple[Tensor, Tensor | None]:
         images, *labels = (buffer[: self._size] for buffer in self._static)
         images = to_model_range(images, flip=self.config.flip, unit_range=self.config.unit_range, dtype=torch.float32,
                                 shard=self._shard)

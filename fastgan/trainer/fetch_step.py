@@ -40,7 +40,7 @@ class FetchStep:
         return self.step.is_ready(phase)
 
     def run(self, phase: Phase) -> dict[str, Tensor]:
-        images, labels = self.feed.fetch(self.step.kernels.gather)
+        images, labels = self.feed.fetch()
         return self.step.run(phase, images, labels if self.conditional else None)
 
     def advance(self, phase: Phase) -> None:

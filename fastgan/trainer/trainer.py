@@ -84,13 +84,13 @@ class Trainer:
         self.metrics = open_metrics(config, self.dataset, self.device) if self.world.first else None
         resumed = lock is not None and bool(checkpoint.newest_first(lock.folder / "checkpoints"))
         generator, discriminator = self._build(with_given_weights=not resumed)
-        self.feed = make_feed(self.dataset, config.data, config.run.seed, self.device, shard)
         rest = process_checks.check_last_batch(config, len(self.dataset), shard.of)
         if config.train.sync_bn and shard.of > 1:
             process_checks.check_statistics(generator, discriminator)
         processes = GradAllreduce(shard) if shard.of > 1 else None
         self.step = GANStep(generator, discriminator, config.model, config.train, precision=precision,
                             history=config.run.log_every, processes=processes, savings=Savings(keep_casts=True))
+        self.feed = make_feed(self.dataset, config.data, config.run.seed, self.device, shard, self.step.kernels.gather)
         self.total = config.train.total_steps(self.feed.steps_per_epoch)
         self.step.total.fill_(self.total)
         sizes = [size // shard.of for size in (config.data.batch, rest) if size]

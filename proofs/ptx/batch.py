@@ -60,13 +60,13 @@ def gathered(run: Run, gather: Gather | None, device: torch.device = CPU) -> ker
     data = torch.randint(256, (2 * BATCH, *run.shape), dtype=torch.uint8)
     labels = torch.arange(2 * BATCH) if run.labels else None
     feed = Resident(MemoryDataset(name="random", data=data, labels=labels),
-                    DataConfig(batch=BATCH, flip=run.flip, unit_range=run.unit_range), 0, device)
+                    DataConfig(batch=BATCH, flip=run.flip, unit_range=run.unit_range), 0, device, gather=gather)
     results: kernels.Results = {}
     for i in range(BATCHES):
         feed.prepare()
         if i == BATCHES - 1:
             feed._size = BATCH - 1  # as in a short last batch
-        images, chosen = feed.fetch(gather)
+        images, chosen = feed.fetch()
         results |= {f"images {i}": images, f"cursor {i}": feed._cursor.clone()}
         if chosen is not None:
             results[f"labels {i}"] = chosen
