@@ -76,9 +76,9 @@ def recorded(case: Case) -> dict[str, Job]:
     configs = [presets.get(case.preset)]
     if case.preset == "dcgan-64":
         configs.append(presets.get(case.preset, norm_d="spectral", loss="hinge"))
-    steps = [training_step(config, case.batch, case.precision, together=together) for config in configs
-             for together in (True, False)]
-    return {key: job for step in [*steps, fetch(configs[0], case.batch)]
+    steps = (training_step(config, case.batch, case.precision, together=together) for config in configs
+             for together in (True, False))  # one at a time in memory
+    return {key: job for step in itertools.chain(steps, [fetch(configs[0], case.batch)])
             for key, job in compiled.jobs(record(step, case.arch), case.arch).items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import subprocess
@@ -165,6 +166,13 @@ def test_the_loss_is_tried_in_every_way():
     quick = list(gan_loss.runs(quick=True))
     assert {run.arch for run in quick} == {80, 90} and len({run.precision for run in quick}) == 3
     assert {(run.kind, run.targets, run.size, run.sure) for run in quick} == set(gan_loss.PARTS)
+
+
+def test_a_batch_is_tried_with_and_without_each_option():
+    quick = list(batch.runs(quick=True))
+    assert [run.shape for run in quick] == batch.SHAPES
+    for option in ("flip", "labels", "unit_range"):
+        assert {(run.arch, getattr(run, option)) for run in quick} == set(itertools.product((80, 90), (True, False)))
 
 
 def test_an_inaccurate_or_wrong_batch_is_found():

@@ -76,7 +76,8 @@ def make_feed(dataset: Dataset, config: DataConfig, seed: int, device: torch.dev
         seed: seed of the order.
         device: the device of the batches.
         shard: the part of each batch that the feed provides; by default all of it.
-        gather: a kernel that gathers images on the device in one launch, or returns False.
+        gather: gathers a batch of images on the device in one launch (`StepKernels.gather`). Where it is None or
+            returns False, PyTorch's operators do.
 
     Raises:
         FastganError: for a batch larger than the data, and for `balanced` without labels.
